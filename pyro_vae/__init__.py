@@ -1,0 +1,55 @@
+"""Variational autoencoders as Pyro programs.
+
+Names that mean one thing are here; Normal, Laplace and Linear, of which there are several, are in their modules:
+`priors`, `posteriors`, `likelihoods`, `networks` and `schedules`.
+"""
+
+from pyro_vae import data, importance, likelihoods, networks, posteriors, priors, schedules
+from pyro_vae.data import Data, Split, load_data
+from pyro_vae.errors import RequestError
+from pyro_vae.evaluate import evaluate
+from pyro_vae.fit import NotFiniteError, Record, fit
+from pyro_vae.importance import log_likelihood, log_weights
+from pyro_vae.likelihoods import Bernoulli, Likelihood
+from pyro_vae.networks import MLP, Conv, Gated, Network
+from pyro_vae.posteriors import DiagonalNormal, Posterior
+from pyro_vae.priors import Prior, StandardNormal
+from pyro_vae.runs import load_run
+from pyro_vae.schedules import Constant, Schedule
+from pyro_vae.svi import SVI
+from pyro_vae.vae import VAE
+
+__all__ = [
+    "MLP",
+    "SVI",
+    "VAE",
+    "Bernoulli",
+    "Constant",
+    "Conv",
+    "Data",
+    "DiagonalNormal",
+    "Gated",
+    "Likelihood",
+    "Network",
+    "NotFiniteError",
+    "Posterior",
+    "Prior",
+    "Record",
+    "RequestError",
+    "Schedule",
+    "Split",
+    "StandardNormal",
+    "data",
+    "evaluate",
+    "fit",
+    "importance",
+    "likelihoods",
+    "load_data",
+    "load_run",
+    "log_likelihood",
+    "log_weights",
+    "networks",
+    "posteriors",
+    "priors",
+    "schedules",
+]

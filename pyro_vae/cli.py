@@ -1,0 +1,244 @@
+"""The command line: what can be asked for, and a VAE built from what was."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from functools import partial
+from inspect import signature
+from pkgutil import resolve_name
+from typing import Any, Literal
+
+import torch
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+from torch.optim import Optimizer
+
+from pyro_vae.data import NAMED, Binarization
+from pyro_vae.errors import RequestError
+from pyro_vae.importance import terms
+from pyro_vae.likelihoods import Likelihood
+from pyro_vae.networks import Network, Shape
+from pyro_vae.posteriors import Posterior
+from pyro_vae.priors import Prior
+from pyro_vae.schedules import Schedule
+from pyro_vae.vae import VAE
+
+PARTS: dict[str, type] = {
+    "prior": Prior,
+    "posterior": Posterior,
+    "likelihood": Likelihood,
+    "encoder": Network,
+    "decoder": Network,
+    "optimizer": Optimizer,
+    "beta": Schedule,
+}
+
+SUPPLIED = {"latent_dim", "in_shape", "out_shape", "encoder", "params"}
+"""Constructor parameters that the run fills in: none of them is a flag."""
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "prior": {"class_path": "pyro_vae.priors.StandardNormal"},
+    "posterior": {"class_path": "pyro_vae.posteriors.DiagonalNormal"},
+    "likelihood": {"class_path": "pyro_vae.likelihoods.Bernoulli"},
+    "encoder": {"class_path": "pyro_vae.networks.MLP"},
+    "decoder": {"class_path": "pyro_vae.networks.MLP"},
+    "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-3, "fused": True}},
+    "beta": {"class_path": "pyro_vae.schedules.Constant"},
+}
+
+
+def new_parser(prog: str, description: str) -> ArgumentParser:
+    """A parser that knows `--help` only."""
+    return ArgumentParser(prog=f"python -m {prog}", description=description, allow_abbrev=False, exit_on_error=False)
+
+
+def parse(parser: ArgumentParser, argv: list[str] | None) -> Namespace:
+    """The options in `argv`, or in `sys.argv`.
+
+    Raises:
+        RequestError: If they cannot be understood; one line, however the parser puts it.
+    """
+    try:
+        return parser.parse_args(argv)
+    except (ArgumentError, OSError) as error:
+        raise RequestError(_one_line(str(error))) from error
+
+
+def train_parser() -> ArgumentParser:
+    """The options of `python -m pyro_vae.train`, which are those of a run's config.yaml."""
+    parser = new_parser("pyro_vae.train", "Train a variational autoencoder as a Pyro program, score it and draw it.")
+    parser.add_argument("--config", action="config", help="Options as YAML; a run's own config.yaml repeats the run.")
+    add_data(parser)
+    parser.add_argument("--binarization", type=Binarization | None, help=_BINARIZATION)
+    parser.add_argument("--latent_dim", type=PositiveInt, default=20, help="Number of latent dimensions.")
+    parser.add_argument("--epochs", type=PositiveInt | None, help="Passes over the training images; default 20 or 3,000 steps.")
+    parser.add_argument("--batch_size", type=PositiveInt, default=128, help="Images in a step.")
+    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Seed of everything random, but for the data's own.")
+    add_device(parser)
+    parser.add_argument("--run_dir", type=str | None, help="New folder for all that the run leaves; default runs/DATA-TIME.")
+    add_parts(parser)
+    return parser
+
+
+_BINARIZATION = (
+    "How grey pixels become binary ones: drawn afresh at each presentation, drawn once, or not at all. Default: dynamic where"
+    " the likelihood scores binary pixels, else none."
+)
+
+
+def add_data(parser: ArgumentParser) -> None:
+    """Add the flags that name a data set."""
+    parser.add_argument("--data", default="auto", help=f"auto, {', '.join(NAMED)}, or a path to your own images.")
+    parser.add_argument("--data_dir", default="data", help="Folder of the downloaded data sets.")
+    parser.add_argument("--image_size", type=PositiveInt | None, help="Height and width to resize every image to.")
+
+
+def add_device(parser: ArgumentParser) -> None:
+    """Add the flag that names a device."""
+    parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="Where to compute.")
+
+
+def add_saved_run(parser: ArgumentParser) -> None:
+    """Add the flags of a command on a saved run."""
+    parser.add_argument("run_dir", help="Folder of a run of pyro_vae.train.")
+    parser.add_argument("--checkpoint", type=Literal["last", "best"], default="last", help="Last epoch or best on validation.")
+    parser.add_argument("--split", type=Literal["train", "validation", "test"], default="test", help="Images to take.")
+    parser.add_argument("--data_dir", type=str | None, help="Folder of the downloaded data sets, if it has moved since.")
+    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Seed of everything random.")
+    add_device(parser)
+
+
+def resolve_binarization(asked: Binarization | None, likelihood: Likelihood) -> Binarization:
+    """The binarization that was asked for, or the one that fits the likelihood.
+
+    Raises:
+        RequestError: If they contradict each other.
+    """
+    name, binary = type(likelihood).__name__, likelihood.pixels == "binary"
+    if binary and asked == "none":
+        raise RequestError(
+            f"binarization: {name} scores binary pixels, and with none they stay grey: use dynamic or static, or a likelihood"
+            " on grey pixels (--likelihood.relaxed true for the cross-entropy of the classic examples)"
+        )
+    if not binary and asked in ("dynamic", "static"):
+        raise RequestError(f"binarization: {name} scores {likelihood.pixels} pixels: drop --binarization {asked}")
+    return asked or ("dynamic" if binary else "none")
+
+
+def add_parts(parser: ArgumentParser) -> None:
+    """Add a flag for each part of a VAE and its training: a class, and the parameters of its constructor."""
+    for name, base in PARTS.items():
+        parser.add_subclass_arguments(base, name, default=DEFAULTS[name], skip=SUPPLIED)
+
+
+def constructors(config: Namespace) -> Namespace:
+    """Each part that was parsed, as its constructor with the options filled in; `supply` gives it the rest and calls it."""
+    return Namespace({name: _constructor(config[name]) for name in PARTS})
+
+
+def _constructor(part: Namespace) -> Callable[..., Any]:
+    cls = resolve_name(part.class_path)
+    options = ArgumentParser(exit_on_error=False)
+    options.add_class_arguments(cls, skip=SUPPLIED, instantiate=False)
+    return partial(cls, **options.instantiate(part.get("init_args", Namespace())).as_dict())
+
+
+def build(parts: Namespace, latent_dim: int, shape: Shape) -> VAE:
+    """Build the VAE of parts given by `constructors`, for images of `shape`.
+
+    Raises:
+        RequestError: If a part's constructor refuses; the message names the part.
+    """
+    likelihood = supply("likelihood", parts.likelihood)
+    posterior = supply("posterior", parts.posterior, latent_dim=latent_dim, encoder=torch.nn.Identity())
+    codes = (posterior.num_params, latent_dim)
+    posterior.encoder = supply("encoder", parts.encoder, in_shape=shape, out_shape=codes)
+    prior = supply("prior", parts.prior, latent_dim=latent_dim)
+    images = (likelihood.num_params, *shape)
+    decoder = supply("decoder", parts.decoder, in_shape=(latent_dim,), out_shape=images)
+    vae = VAE(prior, posterior, decoder, likelihood)
+    _rehearse(vae, shape)
+    return vae
+
+
+@torch.no_grad()
+def _rehearse(vae: VAE, shape: Shape) -> None:
+    """Run the programs once, so that parts that do not fit are refused before training."""
+    x = torch.zeros(2, *shape)
+    try:
+        terms(vae.model, vae.guide, x, num_samples=2)
+    except Exception as error:
+        raise RequestError(f"the parts do not fit together: {_one_line(str(error))}") from error
+
+
+def supply(name: str, make: Callable[..., Any], **context: Any) -> Any:
+    """Call the constructor of a part with those of `context` that it has a parameter for.
+
+    Raises:
+        RequestError: If it refuses.
+    """
+    accepted = signature(make).parameters
+    try:
+        return make(**{key: value for key, value in context.items() if key in accepted})
+    except Exception as error:
+        raise RequestError(f"{name}: {_one_line(str(error)) or type(error).__name__}") from error
+
+
+def device(name: str) -> torch.device:
+    """The device that "auto", "cpu" or "cuda" stands for.
+
+    Raises:
+        RequestError: If there is no CUDA device and one is asked for.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RequestError("there is no CUDA device here: use --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def run(command: Callable[[list[str] | None], None], argv: list[str] | None) -> int:
+    """Run a command: its exit code is 0, 2 for a wrong request, 130 for Ctrl-C; one line says what is wrong."""
+    try:
+        command(argv)
+    except RequestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _one_line(message: str) -> str:
+    """jsonargparse's nested message, as `part.option: what is wrong`."""
+    lines = [line.strip(" -") for line in message.splitlines()]
+    line = " ".join(line for line in lines if line and "Expected a path but" not in line)
+    for pattern, replacement in _REWORDED:
+        line = re.sub(pattern, replacement, line)
+    part, _, problem = line.partition(": ")
+    if part in PARTS and "no class" in problem:
+        names = ", ".join(sorted(cls.__name__ for cls in _concrete(PARTS[part]) if cls.__module__.startswith("pyro_vae")))
+        line += f"; choose from {names}, or give an import path, such as my_module.MyClass"
+    return line
+
+
+_REWORDED = [
+    (r'^Parser key "(.*?)":', r"\1:"),
+    (r"Problem with given class_path '[^']*': Parser key \"(.*?)\":", r".\1:"),
+    (r"Problem with given class_path '([^']*)': Option '(.*?)' is not accepted", r"\1 has no option \2"),
+    (r"Problem with given class_path '([^']*)': Key '(.*?)' is required.*", r"\1 needs its option \2"),
+    (r": \.", "."),
+    (r"Expected a <class '(?:[\w.]+\.)?(\w+)'>\. Got value: (.*)", r"expected \1, but got \2"),
+    (r"Expected a dot import path string: (\S+)", r"there is no class \1"),
+    (r"Problem with given class_path '([^']*)': (?=there is no|No module|module)", ""),
+    (r"Import path (\S+) does not correspond to a subclass of (\w+)", r"\1 is not a \2"),
+    (r"No module named '([\w.]+)'", r"there is no module \1"),
+    (r"module '([\w.]+)' has no attribute '(\w+)'", r"there is no class \2 in the module \1"),
+]
+
+
+def _concrete(base: type) -> list[type]:
+    """The subclasses of a class, at any depth."""
+    children: list[type] = base.__subclasses__()
+    return [cls for child in children for cls in (child, *_concrete(child))]

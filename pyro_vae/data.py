@@ -1,0 +1,442 @@
+"""Data sets, named or the user's own, as tensors: loaded, split, and turned into the pixels that a likelihood scores."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import socket
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.errors import RequestError
+from pyro_vae.likelihoods import Pixels
+
+Binarization = Literal["dynamic", "static", "none"]
+
+SEED = 0
+DOWNLOAD_SECONDS = 4
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
+OMNIGLOT_SIZE = 28
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images, as uint8 or as float32 in [0, 1], shape `(N, channels, height, width)`, with what belongs to each.
+
+    `len`, indexing by a slice or a tensor, and `to` work as on a tensor.
+
+    Attributes:
+        images: The images.
+        labels: Their classes, shape `(N,)`, or None.
+        noise: Their own uniform noise, shape of `images`, or None for images that are given fresh noise at each presentation.
+    """
+
+    images: Tensor
+    labels: Tensor | None = None
+    noise: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: slice | Tensor) -> Split:
+        return self._map(lambda tensor: tensor[index])
+
+    def to(self, device: torch.device | str) -> Split:
+        """The same split on another device."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    def scored(self, pixels: Pixels) -> Tensor:
+        """The images as the pixels that a likelihood scores, float32, with their own noise."""
+        return to_pixels(self.images, pixels, self.noise)
+
+    def subset(self, count: int) -> Split:
+        """A random subset of `count` images, the same at every call.
+
+        Raises:
+            RequestError: If there are fewer images.
+        """
+        if not 1 <= count <= len(self):
+            raise RequestError(f"{count} images were asked for, but there are {len(self)}: ask for 1 to {len(self)}")
+        return self[_shuffled(len(self))[:count].to(self.images.device)]
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Split:
+        labels, noise = (None if tensor is None else function(tensor) for tensor in (self.labels, self.noise))
+        return Split(function(self.images), labels, noise)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set, split: train to fit, validation to choose, test to report."""
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image: (channels, height, width)."""
+        return tuple(self.train.images.shape[1:])
+
+    def to(self, device: torch.device | str) -> Data:
+        """The same data on another device."""
+        return self.map(lambda split: split.to(device))
+
+    def map(self, function: Callable[[Split], Split]) -> Data:
+        """The data set with each split changed by a function."""
+        return Data(self.name, *(function(split) for split in (self.train, self.validation, self.test)))
+
+
+def to_pixels(images: Tensor, pixels: Pixels, noise: Tensor | None = None) -> Tensor:
+    """Images as the pixels that a likelihood scores, float32.
+
+    Arguments:
+        images: uint8, or float32 in [0, 1].
+        pixels: "binary" (1 with probability grey / 255), "unit" (grey / 255), "dequantized" ((byte + u) / 256) or "byte".
+        noise: Uniform noise of the images' shape, for "binary" and "dequantized"; drawn afresh when None.
+
+    Raises:
+        RequestError: If bytes are wanted of float images.
+    """
+    if pixels == "byte":
+        if images.is_floating_point():
+            raise RequestError("a likelihood on bytes needs uint8 images, but these are floats: save them as uint8, 0 to 255")
+        return images.float()
+    unit = images if images.is_floating_point() else images / 255
+    if pixels == "unit":
+        return unit
+    noise = torch.rand_like(unit) if noise is None else noise
+    return (noise < unit).to(unit.dtype) if pixels == "binary" else (255 * unit + noise) / 256
+
+
+def to_unit(x: Tensor, pixels: Pixels) -> Tensor:
+    """Pixels of a kind, or their means, as grey values in [0, 1], to look at."""
+    return (x / 255 if pixels == "byte" else x).clamp(0, 1)
+
+
+def load_data(
+    name: str = "auto",
+    data_dir: str | Path = "data",
+    image_size: int | None = None,
+    binarization: Binarization = "dynamic",
+    say: Callable[[str], object] = lambda line: None,
+) -> Data:
+    """Load a data set and split it; the split never depends on a run's seed.
+
+    MNIST, Fashion-MNIST, KMNIST and Omniglot keep their official test sets, and a twelfth of their training images is for
+    validation. Other data are split 9 : 1 : 2. torchvision's Omniglot is not the 28x28 set of Burda et al.: figures on it
+    are not comparable with published ones.
+
+    Arguments:
+        name: "auto" (MNIST if it is on disk or can be reached, else digits), "mnist", "fashion_mnist", "kmnist", "omniglot",
+            "digits" (scikit-learn's 1,797 handwritten 8x8 digits, which need no network), or a path: an `.npy` or `.npz`
+            file (keys `images` and, if you like, `labels`) of shape (N, H, W) or (N, C, H, W), uint8 or floats in [0, 1], or
+            a folder of images, flat or with one folder a class.
+        data_dir: Folder that holds, or will hold, the downloaded sets, as torchvision lays them out.
+        image_size: Height and width to resize every image to.
+        binarization: "static" turns each image into one fixed draw of binary pixels; "dynamic" and "none" leave the images
+            as they are, to be binarized afresh at each presentation or not at all.
+        say: Called with a line that says which set "auto" took, and why.
+
+    Raises:
+        RequestError: If the data cannot be had or used.
+    """
+    load = NAMED.get(name, _load_path) if name != "auto" else _load_auto
+    data = load(Source(name, Path(data_dir), image_size, say))
+    return _binarized(data) if binarization == "static" else data
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was asked for."""
+
+    name: str
+    data_dir: Path
+    image_size: int | None
+    say: Callable[[str], object]
+
+
+def _load_auto(source: Source) -> Data:
+    mnist = replace(source, name="mnist")
+    try:
+        if _on_disk(source.data_dir) or _reachable(_torchvision("mnist").mirrors[0]):
+            data = _load_torchvision(mnist)
+            source.say(f"data: MNIST, from {source.data_dir}")
+            return data
+        reason = "its host cannot be reached"
+    except RequestError as error:
+        reason = str(error).split(";")[0]
+    source.say(f"data: digits (8x8, built in), because MNIST is not in {source.data_dir} and {reason}")
+    return _load_digits(replace(source, name="digits"))
+
+
+def _on_disk(data_dir: Path) -> bool:
+    folder = data_dir / "MNIST" / "raw"
+    names = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+    return all((folder / name).exists() or (folder / f"{name}.gz").exists() for name in names)
+
+
+def _reachable(url: str) -> bool:
+    """Whether the host answers within a few seconds, whatever it answers; a look-up of its name may hang for longer."""
+    answers: list[bool] = []
+    thread = threading.Thread(target=lambda: answers.append(_answers(url)), daemon=True)
+    thread.start()
+    thread.join(DOWNLOAD_SECONDS)
+    return answers == [True]
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=DOWNLOAD_SECONDS).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _torchvision(name: str) -> Any:
+    from torchvision import datasets
+
+    classes = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST", "omniglot": "Omniglot"}
+    return getattr(datasets, classes[name])
+
+
+def _load_torchvision(source: Source) -> Data:
+    arrays = _load_omniglot if source.name == "omniglot" else _load_idx
+    try:
+        with _socket_timeout(DOWNLOAD_SECONDS):
+            parts = _from_folder(arrays, source)
+    except (OSError, RuntimeError) as error:
+        raise RequestError(
+            f"{source.name} could not be downloaded to {source.data_dir} ({_last_line(error)}); put its files there as"
+            " torchvision lays them out, or use --data digits, which needs no network"
+        ) from error
+    train, test = (Split(_resized(images, source.image_size), labels) for images, labels in parts)
+    return _with_validation(source.name, train, test)
+
+
+def _from_folder(arrays: Callable[[Source, Path], Any], source: Source) -> Any:
+    """Load, from a temporary copy if the folder is read-only: what lies packed there cannot be unpacked."""
+    try:
+        return arrays(source, source.data_dir)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM) or not source.data_dir.is_dir():
+            raise
+    with tempfile.TemporaryDirectory() as folder:
+        _copy_writable(source.data_dir, Path(folder))
+        return arrays(source, Path(folder))
+
+
+def _copy_writable(source: Path, target: Path) -> None:
+    for file in source.rglob("*"):
+        if file.is_file():
+            copy = target / file.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    """torchvision's downloads wait for ever on a network that swallows packets."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _last_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip("<>") if lines else type(error).__name__
+
+
+def _load_idx(source: Source, root: Path) -> list[tuple[Tensor, Tensor]]:
+    dataset = _torchvision(source.name)
+    parts = [dataset(root, train=train, download=True) for train in (True, False)]
+    return [(part.data.unsqueeze(1), part.targets) for part in parts]
+
+
+def _load_omniglot(source: Source, root: Path) -> list[tuple[Tensor, Tensor]]:
+    dataset = _torchvision("omniglot")
+    size = source.image_size or OMNIGLOT_SIZE
+    parts = [dataset(root, background=background, download=True) for background in (True, False)]
+    source.say("data: torchvision's Omniglot is not the 28x28 set of Burda et al.: its figures are not comparable with theirs")
+    return [_stack_omniglot(part, size) for part in parts]
+
+
+def _stack_omniglot(part: Any, size: int) -> tuple[Tensor, Tensor]:
+    images = [_resized(255 - _from_pil(image.convert("L"))[None], size) for image, _ in part]
+    return torch.cat(images), torch.tensor([label for _, label in part._flat_character_images])
+
+
+def _load_digits(source: Source) -> Data:
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    scaled = torch.from_numpy((images * 255 / 16).round().astype(np.uint8)).reshape(-1, 1, 8, 8)
+    return _split("digits", Split(_resized(scaled, source.image_size), torch.from_numpy(labels)))
+
+
+def _load_path(source: Source) -> Data:
+    path = Path(source.name)
+    if not path.exists():
+        raise RequestError(f"there is no data set or path {source.name}: choose from auto, {', '.join(NAMED)}, or give a path")
+    if not path.is_dir() and path.suffix not in (".npy", ".npz"):
+        raise RequestError(
+            f"{path} is no folder of images and ends neither in .npy nor in .npz: save the images as one of these"
+        )
+    images, labels = _load_folder(path, source.image_size) if path.is_dir() else _load_array(path)
+    return _split(path.name, Split(_resized(images, source.image_size), labels))
+
+
+def _load_array(path: Path) -> tuple[Tensor, Tensor | None]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        arrays = dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {"images": loaded}
+    except Exception as error:
+        raise RequestError(f"{path} cannot be read as arrays ({error}): save it with numpy.save or numpy.savez") from error
+    if "images" not in arrays:
+        raise RequestError(
+            f"{path} has no array named images, but {', '.join(arrays) or 'none'}: use numpy.savez(path, images=...)"
+        )
+    images = _checked_images(arrays["images"], path)
+    return images, _checked_labels(arrays.get("labels"), len(images), path)
+
+
+def _checked_images(array: np.ndarray, path: Path) -> Tensor:
+    if array.ndim not in (3, 4) or 0 in array.shape:
+        raise RequestError(f"{path} has shape {array.shape}: images need (N, height, width) or (N, channels, height, width)")
+    if array.ndim == 4 and array.shape[-1] in (1, 3, 4) and array.shape[1] not in (1, 3, 4):
+        raise RequestError(f"{path} has its channels last, {array.shape}: save images.transpose(0, 3, 1, 2)")
+    images = torch.from_numpy(_checked_values(array, path))
+    return images.unsqueeze(1) if images.ndim == 3 else images
+
+
+def _checked_values(array: np.ndarray, path: Path) -> np.ndarray:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise RequestError(f"{path} holds {array.dtype}: save uint8 (0 to 255) or floats in [0, 1]")
+    if not np.isfinite(array).all():
+        raise RequestError(f"{path} holds NaN or infinite values: clean it first")
+    if array.min() < 0 or array.max() > 1:
+        raise RequestError(f"{path} holds floats from {array.min():g} to {array.max():g}: scale them to [0, 1], or save uint8")
+    return array.astype(np.float32)
+
+
+def _checked_labels(labels: np.ndarray | None, count: int, path: Path) -> Tensor | None:
+    if labels is None:
+        return None
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise RequestError(f"{path} has labels of shape {labels.shape} and type {labels.dtype}: they need one integer an image")
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def _load_folder(path: Path, image_size: int | None) -> tuple[Tensor, Tensor | None]:
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    if not files:
+        raise RequestError(f"{path} holds no images: it needs files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
+    images = [_resized(_read_image(file)[None], image_size) for file in files]
+    channels = max(len(image[0]) for image in images)
+    images = [image.expand(-1, channels, -1, -1) for image in images]
+    sizes = {tuple(image.shape[2:]) for image in images}
+    if len(sizes) > 1:
+        (h1, w1), (h2, w2), *_ = sorted(sizes)
+        raise RequestError(f"{path} mixes images of {w1}x{h1} and {w2}x{h2} pixels: give --image_size to resize them all")
+    return torch.cat(images), _folder_labels(path, files)
+
+
+def _folder_labels(path: Path, files: list[Path]) -> Tensor | None:
+    names = [file.relative_to(path).parts[0] for file in files]
+    if any(file.parent == path for file in files):
+        return None
+    classes = sorted(set(names))
+    return torch.tensor([classes.index(name) for name in names])
+
+
+def _read_image(file: Path) -> Tensor:
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            return _from_pil(image.convert("L" if image.mode in ("1", "L", "LA", "I;16", "I", "F") else "RGB"))
+    except Exception as error:
+        raise RequestError(f"{file} cannot be read as an image ({error}): remove or mend it") from error
+
+
+def _from_pil(image: Any) -> Tensor:
+    array = torch.from_numpy(np.array(image))
+    return array.unsqueeze(0) if array.ndim == 2 else array.permute(2, 0, 1)
+
+
+def _resized(images: Tensor, size: int | None) -> Tensor:
+    if size is None or tuple(images.shape[2:]) == (size, size):
+        return images
+    unit = to_pixels(images, "unit")
+    resized = torch.nn.functional.interpolate(unit, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
+    return resized if images.is_floating_point() else (resized * 255).round().to(torch.uint8)
+
+
+def _split(name: str, everything: Split) -> Data:
+    """Keep a sixth for the test."""
+    test, rest = _parted(everything, len(everything) // 6)
+    return _with_validation(name, rest, test, len(everything) // 12)
+
+
+def _with_validation(name: str, train: Split, test: Split, size: int | None = None) -> Data:
+    validation, rest = _parted(train, len(train) // 12 if size is None else size)
+    if min(len(validation), len(test)) == 0:
+        raise RequestError(f"{name} has too few images to split into training, validation and test: it needs 12")
+    return Data(name, rest, _with_noise(validation), _with_noise(test))
+
+
+def _parted(split: Split, count: int) -> tuple[Split, Split]:
+    order = _shuffled(len(split))
+    return split[order[:count]], split[order[count:]]
+
+
+def _shuffled(count: int) -> Tensor:
+    return torch.randperm(count, generator=_generator())
+
+
+def _generator() -> torch.Generator:
+    """The data sets' own randomness: no run's seed reaches it."""
+    return torch.Generator().manual_seed(SEED)
+
+
+def _with_noise(split: Split) -> Split:
+    return replace(split, noise=torch.rand(split.images.shape, generator=_generator()))
+
+
+def _binarized(data: Data) -> Data:
+    """One fixed draw of binary pixels for every image."""
+    return data.map(_fixed_draw)
+
+
+def _fixed_draw(split: Split) -> Split:
+    noisy = split if split.noise is not None else _with_noise(split)
+    return replace(split, images=(noisy.scored("binary") * 255).to(torch.uint8))
+
+
+NAMED: dict[str, Callable[[Source], Data]] = {
+    "mnist": _load_torchvision,
+    "fashion_mnist": _load_torchvision,
+    "kmnist": _load_torchvision,
+    "omniglot": _load_torchvision,
+    "digits": _load_digits,
+}

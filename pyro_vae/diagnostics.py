@@ -1,0 +1,69 @@
+"""How good a trained VAE is: figures on held-out images, each with its standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.data import Split
+from pyro_vae.importance import in_chunks, log_likelihood
+from pyro_vae.vae import VAE
+
+ELBO_SAMPLES = 10
+
+Metrics = dict[str, dict[str, Any]]
+
+
+@torch.no_grad()
+def evaluate(
+    vae: VAE,
+    images: Split,
+    num_samples: int = 5000,
+    num_images: int | None = None,
+    on_images: Callable[[int], object] = lambda images: None,
+) -> Metrics:
+    """Score held-out images, in nats per image.
+
+    Arguments:
+        vae: A trained VAE, on the device where it will be scored.
+        images: The images, such as `data.test`.
+        num_samples: Importance samples for each image.
+        num_images: Size of the seeded random subset whose log-likelihood is estimated; None is all images.
+        on_images: Called with the number of images done, after each chunk of the log-likelihood.
+
+    Returns:
+        `elbo`, `reconstruction` and `kl`, over all images with a few draws each, and the importance-weighted
+        `log_likelihood`, each with its `mean`, its `standard_error` over images, and the `num_samples` and `num_images` it
+        rests on.
+
+    Raises:
+        RequestError: If `num_images` is over the number of images.
+    """
+    vae.eval()
+    images = images.to(next(vae.parameters()).device)
+    subset = images if num_images is None else images.subset(num_images)
+    chunks = list(in_chunks(vae.model, vae.guide, images.scored(vae.pixels), ELBO_SAMPLES))
+    reconstruction, kl = (torch.cat([part.mean(0) for part in parts]) for parts in zip(*chunks, strict=True))
+    log_p = []
+    for chunk in in_chunks(vae.model, vae.guide, subset.scored(vae.pixels), num_samples):
+        log_p.append(log_likelihood(chunk.log_weights))
+        on_images(len(log_p[-1]))
+    return {
+        "elbo": _summary(reconstruction - kl, ELBO_SAMPLES),
+        "reconstruction": _summary(reconstruction, ELBO_SAMPLES),
+        "kl": _summary(kl, ELBO_SAMPLES),
+        "log_likelihood": _summary(torch.cat(log_p), num_samples),
+    }
+
+
+def _summary(values: Tensor, num_samples: int) -> dict[str, Any]:
+    values = values.double()
+    return {
+        "mean": values.mean().item(),
+        "standard_error": (values.std() / len(values) ** 0.5).item() if len(values) > 1 else None,
+        "num_samples": num_samples,
+        "num_images": len(values),
+    }

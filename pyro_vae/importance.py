@@ -1,0 +1,145 @@
+"""Importance weights of any pair of Pyro programs, and the figures that follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from math import log
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+Program = Callable[..., Any]
+Site = Any
+
+ROWS = 2000
+"""Rows, images times samples, in one pass: large enough to keep the processor busy, small enough to stay in its cache."""
+
+
+class Terms(NamedTuple):
+    r"""The two terms of :math:`\log w = \log p(x, z) - \log q(z \mid x)`, each in nats, of one shape."""
+
+    reconstruction: Tensor
+    """Of the observed sites, log p(x | z)."""
+    kl: Tensor
+    """Of the latent sites, log q(z | x) - log p(z), whose mean is the KL divergence."""
+
+    @property
+    def log_weights(self) -> Tensor:
+        r""":math:`\log w`, whose mean is the ELBO."""
+        return self.reconstruction - self.kl
+
+
+def terms(model: Program, guide: Program, x: Tensor, num_samples: int) -> Terms:
+    """The terms of the log-weights, each of shape `(num_samples, N)`; arguments as for `log_weights`."""
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be positive, but is {num_samples}")
+    with pyro.plate("importance samples", num_samples, dim=-2):
+        q = poutine.trace(guide).get_trace(x)
+        p = poutine.trace(poutine.replay(model, trace=q)).get_trace(x)
+    _check_sites(p, q, len(x))
+    shape = torch.Size([num_samples, len(x)])
+    observed = _log_prob(p, shape, lambda site: site["is_observed"])
+    latent = _log_prob(p, shape, lambda site: not site["is_observed"])
+    return Terms(observed, _log_prob(q, shape, lambda site: True) - latent)
+
+
+def log_weights(model: Program, guide: Program, x: Tensor, num_samples: int) -> Tensor:
+    r"""Log importance weights, :math:`\log p(x, z_k) - \log q(z_k \mid x)` with :math:`z_k \sim q(z \mid x)`, in nats.
+
+    They are never annealed: `poutine.scale`, and the factor of a subsampled plate, do not enter; masks do. The programs run
+    once for all samples, under a plate to the left of theirs, so they must broadcast, as for `vectorize_particles=True`.
+
+    References:
+        | Importance Weighted Autoencoders (Burda et al., 2016)
+        | https://arxiv.org/abs/1509.00519
+
+    Arguments:
+        model: A Pyro program, called as `model(x)`. Every site must lie in one plate of size `len(x)`, at dim -1.
+        guide: A Pyro program, called as `guide(x)`, that samples what the model does not observe; the same holds for it.
+        x: The data, one row for each element of that plate.
+        num_samples: Number of samples for each row.
+
+    Returns:
+        The log-weights, shape `(num_samples, len(x))`, differentiable.
+
+    Raises:
+        ValueError: If a site lies outside the plate, or model and guide do not have the same latent sites.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> x = torch.tensor([0.0, 1.0, 3.0])
+        >>> log_likelihood(log_weights(model, guide, x, num_samples=5))
+        tensor([-1.2655, -1.5155, -3.5155])
+        >>> dist.Normal(0.0, 2**0.5).log_prob(x)
+        tensor([-1.2655, -1.5155, -3.5155])
+    """
+    return terms(model, guide, x, num_samples).log_weights
+
+
+def log_likelihood(log_weights: Tensor) -> Tensor:
+    r"""The importance-weighted bound :math:`\log \frac{1}{K} \sum_k w_k \le \log p(x)` in expectation, in nats, shape `(N,)`.
+
+    Arguments:
+        log_weights: Shape `(K, N)`.
+    """
+    return log_weights.logsumexp(0) - log(len(log_weights))
+
+
+def in_chunks(model: Program, guide: Program, x: Tensor, num_samples: int) -> Iterator[Terms]:
+    """The terms of `num_samples` samples for every row of `x`, a few rows at a time, each `(num_samples, rows)`.
+
+    Memory stays bounded by `ROWS` passes of the model however large `num_samples` and `x` are. No gradients.
+    """
+    for rows in x.split(max(1, ROWS // num_samples)):
+        counts = [min(ROWS, num_samples - done) for done in range(0, num_samples, ROWS)]
+        with torch.no_grad():
+            parts = [terms(model, guide, rows, count) for count in counts]
+        yield Terms(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def log_prob(site: Site) -> Tensor:
+    """Log-probability of a site of a Pyro program, neither annealed nor subsampled."""
+    return scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
+
+
+def _log_prob(trace: poutine.Trace, shape: torch.Size, which: Callable[[Site], bool]) -> Tensor:
+    sites = [site for site in _sample_sites(trace).values() if which(site)]
+    zeros = torch.zeros((), device=next(iter(_sample_sites(trace).values()))["value"].device)
+    return sum((log_prob(site) for site in sites), zeros).expand(shape)
+
+
+def _sample_sites(trace: poutine.Trace) -> dict[str, Site]:
+    return {name: site for name, site in trace.nodes.items() if is_random(site)}
+
+
+def is_random(site: Site) -> bool:
+    """Whether a site draws or scores a value: not a plate, and not `pyro.deterministic`."""
+    return site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
+
+
+def _check_sites(model: poutine.Trace, guide: poutine.Trace, size: int) -> None:
+    latent = {name for name, site in _sample_sites(model).items() if not site["is_observed"]}
+    sampled = {name for name, site in _sample_sites(guide).items() if not site["infer"].get("is_auxiliary")}
+    if latent != sampled:
+        raise ValueError(
+            f"model and guide need the same latent sites, but {', '.join(sorted(latent ^ sampled))} is in only one of them"
+        )
+    for name, site in {**_sample_sites(model), **_sample_sites(guide)}.items():
+        _, *plates = sorted(site["cond_indep_stack"], key=lambda frame: frame.dim or 0)
+        if [(plate.dim, plate.size) for plate in plates] != [(-1, size)]:
+            raise ValueError(
+                f"site {name} does not lie in exactly one plate of {size} rows at dim -1: write"
+                f" `with pyro.plate('data', len(x))` around every site of model and guide"
+            )

@@ -1,0 +1,207 @@
+"""Networks: tensors in, tensors out, with one leading batch dimension and no knowledge of probability."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from math import prod
+
+from torch import Tensor, nn
+
+Shape = tuple[int, ...]
+
+
+class Network(nn.Module, ABC):
+    """A network: maps `(N, *in_shape)` to `(N, *out_shape)`.
+
+    An encoder is a network from images to the parameters of a posterior, of shape `(num_params, latent_dim)`; a decoder
+    is a network from codes to the parameters of a likelihood, of shape `(num_params, *data_shape)`. The same class serves
+    at either end. Any `nn.Module` counts as a Network and may be named by its import path: of `in_shape` and `out_shape`
+    its constructor is given those that it has a parameter for.
+    """
+
+    @classmethod
+    def __subclasshook__(cls, other: type) -> bool:
+        return issubclass(other, nn.Module) if cls is Network else NotImplemented
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """The outputs, shape `(N, *out_shape)`, of a batch `x`, shape `(N, *in_shape)`."""
+
+
+class MLP(Network):
+    """A multilayer perceptron: fully connected layers with an activation between them.
+
+    Arguments:
+        in_shape: Shape of one input.
+        out_shape: Shape of one output.
+        hidden: Width of each hidden layer, in the order of the data's flow; `[]` leaves one linear map.
+        activation: Constructor of the activation, such as `torch.nn.Tanh`.
+
+    Example:
+        >>> import torch
+        >>> encoder = MLP((1, 28, 28), (2, 20), hidden=(400,))
+        >>> encoder(torch.zeros(8, 1, 28, 28)).shape
+        torch.Size([8, 2, 20])
+    """
+
+    def __init__(
+        self,
+        in_shape: Shape,
+        out_shape: Shape,
+        hidden: Sequence[int] = (400,),
+        activation: Callable[[], nn.Module] = nn.ReLU,
+    ) -> None:
+        super().__init__()
+        _check_positive("hidden", hidden)
+        widths = [prod(in_shape), *hidden]
+        layers = [m for sizes in pairwise(widths) for m in (nn.Linear(*sizes), activation())]
+        self.layers = nn.Sequential(nn.Flatten(), *layers, *_head(widths[-1], out_shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class Linear(MLP):
+    """One affine map, as in probabilistic PCA.
+
+    Arguments:
+        in_shape: Shape of one input.
+        out_shape: Shape of one output.
+    """
+
+    def __init__(self, in_shape: Shape, out_shape: Shape) -> None:
+        super().__init__(in_shape, out_shape, hidden=())
+
+
+class GatedLayer(nn.Module):
+    r"""A gated linear layer, :math:`(A x + b) \odot \sigma(C x + d)`, in one product."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_features, 2 * out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.glu(self.linear(x))
+
+
+class Gated(Network):
+    """Fully connected gated layers, the network of Tomczak and Welling.
+
+    References:
+        | VAE with a VampPrior (Tomczak & Welling, 2018)
+        | https://arxiv.org/abs/1705.07120
+
+    Arguments:
+        in_shape: Shape of one input.
+        out_shape: Shape of one output.
+        hidden: Width of each gated layer, in the order of the data's flow.
+    """
+
+    def __init__(self, in_shape: Shape, out_shape: Shape, hidden: Sequence[int] = (300, 300)) -> None:
+        super().__init__()
+        _check_positive("hidden", hidden)
+        widths = [prod(in_shape), *hidden]
+        layers = [GatedLayer(*sizes) for sizes in pairwise(widths)]
+        self.layers = nn.Sequential(nn.Flatten(), *layers, *_head(widths[-1], out_shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class Conv(Network):
+    """Convolutions from images of any size and number of channels, or transposed convolutions back to them.
+
+    A Conv whose input is an image (three dimensions) is an encoder: strided convolutions, then one linear map. Any other
+    is a decoder, the same layers mirrored: a linear map, then transposed convolutions with the channels, kernel sizes and
+    strides in reverse. Encoder and decoder therefore take the same options.
+
+    Arguments:
+        in_shape: Shape of one input.
+        out_shape: Shape of one output.
+        channels: Number of channels after each convolution, from the image inwards; its length is the number of layers.
+        kernel_sizes: Size of each kernel, from the image inwards.
+        strides: Stride of each convolution, from the image inwards.
+        activation: Constructor of the activation.
+
+    Raises:
+        ValueError: If the lists differ in length, or a layer would leave no pixel.
+
+    Example:
+        >>> import torch
+        >>> Conv((1, 28, 28), (2, 20))(torch.zeros(8, 1, 28, 28)).shape
+        torch.Size([8, 2, 20])
+        >>> Conv((20,), (1, 1, 28, 28))(torch.zeros(8, 20)).shape
+        torch.Size([8, 1, 1, 28, 28])
+    """
+
+    def __init__(
+        self,
+        in_shape: Shape,
+        out_shape: Shape,
+        channels: Sequence[int] = (32, 64),
+        kernel_sizes: Sequence[int] = (3, 3),
+        strides: Sequence[int] = (2, 2),
+        activation: Callable[[], nn.Module] = nn.ReLU,
+    ) -> None:
+        super().__init__()
+        if not len(channels) == len(kernel_sizes) == len(strides) > 0:
+            lengths = f"{len(channels)}, {len(kernel_sizes)} and {len(strides)}"
+            raise ValueError(f"channels, kernel_sizes and strides need one entry a layer each, but have {lengths}")
+        for name, values in {"channels": channels, "kernel_sizes": kernel_sizes, "strides": strides}.items():
+            _check_positive(name, values)
+        options = list(zip(kernel_sizes, strides, strict=True))
+        build = _down if len(in_shape) == 3 else _up
+        self.layers = build(in_shape, out_shape, list(channels), options, activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def _down(
+    image: Shape, out_shape: Shape, channels: list[int], options: list[tuple[int, int]], activation: Callable[[], nn.Module]
+) -> nn.Sequential:
+    sizes = _sizes(image[1:], options)
+    convolutions = [
+        layer
+        for (c_in, c_out), (kernel, stride) in zip(pairwise([image[0], *channels]), options, strict=True)
+        for layer in (nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2), activation())
+    ]
+    return nn.Sequential(*convolutions, nn.Flatten(), *_head(channels[-1] * prod(sizes[-1]), out_shape))
+
+
+def _up(
+    in_shape: Shape, out_shape: Shape, channels: list[int], options: list[tuple[int, int]], activation: Callable[[], nn.Module]
+) -> nn.Sequential:
+    *planes, height, width = out_shape
+    sizes = _sizes((height, width), options)
+    start = (channels[-1], *sizes[-1])
+    layers: list[nn.Module] = [nn.Flatten(), nn.Linear(prod(in_shape), prod(start)), nn.Unflatten(1, start)]
+    steps = zip(pairwise([prod(planes), *channels]), options, pairwise(sizes), strict=True)
+    for (c_out, c_in), (kernel, stride), (large, small) in reversed(list(steps)):
+        padding = kernel // 2
+        extra = [a - ((b - 1) * stride - 2 * padding + kernel) for a, b in zip(large, small, strict=True)]
+        layers += [activation(), nn.ConvTranspose2d(c_in, c_out, kernel, stride, padding, (extra[0], extra[1]))]
+    return nn.Sequential(*layers, nn.Unflatten(1, tuple(planes)))
+
+
+def _sizes(image: Shape, options: list[tuple[int, int]]) -> list[Shape]:
+    """Height and width of the image before and after each convolution."""
+    sizes = [tuple(image)]
+    for kernel, stride in options:
+        if stride > kernel:
+            raise ValueError(f"a stride of {stride} skips pixels with a kernel of {kernel}: use a stride of at most {kernel}")
+        sizes.append(tuple((s + 2 * (kernel // 2) - kernel) // stride + 1 for s in sizes[-1]))
+        if min(sizes[-1]) < 1:
+            raise ValueError(f"a kernel of {kernel} leaves nothing of {sizes[-2][0]}x{sizes[-2][1]} pixels: use fewer layers")
+    return sizes
+
+
+def _head(width: int, out_shape: Shape) -> tuple[nn.Module, nn.Module]:
+    return nn.Linear(width, prod(out_shape)), nn.Unflatten(1, out_shape)
+
+
+def _check_positive(name: str, values: Sequence[int]) -> None:
+    if any(value < 1 for value in values):
+        raise ValueError(f"{name} must be positive, but is {list(values)}")

@@ -1,0 +1,160 @@
+"""The run folder: everything that a run leaves, and a VAE back from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jsonargparse import ArgumentError, Namespace
+
+from pyro_vae.cli import build, constructors, train_parser
+from pyro_vae.data import Data, load_data
+from pyro_vae.errors import RequestError
+from pyro_vae.fit import Record
+from pyro_vae.networks import Shape
+from pyro_vae.vae import VAE
+
+FORMAT = 1
+
+Which = Literal["last", "best"]
+
+FILES: dict[Which, str] = {"last": "checkpoint.pt", "best": "best.pt"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder with config.yaml, metrics.jsonl, checkpoint.pt, best.pt, results.json and figures/."""
+
+    path: Path
+
+    @property
+    def figures(self) -> Path:
+        """The folder of pictures."""
+        return self.path / "figures"
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """The run in a folder.
+
+        Raises:
+            RequestError: If the folder is no run folder.
+        """
+        if not (Path(path) / "config.yaml").is_file():
+            raise RequestError(f"{path} is no run folder, for it has no config.yaml: give the --run_dir of a training")
+        return cls(Path(path))
+
+    def config(self) -> Namespace:
+        """The options of the run.
+
+        Raises:
+            RequestError: If they cannot be read.
+        """
+        file = self.path / "config.yaml"
+        try:
+            return train_parser().parse_path(file)
+        except (ArgumentError, UnicodeDecodeError) as error:
+            raise RequestError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+
+    def add_record(self, record: Record) -> None:
+        """Append a line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def records(self) -> list[Record]:
+        """The lines of metrics.jsonl."""
+        return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
+
+    def save_checkpoint(self, which: Which, vae: VAE, shape: Shape, epoch: int) -> None:
+        """Write the parameters at the end of an epoch, atomically."""
+        content = {"format": FORMAT, "epoch": epoch, "shape": list(shape), "vae": vae.state_dict()}
+        temporary = self.path / f"{FILES[which]}.tmp"
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.path / FILES[which])
+
+    def load_checkpoint(self, which: Which) -> dict[str, Any]:
+        """Read what `save_checkpoint` wrote; tensors and plain values only, so no file can run code.
+
+        Raises:
+            RequestError: If it is missing or damaged.
+        """
+        file = self.path / FILES[which]
+        if not file.is_file():
+            raise RequestError(f"{self.path} has no {file.name}: the run ended before its first epoch did")
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+            known = content["format"] == FORMAT
+        except (RuntimeError, OSError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+            raise RequestError(
+                f"{file} is damaged or no checkpoint of pyro_vae: use the other --checkpoint, or train"
+            ) from error
+        if not known:
+            raise RequestError(f"{file} has format {content['format']}, but this version of pyro_vae reads {FORMAT}")
+        return content
+
+    def save_results(self, results: Mapping[str, Any], split: str = "test", which: Which = "last") -> Path:
+        """Write the figures of a split: results.json for the last checkpoint's test figures; the path written to."""
+        name = "results" if (split, which) == ("test", "last") else f"results-{split}-{which}"
+        file = self.path / f"{name}.json"
+        file.write_text(json.dumps(results, indent=2) + "\n")
+        return file
+
+
+def new_run(path: Path, config: Namespace) -> Run:
+    """Make a run folder that holds the options.
+
+    Raises:
+        RequestError: If it exists already or cannot be made.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RequestError(f"{path} exists already: choose another --run_dir, or remove it")
+    try:
+        (path / "figures").mkdir(parents=True)
+    except OSError as error:
+        raise RequestError(f"{path} cannot be made ({error.strerror}): choose another --run_dir") from error
+    kept = Namespace({key: value for key, value in config.items() if key not in ("config", "run_dir")})
+    (path / "config.yaml").write_text(train_parser().dump(kept))
+    return Run(path)
+
+
+def load_run(path: str | Path, checkpoint: Which = "last", device: torch.device | str = "cpu") -> VAE:
+    """The VAE of a run folder, in evaluation mode.
+
+    Arguments:
+        path: The run folder.
+        checkpoint: "last" epoch, or the "best" by validation ELBO.
+        device: Where to put it.
+
+    Raises:
+        RequestError: If the folder is no run folder, or the checkpoint is missing or damaged.
+    """
+    run = Run.open(path)
+    config, content = run.config(), run.load_checkpoint(checkpoint)
+    vae = build(constructors(config), config.latent_dim, tuple(content["shape"]))
+    try:
+        vae.load_state_dict(content["vae"])
+    except RuntimeError as error:
+        raise RequestError(f"{FILES[checkpoint]} of {path} does not belong to its config.yaml: {error}") from error
+    return vae.to(device).eval()
+
+
+def run_data(run: Run, data_dir: str | None = None) -> Data:
+    """The data set that a run was trained on.
+
+    Arguments:
+        run: The run.
+        data_dir: Folder of the downloaded data sets, if it has moved.
+
+    Raises:
+        RequestError: If the data are gone.
+    """
+    config = run.config()
+    return load_data(config.data, data_dir or config.data_dir, config.image_size, config.binarization)

@@ -1,0 +1,84 @@
+"""What to look at in a trained VAE: codes, and the images that they decode to, in [0, 1]."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_vae.data import to_unit
+from pyro_vae.errors import RequestError
+from pyro_vae.vae import VAE
+
+ROWS = 1000
+
+
+class Codes(NamedTuple):
+    """Means and scales of q(z | x), each of shape `(N, latent_dim)`."""
+
+    loc: Tensor
+    scale: Tensor
+
+
+@torch.no_grad()
+def codes(vae: VAE, x: Tensor) -> Codes:
+    """The posterior means and standard deviations at each image of `x`, as pixels."""
+    parts = [vae.encode(rows) for rows in x.split(ROWS)]
+    return Codes(torch.cat([q.mean for q in parts]), torch.cat([q.stddev for q in parts]))
+
+
+@torch.no_grad()
+def decoded(vae: VAE, z: Tensor) -> Tensor:
+    """The mean images of the codes `z`, shape `(..., latent_dim)`."""
+    return to_unit(vae.decode(z).mean, vae.pixels)
+
+
+def samples(vae: VAE, count: int) -> Tensor:
+    """Mean images of `count` codes from the prior, shape `(count, *data_shape)`."""
+    return torch.cat([to_unit(vae.sample(len(rows)), vae.pixels) for rows in torch.empty(count).split(ROWS)])
+
+
+def reconstructions(vae: VAE, x: Tensor) -> Tensor:
+    """Each image of `x` beside its reconstruction, shape `(N, 2, *data_shape)`."""
+    return torch.stack([to_unit(x, vae.pixels), to_unit(vae.reconstruct(x), vae.pixels)], 1)
+
+
+def interpolations(vae: VAE, first: Tensor, second: Tensor, steps: int = 10) -> Tensor:
+    """Images on the straight line from the mean code of each `first` to that of each `second`, shape `(N, steps, ...)`."""
+    weight = torch.linspace(0, 1, steps, device=first.device)[:, None]
+    start, end = (codes(vae, x).loc[:, None] for x in (first, second))
+    return decoded(vae, torch.lerp(start, end, weight))
+
+
+def traversals(vae: VAE, x: Tensor, dimension: int, steps: int = 10, width: float = 3.0) -> Tensor:
+    """Images while one latent dimension goes from -width to width and the others stay at the mean code, `(N, steps, ...)`.
+
+    Raises:
+        RequestError: If there is no such dimension.
+    """
+    start = codes(vae, x).loc
+    if not 0 <= dimension < start.shape[-1]:
+        raise RequestError(f"there is no latent dimension {dimension}: choose 0 to {start.shape[-1] - 1}")
+    z = start[:, None].repeat(1, steps, 1)
+    z[:, :, dimension] = torch.linspace(-width, width, steps, device=x.device)
+    return decoded(vae, z)
+
+
+def manifold(vae: VAE, side: int = 20) -> Tensor:
+    """Images of a grid over a two-dimensional latent space, spaced by the normal inverse CDF (Kingma & Welling, 2014).
+
+    Returns:
+        Images, shape `(side, side, *data_shape)`: the first latent dimension grows to the right, the second upwards.
+
+    Raises:
+        RequestError: If the latent space does not have two dimensions.
+    """
+    latent_dim = vae.prior().event_shape[0]
+    if latent_dim != 2:
+        raise RequestError(f"the manifold needs 2 latent dimensions, but this run has {latent_dim}: train with --latent_dim 2")
+    device = next(vae.parameters()).device
+    u = (torch.arange(side, device=device) + 0.5) / side
+    z = torch.special.ndtri(u)
+    rows, columns = torch.meshgrid(z.flip(0), z, indexing="ij")
+    return decoded(vae, torch.stack([columns, rows], -1))

@@ -14,8 +14,8 @@ from torch import Tensor
 from pyro_vae.fit import Record
 
 INK = "#1b1b1b"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#7f7f7f", "#8c564b", "#17becf")
-"""Okabe and Ito's palette, which reads in print and with any colour vision, lengthened to ten."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a7d00", "#7f7f7f", "#8c564b", "#332288")
+"""After Okabe and Ito's palette, which reads in print and with any colour vision, lengthened to ten."""
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -90,12 +90,13 @@ def latent(codes: Tensor, labels: Tensor | None, title: str) -> Figure:
     points, names = _plane(codes.cpu().double().numpy())
     figure = Figure(figsize=(6.4, 5.4), layout="constrained")
     axes = figure.subplots()
+    size = 4 if len(points) > 1000 else 14
     for index, (name, chosen) in enumerate(_by_label(labels, len(points))):
         x, y = points[chosen].T
-        axes.scatter(x, y, s=4, alpha=0.6, linewidths=0, color=COLOURS[index % len(COLOURS)], label=name)
+        axes.scatter(x, y, s=size, alpha=0.6, linewidths=0, color=COLOURS[index % len(COLOURS)], label=name)
     axes.set(title=title, xlabel=names[0], ylabel=names[1])
     if labels is not None and len(axes.collections) <= len(COLOURS):
-        axes.legend(title="label", frameon=False, markerscale=3, bbox_to_anchor=(1, 1), loc="upper left")
+        axes.legend(title="label", frameon=False, markerscale=6 / size**0.5, bbox_to_anchor=(1, 1), loc="upper left")
     return figure
 
 

@@ -142,7 +142,9 @@ def load_run(path: str | Path, checkpoint: Which = "last", device: torch.device 
     try:
         vae.load_state_dict(content["vae"])
     except RuntimeError as error:
-        raise RequestError(f"{FILES[checkpoint]} of {path} does not belong to its config.yaml: {error}") from error
+        raise RequestError(
+            f"{FILES[checkpoint]} of {path} does not belong to its config.yaml: {str(error).splitlines()[-1].strip()}"
+        ) from error
     return vae.to(device).eval()
 
 

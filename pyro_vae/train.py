@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from datetime import datetime
+from itertools import chain, count
 from math import ceil
 from pathlib import Path
 
@@ -67,7 +68,9 @@ def _found(asked: str, data: Data) -> str:
 
 
 def _run_dir(asked: str | None, data: Data) -> Path:
-    return Path(asked or f"runs/{Path(data.name).stem}-{datetime.now():%Y-%m-%d-%H%M%S}")
+    stem = f"runs/{Path(data.name).stem}-{datetime.now():%Y-%m-%d-%H%M%S}"
+    numbered = (Path(f"{stem}-{number}") for number in count(2))
+    return Path(asked) if asked else next(path for path in chain([Path(stem)], numbered) if not path.exists())
 
 
 def _sizes(data: Data) -> str:

@@ -1,0 +1,71 @@
+"""Shared by all tests: seeds, a clean parameter store, small data, one trained run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyro
+import pytest
+import torch
+
+import pyro_vae as pv
+from pyro_vae.train import main
+
+torch.set_num_threads(1)
+
+MNIST = [Path(__file__).parents[1] / "data", Path(__file__).parents[2] / "shared" / "data"]
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+
+
+@pytest.fixture(scope="session")
+def digits() -> pv.Data:
+    return pv.load_data("digits")
+
+
+@pytest.fixture(scope="session")
+def mnist(tmp_path_factory) -> pv.Data:
+    """The real MNIST, where its files lie at hand; they are copied, for they may be packed in a read-only folder."""
+    for folder in MNIST:
+        if (folder / "MNIST" / "raw" / "train-images-idx3-ubyte.gz").exists():
+            copy = tmp_path_factory.mktemp("data")
+            raw = copy / "MNIST" / "raw"
+            raw.mkdir(parents=True)
+            for file in (folder / "MNIST" / "raw").glob("*.gz"):
+                (raw / file.name).write_bytes(file.read_bytes())
+            return pv.load_data("mnist", copy)
+    pytest.skip("the MNIST files are not at hand")
+
+
+@pytest.fixture
+def vae() -> pv.VAE:
+    """784-free and fast: 4x4 images, 3 latent dimensions."""
+    encoder, decoder = pv.MLP((1, 4, 4), (2, 3), hidden=(8,)), pv.MLP((3,), (1, 1, 4, 4), hidden=(8,))
+    return pv.VAE(pv.StandardNormal(3), pv.DiagonalNormal(encoder), decoder, pv.Bernoulli())
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.bernoulli(torch.full((6, 1, 4, 4), 0.3))
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory) -> Path:
+    """A user's own array of 60 images with labels."""
+    path = tmp_path_factory.mktemp("own") / "images.npz"
+    generator = np.random.default_rng(0)
+    np.savez(path, images=generator.integers(0, 256, (60, 6, 5), dtype=np.uint8), labels=np.arange(60) % 3)
+    return path
+
+
+@pytest.fixture(scope="session")
+def run_dir(tmp_path_factory) -> Path:
+    """A run of two epochs on digits, two latent dimensions."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["--data", "digits", "--latent_dim", "2", "--epochs", "2", "--run_dir", str(path), "--device", "cpu"]) == 0
+    return path

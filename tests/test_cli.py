@@ -1,0 +1,181 @@
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pyro_vae import evaluate, generate, train
+
+COMMANDS = {"train": train.main, "evaluate": sys.modules["pyro_vae.evaluate"].main, "generate": generate.main}
+
+TRAIN = ["--data", "digits", "--epochs", "1", "--device", "cpu"]
+
+BAD_TRAIN = {
+    "--foo 3": "unrecognized arguments: --foo 3",
+    "--epoch 3": "unrecognized arguments: --epoch 3",
+    "--prior Foo": "prior: there is no class Foo; choose from",
+    "--prior my_module.Foo": "prior: there is no module my_module",
+    "--prior torch.nn.Linear": "prior: torch.nn.Linear is not a Prior",
+    "--prior.foo 3": "prior: pyro_vae.StandardNormal has no option foo",
+    "--prior.latent_dim 3": "prior: pyro_vae.StandardNormal has no option latent_dim",
+    "--encoder Foo": "encoder: there is no class Foo; choose from Conv, Gated, Linear, MLP",
+    "--encoder.hidden x": "encoder.hidden: expected Sequence, but got x",
+    "--encoder.hidden [0]": "encoder: hidden must be positive, but is [0]",
+    "--encoder Conv --encoder.kernel_sizes [3]": "encoder: channels, kernel_sizes and strides need one entry a layer",
+    "--decoder torch.nn.Identity": "the parts do not fit together",
+    "--optimizer Foo": "optimizer: there is no class Foo",
+    "--optimizer.lr x": "optimizer.lr: expected float or Tensor, but got x",
+    "--optimizer.lr -1": "optimizer: Invalid learning rate: -1.0",
+    "--beta 4": "beta: there is no class 4; choose from Constant",
+    "--beta.value 0": "beta: value must be positive",
+    "--likelihood pyro_vae.likelihoods.Normal --likelihood.scale 0": "likelihood: scale must be positive",
+    "--latent_dim 0": "latent_dim: ",
+    "--latent_dim x": "latent_dim: ",
+    "--epochs 0": "epochs: ",
+    "--epochs 1.5": "epochs: ",
+    "--batch_size 0": "batch_size: ",
+    "--batch_size 1350": "batch_size is 1350, but there are 1349 training images",
+    "--seed -1": "seed: ",
+    "--device tpu": "device: ",
+    "--binarization none": "binarization: Bernoulli scores binary pixels, and with none they stay grey",
+    "--binarization sometimes": "binarization: ",
+    "--likelihood.relaxed true --binarization dynamic": "binarization: Bernoulli scores unit pixels: drop",
+    "--data nowhere": "there is no data set or path nowhere",
+    "--config nowhere.yaml": "config: ",
+    "--image_size 0": "image_size: ",
+}
+
+
+def refused(capfd, command, argv):
+    """The one line that a refused request prints."""
+    code = COMMANDS[command](argv)
+    out, err = capfd.readouterr()
+    assert code == 2, err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err + out
+    return err
+
+
+@pytest.mark.parametrize("flags", BAD_TRAIN)
+def test_bad_training_options(capfd, tmp_path, monkeypatch, flags):
+    monkeypatch.chdir(tmp_path)
+    assert BAD_TRAIN[flags] in refused(capfd, "train", [*TRAIN, *flags.split()])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_where_there_is_none(capfd):
+    assert "use --device cpu" in refused(capfd, "train", [*TRAIN, "--device", "cuda"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs: [1", "config"),
+        ("epoch: 3", "epoch"),
+        ("prior: {class_path: Foo}", "prior: there is no class Foo"),
+        ("- 3", ""),
+    ],
+)
+def test_bad_config_files(capfd, tmp_path, text, message):
+    (tmp_path / "c.yaml").write_text(text)
+    assert message in refused(capfd, "train", ["--config", str(tmp_path / "c.yaml")])
+
+
+def test_a_run_folder_is_never_overwritten(capfd, run_dir):
+    before = (run_dir / "metrics.jsonl").read_text()
+    assert "exists already" in refused(capfd, "train", [*TRAIN, "--run_dir", str(run_dir)])
+    assert (run_dir / "metrics.jsonl").read_text() == before
+
+
+def test_a_run_folder_that_cannot_be_made(capfd, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "cannot be made" in refused(capfd, "train", [*TRAIN, "--run_dir", str(tmp_path / "file" / "run")])
+    assert "exists already" in refused(capfd, "train", [*TRAIN, "--run_dir", str(tmp_path / "file")])
+
+
+@pytest.mark.parametrize("command", ["evaluate", "generate"])
+def test_folders_that_hold_no_run(capfd, tmp_path, command):
+    kind = ["samples"] if command == "generate" else []
+    for path in (tmp_path, tmp_path / "nowhere"):
+        assert "is no run folder" in refused(capfd, command, [str(path), *kind])
+    (tmp_path / "config.yaml").write_text("epochs: 3\n")
+    assert "has no checkpoint.pt" in refused(capfd, command, [str(tmp_path), *kind])
+    (tmp_path / "config.yaml").write_text("nonsense: 3\n")
+    assert "cannot be read" in refused(capfd, command, [str(tmp_path), *kind])
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "text", "foreign", "format", "shape"])
+def test_damaged_checkpoints(capfd, run_dir, tmp_path, damage):
+    content = (run_dir / "checkpoint.pt").read_bytes()
+    (tmp_path / "config.yaml").write_text((run_dir / "config.yaml").read_text())
+    file = tmp_path / "checkpoint.pt"
+    checkpoint = torch.load(run_dir / "checkpoint.pt", weights_only=True)
+    if damage in ("empty", "truncated", "text"):
+        file.write_bytes({"empty": b"", "truncated": content[: len(content) // 2], "text": b"hello"}[damage])
+    else:
+        torch.save(
+            {"foreign": [1], "format": {**checkpoint, "format": 99}, "shape": {**checkpoint, "shape": [1, 9, 9]}}[damage], file
+        )
+    line = refused(capfd, "evaluate", [str(tmp_path)])
+    assert re.search("damaged|format 99|does not belong", line)
+
+
+BAD_SAVED = {
+    "evaluate --num_samples 0": "num_samples: ",
+    "evaluate --num_images 0": "num_images: ",
+    "evaluate --num_images 300": "300 images were asked for, but there are 299",
+    "evaluate --checkpoint middle": "checkpoint: ",
+    "evaluate --split all": "split: ",
+    "generate": "kind",
+    "generate paintings": "kind: ",
+    "generate samples --count 0": "count: ",
+    "generate reconstructions --count 300": "count asks for 300 images, but the split has 299",
+    "generate traversals --dimension 2": "there is no latent dimension 2: choose 0 to 1",
+    "generate samples --format gif": "format: ",
+    "generate samples --out /dev/null/x.png": "cannot be written",
+}
+
+
+@pytest.mark.parametrize("line", BAD_SAVED)
+def test_bad_options_on_a_saved_run(capfd, run_dir, line):
+    command, *flags = line.split()
+    before = sorted(path for path in run_dir.rglob("*"))
+    assert BAD_SAVED[line] in refused(capfd, command, [str(run_dir), *flags])
+    assert sorted(path for path in run_dir.rglob("*")) == before
+
+
+def test_the_function_and_the_module_of_one_name():
+    import pyro_vae as pv
+
+    assert pv.evaluate is evaluate
+    assert callable(pv.evaluate)
+    assert sys.modules["pyro_vae.evaluate"].main is COMMANDS["evaluate"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_as_a_process(command):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", f"pyro_vae.{command}", "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: python -m pyro_vae.{command}")
+    assert not done.stderr
+
+
+def test_a_mistake_as_a_process():
+    done = subprocess.run([sys.executable, "-m", "pyro_vae.train", "--foo"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: unrecognized arguments: --foo\n")
+
+
+@pytest.mark.parametrize("flag", ["--prior.help", "--encoder.help=MLP", "--print_config"])
+def test_help_on_a_part(capfd, flag):
+    with pytest.raises(SystemExit) as stop:
+        COMMANDS["train"]([flag])
+    assert stop.value.code == 0
+    out, _ = capfd.readouterr()
+    assert {"--prior.help": "prior", "--encoder.help=MLP": "Width of each hidden layer", "--print_config": "latent_dim: 20"}[
+        flag
+    ] in out

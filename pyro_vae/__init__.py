@@ -9,27 +9,40 @@ from pyro_vae.data import Data, Split, load_data
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluate import evaluate
 from pyro_vae.fit import NotFiniteError, Record, fit
+from pyro_vae.hierarchical import HierarchicalVAE
 from pyro_vae.importance import log_likelihood, log_weights
-from pyro_vae.likelihoods import Bernoulli, Likelihood
+from pyro_vae.likelihoods import Bernoulli, Beta, Binomial, Categorical, ContinuousBernoulli, DiscretizedLogistic, Likelihood
 from pyro_vae.networks import MLP, Conv, Gated, Network
-from pyro_vae.posteriors import DiagonalNormal, Posterior
-from pyro_vae.priors import Prior, StandardNormal
+from pyro_vae.posteriors import DiagonalNormal, FlowPosterior, FullRankNormal, LowRankNormal, Posterior
+from pyro_vae.priors import FlowPrior, GaussianMixture, Prior, StandardNormal, StudentT, VampPrior
 from pyro_vae.runs import load_run
 from pyro_vae.schedules import Constant, Schedule
 from pyro_vae.svi import SVI
-from pyro_vae.vae import VAE
+from pyro_vae.vae import VAE, Model
 
 __all__ = [
     "MLP",
     "SVI",
     "VAE",
     "Bernoulli",
+    "Beta",
+    "Binomial",
+    "Categorical",
     "Constant",
+    "ContinuousBernoulli",
     "Conv",
     "Data",
     "DiagonalNormal",
+    "DiscretizedLogistic",
+    "FlowPosterior",
+    "FlowPrior",
+    "FullRankNormal",
     "Gated",
+    "GaussianMixture",
+    "HierarchicalVAE",
     "Likelihood",
+    "LowRankNormal",
+    "Model",
     "Network",
     "NotFiniteError",
     "Posterior",
@@ -39,6 +52,8 @@ __all__ = [
     "Schedule",
     "Split",
     "StandardNormal",
+    "StudentT",
+    "VampPrior",
     "data",
     "evaluate",
     "fit",

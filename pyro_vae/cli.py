@@ -13,19 +13,25 @@ from typing import Any, Literal
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
+from torch import nn
 from torch.optim import Optimizer
 
 from pyro_vae.data import NAMED, Binarization
 from pyro_vae.errors import RequestError
+from pyro_vae.hierarchical import HierarchicalVAE
 from pyro_vae.importance import terms
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.networks import Network, Shape
 from pyro_vae.posteriors import Posterior
 from pyro_vae.priors import Prior
 from pyro_vae.schedules import Schedule
-from pyro_vae.vae import VAE
+from pyro_vae.vae import VAE, Model
+
+MODELS = (VAE, HierarchicalVAE)
+"""Imported so that their names are known."""
 
 PARTS: dict[str, type] = {
+    "model": Model,
     "prior": Prior,
     "posterior": Posterior,
     "likelihood": Likelihood,
@@ -35,10 +41,22 @@ PARTS: dict[str, type] = {
     "beta": Schedule,
 }
 
-SUPPLIED = {"latent_dim", "in_shape", "out_shape", "encoder", "params"}
+SUPPLIED = {
+    "latent_dim",
+    "data_shape",
+    "in_shape",
+    "out_shape",
+    "encoder",
+    "decoder",
+    "prior",
+    "posterior",
+    "likelihood",
+    "params",
+}
 """Constructor parameters that the run fills in: none of them is a flag."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
+    "model": {"class_path": "pyro_vae.VAE"},
     "prior": {"class_path": "pyro_vae.priors.StandardNormal"},
     "posterior": {"class_path": "pyro_vae.posteriors.DiagonalNormal"},
     "likelihood": {"class_path": "pyro_vae.likelihoods.Bernoulli"},
@@ -145,28 +163,31 @@ def _constructor(part: Namespace) -> Callable[..., Any]:
     return partial(cls, **options.instantiate(part.get("init_args", Namespace())).as_dict())
 
 
-def build(parts: Namespace, latent_dim: int, shape: Shape) -> VAE:
-    """Build the VAE of parts given by `constructors`, for images of `shape`.
+def build(parts: Namespace, latent_dim: int, shape: Shape) -> Model:
+    """Build the model of parts given by `constructors`, for images of `shape`.
 
     Raises:
         RequestError: If a part's constructor refuses; the message names the part.
     """
-    likelihood = supply("likelihood", parts.likelihood)
-    posterior = supply("posterior", parts.posterior, latent_dim=latent_dim, encoder=torch.nn.Identity())
+    likelihood = supply("likelihood", parts.likelihood, data_shape=shape)
+    given = {"latent_dim": latent_dim, "data_shape": shape, "likelihood": likelihood}
+    posterior = supply("posterior", parts.posterior, **given, encoder=nn.Identity())
     codes = (posterior.num_params, latent_dim)
     posterior.encoder = supply("encoder", parts.encoder, in_shape=shape, out_shape=codes)
-    prior = supply("prior", parts.prior, latent_dim=latent_dim)
     images = (likelihood.num_params, *shape)
-    decoder = supply("decoder", parts.decoder, in_shape=(latent_dim,), out_shape=images)
-    vae = VAE(prior, posterior, decoder, likelihood)
-    _rehearse(vae, shape)
-    return vae
+    decoder = supply("decoder", parts.decoder, **given, in_shape=(latent_dim,), out_shape=images)
+    given |= {"posterior": posterior, "decoder": decoder}
+    prior_dim = parts.model.keywords.get("prior_dim", latent_dim)
+    prior = supply("prior", parts.prior, **{**given, "latent_dim": prior_dim})
+    model = supply("model", parts.model, **given, prior=prior)
+    _rehearse(model, shape)
+    return model
 
 
 @torch.no_grad()
-def _rehearse(vae: VAE, shape: Shape) -> None:
+def _rehearse(vae: Model, shape: Shape) -> None:
     """Run the programs once, so that parts that do not fit are refused before training."""
-    x = torch.zeros(2, *shape)
+    x = torch.full((2, *shape), 0.5 if vae.pixels == "dequantized" else 0.0)
     try:
         terms(vae.model, vae.guide, x, num_samples=2)
     except Exception as error:

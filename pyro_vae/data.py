@@ -99,7 +99,7 @@ class Data:
 
 
 def to_pixels(images: Tensor, pixels: Pixels, noise: Tensor | None = None) -> Tensor:
-    """Images as the pixels that a likelihood scores, float32.
+    """Images as the pixels that a likelihood scores, float32; dequantized ones are kept off 0 and 1, where they could round to.
 
     Arguments:
         images: uint8, or float32 in [0, 1].
@@ -117,12 +117,7 @@ def to_pixels(images: Tensor, pixels: Pixels, noise: Tensor | None = None) -> Te
     if pixels == "unit":
         return unit
     noise = torch.rand_like(unit) if noise is None else noise
-    return (noise < unit).to(unit.dtype) if pixels == "binary" else (255 * unit + noise) / 256
-
-
-def to_unit(x: Tensor, pixels: Pixels) -> Tensor:
-    """Pixels of a kind, or their means, as grey values in [0, 1], to look at."""
-    return (x / 255 if pixels == "byte" else x).clamp(0, 1)
+    return (noise < unit).to(unit.dtype) if pixels == "binary" else ((255 * unit + noise) / 256).clamp(2**-33, 1 - 2**-24)
 
 
 def load_data(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_vae.data import Split
 from pyro_vae.importance import in_chunks, log_likelihood
-from pyro_vae.vae import VAE
+from pyro_vae.vae import Model
 
 ELBO_SAMPLES = 10
 
@@ -19,7 +19,7 @@ Metrics = dict[str, dict[str, Any]]
 
 @torch.no_grad()
 def evaluate(
-    vae: VAE,
+    vae: Model,
     images: Split,
     num_samples: int = 5000,
     num_images: int | None = None,

@@ -18,7 +18,7 @@ from pyro_vae.errors import RequestError
 from pyro_vae.importance import Program, Site, is_random, log_prob
 from pyro_vae.schedules import Constant, Schedule
 from pyro_vae.svi import SVI, MakeOptimizer
-from pyro_vae.vae import VAE
+from pyro_vae.vae import Model
 
 EVALUATION_BATCH = 1000
 
@@ -49,7 +49,7 @@ class NotFiniteError(ArithmeticError):
 
 
 def fit(
-    vae: VAE,
+    vae: Model,
     data: Data,
     *,
     epochs: int = 20,
@@ -102,7 +102,7 @@ def fit(
 class _Loop:
     def __init__(
         self,
-        vae: VAE,
+        vae: Model,
         data: Data,
         batch_size: int,
         optimizer: MakeOptimizer,

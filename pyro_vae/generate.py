@@ -20,7 +20,7 @@ from pyro_vae.cli import add_saved_run, device, new_parser, parse, run
 from pyro_vae.data import Split
 from pyro_vae.errors import RequestError
 from pyro_vae.runs import Run, load_run, run_data
-from pyro_vae.vae import VAE
+from pyro_vae.vae import Model
 
 STEPS = 10
 
@@ -78,13 +78,13 @@ class Made(NamedTuple):
 Images = Callable[[], Split]
 
 
-def _samples(vae: VAE, images: Images, config: Namespace) -> Made:
+def _samples(vae: Model, images: Images, config: Namespace) -> Made:
     made = views.samples(vae, config.count or 64)
     title = "samples: means of p(x | z), z from the prior"
     return Made({"images": _bytes(made)}, lambda: plots.grid(made, title, config.columns))
 
 
-def _reconstructions(vae: VAE, images: Images, config: Namespace) -> Made:
+def _reconstructions(vae: Model, images: Images, config: Namespace) -> Made:
     split = _some(images(), config.count or STEPS)
     x = split.scored(vae.pixels)
     made = views.reconstructions(vae, x)
@@ -92,7 +92,7 @@ def _reconstructions(vae: VAE, images: Images, config: Namespace) -> Made:
     return Made(arrays, lambda: plots.pairs(made, f"{config.split} images and their reconstructions"))
 
 
-def _interpolations(vae: VAE, images: Images, config: Namespace) -> Made:
+def _interpolations(vae: Model, images: Images, config: Namespace) -> Made:
     count = config.count or STEPS
     first, second = _some(images(), 2 * count).scored(vae.pixels).chunk(2)
     made = views.interpolations(vae, first, second, STEPS)
@@ -100,19 +100,19 @@ def _interpolations(vae: VAE, images: Images, config: Namespace) -> Made:
     return Made({"images": _bytes(made)}, lambda: plots.grid(made.flatten(0, 1), title, STEPS))
 
 
-def _traversals(vae: VAE, images: Images, config: Namespace) -> Made:
+def _traversals(vae: Model, images: Images, config: Namespace) -> Made:
     x = _some(images(), config.count or STEPS).scored(vae.pixels)
     made = views.traversals(vae, x, config.dimension, STEPS)
     title = f"latent dimension {config.dimension} from -3 to 3, the others as encoded"
     return Made({"images": _bytes(made)}, lambda: plots.grid(made.flatten(0, 1), title, STEPS))
 
 
-def _manifold(vae: VAE, images: Images, config: Namespace) -> Made:
+def _manifold(vae: Model, images: Images, config: Namespace) -> Made:
     made = views.manifold(vae, config.columns or 20)
     return Made({"images": _bytes(made)}, lambda: plots.manifold(made))
 
 
-def _codes(vae: VAE, images: Images, config: Namespace) -> Made:
+def _codes(vae: Model, images: Images, config: Namespace) -> Made:
     split = images()
     split = split if config.count is None else _some(split, config.count)
     made = views.codes(vae, split.scored(vae.pixels))
@@ -120,7 +120,7 @@ def _codes(vae: VAE, images: Images, config: Namespace) -> Made:
     return Made(arrays, lambda: plots.latent(made.loc, split.labels, f"posterior means of {config.split} images"))
 
 
-KINDS: dict[str, Callable[[VAE, Images, Namespace], Made]] = {
+KINDS: dict[str, Callable[[Model, Images, Namespace], Made]] = {
     "samples": _samples,
     "reconstructions": _reconstructions,
     "interpolations": _interpolations,

@@ -159,6 +159,11 @@ class Conv(Network):
         return self.layers(x)
 
 
+def batched(network: nn.Module, z: Tensor) -> Tensor:
+    """Apply a network, which knows one leading dimension, to vectors `z` of any number of them, `(..., in_features)`."""
+    return network(z.flatten(0, -2)).unflatten(0, z.shape[:-1])
+
+
 def _down(
     image: Shape, out_shape: Shape, channels: list[int], options: list[tuple[int, int]], activation: Callable[[], nn.Module]
 ) -> nn.Sequential:

@@ -18,7 +18,7 @@ from pyro_vae.data import Data, load_data
 from pyro_vae.errors import RequestError
 from pyro_vae.fit import Record
 from pyro_vae.networks import Shape
-from pyro_vae.vae import VAE
+from pyro_vae.vae import Model
 
 FORMAT = 1
 
@@ -70,7 +70,7 @@ class Run:
         """The lines of metrics.jsonl."""
         return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
 
-    def save_checkpoint(self, which: Which, vae: VAE, shape: Shape, epoch: int) -> None:
+    def save_checkpoint(self, which: Which, vae: Model, shape: Shape, epoch: int) -> None:
         """Write the parameters at the end of an epoch, atomically."""
         content = {"format": FORMAT, "epoch": epoch, "shape": list(shape), "vae": vae.state_dict()}
         temporary = self.path / f"{FILES[which]}.tmp"
@@ -125,7 +125,7 @@ def new_run(path: Path, config: Namespace) -> Run:
     return Run(path)
 
 
-def load_run(path: str | Path, checkpoint: Which = "last", device: torch.device | str = "cpu") -> VAE:
+def load_run(path: str | Path, checkpoint: Which = "last", device: torch.device | str = "cpu") -> Model:
     """The VAE of a run folder, in evaluation mode.
 
     Arguments:

@@ -18,7 +18,7 @@ from pyro_vae.diagnostics import evaluate
 from pyro_vae.errors import RequestError
 from pyro_vae.fit import fit
 from pyro_vae.runs import Run, new_run
-from pyro_vae.vae import VAE
+from pyro_vae.vae import Model
 
 EPOCHS = 20
 STEPS = 3000
@@ -43,7 +43,7 @@ def _train(argv: list[str] | None) -> None:
     print(f"\nrun folder: {folder.path}", *(f"  {picture}" for picture in pictures), sep="\n")
 
 
-def _prepare(config: Namespace) -> tuple[VAE, Data, Run]:
+def _prepare(config: Namespace) -> tuple[Model, Data, Run]:
     """Refuse whatever is wrong before anything is written."""
     where, parts = device(config.device), constructors(config)
     supply("beta", parts.beta)
@@ -56,7 +56,7 @@ def _prepare(config: Namespace) -> tuple[VAE, Data, Run]:
     if config.batch_size > len(data.train):
         raise RequestError(f"batch_size is {config.batch_size}, but there are {len(data.train)} training images: use fewer")
     config.epochs = config.epochs or max(EPOCHS, ceil(STEPS * config.batch_size / len(data.train)))
-    vae.center(to_pixels(data.train.images, vae.pixels).to(where))
+    supply("prior", vae.initialize, x=to_pixels(data.train.images, vae.pixels).to(where))
     config.data, config.data_dir = _found(config.data, data), str(Path(config.data_dir).resolve())
     folder = new_run(_run_dir(config.run_dir, data), config)
     print(f"{vae.__class__.__name__} on {where}: {sum(p.numel() for p in vae.parameters()):,} parameters; {_sizes(data)}")
@@ -78,7 +78,7 @@ def _sizes(data: Data) -> str:
     return f"{data.name}: {sizes} of {'x'.join(map(str, data.shape))}"
 
 
-def _fit(vae: VAE, data: Data, folder: Run, config: Namespace) -> None:
+def _fit(vae: Model, data: Data, folder: Run, config: Namespace) -> None:
     parts = constructors(config)
     best = float("-inf")
     with progress.bar(config.epochs * len(data.train), "training") as bar:
@@ -100,16 +100,16 @@ def _fit(vae: VAE, data: Data, folder: Run, config: Namespace) -> None:
             progress.show_epoch(bar, record, config.epochs)
 
 
-def _score(vae: VAE, data: Data) -> dict[str, dict[str, float]]:
+def _score(vae: Model, data: Data) -> dict[str, dict[str, float]]:
     num_images = min(TEST_IMAGES, len(data.test))
     with progress.bar(num_images, "scoring the test set") as bar:
         return evaluate(vae, data.test, TEST_SAMPLES, num_images, on_images=bar.update)
 
 
-def draw(vae: VAE, data: Data, folder: Run) -> list[Path]:
+def draw(vae: Model, data: Data, folder: Run) -> list[Path]:
     """Write the pictures of a trained VAE; their paths."""
     x = data.test[:LATENT_IMAGES].scored(vae.pixels)
-    where = "" if vae.prior().event_shape[0] <= 2 else ", principal components"
+    where = "" if vae.latent_dim <= 2 else ", principal components"
     figures = {
         "curves": plots.curves(folder.records()),
         "reconstructions": plots.pairs(views.reconstructions(vae, x[:10]), "test images and their reconstructions"),
@@ -118,7 +118,7 @@ def draw(vae: VAE, data: Data, folder: Run) -> list[Path]:
             views.codes(vae, x).loc, data.test[:LATENT_IMAGES].labels, f"posterior means of test images{where}"
         ),
     }
-    if vae.prior().event_shape[0] == 2:
+    if vae.latent_dim == 2:
         figures["manifold"] = plots.manifold(views.manifold(vae))
     return [plots.save(figure, folder.figures / f"{name}.png") for name, figure in figures.items()]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from itertools import count
 
 import pyro
@@ -11,13 +12,84 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vae.likelihoods import Likelihood, Pixels
+from pyro_vae.networks import batched
 from pyro_vae.posteriors import Posterior
 from pyro_vae.priors import Prior
 
 _instances = count()
 
 
-class VAE(nn.Module):
+class Model(nn.Module, ABC):
+    """A generative model of images and its guide, with a code z for each image.
+
+    To write your own, subclass it and write `model`, `guide` and `sample`. Every site of both programs lies in one plate over
+    the images, and `poutine.scale` by beta holds every latent site, in both. Call `self.register()` first in each: it hands
+    the parameters to Pyro.
+
+    Arguments:
+        posterior: The distribution q(z | x), with its encoder.
+        decoder: Network from codes, `(N, latent_dim)`, to the likelihood's parameters, `(N, num_params, *data_shape)`.
+        likelihood: The distribution p(x | z).
+    """
+
+    def __init__(self, posterior: Posterior, decoder: nn.Module, likelihood: Likelihood) -> None:
+        super().__init__()
+        self.posterior, self.decoder, self.likelihood = posterior, decoder, likelihood
+        self._name = f"vae{next(_instances)}"
+
+    @abstractmethod
+    def model(self, x: Tensor, beta: float | Tensor = 1.0) -> None:
+        """The generative program, for images `x`, shape `(N, *data_shape)`, as the likelihood's pixels."""
+
+    @abstractmethod
+    def guide(self, x: Tensor, beta: float | Tensor = 1.0) -> None:
+        """The inference program, for images `x`, shape `(N, *data_shape)`, as the likelihood's pixels."""
+
+    @abstractmethod
+    def sample(self, n: int) -> Tensor:
+        """Images of `n` codes from the model: the means of p(x | z), shape `(n, *data_shape)`."""
+
+    @property
+    @abstractmethod
+    def latent_dim(self) -> int:
+        """Number of dimensions of a code."""
+
+    @property
+    def pixels(self) -> Pixels:
+        """The data that the likelihood scores."""
+        return self.likelihood.pixels
+
+    def register(self) -> None:
+        """Hand the parameters to Pyro, under a name that no other instance has."""
+        pyro.module(self._name, self)
+
+    def encode(self, x: Tensor) -> TorchDistribution:
+        """The posterior q(z | x) at each image: batch_shape `(N,)`, event_shape `(latent_dim,)`."""
+        return self.posterior(self.likelihood.unit(x))
+
+    def decode(self, z: Tensor) -> TorchDistribution:
+        """The likelihood p(x | z) at each code of `z`, shape `(..., latent_dim)`: batch_shape `(...)`."""
+        return self.likelihood(batched(self.decoder, z))
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Images of a draw z from q(z | x) for each image: the means of p(x | z), shape `(N, *data_shape)`."""
+        return self.decode(self.encode(x).sample()).mean
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """Start from training images `x`, as pixels: the decoder's last bias where every reconstruction is their mean.
+
+        A bias for each pixel, or for each channel, is set if the likelihood says what it should be.
+        """
+        bias = [param for name, param in self.decoder.named_parameters() if name.endswith("bias")][-1:]
+        params = [self.likelihood.params_at(mean) for mean in (x.mean(0), x.mean((0, -2, -1))[:, None, None])]
+        for target, value in zip(2 * bias, params, strict=False):
+            if value is not None and value.numel() == target.numel():
+                target.copy_(value.flatten())
+
+
+class VAE(Model):
     r"""A variational autoencoder, :math:`p(x, z) = p(z) \, p(x \mid z)` with the amortized guide :math:`q(z \mid x)`.
 
     References:
@@ -39,57 +111,31 @@ class VAE(nn.Module):
     """
 
     def __init__(self, prior: Prior, posterior: Posterior, decoder: nn.Module, likelihood: Likelihood) -> None:
-        super().__init__()
-        self.prior, self.posterior, self.decoder, self.likelihood = prior, posterior, decoder, likelihood
-        self._name = f"vae{next(_instances)}"
+        super().__init__(posterior, decoder, likelihood)
+        self.prior = prior
 
     def model(self, x: Tensor, beta: float | Tensor = 1.0) -> None:
-        r"""The generative program, :math:`p(z)^\beta \, p(x \mid z)`, for images `x`, shape `(N, *data_shape)`."""
-        pyro.module(self._name, self)
+        r"""The generative program, :math:`p(z)^\beta \, p(x \mid z)`."""
+        self.register()
         with pyro.plate("images", len(x)):
             with poutine.scale(scale=beta):
                 z = pyro.sample("z", self.prior())
             pyro.sample("x", self.decode(z), obs=x)
 
     def guide(self, x: Tensor, beta: float | Tensor = 1.0) -> None:
-        r"""The inference program, :math:`q(z \mid x)^\beta`, for images `x`, shape `(N, *data_shape)`."""
-        pyro.module(self._name, self)
+        r"""The inference program, :math:`q(z \mid x)^\beta`."""
+        self.register()
         with pyro.plate("images", len(x)), poutine.scale(scale=beta):
-            pyro.sample("z", self.posterior(x))
-
-    @torch.no_grad()
-    def center(self, x: Tensor) -> None:
-        """Start the decoder's last bias where every reconstruction is the mean of `x`, if the likelihood says where that is.
-
-        Arguments:
-            x: Training images as the likelihood's pixels, shape `(N, *data_shape)`.
-        """
-        bias = [param for name, param in self.decoder.named_parameters() if name.endswith("bias")][-1:]
-        params = [self.likelihood.params_at(mean) for mean in (x.mean(0), x.mean((0, -2, -1))[:, None, None])]
-        for target, value in zip(2 * bias, params, strict=False):
-            if value is not None and value.numel() == target.numel():
-                target.copy_(value.flatten())
-
-    @property
-    def pixels(self) -> Pixels:
-        """The data that the likelihood scores."""
-        return self.likelihood.pixels
-
-    def encode(self, x: Tensor) -> TorchDistribution:
-        """The posterior q(z | x) at each image: batch_shape `(N,)`, event_shape `(latent_dim,)`."""
-        return self.posterior(x)
-
-    def decode(self, z: Tensor) -> TorchDistribution:
-        """The likelihood p(x | z) at each code of `z`, shape `(..., latent_dim)`: batch_shape `(...)`."""
-        params = self.decoder(z.flatten(0, -2))
-        return self.likelihood(params.unflatten(0, z.shape[:-1]))
+            pyro.sample("z", self.encode(x))
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
-        """Images of `n` codes from the prior: the means of p(x | z), shape `(n, *data_shape)`."""
         return self.decode(self.prior().sample(torch.Size([n]))).mean
 
-    @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """Images of a draw z from q(z | x) for each image: the means of p(x | z), shape `(N, *data_shape)`."""
-        return self.decode(self.encode(x).sample()).mean
+    @property
+    def latent_dim(self) -> int:
+        return self.prior().event_shape[0]
+
+    def initialize(self, x: Tensor) -> None:
+        super().initialize(x)
+        self.prior.initialize(self.likelihood.unit(x))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from pyro_vae.data import to_unit
 from pyro_vae.errors import RequestError
-from pyro_vae.vae import VAE
+from pyro_vae.vae import Model
 
 ROWS = 1000
+DRAWS = 200
 
 
 class Codes(NamedTuple):
@@ -22,36 +23,48 @@ class Codes(NamedTuple):
 
 
 @torch.no_grad()
-def codes(vae: VAE, x: Tensor) -> Codes:
-    """The posterior means and standard deviations at each image of `x`, as pixels."""
-    parts = [vae.encode(rows) for rows in x.split(ROWS)]
-    return Codes(torch.cat([q.mean for q in parts]), torch.cat([q.stddev for q in parts]))
+def codes(vae: Model, x: Tensor) -> Codes:
+    """The posterior means and standard deviations at each image of `x`, as pixels; by draws where they have no closed form."""
+    parts = [_moments(vae.encode(rows)) for rows in x.split(ROWS)]
+    return Codes(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _moments(q: TorchDistribution) -> tuple[Tensor, Tensor]:
+    try:
+        return q.mean, q.stddev
+    except NotImplementedError:
+        draws = q.sample(torch.Size([DRAWS]))
+        return draws.mean(0), draws.std(0)
 
 
 @torch.no_grad()
-def decoded(vae: VAE, z: Tensor) -> Tensor:
+def decoded(vae: Model, z: Tensor) -> Tensor:
     """The mean images of the codes `z`, shape `(..., latent_dim)`."""
-    return to_unit(vae.decode(z).mean, vae.pixels)
+    return _seen(vae, vae.decode(z).mean)
 
 
-def samples(vae: VAE, count: int) -> Tensor:
+def _seen(vae: Model, x: Tensor) -> Tensor:
+    return vae.likelihood.unit(x).clamp(0, 1)
+
+
+def samples(vae: Model, count: int) -> Tensor:
     """Mean images of `count` codes from the prior, shape `(count, *data_shape)`."""
-    return torch.cat([to_unit(vae.sample(len(rows)), vae.pixels) for rows in torch.empty(count).split(ROWS)])
+    return torch.cat([_seen(vae, vae.sample(len(rows))) for rows in torch.empty(count).split(ROWS)])
 
 
-def reconstructions(vae: VAE, x: Tensor) -> Tensor:
+def reconstructions(vae: Model, x: Tensor) -> Tensor:
     """Each image of `x` beside its reconstruction, shape `(N, 2, *data_shape)`."""
-    return torch.stack([to_unit(x, vae.pixels), to_unit(vae.reconstruct(x), vae.pixels)], 1)
+    return torch.stack([_seen(vae, x), _seen(vae, vae.reconstruct(x))], 1)
 
 
-def interpolations(vae: VAE, first: Tensor, second: Tensor, steps: int = 10) -> Tensor:
+def interpolations(vae: Model, first: Tensor, second: Tensor, steps: int = 10) -> Tensor:
     """Images on the straight line from the mean code of each `first` to that of each `second`, shape `(N, steps, ...)`."""
     weight = torch.linspace(0, 1, steps, device=first.device)[:, None]
     start, end = (codes(vae, x).loc[:, None] for x in (first, second))
     return decoded(vae, torch.lerp(start, end, weight))
 
 
-def traversals(vae: VAE, x: Tensor, dimension: int, steps: int = 10, width: float = 3.0) -> Tensor:
+def traversals(vae: Model, x: Tensor, dimension: int, steps: int = 10, width: float = 3.0) -> Tensor:
     """Images while one latent dimension goes from -width to width and the others stay at the mean code, `(N, steps, ...)`.
 
     Raises:
@@ -65,7 +78,7 @@ def traversals(vae: VAE, x: Tensor, dimension: int, steps: int = 10, width: floa
     return decoded(vae, z)
 
 
-def manifold(vae: VAE, side: int = 20) -> Tensor:
+def manifold(vae: Model, side: int = 20) -> Tensor:
     """Images of a grid over a two-dimensional latent space, spaced by the normal inverse CDF (Kingma & Welling, 2014).
 
     Returns:
@@ -74,9 +87,10 @@ def manifold(vae: VAE, side: int = 20) -> Tensor:
     Raises:
         RequestError: If the latent space does not have two dimensions.
     """
-    latent_dim = vae.prior().event_shape[0]
-    if latent_dim != 2:
-        raise RequestError(f"the manifold needs 2 latent dimensions, but this run has {latent_dim}: train with --latent_dim 2")
+    if vae.latent_dim != 2:
+        raise RequestError(
+            f"the manifold needs 2 latent dimensions, but this run has {vae.latent_dim}: train with --latent_dim 2"
+        )
     device = next(vae.parameters()).device
     u = (torch.arange(side, device=device) + 0.5) / side
     z = torch.special.ndtri(u)

@@ -5,7 +5,7 @@ from PIL import Image
 
 import pyro_vae as pv
 from pyro_vae import data as module
-from pyro_vae.data import load_data, to_pixels, to_unit
+from pyro_vae.data import load_data, to_pixels
 
 
 def test_digits(digits):
@@ -63,11 +63,6 @@ def test_training_pixels_are_drawn_afresh(digits):
 def test_bytes_are_refused_of_floats():
     with pytest.raises(pv.RequestError, match="save them as uint8"):
         to_pixels(torch.rand(2, 1, 3, 3), "byte")
-
-
-def test_to_unit():
-    assert torch.equal(to_unit(torch.tensor([0.0, 255.0]), "byte"), torch.tensor([0.0, 1.0]))
-    assert torch.equal(to_unit(torch.tensor([-0.5, 0.3, 1.5]), "unit"), torch.tensor([0.0, 0.3, 1.0]))
 
 
 def test_static_binarization_is_one_draw(digits):

@@ -36,7 +36,7 @@ def test_one_record_an_epoch(digits):
 
 def test_it_learns(digits):
     vae = build(digits)
-    vae.center(digits.train.scored("unit"))
+    vae.initialize(digits.train.scored("unit"))
     *_, last = pv.fit(vae, digits, epochs=50, optimizer=lambda params: Adam(params, lr=0.003))
     assert last["validation_elbo"] > -25.8
     assert last["kl"] > 1
@@ -133,6 +133,6 @@ def test_mnist_reaches_what_the_literature_does(mnist):
     assert (mnist.shape, len(mnist.train), len(mnist.validation), len(mnist.test)) == ((1, 28, 28), 55_000, 5_000, 10_000)
     assert mnist.train.images.float().mean().item() / 255 == pytest.approx(0.1307, abs=5e-4)
     vae = build(small)
-    vae.center(small.train.scored("unit"))
+    vae.initialize(small.train.scored("unit"))
     *_, last = pv.fit(vae, small, epochs=2, optimizer=lambda params: Adam(params, lr=3e-3))
     assert -195 < last["validation_elbo"] < -150

@@ -1,13 +1,16 @@
 import itertools
 
+import numpy as np
 import pytest
 import torch
+from families import LIKELIHOODS
 from scipy import integrate, stats
 
 from pyro_vae import likelihoods
-from pyro_vae.likelihoods import Bernoulli, Normal
+from pyro_vae.likelihoods import Bernoulli, ContinuousBernoulli, DiscretizedLogistic, Normal
 
-LIKELIHOODS = {"Bernoulli": Bernoulli, "RelaxedBernoulli": lambda: Bernoulli(relaxed=True), "Normal": lambda: Normal(0.3)}
+PARAMS = torch.randn(1, 6, 1, 2, 3).double()
+UNIT, BYTE = torch.rand(1, 2, 3).double(), torch.randint(0, 256, (1, 2, 3)).double()
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
@@ -74,8 +77,13 @@ def test_normal_of_variance_one_half_is_the_sum_of_squares():
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_params_at_the_mean(name):
     likelihood = LIKELIHOODS[name]()
-    mean = torch.rand(1, 3, 4).clamp(0.01, 0.99)
-    torch.testing.assert_close(likelihood(likelihood.params_at(mean)).mean, mean)
+    high = 255 if likelihood.pixels == "byte" else 1
+    mean = high * torch.rand(1, 3, 4).clamp(0.1, 0.9)
+    params = likelihood.params_at(mean)
+    if params is not None:
+        assert params.shape == (likelihood.num_params, 1, 3, 4)
+        tolerance = 20.0 if "Logistic" in name else 1e-4
+        torch.testing.assert_close(likelihood(params).mean, mean, rtol=1e-5, atol=tolerance)
 
 
 def test_params_at_an_extreme_mean_are_finite():
@@ -92,6 +100,90 @@ def test_pixels():
     assert (Bernoulli().pixels, Bernoulli(relaxed=True).pixels, Normal().pixels) == ("binary", "unit", "unit")
 
 
-def test_every_likelihood_is_tested():
-    concrete = {cls.__name__ for cls in likelihoods.Likelihood.__subclasses__() if cls.__module__ == likelihoods.__name__}
-    assert concrete <= set(LIKELIHOODS)
+def scipy_value(name):
+    first, second = PARAMS[0, :2].numpy()
+    x, k = UNIT.numpy(), BYTE.numpy()
+    if name == "Categorical":
+        return None
+    return {
+        "Laplace": lambda: stats.laplace.logpdf(x, first, 0.3),
+        "Laplace, pixel": lambda: stats.laplace.logpdf(x, first, 0.3 * np.exp(second)),
+        "Normal, scalar": lambda: stats.norm.logpdf(x, first, 0.3),
+        "Normal, pixel": lambda: stats.norm.logpdf(x, first, 0.3 * np.exp(second)),
+        "Beta": lambda: stats.beta.logpdf(x, np.exp(second) / (1 + np.exp(-first)), np.exp(second) / (1 + np.exp(first))),
+        "Binomial": lambda: stats.binom.logpmf(k, 255, 1 / (1 + np.exp(-first))),
+        "DiscretizedLogistic": lambda: np.log(logistic_bins(k, first, second)),
+        "DiscretizedLogistic, 3": lambda: np.log(logistic_mixture(k)),
+    }[name]()
+
+
+def logistic_bins(k, loc, log_scale):
+    law = stats.logistic(255 * loc, 255 * np.exp(log_scale))
+    return np.where(k == 255, 1, law.cdf(k + 0.5)) - np.where(k == 0, 0, law.cdf(k - 0.5))
+
+
+def logistic_mixture(k):
+    loc, log_scale, logits = np.concatenate([PARAMS[0].numpy(), PARAMS[0, :3].numpy() / 2]).reshape(3, 3, 1, 2, 3)
+    weights = np.exp(logits) / np.exp(logits).sum(0)
+    return sum(w * logistic_bins(k, m, s) for w, m, s in zip(weights, loc, log_scale, strict=True))
+
+
+@pytest.mark.parametrize("name", sorted(set(LIKELIHOODS) - {"Bernoulli", "ContinuousBernoulli", "Categorical", "Normal"}))
+def test_against_scipy(name):
+    likelihood = LIKELIHOODS[name]().double()
+    params = torch.cat([PARAMS, PARAMS[:, :3] / 2], 1)[:, : likelihood.num_params]
+    x = BYTE if likelihood.pixels == "byte" else UNIT
+    assert likelihood(params).log_prob(x).item() == pytest.approx(scipy_value(name).sum(), rel=1e-7)
+
+
+def test_categorical_against_a_softmax():
+    params = torch.randn(1, 256, 1, 2, 3).double()
+    expected = params.log_softmax(1).gather(1, BYTE.long()[None, None]).sum()
+    torch.testing.assert_close(LIKELIHOODS["Categorical"]()(params).log_prob(BYTE)[0], expected)
+
+
+@pytest.mark.parametrize("logit", [-1e4, -100.0, -3.0, -1e-3, -1e-5, 0.0, 1e-8, 1e-3, 0.5, 40.0, 1e4])
+def test_continuous_bernoulli_at_every_logit(logit):
+    """pytorch #72525. The truth is the truncated exponential law in scipy, or its series where scipy cancels."""
+    params = torch.full((1, 1, 1, 1, 1), logit, dtype=torch.float64, requires_grad=True)
+    for x in (0.0, 0.25, 1.0):
+        log_prob = ContinuousBernoulli()(params).log_prob(torch.full((1, 1, 1), x, dtype=torch.float64)).sum()
+        (grad,) = torch.autograd.grad(log_prob, params)
+        size, y = abs(logit), x if logit < 0 else 1 - x
+        series = size * (0.5 - y) - size**2 / 24
+        exact = series if size <= 1e-3 else stats.truncexpon.logpdf(y * size, size) + np.log(size)
+        slope = (
+            (x - 0.5) - logit / 12
+            if size <= 1e-3
+            else x - (0.5 + np.sign(logit) * (0.5 + 1 / np.expm1(min(size, 700)) - 1 / size))
+        )
+        assert log_prob.item() == pytest.approx(exact, rel=1e-9, abs=1e-9)
+        assert grad.item() == pytest.approx(slope, rel=1e-6, abs=1e-8)
+
+
+def test_continuous_bernoulli_agrees_with_torch_where_torch_is_sound():
+    logits, x = torch.linspace(-8, 8, 33).double(), torch.rand(33).double()
+    ours = likelihoods.TruncatedExponential(logits)
+    torchs = torch.distributions.ContinuousBernoulli(logits=logits)
+    keep = logits.abs() > 0.5
+    torch.testing.assert_close(ours.log_prob(x)[keep], torchs.log_prob(x)[keep])
+    torch.testing.assert_close(ours.mean[keep], torchs.mean[keep])
+
+
+def test_discretized_logistic_edges_hold_the_tails():
+    p = DiscretizedLogistic()(torch.tensor([-2.0, -3.0]).double().reshape(1, 2, 1, 1, 1))
+    assert p.log_prob(torch.zeros(1, 1, 1).double()).item() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name, make in LIKELIHOODS.items() if make().pixels == "byte"])
+def test_discrete_likelihoods_sum_to_one(name):
+    likelihood = LIKELIHOODS[name]().double()
+    for size in (0.1, 3.0, 10.0):
+        params = size * torch.randn(50, likelihood.num_params, 1, 1, 1).double()
+        total = likelihood(params).log_prob(torch.arange(256.0).double().reshape(256, 1, 1, 1, 1)).exp().sum(0)
+        assert (total - 1).abs().max() < 1e-6
+
+
+def test_discretized_logistic_refuses():
+    with pytest.raises(ValueError, match="components must be positive"):
+        DiscretizedLogistic(0)

@@ -1,16 +1,103 @@
+import math
+
+import pytest
 import torch
+from families import POSTERIORS, SHAPE
 from scipy import stats
 
-from pyro_vae.priors import StandardNormal
+import pyro_vae as pv
+from pyro_vae import priors
+
+Z = torch.linspace(-4, 4, 30, dtype=torch.float64).reshape(10, 3)
+
+
+def close(prior, expected):
+    prior = prior.double()
+    assert (prior().batch_shape, prior().event_shape) == ((), (3,))
+    torch.testing.assert_close(prior().log_prob(Z), torch.from_numpy(expected(Z.numpy())).sum(-1), rtol=1e-7, atol=1e-7)
 
 
 def test_standard_normal_against_scipy():
-    prior = StandardNormal(3).double()
-    z = torch.randn(5, 3).double()
-    assert (prior().batch_shape, prior().event_shape) == ((), (3,))
-    torch.testing.assert_close(prior().log_prob(z), torch.from_numpy(stats.norm.logpdf(z.numpy()).sum(-1)))
+    close(pv.StandardNormal(3), stats.norm.logpdf)
 
 
-def test_standard_normal_has_no_parameters_and_no_state():
-    assert not list(StandardNormal(3).parameters())
-    assert not StandardNormal(3).state_dict()
+def test_student_t_against_scipy():
+    close(pv.StudentT(3, df=4.0), stats.t(4).logpdf)
+
+
+def test_laplace_has_variance_one():
+    close(priors.Laplace(3), stats.laplace(scale=0.5**0.5).logpdf)
+    assert stats.laplace(scale=0.5**0.5).var() == pytest.approx(1)
+
+
+def test_normal_against_scipy():
+    prior = priors.Normal(3)
+    prior.loc.data, prior.log_scale.data = torch.randn(3), torch.randn(3)
+    close(prior, stats.norm(prior.loc.detach().double().numpy(), prior.log_scale.detach().double().exp().numpy()).logpdf)
+
+
+def test_gaussian_mixture_against_scipy():
+    prior = pv.GaussianMixture(3, components=2).double()
+    for param in prior.parameters():
+        param.data = torch.randn_like(param)
+    weights = prior.logits.softmax(0).detach().numpy()
+    loc, scale = prior.loc.detach().numpy(), prior.log_scale.exp().detach().numpy()
+    density = sum(w * stats.norm.pdf(Z.numpy(), m, s).prod(-1) for w, m, s in zip(weights, loc, scale, strict=True))
+    torch.testing.assert_close(prior().log_prob(Z), torch.from_numpy(density).log())
+
+
+@pytest.mark.parametrize("name", POSTERIORS)
+def test_vamp_prior_against_a_mixture_by_hand(name):
+    posterior = POSTERIORS[name](3).double()
+    prior = pv.VampPrior(posterior, SHAPE, components=4).double()
+    prior.inputs.data = torch.randn_like(prior.inputs)
+    parts = [posterior(u.clamp(0, 1)[None]).log_prob(Z) for u in prior.inputs]
+    torch.testing.assert_close(prior().log_prob(Z), torch.stack(parts).logsumexp(0) - math.log(4))
+
+
+def test_vamp_prior_shares_the_posterior():
+    posterior = POSTERIORS["DiagonalNormal"](3)
+    prior = pv.VampPrior(posterior, SHAPE, components=4)
+    prior().log_prob(torch.zeros(1, 3)).sum().backward()
+    assert all(param.grad.abs().sum() > 0 for param in posterior.parameters())
+    assert prior.inputs.grad.abs().sum() > 0
+
+
+def test_vamp_prior_starts_from_data():
+    x = torch.rand(9, *SHAPE)
+    prior = pv.VampPrior(POSTERIORS["DiagonalNormal"](3), SHAPE, components=9, start="data")
+    prior.initialize(x)
+    assert sorted(map(tuple, prior().inputs.flatten(1).tolist())) == sorted(map(tuple, x.flatten(1).tolist()))
+
+
+def test_vamp_prior_starts_from_noise_as_in_the_paper():
+    inputs = pv.VampPrior(POSTERIORS["DiagonalNormal"](3), SHAPE, components=1000).inputs
+    assert inputs.mean().item() == pytest.approx(0.05, abs=5 * 0.01 / inputs.numel() ** 0.5)
+    assert inputs.std().item() == pytest.approx(0.01, rel=0.05)
+
+
+def test_flow_prior_starts_near_its_base():
+    z = pv.FlowPrior(2, transforms=2)().sample((2000,))
+    assert z.std(0).max() < 3
+
+
+def vamp(components):
+    return pv.VampPrior(POSTERIORS["DiagonalNormal"](3), SHAPE, components)
+
+
+REFUSED = {
+    "components must be positive": lambda: pv.GaussianMixture(3, components=0),
+    "components must be positive, but is -1": lambda: vamp(-1),
+    "components must be at most 5": lambda: pv.VampPrior(POSTERIORS["DiagonalNormal"](3), SHAPE, 6).initialize(
+        torch.zeros(5, *SHAPE)
+    ),
+    "df must be positive": lambda: pv.StudentT(3, df=0.0),
+    "transforms must be positive": lambda: pv.FlowPrior(3, transforms=0),
+    "coupling needs at least 2": lambda: pv.FlowPrior(1, flow="coupling"),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_impossible_options(message):
+    with pytest.raises(ValueError, match=message):
+        REFUSED[message]()

@@ -71,11 +71,11 @@ def test_decode_takes_any_leading_dimensions(vae, batch):
 
 
 @pytest.mark.parametrize("network", [pv.MLP, pv.Conv, pv.Gated])
-def test_center_starts_at_the_training_mean(network):
+def test_initialize_starts_at_the_training_mean(network):
     x = torch.rand(50, 2, 6, 6) * torch.tensor([0.2, 0.8])[:, None, None]
     decoder = network((3,), (1, 2, 6, 6))
     vae = pv.VAE(pv.StandardNormal(3), pv.DiagonalNormal(pv.MLP((2, 6, 6), (2, 3))), decoder, pv.Bernoulli(relaxed=True))
-    vae.center(x)
+    vae.initialize(x)
     weights = [param for name, param in decoder.named_parameters() if name.endswith("weight")]
     with torch.no_grad():
         weights[-1].zero_()
@@ -83,9 +83,9 @@ def test_center_starts_at_the_training_mean(network):
     torch.testing.assert_close(vae.sample(4), mean, atol=1e-5, rtol=1e-5)
 
 
-def test_center_leaves_a_strangers_decoder_alone(vae, x):
+def test_initialize_leaves_a_strangers_decoder_alone(vae, x):
     class Own(torch.nn.Module):
         def forward(self, z):
             return z.sum(-1)[:, None, None, None, None].expand(-1, 1, 1, 4, 4)
 
-    pv.VAE(vae.prior, vae.posterior, Own(), vae.likelihood).center(x)
+    pv.VAE(vae.prior, vae.posterior, Own(), vae.likelihood).initialize(x)

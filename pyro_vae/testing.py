@@ -1,0 +1,298 @@
+"""Checks for the author of a part: each tells in words what is wrong, and passes silently.
+
+Sampling is seeded inside, so a check gives the same answer at every call.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import log
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions.testing.gof import multinomial_goodness_of_fit, unif01_goodness_of_fit
+from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
+from torch import Tensor, nn
+
+from pyro_vae.likelihoods import LEVELS, Likelihood
+from pyro_vae.networks import Shape
+from pyro_vae.posteriors import Posterior
+from pyro_vae.priors import Prior
+
+FAILURE_RATE = 1e-4
+"""Probability with which any one sampling check fails although nothing is wrong."""
+
+SAMPLES = 10_000
+CENTRES = 8
+SHARP_DIMS = 5
+
+
+class CheckError(AssertionError):
+    """A part does not keep its contract; the message says how."""
+
+
+def check_prior(prior: Prior) -> None:
+    """Check a prior: shapes, a draw inside a Pyro model, gradients, its density against its draws, dtype, device, saving.
+
+    The density is tested sharply in up to five dimensions; beyond, only an error of several nats is found.
+
+    Raises:
+        CheckError: If something is wrong.
+
+    Example:
+        >>> from pyro_vae import StandardNormal
+        >>> check_prior(StandardNormal(2))
+    """
+    with _seeded():
+        event_shape = prior().event_shape
+        _require(len(event_shape) == 1, f"the event_shape must be (latent_dim,), but is {_shape(event_shape)}: use to_event(1)")
+        _check_distribution(prior, prior, torch.Size(), event_shape)
+        _check_density(prior())
+        _check_module(prior, lambda module: module())
+
+
+def check_posterior(posterior: Posterior, x: Tensor) -> None:
+    """Check a posterior on images `x`, at least two, shape `(N, *data_shape)`: as `check_prior`, and gradients to the encoder.
+
+    Raises:
+        CheckError: If something is wrong.
+
+    Example:
+        >>> from pyro_vae import MLP, DiagonalNormal
+        >>> check_posterior(DiagonalNormal(MLP((1, 4, 4), (2, 2))), torch.rand(3, 1, 4, 4))
+    """
+    with _seeded():
+        params = posterior.encoder(x)
+        wanted = (len(x), posterior.num_params)
+        _require(
+            params.ndim == 3 and tuple(params.shape[:2]) == wanted,
+            f"the encoder must give {wanted} + (latent_dim,), but gives {_shape(params.shape)}",
+        )
+        _check_distribution(posterior, lambda: posterior(x), torch.Size([len(x)]), params.shape[2:])
+        _check_density(posterior(x[:1]).expand(torch.Size([1])))
+        _check_module(posterior, lambda module: module(_like(module, x)))
+
+
+def check_likelihood(likelihood: Likelihood, data_shape: Shape = (1, 2, 3)) -> None:
+    """Check a likelihood: shapes, a draw inside a Pyro model, gradients, normalization, the mean, draws, dtype, saving.
+
+    A single pixel is summed over all levels, or integrated over all values, and compared with its draws.
+
+    Arguments:
+        likelihood: The likelihood.
+        data_shape: Shape of the images to try, (channels, height, width).
+
+    Raises:
+        CheckError: If something is wrong.
+
+    Example:
+        >>> from pyro_vae import Bernoulli
+        >>> check_likelihood(Bernoulli())
+        >>> check_likelihood(Bernoulli(relaxed=True))
+        Traceback (most recent call last):
+        pyro_vae.testing.CheckError: the density of a pixel integrates to 0.42..., not to 1
+    """
+    with _seeded():
+        kinds = ("binary", "unit", "dequantized", "byte")
+        _require(likelihood.pixels in kinds, f"pixels must be one of {', '.join(kinds)}, but is {likelihood.pixels!r}")
+        params = torch.randn(4, likelihood.num_params, *data_shape, requires_grad=True)
+        _check_distribution(likelihood, lambda: likelihood(params), torch.Size([4]), torch.Size(data_shape), params)
+        many = likelihood(params[None].expand(3, *params.shape))
+        _require(
+            many.batch_shape == (3, 4), f"params of shape (3, 4, ...) must give batch_shape (3, 4), not {many.batch_shape}"
+        )
+        pixel = torch.randn(3, likelihood.num_params, 1, 1, 1).double()
+        for one in pixel:
+            _check_pixel(copy.deepcopy(likelihood).double(), one)
+        _check_extremes(likelihood, data_shape)
+        _check_module(likelihood, lambda module: module(_like(module, params.detach())))
+
+
+def _check_distribution(
+    module: nn.Module,
+    make: Callable[[], TorchDistribution],
+    batch_shape: torch.Size,
+    event_shape: torch.Size,
+    params: Tensor | None = None,
+) -> None:
+    p = make()
+    kind = type(p).__name__
+    _require(isinstance(p, TorchDistributionMixin), f"forward must return a distribution of Pyro, but returns a {kind}")
+    shapes = (p.batch_shape, p.event_shape)
+    wanted = (batch_shape, event_shape)
+    _require(shapes == wanted, f"batch_shape and event_shape must be {_shape(*wanted)}, but are {_shape(*shapes)}")
+    z = p.sample()
+    _require(z.shape == batch_shape + event_shape, f"a sample must have shape {_shape(p.shape())}, but has {_shape(z.shape)}")
+    with pyro.plate("data", batch_shape.numel() if batch_shape else 5):
+        drawn = pyro.sample("value", make())
+    size = batch_shape or torch.Size([5])
+    _require(drawn.shape == size + event_shape, f"sampled in a plate of {size[0]}, it has shape {_shape(drawn.shape)}")
+    _check_gradients(module, p, params)
+
+
+def _check_gradients(module: nn.Module, p: TorchDistribution, params: Tensor | None) -> None:
+    drawn = p.rsample() if p.has_rsample else p.sample()
+    score = p.log_prob(drawn.detach())
+    _require(score.shape == p.batch_shape, f"log_prob must have shape {_shape(p.batch_shape)}, but has {_shape(score.shape)}")
+    _require(bool(score.isfinite().all()), "log_prob of its own samples is not finite")
+    learned = dict(module.named_parameters()) | ({} if params is None else {"params": params})
+    objective = score.sum() + drawn.square().sum()
+    _require(objective.requires_grad or not learned, f"no gradient reaches {', '.join(learned)}: is it used, or detached?")
+    grads = torch.autograd.grad(objective, list(learned.values()), allow_unused=True) if learned else ()
+    for name, grad in zip(learned, grads, strict=True):
+        _require(grad is not None, f"no gradient reaches {name}: is it used, or detached?")
+        _require(bool(grad.isfinite().all()), f"the gradient of {name} is not finite")
+
+
+def _check_density(p: TorchDistribution) -> None:
+    r"""Compare the density of a distribution over vectors with its draws.
+
+    Under draws from p, the ratio r / p has mean 1 for any density r. One half of the draws makes several r, each a Gaussian
+    about a draw as wide as its neighbourhood, so that the ratio stays tame; the other half tests them.
+    """
+    z = p.sample(torch.Size([2 * SAMPLES]))
+    log_p = p.log_prob(z).detach().reshape(-1)[SAMPLES:].double()
+    known, tested = z.detach().reshape(2 * SAMPLES, -1).double().split(SAMPLES)
+    if known.shape[-1] > SHARP_DIMS:
+        ratio = _gaussian(known).log_prob(tested) - log_p
+        size = (ratio.logsumexp(0) - log(SAMPLES)).abs().item()
+        _require(size < 3, "the density does not fit the samples, or is not normalized: check it with few dimensions")
+        return
+    for centre in known[:CENTRES]:
+        ratio = (_neighbourhood(known, centre).log_prob(tested) - log_p).exp()
+        z_score = (ratio.mean() - 1) / (ratio.std() / SAMPLES**0.5)
+        p_value = CENTRES * torch.special.erfc(z_score.abs() / 2**0.5).item()
+        _require_likely(p_value, "the density does not fit the samples, or is not normalized")
+
+
+def _neighbourhood(z: Tensor, centre: Tensor) -> TorchDistribution:
+    distance = ((z - centre) / z.std(0)).square().sum(-1)
+    return _gaussian(z[distance.topk(len(z) // 10, largest=False).indices])
+
+
+def _gaussian(z: Tensor) -> TorchDistribution:
+    """Half as wide as the points: its tails are lighter than theirs."""
+    return dist.MultivariateNormal(z.mean(0), torch.cov(z.T).reshape(z.shape[-1], -1) / 2)
+
+
+def _check_pixel(likelihood: Likelihood, params: Tensor) -> None:
+    p = likelihood(params)
+    draws = p.sample(torch.Size([SAMPLES])).reshape(-1).double()
+    levels = {"binary": 2, "byte": LEVELS}.get(likelihood.pixels)
+    discrete = levels is not None and bool((draws == draws.round()).all())
+    _require(levels is None or discrete, f"it says that it scores {likelihood.pixels} pixels, but samples others")
+    if levels is not None:
+        _check_levels(p, draws, levels)
+    else:
+        _check_curve(p, draws)
+
+
+def _check_levels(p: TorchDistribution, draws: Tensor, levels: int) -> None:
+    values = torch.arange(levels).double()
+    mass = p.log_prob(values.reshape(-1, 1, 1, 1)).exp().detach()
+    total = mass.sum().item()
+    _require(abs(total - 1) < 1e-6, f"the probabilities of a pixel's {levels} levels sum to {total:.6g}, not to 1")
+    _require_mean(p, (mass * values).sum().item())
+    counts = torch.bincount(draws.long(), minlength=levels)
+    likely = mass * len(draws) > 5
+    pooled = [torch.cat([side[likely], side[~likely].sum(0, keepdim=True)]) for side in (mass, counts)]
+    kept = pooled[0] > 1e-9
+    fit = multinomial_goodness_of_fit(pooled[0][kept], pooled[1][kept], total_count=len(draws)) if kept.sum() > 1 else 1.0
+    _require_likely(fit, "the samples do not fit the probabilities")
+
+
+def _check_curve(p: TorchDistribution, draws: Tensor) -> None:
+    x, width = _real_grid(draws) if draws.min() < 0 or draws.max() > 1 else _unit_grid()
+    density = p.log_prob(x.reshape(-1, 1, 1, 1)).exp().detach() * width
+    total = density.sum().item()
+    _require(abs(total - 1) < 1e-4, f"the density of a pixel integrates to {total:.4g}, not to 1")
+    _require_mean(p, (density * x).sum().item())
+    below = density.cumsum(0) - density / 2
+    position = torch.searchsorted(x, draws.clamp(x[0], x[-1])).clamp(1, len(x) - 1)
+    share = (draws - x[position - 1]) / (x[position] - x[position - 1])
+    uniform = torch.lerp(below[position - 1], below[position], share.clamp(0, 1)).clamp(0, 1)
+    _require_likely(unif01_goodness_of_fit(uniform), "the samples do not fit the density")
+
+
+def _unit_grid() -> tuple[Tensor, Tensor]:
+    """Points in (0, 1), crowded at both ends, with their weights."""
+    t = torch.linspace(-36, 36, 200_001, dtype=torch.float64)
+    x = t.sigmoid()
+    return x, x * (-t).sigmoid() * (t[1] - t[0])
+
+
+def _real_grid(draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Points on the real line, crowded where the draws are, with their weights."""
+    t = torch.linspace(-15, 15, 200_001, dtype=torch.float64)
+    spread = draws.std()
+    return draws.median() + spread * t.sinh(), spread * t.cosh() * (t[1] - t[0])
+
+
+def _require_mean(p: TorchDistribution, exact: float) -> None:
+    stated = p.mean.item()
+    _require(
+        abs(stated - exact) < 1e-3 * max(1.0, abs(exact)), f"the mean of a pixel is {exact:.4g}, but .mean says {stated:.4g}"
+    )
+
+
+def _check_extremes(likelihood: Likelihood, data_shape: Shape) -> None:
+    high = LEVELS - 1.0 if likelihood.pixels == "byte" else 1.0
+    off = 2.0**-24 if likelihood.pixels == "dequantized" else 0.0
+    for size in (-30.0, 30.0):
+        params = torch.full((1, likelihood.num_params, *data_shape), size, requires_grad=True)
+        for value in (off, high - off):
+            score = likelihood(params).log_prob(torch.full((1, *data_shape), value)).sum()
+            (grad,) = torch.autograd.grad(score, params)
+            finite = bool(score.isfinite() and grad.isfinite().all())
+            _require(
+                finite, f"log_prob or its gradient is not finite at a pixel of {value:.3g} and decoder outputs of {size:.3g}"
+            )
+
+
+def _check_module(module: nn.Module, make: Callable[[nn.Module], TorchDistribution]) -> None:
+    z = make(module).sample()
+    saved = io.BytesIO()
+    torch.save(module.state_dict(), saved)
+    saved.seek(0)
+    other = copy.deepcopy(module)
+    with torch.no_grad():
+        for param in other.parameters():
+            param.add_(1.0)
+    other.load_state_dict(torch.load(saved, weights_only=True))
+    same = torch.allclose(make(other).log_prob(z), make(module).log_prob(z), rtol=1e-4, atol=1e-5)
+    _require(same, "after saving and loading its state_dict the density is another: register every tensor that it needs")
+    if any(param.is_floating_point() for param in [*module.parameters(), *module.buffers()]):
+        double = make(other.double()).sample().dtype
+        _require(double == torch.float64, f"after .double() samples are {double}: register every tensor that it needs")
+    if torch.cuda.is_available():
+        moved = make(copy.deepcopy(module).cuda()).sample().device.type
+        _require(moved == "cuda", f"after .cuda() samples are on the {moved}: register every tensor that it needs")
+
+
+def _like(module: nn.Module, tensor: Tensor) -> Tensor:
+    """The tensor with the type and on the device of a module's own."""
+    return tensor.to(next(iter([*module.parameters(), *module.buffers()]), tensor))
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise CheckError(message)
+
+
+def _require_likely(p_value: float, message: str) -> None:
+    _require(p_value > FAILURE_RATE, f"{message}: p = {p_value:.1g}")
+
+
+def _shape(*shapes: torch.Size) -> str:
+    return ", ".join(str(tuple(shape)) for shape in shapes)
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield

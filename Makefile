@@ -10,7 +10,7 @@ train: .venv/installed
 	$(BIN)/python -m pyro_vae.train $(ARGS)
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto $(ARGS)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check

@@ -6,9 +6,9 @@ Names that mean one thing are here; Normal, Laplace and Linear, of which there a
 
 from pyro_vae import data, importance, likelihoods, networks, posteriors, priors, schedules
 from pyro_vae.data import Data, Split, load_data
-from pyro_vae.errors import RequestError
+from pyro_vae.errors import NotFiniteError, RequestError
 from pyro_vae.evaluate import evaluate
-from pyro_vae.fit import NotFiniteError, Record, fit
+from pyro_vae.fit import Record, fit
 from pyro_vae.hierarchical import HierarchicalVAE
 from pyro_vae.importance import log_likelihood, log_weights
 from pyro_vae.likelihoods import Bernoulli, Beta, Binomial, Categorical, ContinuousBernoulli, DiscretizedLogistic, Likelihood

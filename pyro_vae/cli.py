@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import sys
 from collections.abc import Callable
 from functools import partial
 from inspect import signature
 from pkgutil import resolve_name
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import PositiveInt, restricted_number_type
 from torch import nn
 from torch.optim import Optimizer
 
 from pyro_vae.data import NAMED, Binarization
-from pyro_vae.errors import RequestError
+from pyro_vae.errors import NotFiniteError, RequestError
 from pyro_vae.hierarchical import HierarchicalVAE
 from pyro_vae.importance import terms
-from pyro_vae.likelihoods import Likelihood
+from pyro_vae.likelihoods import Likelihood, Pixels
 from pyro_vae.networks import Network, Shape
 from pyro_vae.posteriors import Posterior
 from pyro_vae.priors import Prior
 from pyro_vae.schedules import Schedule
+from pyro_vae.svi import MakeOptimizer
 from pyro_vae.vae import VAE, Model
 
 MODELS = (VAE, HierarchicalVAE)
@@ -40,6 +43,8 @@ PARTS: dict[str, type] = {
     "optimizer": Optimizer,
     "beta": Schedule,
 }
+
+Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)], docstring="A seed, from 0 to 2**32 - 1.")
 
 SUPPLIED = {
     "latent_dim",
@@ -73,15 +78,17 @@ def new_parser(prog: str, description: str) -> ArgumentParser:
 
 
 def parse(parser: ArgumentParser, argv: list[str] | None) -> Namespace:
-    """The options in `argv`, or in `sys.argv`.
+    """The options in `argv`, or in `sys.argv`; classes of the user's own are looked for in the current folder too.
 
     Raises:
         RequestError: If they cannot be understood; one line, however the parser puts it.
     """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
         return parser.parse_args(argv)
-    except (ArgumentError, OSError) as error:
-        raise RequestError(_one_line(str(error))) from error
+    except (ArgumentError, OSError, UnicodeDecodeError) as error:
+        raise RequestError(one_line(str(error))) from error
 
 
 def train_parser() -> ArgumentParser:
@@ -93,7 +100,7 @@ def train_parser() -> ArgumentParser:
     parser.add_argument("--latent_dim", type=PositiveInt, default=20, help="Number of latent dimensions.")
     parser.add_argument("--epochs", type=PositiveInt | None, help="Passes over the training images; default 20 or 3,000 steps.")
     parser.add_argument("--batch_size", type=PositiveInt, default=128, help="Images in a step.")
-    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Seed of everything random, but for the data's own.")
+    parser.add_argument("--seed", type=Seed, default=0, help="Seed of everything random, but for the data's own.")
     add_device(parser)
     parser.add_argument("--run_dir", type=str | None, help="New folder for all that the run leaves; default runs/DATA-TIME.")
     add_parts(parser)
@@ -108,8 +115,8 @@ _BINARIZATION = (
 
 def add_data(parser: ArgumentParser) -> None:
     """Add the flags that name a data set."""
-    parser.add_argument("--data", default="auto", help=f"auto, {', '.join(NAMED)}, or a path to your own images.")
-    parser.add_argument("--data_dir", default="data", help="Folder of the downloaded data sets.")
+    parser.add_argument("--data", type=str, default="auto", help=f"auto, {', '.join(NAMED)}, or a path to your own images.")
+    parser.add_argument("--data_dir", type=str, default="data", help="Folder of the downloaded data sets.")
     parser.add_argument("--image_size", type=PositiveInt | None, help="Height and width to resize every image to.")
 
 
@@ -124,7 +131,8 @@ def add_saved_run(parser: ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Literal["last", "best"], default="last", help="Last epoch or best on validation.")
     parser.add_argument("--split", type=Literal["train", "validation", "test"], default="test", help="Images to take.")
     parser.add_argument("--data_dir", type=str | None, help="Folder of the downloaded data sets, if it has moved since.")
-    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Seed of everything random.")
+    parser.add_argument("--seed", type=Seed, default=0, help="Seed of everything random.")
+    parser.add_argument("--trust", action="store_true", help="Import the run's classes that are not pyro_vae's.")
     add_device(parser)
 
 
@@ -134,14 +142,17 @@ def resolve_binarization(asked: Binarization | None, likelihood: Likelihood) -> 
     Raises:
         RequestError: If they contradict each other.
     """
-    name, binary = type(likelihood).__name__, likelihood.pixels == "binary"
+    name, pixels = type(likelihood).__name__, getattr(likelihood, "pixels", None)
+    if pixels not in get_args(Pixels):
+        raise RequestError(f"likelihood: {name} must declare its pixels, one of {', '.join(get_args(Pixels))}")
+    binary = pixels == "binary"
     if binary and asked == "none":
         raise RequestError(
             f"binarization: {name} scores binary pixels, and with none they stay grey: use dynamic or static, or a likelihood"
             " on grey pixels (--likelihood.relaxed true for the cross-entropy of the classic examples)"
         )
     if not binary and asked in ("dynamic", "static"):
-        raise RequestError(f"binarization: {name} scores {likelihood.pixels} pixels: drop --binarization {asked}")
+        raise RequestError(f"binarization: {name} scores {pixels} pixels: drop --binarization {asked}")
     return asked or ("dynamic" if binary else "none")
 
 
@@ -154,6 +165,20 @@ def add_parts(parser: ArgumentParser) -> None:
 def constructors(config: Namespace) -> Namespace:
     """Each part that was parsed, as its constructor with the options filled in; `supply` gives it the rest and calls it."""
     return Namespace({name: _constructor(config[name]) for name in PARTS})
+
+
+def rehearse_optimizer(make: MakeOptimizer) -> None:
+    """Take one step on a parameter of no account, so that an optimizer of another kind is refused before training.
+
+    Raises:
+        RequestError: If it cannot be made, or needs more than gradients.
+    """
+    param = nn.Parameter(torch.zeros(2))
+    param.grad = torch.zeros(2)
+    try:
+        make([param]).step()
+    except Exception as error:
+        raise RequestError(f"optimizer: {one_line(str(error))}") from error
 
 
 def _constructor(part: Namespace) -> Callable[..., Any]:
@@ -190,8 +215,11 @@ def _rehearse(vae: Model, shape: Shape) -> None:
     x = torch.full((2, *shape), 0.5 if vae.pixels == "dequantized" else 0.0)
     try:
         terms(vae.model, vae.guide, x, num_samples=2)
+        mean = vae.reconstruct(x)
     except Exception as error:
-        raise RequestError(f"the parts do not fit together: {_one_line(str(error))}") from error
+        raise RequestError(f"the parts do not fit together: {one_line(str(error))}") from error
+    if not mean.isfinite().all():
+        raise RequestError("likelihood: the mean of p(x | z) is not finite, so there would be nothing to draw")
 
 
 def supply(name: str, make: Callable[..., Any], **context: Any) -> Any:
@@ -204,7 +232,7 @@ def supply(name: str, make: Callable[..., Any], **context: Any) -> Any:
     try:
         return make(**{key: value for key, value in context.items() if key in accepted})
     except Exception as error:
-        raise RequestError(f"{name}: {_one_line(str(error)) or type(error).__name__}") from error
+        raise RequestError(f"{name}: {one_line(str(error)) or type(error).__name__}") from error
 
 
 def device(name: str) -> torch.device:
@@ -219,19 +247,30 @@ def device(name: str) -> torch.device:
 
 
 def run(command: Callable[[list[str] | None], None], argv: list[str] | None) -> int:
-    """Run a command: its exit code is 0, 2 for a wrong request, 130 for Ctrl-C; one line says what is wrong."""
+    """Run a command: its exit code is 0, 2 for a wrong request, 130 for Ctrl-C, 1 else; one line says what is wrong."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         command(argv)
     except RequestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _stop(2, f"error: {error}")
+    except NotFiniteError as error:
+        return _stop(1, f"error: {error}")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
-        return 130
+        return _stop(130, "stopped by Ctrl-C")
     return 0
 
 
-def _one_line(message: str) -> str:
+def _stop(code: int, line: str) -> int:
+    print(line, file=sys.stderr)
+    return code
+
+
+def one_line(message: str) -> str:
     """jsonargparse's nested message, as `part.option: what is wrong`."""
     lines = [line.strip(" -") for line in message.splitlines()]
     line = " ".join(line for line in lines if line and "Expected a path but" not in line)
@@ -259,6 +298,7 @@ _REWORDED = [
     (r"(,? <class 'NoneType'>|,| or NoneType)(?=, but got)", ""),
     (r"[Ee]xpected a? ?typing\.Literal\[(.*?)\](?:\. Got value: |, but got )(.*)", r"choose from \1, not \2"),
     (r"Not of type PositiveInt: (?:.*base 10: )?(\S+).*", r"must be a positive integer, but is \1"),
+    (r"Not of type Seed: (?:.*base 10: )?(\S+).*", r"must be an integer from 0 to 2**32 - 1, but is \1"),
     (r"Not of type NonNegativeInt: (?:.*base 10: )?(\S+).*", r"must be an integer of at least 0, but is \1"),
     (r"expected PositiveInt", "expected a positive integer"),
     (r"Expected a dot import path string: (\S+)", r"there is no class \1"),

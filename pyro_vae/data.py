@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from pyro_vae.errors import RequestError
@@ -107,8 +108,10 @@ def to_pixels(images: Tensor, pixels: Pixels, noise: Tensor | None = None) -> Te
         noise: Uniform noise of the images' shape, for "binary" and "dequantized"; drawn afresh when None.
 
     Raises:
-        RequestError: If bytes are wanted of float images.
+        RequestError: If bytes are wanted of float images, or `pixels` is none of these.
     """
+    if pixels not in get_args(Pixels):
+        raise RequestError(f"pixels must be one of {', '.join(get_args(Pixels))}, but is {pixels}")
     if pixels == "byte":
         if images.is_floating_point():
             raise RequestError("a likelihood on bytes needs uint8 images, but these are floats: save them as uint8, 0 to 255")
@@ -147,6 +150,8 @@ def load_data(
     Raises:
         RequestError: If the data cannot be had or used.
     """
+    if binarization not in get_args(Binarization):
+        raise RequestError(f"binarization must be one of {', '.join(get_args(Binarization))}, but is {binarization}")
     load = NAMED.get(name, _load_path) if name != "auto" else _load_auto
     data = load(Source(name, Path(data_dir), image_size, say))
     return _binarized(data) if binarization == "static" else data
@@ -214,12 +219,20 @@ def _load_torchvision(source: Source) -> Data:
         with _socket_timeout(DOWNLOAD_SECONDS):
             parts = _from_folder(arrays, source)
     except (OSError, RuntimeError) as error:
+        _remove_empty(source.data_dir)
         raise RequestError(
             f"{source.name} could not be downloaded to {source.data_dir} ({_last_line(error)}); put its files there as"
             " torchvision lays them out, or use --data digits, which needs no network"
         ) from error
     train, test = (Split(_resized(images, source.image_size), labels) for images, labels in parts)
     return _with_validation(source.name, train, test)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Take away the empty folders that a download which failed has made."""
+    for path in sorted([folder, *folder.rglob("*")], reverse=True):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
 
 
 def _from_folder(arrays: Callable[[Source, Path], Any], source: Source) -> Any:
@@ -229,8 +242,9 @@ def _from_folder(arrays: Callable[[Source, Path], Any], source: Source) -> Any:
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM) or not source.data_dir.is_dir():
             raise
+    own = Path("omniglot-py" if source.name == "omniglot" else _torchvision(source.name).__name__)
     with tempfile.TemporaryDirectory() as folder:
-        _copy_writable(source.data_dir, Path(folder))
+        _copy_writable(source.data_dir / own, Path(folder) / own)
         return arrays(source, Path(folder))
 
 
@@ -343,7 +357,7 @@ def _checked_labels(labels: np.ndarray | None, count: int, path: Path) -> Tensor
 
 
 def _load_folder(path: Path, image_size: int | None) -> tuple[Tensor, Tensor | None]:
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != ".")
     if not files:
         raise RequestError(f"{path} holds no images: it needs files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
     images = [_resized(_read_image(file)[None], image_size) for file in files]
@@ -365,13 +379,25 @@ def _folder_labels(path: Path, files: list[Path]) -> Tensor | None:
 
 
 def _read_image(file: Path) -> Tensor:
-    from PIL import Image
-
     try:
         with Image.open(file) as image:
-            return _from_pil(image.convert("L" if image.mode in ("1", "L", "LA", "I;16", "I", "F") else "RGB"))
+            return _from_pil(_flattened(image))
+    except RequestError:
+        raise
     except Exception as error:
         raise RequestError(f"{file} cannot be read as an image ({error}): remove or mend it") from error
+
+
+def _flattened(image: Any) -> Any:
+    """The image in eight bits, grey or in colours, with what is transparent laid on white."""
+    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+        raise RequestError(f"{image.filename} is of mode {image.mode}: save it with 8 bits a channel, grey or in colours")
+    grey = image.mode in ("1", "L", "LA")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        paper = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(paper, image)
+    return image.convert("L" if grey else "RGB")
 
 
 def _from_pil(image: Any) -> Tensor:
@@ -397,7 +423,7 @@ def _with_validation(name: str, train: Split, test: Split, size: int | None = No
     validation, rest = _parted(train, len(train) // 12 if size is None else size)
     if min(len(validation), len(test)) == 0:
         raise RequestError(f"{name} has too few images to split into training, validation and test: it needs 12")
-    return Data(name, rest, _with_noise(validation), _with_noise(test))
+    return Data(name, rest, _with_noise(validation, 1), _with_noise(test, 0))
 
 
 def _parted(split: Split, count: int) -> tuple[Split, Split]:
@@ -409,13 +435,13 @@ def _shuffled(count: int) -> Tensor:
     return torch.randperm(count, generator=_generator())
 
 
-def _generator() -> torch.Generator:
+def _generator(stream: int = 0) -> torch.Generator:
     """The data sets' own randomness: no run's seed reaches it."""
-    return torch.Generator().manual_seed(SEED)
+    return torch.Generator().manual_seed(SEED + stream)
 
 
-def _with_noise(split: Split) -> Split:
-    return replace(split, noise=torch.rand(split.images.shape, generator=_generator()))
+def _with_noise(split: Split, stream: int) -> Split:
+    return replace(split, noise=torch.rand(split.images.shape, generator=_generator(stream)))
 
 
 def _binarized(data: Data) -> Data:
@@ -424,7 +450,7 @@ def _binarized(data: Data) -> Data:
 
 
 def _fixed_draw(split: Split) -> Split:
-    noisy = split if split.noise is not None else _with_noise(split)
+    noisy = split if split.noise is not None else _with_noise(split, 2)
     return replace(split, images=(noisy.scored("binary") * 255).to(torch.uint8))
 
 

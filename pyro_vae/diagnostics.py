@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data import Split
+from pyro_vae.errors import RequestError
 from pyro_vae.importance import in_chunks, log_likelihood
 from pyro_vae.vae import Model
 
@@ -40,8 +41,10 @@ def evaluate(
         rests on.
 
     Raises:
-        RequestError: If `num_images` is over the number of images.
+        RequestError: If `num_images` is over the number of images, or `num_samples` is not positive.
     """
+    if len(images) == 0:
+        raise RequestError("there are no images to score")
     vae.eval()
     images = images.to(next(vae.parameters()).device)
     subset = images if num_images is None else images.subset(num_images)

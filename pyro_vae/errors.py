@@ -1,5 +1,9 @@
-"""The one exception that people see as a line instead of a traceback."""
+"""The exceptions that people see as a line instead of a traceback."""
 
 
 class RequestError(ValueError):
     """The request was wrong: the message says what, and what to do instead. The command line exits with 2."""
+
+
+class NotFiniteError(ArithmeticError):
+    """The loss became NaN or infinite. The command line exits with 1."""

@@ -35,15 +35,14 @@ def _parser() -> ArgumentParser:
 def _evaluate(argv: list[str] | None) -> None:
     config = parse(_parser(), argv)
     folder = Run.open(config.run_dir)
-    vae = load_run(config.run_dir, config.checkpoint, device(config.device))
-    data = run_data(folder, config.data_dir)
+    vae = load_run(config.run_dir, config.checkpoint, device(config.device), config.trust)
+    data = run_data(folder, config.data_dir, config.trust)
     images = getattr(data, config.split)
     pyro.set_rng_seed(config.seed)
     with progress.bar(config.num_images or len(images), f"scoring the {config.split} set") as bar:
         results = evaluate(vae, images, config.num_samples, config.num_images, on_images=bar.update)
-    file = folder.save_results(results, config.split, config.checkpoint)
-    print(progress.table(results, f"{data.name}, {config.split} set, {config.checkpoint} checkpoint"))
-    print(f"\nwritten to {file}")
+    print(progress.table(results, f"{data.name}, {config.split} set, {config.checkpoint} checkpoint", vae.likelihood))
+    print(f"\nwritten to {folder.save_results(results, f'results-{config.split}-{config.checkpoint}')}")
 
 
 if __name__ == "__main__":

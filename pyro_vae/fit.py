@@ -14,13 +14,11 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from pyro_vae.data import Data, to_pixels
-from pyro_vae.errors import RequestError
-from pyro_vae.importance import Program, Site, is_random, log_prob
-from pyro_vae.schedules import Constant, Schedule
+from pyro_vae.errors import NotFiniteError, RequestError
+from pyro_vae.importance import Program, Site, is_random, log_prob, rows_at_once
+from pyro_vae.schedules import Constant, Schedule, value_at
 from pyro_vae.svi import SVI, MakeOptimizer
 from pyro_vae.vae import Model
-
-EVALUATION_BATCH = 1000
 
 
 class Record(TypedDict):
@@ -42,10 +40,6 @@ class Record(TypedDict):
     validation_kl: float
     seconds: float
     images_per_second: float
-
-
-class NotFiniteError(ArithmeticError):
-    """The loss became NaN or infinite."""
 
 
 def fit(
@@ -114,6 +108,8 @@ class _Loop:
         data = data.to(_device(vae))
         self.images = data.train.images
         self.validation = data.validation.scored(vae.pixels)
+        if objective.max_plate_nesting == math.inf:
+            objective.max_plate_nesting = 1 + (objective.vectorize_particles and objective.num_particles > 1)
         self.sums = Sums()
         self.svi = SVI(self.sums.model(vae.model), self.sums.guide(vae.guide), optimizer, objective, mean=True)
         self.step = 0
@@ -126,11 +122,11 @@ class _Loop:
         trained = self._mean(self._train_step, order, self.batch_size)
         seconds = time.perf_counter() - start
         self.vae.eval()
-        validated = self._mean(self._validation_step, self.validation, EVALUATION_BATCH)
+        validated = self._mean(self._validation_step, self.validation, rows_at_once(self.validation))
         return {
             "epoch": number,
             "step": self.step,
-            "beta": self.beta(self.step - 1),
+            "beta": value_at(self.beta, self.step - 1),
             **trained,  # type: ignore[typeddict-item]
             **{f"validation_{name}": value for name, value in validated.items()},
             "seconds": seconds,
@@ -146,7 +142,7 @@ class _Loop:
 
     def _train_step(self, index: Tensor) -> float:
         x = to_pixels(self.images[index], self.vae.pixels)
-        loss = self.svi.step(x, self.beta(self.step))
+        loss = self.svi.step(x, value_at(self.beta, self.step))
         self.step += 1
         if not math.isfinite(loss):
             raise NotFiniteError(
@@ -156,7 +152,7 @@ class _Loop:
         return loss
 
     def _validation_step(self, x: Tensor) -> float:
-        return self.svi.evaluate_loss(x, self.beta(max(self.step - 1, 0)))
+        return self.svi.evaluate_loss(x, value_at(self.beta, max(self.step - 1, 0)))
 
 
 class Sums:

@@ -47,20 +47,30 @@ def _parser() -> ArgumentParser:
 def _generate(argv: list[str] | None) -> None:
     config = parse(_parser(), argv)
     folder = Run.open(config.run_dir)
+    file = _file(config, folder)
     where = device(config.device)
-    vae = load_run(config.run_dir, config.checkpoint, where)
+    vae = load_run(config.run_dir, config.checkpoint, where, config.trust)
     pyro.set_rng_seed(config.seed)
-    made = KINDS[config.kind](vae, lambda: getattr(run_data(folder, config.data_dir), config.split).to(where), config)
-    suffix = config.format or ("npz" if config.kind == "codes" else "png")
-    file = Path(config.out or folder.path / "generated" / f"{config.kind}.{suffix}")
-    _write(file, made, suffix)
+    made = KINDS[config.kind](
+        vae, lambda: getattr(run_data(folder, config.data_dir, config.trust), config.split).to(where), config
+    )
+    _write(file, made)
     print(f"written to {file}")
 
 
-def _write(file: Path, made: Made, suffix: str) -> None:
+def _file(config: Namespace, folder: Run) -> Path:
+    """The file to write: its name's ending is its format, unless `--format` says so."""
+    asked = Path(config.out) if config.out else folder.path / "generated" / config.kind
+    ending = config.format or asked.suffix[1:] or ("npz" if config.kind == "codes" else "png")
+    if asked.suffix not in ("", f".{ending}") or ending not in ("png", "npz"):
+        raise RequestError(f"out must end in .{ending if ending in ('png', 'npz') else 'png or .npz'}, but is {asked}")
+    return asked.with_suffix(f".{ending}")
+
+
+def _write(file: Path, made: Made) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        if suffix == "png":
+        if file.suffix == ".png":
             plots.save(made.figure(), file)
         else:
             np.savez_compressed(file, **{name: array.cpu().numpy() for name, array in made.arrays.items()})  # type: ignore[arg-type]
@@ -81,11 +91,11 @@ Images = Callable[[], Split]
 def _samples(vae: Model, images: Images, config: Namespace) -> Made:
     made = views.samples(vae, config.count or 64)
     title = "samples: means of p(x | z), z from the prior"
-    return Made({"images": _bytes(made)}, lambda: plots.grid(made, title, config.columns))
+    return Made({"images": _bytes(made)}, lambda: plots.grid(made, title, config.columns and min(config.columns, len(made))))
 
 
 def _reconstructions(vae: Model, images: Images, config: Namespace) -> Made:
-    split = _some(images(), config.count or STEPS)
+    split = _some(images(), config.count, 1)
     x = split.scored(vae.pixels)
     made = views.reconstructions(vae, x)
     arrays = {"images": _bytes(made[:, 0]), "reconstructions": _bytes(made[:, 1]), **_labels(split)}
@@ -93,15 +103,15 @@ def _reconstructions(vae: Model, images: Images, config: Namespace) -> Made:
 
 
 def _interpolations(vae: Model, images: Images, config: Namespace) -> Made:
-    count = config.count or STEPS
-    first, second = _some(images(), 2 * count).scored(vae.pixels).chunk(2)
+    chosen = _some(images(), config.count, 2)
+    first, second = chosen[: 2 * (len(chosen) // 2)].scored(vae.pixels).chunk(2)
     made = views.interpolations(vae, first, second, STEPS)
     title = "from one image to another, along a line in latent space"
     return Made({"images": _bytes(made)}, lambda: plots.grid(made.flatten(0, 1), title, STEPS))
 
 
 def _traversals(vae: Model, images: Images, config: Namespace) -> Made:
-    x = _some(images(), config.count or STEPS).scored(vae.pixels)
+    x = _some(images(), config.count, 1).scored(vae.pixels)
     made = views.traversals(vae, x, config.dimension, STEPS)
     title = f"latent dimension {config.dimension} from -3 to 3, the others as encoded"
     return Made({"images": _bytes(made)}, lambda: plots.grid(made.flatten(0, 1), title, STEPS))
@@ -114,7 +124,7 @@ def _manifold(vae: Model, images: Images, config: Namespace) -> Made:
 
 def _codes(vae: Model, images: Images, config: Namespace) -> Made:
     split = images()
-    split = split if config.count is None else _some(split, config.count)
+    split = split if config.count is None else _some(split, config.count, 1)
     made = views.codes(vae, split.scored(vae.pixels))
     arrays = {"loc": made.loc, "scale": made.scale, **_labels(split)}
     return Made(arrays, lambda: plots.latent(made.loc, split.labels, f"posterior means of {config.split} images"))
@@ -130,10 +140,12 @@ KINDS: dict[str, Callable[[Model, Images, Namespace], Made]] = {
 }
 
 
-def _some(split: Split, count: int) -> Split:
-    if count > len(split):
-        raise RequestError(f"count asks for {count:,} images, but the split has {len(split):,}: ask for fewer")
-    return split.subset(count)
+def _some(split: Split, count: int | None, each: int) -> Split:
+    """A seeded choice of `count` times `each` images, or as many of ten times as there are."""
+    asked = each * count if count else min(each * STEPS, len(split))
+    if asked > len(split):
+        raise RequestError(f"count asks for {asked:,} images, but the split has {len(split):,}: ask for fewer")
+    return split.subset(asked)
 
 
 def _labels(split: Split) -> dict[str, Tensor]:

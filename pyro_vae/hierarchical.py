@@ -63,6 +63,8 @@ class HierarchicalVAE(Model):
         activation: Callable[[], nn.Module] = nn.Tanh,
     ) -> None:
         super().__init__(posterior, decoder, likelihood)
+        if prior_dim < 1:
+            raise ValueError(f"prior_dim must be positive, but is {prior_dim}")
         if prior().event_shape != (prior_dim,):
             raise ValueError(f"the prior must have prior_dim = {prior_dim} dimensions, but has {prior().event_shape[0]}")
         self.prior, self._latent_dim = prior, latent_dim

@@ -13,11 +13,13 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_vae.errors import RequestError
+
 Program = Callable[..., Any]
 Site = Any
 
-ROWS = 2000
-"""Rows, images times samples, in one pass: large enough to keep the processor busy, small enough to stay in its cache."""
+PIXELS_AT_ONCE = 2000 * 784
+"""Pixels, images times samples, in one pass: enough to keep the processor busy, few enough to stay in its cache."""
 
 
 class Terms(NamedTuple):
@@ -36,8 +38,7 @@ class Terms(NamedTuple):
 
 def terms(model: Program, guide: Program, x: Tensor, num_samples: int) -> Terms:
     """The terms of the log-weights, each of shape `(num_samples, N)`; arguments as for `log_weights`."""
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be positive, but is {num_samples}")
+    _check_num_samples(num_samples)
     with pyro.plate("importance samples", num_samples, dim=-2):
         q = poutine.trace(guide).get_trace(x)
         p = poutine.trace(poutine.replay(model, trace=q)).get_trace(x)
@@ -100,13 +101,25 @@ def log_likelihood(log_weights: Tensor) -> Tensor:
 def in_chunks(model: Program, guide: Program, x: Tensor, num_samples: int) -> Iterator[Terms]:
     """The terms of `num_samples` samples for every row of `x`, a few rows at a time, each `(num_samples, rows)`.
 
-    Memory stays bounded by `ROWS` passes of the model however large `num_samples` and `x` are. No gradients.
+    Memory stays bounded however large `num_samples` and `x` are. No gradients.
     """
-    for rows in x.split(max(1, ROWS // num_samples)):
-        counts = [min(ROWS, num_samples - done) for done in range(0, num_samples, ROWS)]
+    _check_num_samples(num_samples)
+    limit = rows_at_once(x)
+    for rows in x.split(max(1, limit // num_samples)):
+        counts = [min(limit, num_samples - done) for done in range(0, num_samples, limit)]
         with torch.no_grad():
             parts = [terms(model, guide, rows, count) for count in counts]
         yield Terms(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def rows_at_once(x: Tensor) -> int:
+    """How many images like those of `x` to take in one pass."""
+    return max(1, PIXELS_AT_ONCE // x[0].numel())
+
+
+def _check_num_samples(num_samples: int) -> None:
+    if num_samples < 1:
+        raise RequestError(f"num_samples must be positive, but is {num_samples}")
 
 
 def log_prob(site: Site) -> Tensor:

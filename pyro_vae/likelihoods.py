@@ -38,10 +38,12 @@ class Likelihood(nn.Module, ABC):
         num_params: Decoder outputs per pixel.
         pixels: The data it scores: "binary" (0 or 1), "unit" (grey / 255), "dequantized" ((byte + u) / 256, u uniform) or
             "byte" (0 to 255). Nats are comparable only within one kind.
+        is_density: Whether it integrates to 1, so that its logarithms are log-probabilities.
     """
 
     num_params: int = 1
     pixels: Pixels
+    is_density: bool = True
 
     @abstractmethod
     def forward(self, params: Tensor) -> TorchDistribution:
@@ -90,6 +92,7 @@ class Bernoulli(Likelihood):
         super().__init__()
         self.relaxed = relaxed
         self.pixels = "unit" if relaxed else "binary"
+        self.is_density = not relaxed
 
     def forward(self, params: Tensor) -> TorchDistribution:
         family = RelaxedBernoulli if self.relaxed else dist.Bernoulli

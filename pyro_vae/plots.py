@@ -55,6 +55,7 @@ def pairs(images: Tensor, title: str) -> Figure:
 
 def _tiled(images: Tensor, rows: int, columns: int) -> np.ndarray:
     """One picture of all images with a line of the paper's colour between them: greys, or RGB."""
+    images = images if images.shape[1] in (1, 3, 4) else images.mean(1, keepdim=True)
     count, channels, height, width = images.shape
     paper = 0.0 if channels == 1 else 1.0
     canvas = np.full((rows, height + 1, columns, width + 1, channels), paper, dtype=np.float32)
@@ -110,8 +111,8 @@ def _by_label(labels: Tensor | None, count: int) -> list[tuple[str, np.ndarray]]
 def _plane(codes: np.ndarray) -> tuple[np.ndarray, tuple[str, str]]:
     if codes.shape[1] == 1:
         return np.stack([codes[:, 0], np.zeros(len(codes))], 1), ("z, dimension 0", "")
-    if codes.shape[1] == 2:
-        return codes, ("z, dimension 0", "z, dimension 1")
+    if codes.shape[1] == 2 or len(codes) < 3:
+        return codes[:, :2], ("z, dimension 0", "z, dimension 1")
     centred = codes - codes.mean(0)
     _, singular, axes = np.linalg.svd(centred, full_matrices=False)
     share = singular**2 / max((singular**2).sum(), 1e-300)

@@ -9,9 +9,10 @@ from tqdm import tqdm
 
 from pyro_vae.diagnostics import Metrics
 from pyro_vae.fit import Record
+from pyro_vae.likelihoods import Likelihood
 
 LINES = 20
-"""Epochs that are shown where there is no terminal."""
+"""About how many epochs are shown on a line of their own."""
 
 NAMES = {"elbo": "ELBO", "reconstruction": "reconstruction", "kl": "KL"}
 
@@ -23,26 +24,26 @@ def bar(total: int, label: str) -> tqdm[Any]:
 
 
 def show_epoch(bar: tqdm[Any], record: Record, epochs: int) -> None:
-    """Put an epoch's figures on the bar, or, where there is no terminal, on a line."""
-    figures = (
-        f"ELBO {record['elbo']:.2f} (validation {record['validation_elbo']:.2f}), "
-        f"reconstruction {record['reconstruction']:.2f}, KL {record['kl']:.2f}, beta {record['beta']:.3g}"
-    )
-    label = f"epoch {record['epoch']}/{epochs}"
-    if bar.disable and record["epoch"] in {1, epochs, *range(0, epochs, max(1, epochs // LINES))}:
-        print(f"{label}: {figures}, {record['images_per_second']:,.0f} images/s", flush=True)
-    elif not bar.disable:
-        bar.set_description_str(label, refresh=False)
-        bar.set_postfix_str(figures)
+    """Write an epoch's figures on a line above the bar, for at most about `LINES` of all epochs."""
+    bar.set_description_str(f"epoch {record['epoch']}/{epochs}", refresh=False)
+    if record["epoch"] in {1, epochs, *range(0, epochs, max(1, epochs // LINES))}:
+        bar.write(
+            f"epoch {record['epoch']}/{epochs}: ELBO {record['elbo']:.2f} (validation {record['validation_elbo']:.2f}), "
+            f"reconstruction {record['reconstruction']:.2f}, KL {record['kl']:.2f}, beta {record['beta']:.3g}, "
+            f"{record['images_per_second']:,.0f} images/s"
+        )
+        sys.stdout.flush()
 
 
-def table(metrics: Metrics, title: str) -> str:
+def table(metrics: Metrics, title: str, likelihood: Likelihood) -> str:
     """Figures and their standard errors, one a line."""
     rows = [(name, metrics[key], "") for key, name in NAMES.items()]
     log_p = metrics["log_likelihood"]
     rows.append(("log p(x)", log_p, f"  K = {log_p['num_samples']:,}, {log_p['num_images']:,} images, importance-weighted"))
     lines = [f"  {name:<16}{value['mean']:>10.2f} ± {_error(value)}{note}" for name, value, note in rows]
-    return "\n".join([f"{title}, nats per image ± standard error ({metrics['elbo']['num_images']:,} images)", *lines])
+    pixels, count = likelihood.pixels, metrics["elbo"]["num_images"]
+    warning = [] if likelihood.is_density else ["  (a cross-entropy is no density: these are no log-probabilities)"]
+    return "\n".join([f"{title} ({count:,} images, {pixels} pixels), nats per image ± standard error", *lines, *warning])
 
 
 def _error(value: dict[str, Any]) -> str:

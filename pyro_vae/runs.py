@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from jsonargparse import ArgumentError, Namespace
 
-from pyro_vae.cli import build, constructors, train_parser
+from pyro_vae.cli import PARTS, build, constructors, one_line, train_parser
 from pyro_vae.data import Data, load_data
 from pyro_vae.errors import RequestError
 from pyro_vae.fit import Record
@@ -21,6 +23,7 @@ from pyro_vae.networks import Shape
 from pyro_vae.vae import Model
 
 FORMAT = 1
+TRUSTED = {"pyro_vae", "torch", "pyro"}
 
 Which = Literal["last", "best"]
 
@@ -45,30 +48,37 @@ class Run:
         Raises:
             RequestError: If the folder is no run folder.
         """
-        if not (Path(path) / "config.yaml").is_file():
+        if not os.path.isfile(Path(path) / "config.yaml"):
             raise RequestError(f"{path} is no run folder, for it has no config.yaml: give the --run_dir of a training")
         return cls(Path(path))
 
-    def config(self) -> Namespace:
+    def config(self, trust: bool = False) -> Namespace:
         """The options of the run.
 
+        Naming a class imports its module, which runs its code: a folder may come from a stranger.
+
+        Arguments:
+            trust: Import classes that are not of pyro_vae, torch or pyro.
+
         Raises:
-            RequestError: If they cannot be read.
+            RequestError: If they cannot be read, or name such a class without `trust`.
         """
         file = self.path / "config.yaml"
         try:
+            if not trust:
+                _check_names(yaml.safe_load(file.read_text(encoding="utf-8")), file)
             return train_parser().parse_path(file)
-        except (ArgumentError, UnicodeDecodeError) as error:
-            raise RequestError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+        except (ArgumentError, UnicodeDecodeError, OSError, yaml.YAMLError) as error:
+            raise RequestError(f"{file} cannot be read: {one_line(str(error))}") from error
 
     def add_record(self, record: Record) -> None:
         """Append a line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a") as file:
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def records(self) -> list[Record]:
         """The lines of metrics.jsonl."""
-        return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
+        return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
     def save_checkpoint(self, which: Which, vae: Model, shape: Shape, epoch: int) -> None:
         """Write the parameters at the end of an epoch, atomically."""
@@ -100,12 +110,34 @@ class Run:
             raise RequestError(f"{file} has format {content['format']}, but this version of pyro_vae reads {FORMAT}")
         return content
 
-    def save_results(self, results: Mapping[str, Any], split: str = "test", which: Which = "last") -> Path:
-        """Write the figures of a split: results.json for the last checkpoint's test figures; the path written to."""
-        name = "results" if (split, which) == ("test", "last") else f"results-{split}-{which}"
+    def save_results(self, results: Mapping[str, Any], name: str = "results") -> Path:
+        """Write figures as JSON; the path written to.
+
+        Raises:
+            RequestError: If it cannot be written.
+        """
         file = self.path / f"{name}.json"
-        file.write_text(json.dumps(results, indent=2) + "\n")
+        try:
+            file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise RequestError(f"{file} cannot be written ({error.strerror})") from error
         return file
+
+
+def _check_names(options: Any, file: Path) -> None:
+    """Refuse every dotted name, at any depth of the parts, that is of another package."""
+    parts = options if isinstance(options, dict) else {}
+    for name in _strings([parts.get(part) for part in PARTS]):
+        if re.fullmatch(r"[^\W\d]\w*(\.\w+)+", name) and name.split(".")[0] not in TRUSTED:
+            raise RequestError(f"{file} names {name}: loading it would run its module's code; add --trust if you know it")
+
+
+def _strings(options: Any) -> Iterator[str]:
+    if isinstance(options, str):
+        yield options
+    elif isinstance(options, dict | list):
+        for value in options.values() if isinstance(options, dict) else options:
+            yield from _strings(value)
 
 
 def new_run(path: Path, config: Namespace) -> Run:
@@ -114,30 +146,33 @@ def new_run(path: Path, config: Namespace) -> Run:
     Raises:
         RequestError: If it exists already or cannot be made.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise RequestError(f"{path} exists already: choose another --run_dir, or remove it")
     try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RequestError(f"{path} exists already: choose another --run_dir, or remove it")
         (path / "figures").mkdir(parents=True)
     except OSError as error:
         raise RequestError(f"{path} cannot be made ({error.strerror}): choose another --run_dir") from error
     kept = Namespace({key: value for key, value in config.items() if key not in ("config", "run_dir")})
-    (path / "config.yaml").write_text(train_parser().dump(kept))
+    (path / "config.yaml").write_text(train_parser().dump(kept), encoding="utf-8")
     return Run(path)
 
 
-def load_run(path: str | Path, checkpoint: Which = "last", device: torch.device | str = "cpu") -> Model:
+def load_run(path: str | Path, checkpoint: Which = "last", device: torch.device | str = "cpu", trust: bool = False) -> Model:
     """The VAE of a run folder, in evaluation mode.
 
     Arguments:
         path: The run folder.
         checkpoint: "last" epoch, or the "best" by validation ELBO.
         device: Where to put it.
+        trust: Import classes that are not of pyro_vae, torch or pyro, which runs their module's code.
 
     Raises:
-        RequestError: If the folder is no run folder, or the checkpoint is missing or damaged.
+        RequestError: If the folder is no run folder, the checkpoint is missing or damaged, or a class is not trusted.
     """
+    if checkpoint not in FILES:
+        raise RequestError(f"checkpoint must be one of {', '.join(FILES)}, but is {checkpoint}")
     run = Run.open(path)
-    config, content = run.config(), run.load_checkpoint(checkpoint)
+    config, content = run.config(trust), run.load_checkpoint(checkpoint)
     vae = build(constructors(config), config.latent_dim, tuple(content["shape"]))
     try:
         vae.load_state_dict(content["vae"])
@@ -148,15 +183,19 @@ def load_run(path: str | Path, checkpoint: Which = "last", device: torch.device 
     return vae.to(device).eval()
 
 
-def run_data(run: Run, data_dir: str | None = None) -> Data:
+def run_data(run: Run, data_dir: str | None = None, trust: bool = False) -> Data:
     """The data set that a run was trained on.
 
     Arguments:
         run: The run.
         data_dir: Folder of the downloaded data sets, if it has moved.
+        trust: As for `load_run`.
 
     Raises:
-        RequestError: If the data are gone.
+        RequestError: If the data are gone, or have another shape by now.
     """
-    config = run.config()
-    return load_data(config.data, data_dir or config.data_dir, config.image_size, config.binarization)
+    config, shape = run.config(trust), tuple(run.load_checkpoint("last")["shape"])
+    data = load_data(config.data, data_dir or config.data_dir, config.image_size, config.binarization)
+    if data.shape != shape:
+        raise RequestError(f"{config.data} has images of shape {data.shape}, but {run.path} was trained on {shape}")
+    return data

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from math import inf
+
+from pyro_vae.errors import RequestError
 
 
 class Schedule(ABC):
@@ -10,14 +13,26 @@ class Schedule(ABC):
 
     To write your own, subclass it and write `__call__`:
 
-        class Halving(Schedule):
+        class Decay(Schedule):
             def __call__(self, step):
-                return 0.5**step
+                return 1 + 3 * 0.999**step
     """
 
     @abstractmethod
     def __call__(self, step: int) -> float:
         """The value at `step`, the number of steps already taken."""
+
+
+def value_at(schedule: Schedule, step: int) -> float:
+    """The value of a schedule at a step.
+
+    Raises:
+        RequestError: If it is no positive, finite number.
+    """
+    value = schedule(step)
+    if not (isinstance(value, int | float) and 0 < value < inf):
+        raise RequestError(f"beta is {value!r} at step {step}: a schedule must give positive, finite numbers")
+    return value
 
 
 class Constant(Schedule):
@@ -39,7 +54,7 @@ class Constant(Schedule):
     """
 
     def __init__(self, value: float = 1.0) -> None:
-        if not 0 < value < float("inf"):
+        if not 0 < value < inf:
             raise ValueError(f"value must be positive, but is {value}; for almost no KL use a small value such as 1e-6")
         self.value = value
 

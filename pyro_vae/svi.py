@@ -8,8 +8,8 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.infer.util import is_validation_enabled
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -47,18 +47,17 @@ class SVI:
         self.model, self.guide, self.objective, self.mean = model, guide, objective, mean
         self.make_optimizer = optimizer
         self.optimizer: Optimizer | None = None
-        self._params: list[Tensor] = []
+        self._known: dict[int, Tensor] = {}
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """Take one step of the optimizer; the loss before it, in nats."""
-        for param in self._params:
-            param.grad = None
-        with self._validation(), poutine.trace(param_only=True) as seen:
+        with self._validation(), _Params() as seen:
             loss = self.objective.loss_and_grads(self.model, self.guide, *args, **kwargs)
-        self._adopt([_unconstrained(site) for site in seen.trace.nodes.values()])
+        self._adopt(seen.params)
         rows = len(args[0]) if self.mean else 1
-        if rows > 1:
-            torch._foreach_div_([param.grad for param in self._params if param.grad is not None], rows)
+        for param in seen.params.values():
+            if param.grad is not None:
+                param.grad /= rows
         if self.optimizer is not None:
             self.optimizer.step()
         return float(loss) / rows
@@ -73,16 +72,25 @@ class SVI:
     def _validation(self) -> AbstractContextManager[None]:
         return pyro.validation_enabled(is_validation_enabled() and self.optimizer is None)
 
-    def _adopt(self, params: list[Tensor]) -> None:
+    def _adopt(self, params: dict[int, Tensor]) -> None:
         """Hand parameters that are seen for the first time to the optimizer."""
-        known = {id(param) for param in self._params}
-        new = list({id(param): param for param in params if id(param) not in known}.values())
-        self._params += new
+        new = [param for key, param in params.items() if key not in self._known]
+        self._known |= params
         if self.optimizer is not None and new:
             self.optimizer.add_param_group({"params": new})
         elif new:
             self.optimizer = self.make_optimizer(new)
 
 
-def _unconstrained(site: Any) -> Tensor:
-    return site["value"].unconstrained()
+class _Params(Messenger):
+    """Collects the parameters of programs, and clears the gradient that each still has from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.params: dict[int, Tensor] = {}
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        param = msg["value"].unconstrained()
+        if id(param) not in self.params:
+            param.grad = None
+            self.params[id(param)] = param

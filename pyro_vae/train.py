@@ -12,16 +12,18 @@ import pyro
 from jsonargparse import Namespace
 
 from pyro_vae import plots, progress, views
-from pyro_vae.cli import build, constructors, device, parse, resolve_binarization, run, supply, train_parser
-from pyro_vae.data import Data, load_data, to_pixels
+from pyro_vae.cli import build, constructors, device, parse, rehearse_optimizer, resolve_binarization, run, supply, train_parser
+from pyro_vae.data import NAMED, Data, load_data, to_pixels
 from pyro_vae.diagnostics import evaluate
 from pyro_vae.errors import RequestError
 from pyro_vae.fit import fit
 from pyro_vae.runs import Run, new_run
+from pyro_vae.schedules import value_at
 from pyro_vae.vae import Model
 
 EPOCHS = 20
 STEPS = 3000
+MEAN_IMAGES = 10_000
 TEST_SAMPLES = 1000
 TEST_IMAGES = 1000
 LATENT_IMAGES = 5000
@@ -38,25 +40,24 @@ def _train(argv: list[str] | None) -> None:
     _fit(vae, data, folder, config)
     results = _score(vae, data)
     folder.save_results(results)
-    pictures = draw(vae, data, folder)
-    print(progress.table(results, f"\n{data.name}, test set"))
-    print(f"\nrun folder: {folder.path}", *(f"  {picture}" for picture in pictures), sep="\n")
+    print(progress.table(results, f"\n{data.name}, test set", vae.likelihood))
+    print(f"\nrun folder: {folder.path}", *(f"  {picture}" for picture in draw(vae, data, folder)), sep="\n")
 
 
 def _prepare(config: Namespace) -> tuple[Model, Data, Run]:
     """Refuse whatever is wrong before anything is written."""
     where, parts = device(config.device), constructors(config)
-    supply("beta", parts.beta)
+    value_at(supply("beta", parts.beta), 0)
+    rehearse_optimizer(parts.optimizer)
     config.binarization = resolve_binarization(config.binarization, supply("likelihood", parts.likelihood))
     data = load_data(config.data, config.data_dir, config.image_size, config.binarization, say=print)
     pyro.clear_param_store()
     pyro.set_rng_seed(config.seed)
     vae = build(parts, config.latent_dim, data.shape).to(where)
-    supply("optimizer", parts.optimizer, params=list(vae.parameters()))
     if config.batch_size > len(data.train):
         raise RequestError(f"batch_size is {config.batch_size}, but there are {len(data.train)} training images: use fewer")
     config.epochs = config.epochs or max(EPOCHS, ceil(STEPS * config.batch_size / len(data.train)))
-    supply("prior", vae.initialize, x=to_pixels(data.train.images, vae.pixels).to(where))
+    supply("prior", vae.initialize, x=to_pixels(data.train.images[:MEAN_IMAGES], vae.pixels).to(where))
     config.data, config.data_dir = _found(config.data, data), str(Path(config.data_dir).resolve())
     folder = new_run(_run_dir(config.run_dir, data), config)
     print(f"{vae.__class__.__name__} on {where}: {sum(p.numel() for p in vae.parameters()):,} parameters; {_sizes(data)}")
@@ -64,7 +65,7 @@ def _prepare(config: Namespace) -> tuple[Model, Data, Run]:
 
 
 def _found(asked: str, data: Data) -> str:
-    return str(Path(asked).resolve()) if Path(asked).exists() and asked != data.name else data.name
+    return data.name if asked in ("auto", *NAMED) else str(Path(asked).resolve())
 
 
 def _run_dir(asked: str | None, data: Data) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from itertools import count
+from typing import Any
 
 import pyro
 import torch
@@ -17,6 +18,11 @@ from pyro_vae.posteriors import Posterior
 from pyro_vae.priors import Prior
 
 _instances = count()
+
+
+def _new_name() -> str:
+    """A name for Pyro's parameter store, which is global: no two models of a process share one."""
+    return f"vae{next(_instances)}"
 
 
 class Model(nn.Module, ABC):
@@ -35,7 +41,12 @@ class Model(nn.Module, ABC):
     def __init__(self, posterior: Posterior, decoder: nn.Module, likelihood: Likelihood) -> None:
         super().__init__()
         self.posterior, self.decoder, self.likelihood = posterior, decoder, likelihood
-        self._name = f"vae{next(_instances)}"
+        self._name = _new_name()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy, or one read from a file, has parameters of its own and so a name of its own."""
+        super().__setstate__(state)
+        self._name = _new_name()
 
     @abstractmethod
     def model(self, x: Tensor, beta: float | Tensor = 1.0) -> None:

@@ -9,9 +9,9 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyro_vae.errors import RequestError
+from pyro_vae.importance import rows_at_once
 from pyro_vae.vae import Model
 
-ROWS = 1000
 DRAWS = 200
 
 
@@ -25,7 +25,7 @@ class Codes(NamedTuple):
 @torch.no_grad()
 def codes(vae: Model, x: Tensor) -> Codes:
     """The posterior means and standard deviations at each image of `x`, as pixels; by draws where they have no closed form."""
-    parts = [_moments(vae.encode(rows)) for rows in x.split(ROWS)]
+    parts = [_moments(vae.encode(rows)) for rows in x.split(rows_at_once(x))]
     return Codes(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
@@ -49,7 +49,8 @@ def _seen(vae: Model, x: Tensor) -> Tensor:
 
 def samples(vae: Model, count: int) -> Tensor:
     """Mean images of `count` codes from the prior, shape `(count, *data_shape)`."""
-    return torch.cat([_seen(vae, vae.sample(len(rows))) for rows in torch.empty(count).split(ROWS)])
+    limit = rows_at_once(vae.sample(1))
+    return torch.cat([_seen(vae, vae.sample(min(limit, count - done))) for done in range(0, count, limit)])
 
 
 def reconstructions(vae: Model, x: Tensor) -> Tensor:

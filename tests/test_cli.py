@@ -44,7 +44,62 @@ BAD_TRAIN = {
     "--data nowhere": "there is no data set or path nowhere",
     "--config nowhere.yaml": "config: ",
     "--image_size 0": "image_size: ",
+    "--seed 5000000000": "seed: must be an integer from 0 to 2**32 - 1, but is 5000000000",
+    "--model Foo": "model: there is no class Foo; choose from HierarchicalVAE, VAE",
+    "--model.prior_dim 3": "model: pyro_vae.VAE has no option prior_dim",
+    "--model HierarchicalVAE --model.prior_dim 0": "prior_dim",
+    "--prior GaussianMixture --prior.components 0": "prior: components must be positive, but is 0",
+    "--prior GaussianMixture --prior.components many": "prior.components: expected int, but got many",
+    "--prior VampPrior --prior.components 1350": "prior: components must be at most 1349, the number of training images",
+    "--prior VampPrior --prior.start here": "prior.start: choose from 'noise', 'data', not here",
+    "--prior StudentT --prior.df 0": "prior: df must be positive",
+    "--prior FlowPrior --prior.flow NICE": "prior.flow: choose from 'MAF', 'NSF', 'coupling', not NICE",
+    "--prior StandardNormal --prior.components 3": "prior: pyro_vae.StandardNormal has no option components",
+    "--posterior LowRankNormal --posterior.rank 21": "posterior: rank must be 1 to 20, the number of latent",
+    "--posterior VampPrior": "posterior: there is no class VampPrior",
+    "--posterior pyro_vae.VampPrior": "posterior: pyro_vae.VampPrior is not a Posterior",
+    "--likelihood DiscretizedLogistic --likelihood.components 0": "likelihood: components must be positive",
+    "--likelihood Beta --binarization static": "binarization: Beta scores dequantized pixels: drop --binarization static",
+    "--optimizer LBFGS": "optimizer: ",
+    "--optimizer SparseAdam": "optimizer: ",
+    "--encoder own.make_network": "encoder: own.make_network is not a Network",
+    "--likelihood own.NoPixels": "likelihood: NoPixels must declare its pixels, one of binary, unit, dequantized, byte",
+    "--posterior own.Careless": "posterior: cannot assign module before Module.__init__() call",
+    "--prior own.Failing": "prior: no such luck",
+    "--prior own.NoPrior": "prior: own.NoPrior is not a Prior",
+    "--beta own.Zero": "beta is 0 at step 0",
 }
+
+
+OWN = """
+import torch
+import pyro_vae as pv
+
+def make_network(in_shape, out_shape):
+    return pv.MLP(in_shape, out_shape)
+
+class NoPixels(pv.Likelihood):
+    def forward(self, params):
+        raise NotImplementedError
+
+class Careless(pv.DiagonalNormal):
+    def __init__(self, encoder):
+        self.encoder = encoder
+
+class Failing(pv.Prior):
+    def __init__(self, latent_dim: int):
+        raise RuntimeError("no such luck")
+
+    def forward(self):
+        raise NotImplementedError
+
+class NoPrior(torch.nn.Module):
+    pass
+
+class Zero(pv.Schedule):
+    def __call__(self, step: int) -> float:
+        return 0
+"""
 
 
 def refused(capfd, command, argv):
@@ -61,13 +116,23 @@ def refused(capfd, command, argv):
 @pytest.mark.parametrize("flags", BAD_TRAIN)
 def test_bad_training_options(capfd, tmp_path, monkeypatch, flags):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    sys.modules.pop("own", None)
+    (tmp_path / "own.py").write_text(OWN)
     assert BAD_TRAIN[flags] in refused(capfd, "train", [*TRAIN, *flags.split()])
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["own.py"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_where_there_is_none(capfd):
     assert "use --device cpu" in refused(capfd, "train", [*TRAIN, "--device", "cuda"])
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+def test_a_loss_that_is_not_finite(capfd, tmp_path):
+    assert train.main([*TRAIN, "--optimizer.lr", "1e30", "--run_dir", str(tmp_path / "r")]) == 1
+    assert re.fullmatch(r"error: the loss is (nan|inf) at step \d+: try a lower learning rate.*\n", capfd.readouterr().err)
 
 
 @pytest.mark.parametrize(
@@ -77,10 +142,12 @@ def test_cuda_where_there_is_none(capfd):
         ("epoch: 3", "epoch"),
         ("prior: {class_path: Foo}", "prior: there is no class Foo"),
         ("- 3", ""),
+        ("data: 5", "data: "),
+        (b"\xff\xfe", ""),
     ],
 )
 def test_bad_config_files(capfd, tmp_path, text, message):
-    (tmp_path / "c.yaml").write_text(text)
+    (tmp_path / "c.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     assert message in refused(capfd, "train", ["--config", str(tmp_path / "c.yaml")])
 
 
@@ -136,6 +203,8 @@ BAD_SAVED = {
     "generate traversals --dimension 2": "there is no latent dimension 2: choose 0 to 1",
     "generate samples --format gif": "format: ",
     "generate samples --out /dev/null/x.png": "cannot be written",
+    "generate samples --out x.gif": "out must end in .png or .npz, but is x.gif",
+    "generate samples --format npz --out x.png": "out must end in .npz, but is x.png",
 }
 
 

@@ -125,9 +125,33 @@ def test_mixed_sizes_are_resized_when_asked(tmp_path):
     assert load_data(path, image_size=7).shape == (1, 7, 7)
 
 
-def save(path, array, **more):
-    np.savez(path, images=array, **more) if path.suffix == ".npz" else np.save(path, array)
-    return path
+def test_images_that_eight_bits_would_spoil_are_refused(tmp_path):
+    for mode, array in {"I;16": np.zeros((4, 4), dtype=np.uint16), "F": np.zeros((4, 4), dtype=np.float32)}.items():
+        (tmp_path / mode).mkdir()
+        Image.fromarray(array).save(tmp_path / mode / "a.tiff")
+        with pytest.raises(pv.RequestError, match=f"a.tiff is of mode {mode}: save it with 8 bits"):
+            load_data(str(tmp_path / mode))
+
+
+def test_what_is_transparent_is_white(tmp_path):
+    for i in range(14):
+        Image.new("RGBA", (4, 4), (0, 0, 0, 0 if i % 2 else 255)).save(tmp_path / f"{i}.png")
+    (tmp_path / "._0.png").write_text("left by another system")
+    data = load_data(str(tmp_path))
+    assert data.shape == (3, 4, 4)
+    assert data.train.images.float().mean().item() == pytest.approx(127.5, abs=40)
+    assert set(data.train.images.unique().tolist()) == {0, 255}
+
+
+def test_unknown_kinds_are_refused():
+    with pytest.raises(pv.RequestError, match="pixels must be one of"):
+        to_pixels(torch.rand(2, 1, 3, 3), "grey")
+    with pytest.raises(pv.RequestError, match="binarization must be one of"):
+        load_data("digits", binarization="sometimes")
+
+
+def test_the_splits_have_noise_of_their_own(digits):
+    assert not torch.equal(digits.validation.noise, digits.test.noise[:149])
 
 
 BAD_ARRAYS = {
@@ -189,7 +213,8 @@ def test_auto_takes_digits_without_a_network_and_says_so(tmp_path, offline):
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist", "omniglot"])
 def test_a_set_asked_for_by_name_is_never_replaced(tmp_path, offline, name):
     with pytest.raises(pv.RequestError, match=f"{name} could not be downloaded .* --data digits, which needs no network"):
-        load_data(name, tmp_path)
+        load_data(name, tmp_path / "new")
+    assert not list(tmp_path.iterdir())
 
 
 def test_auto_takes_mnist_that_is_on_disk(mnist, tmp_path, offline, monkeypatch):

@@ -3,6 +3,7 @@ import json
 import pyro
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 from torch.optim import Adam
 
 import pyro_vae as pv
@@ -89,6 +90,26 @@ def test_refuses_before_the_first_record_is_drawn(digits, options, message):
 def test_nan_stops_training(digits):
     with pytest.raises(pv.NotFiniteError, match=r"the loss is (nan|inf) at step"):
         list(pv.fit(build(digits), digits, epochs=3, optimizer=lambda params: Adam(params, lr=1e30)))
+
+
+def test_vectorized_particles_are_counted_once(digits):
+    objective = Trace_ELBO(num_particles=3, vectorize_particles=True)
+    for record in pv.fit(build(digits), digits, epochs=2, objective=objective):
+        assert record["loss"] == pytest.approx(-record["elbo"], rel=1e-5)
+
+
+class Failing(pv.Schedule):
+    def __init__(self, value):
+        self.value = value
+
+    def __call__(self, step):
+        return 1.0 if step < 3 else self.value
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "1"])
+def test_a_schedule_that_fails(digits, value):
+    with pytest.raises(pv.RequestError, match=r"beta is .* at step 3: a schedule must give positive"):
+        list(pv.fit(build(digits), digits, epochs=1, beta=Failing(value)))
 
 
 def test_dropout_is_off_for_validation_and_on_in_training(digits):

@@ -1,3 +1,5 @@
+import copy
+
 import pyro
 import pytest
 import torch
@@ -51,6 +53,20 @@ def test_a_second_vae_does_not_reuse_the_first_ones_parameters(vae, x):
             assert any(site["value"] is param for site_name, site in trace.nodes.items() if site_name.endswith(f"$$${name}")), (
                 name
             )
+
+
+def test_a_copy_has_parameters_of_its_own(vae, x):
+    """In Pyro's store as elsewhere: training the copy leaves the original alone."""
+
+    def optimizer(params):
+        return torch.optim.SGD(params, lr=0.1)
+
+    pv.SVI(vae.model, vae.guide, optimizer, Trace_ELBO()).step(x)
+    before = [param.clone() for param in vae.parameters()]
+    twin = copy.deepcopy(vae)
+    pv.SVI(twin.model, twin.guide, optimizer, Trace_ELBO()).step(x)
+    assert all(torch.equal(a, b) for a, b in zip(before, vae.parameters(), strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(before, twin.parameters(), strict=True))
 
 
 def test_encode_sample_reconstruct(vae, x):

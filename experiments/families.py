@@ -19,7 +19,7 @@ import pyro
 import torch
 
 import pyro_vae as pv
-from pyro_vae.cli import build, constructors, train_parser
+from pyro_vae.cli import build, concrete, constructors, train_parser
 from pyro_vae.data import to_pixels
 from pyro_vae.importance import in_chunks, log_likelihood
 
@@ -97,13 +97,6 @@ def product(data: pv.Data) -> None:
         assert np.isfinite(finite).all(), triple
         count += 1
     print(f"{count} combinations of {' x '.join(str(len(table)) for table in names)}: each trained, sampled and scored")
-
-
-def concrete(base: type) -> list[type]:
-    """The package's own subclasses that can be instantiated, at any depth."""
-    children: list[type] = base.__subclasses__()
-    found = [cls for child in children for cls in (child, *concrete(child))]
-    return [cls for cls in found if not getattr(cls, "__abstractmethods__", ())]
 
 
 def scores(vae: pv.Model, images: pv.Split) -> dict[str, np.ndarray]:

@@ -278,7 +278,7 @@ def one_line(message: str) -> str:
         line = re.sub(pattern, replacement, line)
     part, _, problem = line.partition(": ")
     if part in PARTS and "no class" in problem:
-        names = ", ".join(sorted(cls.__name__ for cls in _concrete(PARTS[part]) if cls.__module__.startswith("pyro_vae")))
+        names = ", ".join(sorted(cls.__name__ for cls in concrete(PARTS[part]) if cls.__module__.startswith("pyro_vae")))
         line += f"; choose from {names}, or give an import path, such as my_module.MyClass"
     return line
 
@@ -309,7 +309,8 @@ _REWORDED = [
 ]
 
 
-def _concrete(base: type) -> list[type]:
-    """The subclasses of a class, at any depth."""
+def concrete(base: type) -> list[type]:
+    """The subclasses of a class, at any depth, that can be instantiated."""
     children: list[type] = base.__subclasses__()
-    return [cls for child in children for cls in (child, *_concrete(child))]
+    found = [cls for child in children for cls in (child, *concrete(child))]
+    return [cls for cls in found if not getattr(cls, "__abstractmethods__", ())]

@@ -83,9 +83,9 @@ class DiagonalNormal(Posterior):
 
 
 class LowRankNormal(Posterior):
-    r"""A Gaussian of diagonal plus low-rank covariance, :math:`\mathcal{N}(z; \mu, \operatorname{diag} \sigma^2 + W W^\top)`.
+    r"""A Gaussian of diagonal plus low-rank covariance, :math:`\mathcal{N}(z; \mu, S (I + W W^\top) S)` with :math:`S` diagonal.
 
-    The encoder gives :math:`\mu`, :math:`\log \sigma` and the columns of W.
+    The encoder gives :math:`\mu`, the logarithm of S's diagonal, and the columns of W: relative to S, they cannot drown it.
 
     Arguments:
         encoder: Network from images to `(N, 2 + rank, latent_dim)`.
@@ -104,14 +104,15 @@ class LowRankNormal(Posterior):
 
     def distribution(self, params: Tensor) -> TorchDistribution:
         loc, log_scale, *columns = params.unbind(-2)
-        return dist.LowRankMultivariateNormal(loc, torch.stack(columns, -1), (2 * log_scale).exp())
+        scale = log_scale.exp()
+        return dist.LowRankMultivariateNormal(loc, scale.unsqueeze(-1) * torch.stack(columns, -1), scale.square())
 
 
 class FullRankNormal(Posterior):
     r"""A Gaussian of any covariance, :math:`\mathcal{N}(z; \mu, L L^\top)`.
 
-    The encoder gives :math:`\mu` and a square matrix, whose strict lower triangle is that of L and whose diagonal is the
-    logarithm of L's.
+    The encoder gives :math:`\mu` and a square matrix: its diagonal is the logarithm of L's, and its strict lower triangle, each
+    row times L's diagonal, is the rest of L: relative to the diagonal, it cannot drown it.
 
     Arguments:
         encoder: Network from images to `(N, 1 + latent_dim, latent_dim)`.
@@ -124,8 +125,9 @@ class FullRankNormal(Posterior):
 
     def distribution(self, params: Tensor) -> TorchDistribution:
         loc, square = params[..., 0, :], params[..., 1:, :]
-        diagonal = square.diagonal(dim1=-2, dim2=-1).exp()
-        return dist.MultivariateNormal(loc, scale_tril=square.tril(-1) + diagonal.diag_embed())
+        scale = square.diagonal(dim1=-2, dim2=-1).exp().unsqueeze(-1)
+        unit = square.tril(-1) + torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
+        return dist.MultivariateNormal(loc, scale_tril=scale * unit)
 
 
 class FlowPosterior(Posterior):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pyro_vae as pv
 from pyro_vae import likelihoods, networks, priors
+from pyro_vae.cli import concrete
 
 SHAPE = (1, 4, 4)
 
@@ -53,8 +54,6 @@ LIKELIHOODS: dict[str, Callable[[], pv.Likelihood]] = {
 FAMILIES = {pv.Prior: PRIORS, pv.Posterior: POSTERIORS, pv.Likelihood: LIKELIHOODS}
 
 
-def concrete(base: type) -> set[str]:
+def own(base: type) -> set[str]:
     """Names of the package's own concrete subclasses, at any depth."""
-    below = {name for child in base.__subclasses__() for name in concrete(child)}
-    own = base.__module__.startswith("pyro_vae.") and not getattr(base, "__abstractmethods__", ())
-    return below | ({base.__name__} if own else set())
+    return {cls.__name__ for cls in concrete(base) if cls.__module__.startswith("pyro_vae.")}

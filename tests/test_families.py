@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from families import FAMILIES, LIKELIHOODS, POSTERIORS, PRIORS, SHAPE, concrete
+from families import FAMILIES, LIKELIHOODS, POSTERIORS, PRIORS, SHAPE, own
 
 import pyro_vae as pv
 from pyro_vae import testing, views
@@ -14,7 +14,7 @@ from pyro_vae.data import to_pixels
 
 def test_every_family_is_here():
     for base, table in FAMILIES.items():
-        assert {name.split(",")[0] for name in table} == concrete(base)
+        assert {name.split(",")[0] for name in table} == own(base)
 
 
 @pytest.mark.parametrize("name", PRIORS)
@@ -101,6 +101,6 @@ def test_every_family_can_be_named_by_a_flag(part):
         "posterior": pv.Posterior,
         "likelihood": pv.Likelihood,
     }[part]
-    for name in concrete(base):
+    for name in own(base):
         made = constructors(train_parser().parse_args([f"--{part}", name]))[part]
         assert made.func.__name__ == name

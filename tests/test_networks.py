@@ -1,5 +1,6 @@
 import pytest
 import torch
+from families import own
 from torch import nn
 
 from pyro_vae import networks
@@ -8,11 +9,7 @@ NETWORKS = {"MLP": networks.MLP, "Linear": networks.Linear, "Gated": networks.Ga
 
 
 def test_every_network_is_tested():
-    assert set(NETWORKS) == {cls.__name__ for cls in _leaves(networks.Network)}
-
-
-def _leaves(base):
-    return [cls for child in base.__subclasses__() for cls in (child, *_leaves(child)) if cls.__module__ == networks.__name__]
+    assert set(NETWORKS) == own(networks.Network)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -25,13 +25,14 @@ def against_scipy(q, loc, covariance):
 def test_low_rank_normal_against_scipy():
     q = pv.LowRankNormal(nn.Identity(), 3, rank=2).distribution(PARAMS[:, :4])
     columns = PARAMS[:, 2:4].numpy()
-    covariance = [np.diag(np.exp(2 * s)) + w.T @ w for s, w in zip(PARAMS[:, 1].numpy(), columns, strict=True)]
+    scales = [np.diag(np.exp(s)) for s in PARAMS[:, 1].numpy()]
+    covariance = [s @ (np.eye(3) + w.T @ w) @ s for s, w in zip(scales, columns, strict=True)]
     against_scipy(q, PARAMS[:, 0], covariance)
 
 
 def test_full_rank_normal_against_scipy():
     q = pv.FullRankNormal(nn.Identity(), 3).distribution(PARAMS[:, :4])
-    lower = [np.tril(a, -1) + np.diag(np.exp(np.diag(a))) for a in PARAMS[:, 1:4].numpy()]
+    lower = [np.diag(np.exp(np.diag(a))) @ (np.eye(3) + np.tril(a, -1)) for a in PARAMS[:, 1:4].numpy()]
     against_scipy(q, PARAMS[:, 0], [a @ a.T for a in lower])
 
 

@@ -211,11 +211,12 @@ def build(parts: Namespace, latent_dim: int, shape: Shape) -> Model:
 
 @torch.no_grad()
 def _rehearse(vae: Model, shape: Shape) -> None:
-    """Run the programs once, so that parts that do not fit are refused before training."""
+    """Run the programs once, so that parts that do not fit are refused before training; it leaves no trace in the seed."""
     x = torch.full((2, *shape), 0.5 if vae.pixels == "dequantized" else 0.0)
     try:
-        terms(vae.model, vae.guide, x, num_samples=2)
-        mean = vae.reconstruct(x)
+        with torch.random.fork_rng():
+            terms(vae.model, vae.guide, x, num_samples=2)
+            mean = vae.reconstruct(x)
     except Exception as error:
         raise RequestError(f"the parts do not fit together: {one_line(str(error))}") from error
     if not mean.isfinite().all():

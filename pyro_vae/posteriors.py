@@ -83,9 +83,9 @@ class DiagonalNormal(Posterior):
 
 
 class LowRankNormal(Posterior):
-    r"""A Gaussian of diagonal plus low-rank covariance, :math:`\mathcal{N}(z; \mu, S (I + W W^\top) S)` with :math:`S` diagonal.
+    r"""A Gaussian of diagonal plus low-rank covariance, :math:`\mathcal{N}(z; \mu, S (I + W W^\top) S)`.
 
-    The encoder gives :math:`\mu`, the logarithm of S's diagonal, and the columns of W: relative to S, they cannot drown it.
+    The encoder gives :math:`\mu`, the logarithm of the diagonal of S, and the columns of W: relative to S, they cannot drown it.
 
     Arguments:
         encoder: Network from images to `(N, 2 + rank, latent_dim)`.
@@ -111,8 +111,8 @@ class LowRankNormal(Posterior):
 class FullRankNormal(Posterior):
     r"""A Gaussian of any covariance, :math:`\mathcal{N}(z; \mu, L L^\top)`.
 
-    The encoder gives :math:`\mu` and a square matrix: its diagonal is the logarithm of L's, and its strict lower triangle, each
-    row times L's diagonal, is the rest of L: relative to the diagonal, it cannot drown it.
+    The encoder gives :math:`\mu` and a square matrix: its diagonal is the logarithm of L's, and its strict lower triangle is
+    that of L, each row relative to L's diagonal, so that it cannot drown it.
 
     Arguments:
         encoder: Network from images to `(N, 1 + latent_dim, latent_dim)`.

@@ -23,7 +23,7 @@ from pyro_vae.vae import Model
 
 EPOCHS = 20
 STEPS = 3000
-MEAN_IMAGES = 10_000
+FIRST_PIXELS = 50_000_000
 TEST_SAMPLES = 1000
 TEST_IMAGES = 1000
 LATENT_IMAGES = 5000
@@ -57,7 +57,8 @@ def _prepare(config: Namespace) -> tuple[Model, Data, Run]:
     if config.batch_size > len(data.train):
         raise RequestError(f"batch_size is {config.batch_size}, but there are {len(data.train)} training images: use fewer")
     config.epochs = config.epochs or max(EPOCHS, ceil(STEPS * config.batch_size / len(data.train)))
-    supply("prior", vae.initialize, x=to_pixels(data.train.images[:MEAN_IMAGES], vae.pixels).to(where))
+    first = data.train.images[: max(1, FIRST_PIXELS // data.train.images[0].numel())]
+    supply("prior", vae.initialize, x=to_pixels(first, vae.pixels).to(where))
     config.data, config.data_dir = _found(config.data, data), str(Path(config.data_dir).resolve())
     folder = new_run(_run_dir(config.run_dir, data), config)
     print(f"{vae.__class__.__name__} on {where}: {sum(p.numel() for p in vae.parameters()):,} parameters; {_sizes(data)}")

@@ -85,7 +85,7 @@ class DiagonalNormal(Posterior):
 class LowRankNormal(Posterior):
     r"""A Gaussian of diagonal plus low-rank covariance, :math:`\mathcal{N}(z; \mu, S (I + W W^\top) S)`.
 
-    The encoder gives :math:`\mu`, the logarithm of the diagonal of S, and the columns of W: relative to S, they cannot drown it.
+    The encoder gives :math:`\mu`, the logarithm of the diagonal of S, and the columns of W, which S scales too.
 
     Arguments:
         encoder: Network from images to `(N, 2 + rank, latent_dim)`.

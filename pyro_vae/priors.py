@@ -146,7 +146,8 @@ class GaussianMixture(Prior):
 class VampPrior(Prior):
     r"""The posterior averaged over learned pseudo-inputs, :math:`p(z) = \frac{1}{K} \sum_k q(z \mid u_k)`.
 
-    It shares the posterior, of any family, with the guide: what moves the encoder moves the prior. The pseudo-inputs stay
+    It shares the posterior, of any family, with the guide: what moves the encoder moves the prior. A FlowPosterior scores a
+    given z in one pass a dimension, and here for every component: that is slow, so take few. The pseudo-inputs stay
     within the range of the pixels.
 
     References:

@@ -228,6 +228,7 @@ def blocks(language):
 def test_readme_commands(tmp_path, monkeypatch):
     """Every `python -m pyro_vae` line of the README, in its order, in one folder, on digits for an epoch."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pyro_vae.train.TEST_SAMPLES", 10)
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     commands = {"train": train, "evaluate": evaluate, "generate": generate}
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("python -m pyro_vae.")]

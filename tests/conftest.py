@@ -29,7 +29,7 @@ def digits() -> pv.Data:
 
 
 @pytest.fixture(scope="session")
-def mnist(tmp_path_factory) -> pv.Data:
+def mnist_or_none(tmp_path_factory) -> pv.Data | None:
     """The real MNIST, where its files lie at hand; they are copied, for they may be packed in a read-only folder."""
     for folder in MNIST:
         if (folder / "MNIST" / "raw" / "train-images-idx3-ubyte.gz").exists():
@@ -39,12 +39,26 @@ def mnist(tmp_path_factory) -> pv.Data:
             for file in (folder / "MNIST" / "raw").glob("*.gz"):
                 (raw / file.name).write_bytes(file.read_bytes())
             return pv.load_data("mnist", copy)
-    pytest.skip("the MNIST files are not at hand")
+    return None
+
+
+@pytest.fixture(scope="session")
+def mnist(mnist_or_none) -> pv.Data:
+    return mnist_or_none or pytest.skip("the MNIST files are not at hand")
+
+
+@pytest.fixture(scope="session")
+def few(mnist_or_none, tmp_path_factory) -> Path:
+    """A file of 120 real images of 28x28: of MNIST, or, where it is not at hand, of the digits."""
+    data = mnist_or_none or pv.load_data("digits", image_size=28)
+    path = tmp_path_factory.mktemp("few") / "few.npz"
+    np.savez(path, images=data.train.images[:120].numpy(), labels=data.train.labels[:120].numpy())
+    return path
 
 
 @pytest.fixture
 def vae() -> pv.VAE:
-    """784-free and fast: 4x4 images, 3 latent dimensions."""
+    """4x4 images, 3 latent dimensions."""
     encoder, decoder = pv.MLP((1, 4, 4), (2, 3), hidden=(8,)), pv.MLP((3,), (1, 1, 4, 4), hidden=(8,))
     return pv.VAE(pv.StandardNormal(3), pv.DiagonalNormal(encoder), decoder, pv.Bernoulli())
 

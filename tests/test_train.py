@@ -212,9 +212,9 @@ RECIPES = sorted(path for path in (ROOT / "experiments").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipes_run(recipe, tmp_path, images):
-    """Two steps of each recipe's own network on small images; the whole runs are in experiments/README.md."""
-    argv = ["--config", str(recipe), "--data", str(images), "--epochs", "1", "--batch_size", "23", "--image_size", "28"]
+def test_recipes_run(recipe, tmp_path, few):
+    """Two steps of each recipe on a few real images; the whole runs are in experiments/README.md."""
+    argv = ["--config", str(recipe), "--data", str(few), "--epochs", "1", "--batch_size", "45"]
     assert train([*argv, "--run_dir", str(tmp_path / "r")]) == 0
     assert figures(tmp_path / "r")[0]["step"] == 2
     asked = yaml.safe_load(recipe.read_text())

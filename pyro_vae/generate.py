@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import pyro
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae import plots, views
@@ -21,6 +20,9 @@ from pyro_vae.data import Split
 from pyro_vae.errors import RequestError
 from pyro_vae.runs import Run, load_run, run_data
 from pyro_vae.vae import Model
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STEPS = 10
 

@@ -5,17 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import ceil, sqrt
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae.fit import Record
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 INK = "#1b1b1b"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a7d00", "#7f7f7f", "#8c564b", "#332288")
 """After Okabe and Ito's palette, which reads in print and with any colour vision, lengthened to ten."""
+
+
+def _figure(size: tuple[float, float]) -> Figure:
+    """An empty figure of a size in inches; matplotlib is imported only now, for it takes its time."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, layout="constrained")
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -37,7 +46,7 @@ def grid(images: Tensor, title: str, columns: int | None = None, labels: Sequenc
     rows = ceil(len(images) / columns)
     height, width = images.shape[-2:]
     cell = max(0.3, min(0.9, 8 / columns))
-    figure = Figure(figsize=(max(columns * cell + 0.9, 4.0), rows * cell * height / width + 0.8), layout="constrained")
+    figure = _figure((max(columns * cell + 0.9, 4.0), rows * cell * height / width + 0.8))
     axes = figure.subplots()
     axes.imshow(_tiled(images, rows, columns), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     axes.set_xticks([])
@@ -68,7 +77,7 @@ def _tiled(images: Tensor, rows: int, columns: int) -> np.ndarray:
 
 def curves(records: Sequence[Record]) -> Figure:
     """The ELBO and its two terms over the epochs, in nats per image, for training and validation."""
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    figure = _figure((10, 3.2))
     panels = {"elbo": "ELBO", "reconstruction": "reconstruction, log p(x | z)", "kl": "KL(q(z | x) || p(z))"}
     for axes, (key, title) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         epochs = [record["epoch"] for record in records]
@@ -89,7 +98,7 @@ def _curve(axes: Any, x: Sequence[int], y: Sequence[float], colour: str, label: 
 def latent(codes: Tensor, labels: Tensor | None, title: str) -> Figure:
     """The codes, shape `(N, latent_dim)`, as a scatter plot coloured by label; by PCA where there are over two dimensions."""
     points, names = _plane(codes.cpu().double().numpy())
-    figure = Figure(figsize=(6.4, 5.4), layout="constrained")
+    figure = _figure((6.4, 5.4))
     axes = figure.subplots()
     size = 4 if len(points) > 1000 else 14
     for index, (name, chosen) in enumerate(_by_label(labels, len(points))):

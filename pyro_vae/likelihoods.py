@@ -190,6 +190,8 @@ class ContinuousBernoulli(Likelihood):
 
     .. math:: p(x \mid z) \propto \pi^x (1 - \pi)^{1 - x}
 
+    At pixels that are exactly 0 or 1 the density grows with the logit, like its size: without bound, if slowly.
+
     References:
         | The continuous Bernoulli: fixing a pervasive error in variational autoencoders (Loaiza-Ganem & Cunningham, 2019)
         | https://arxiv.org/abs/1907.06845

@@ -262,7 +262,10 @@ def test_ctrl_c_stops_with_130(tmp_path):
             if line.startswith("epoch 1/"):
                 break
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        try:
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert err == "stopped by Ctrl-C\n"
     assert pv.load_run(tmp_path / "r") is not None

@@ -126,9 +126,13 @@ class Run:
 
 def _check_names(options: Any, file: Path) -> None:
     """Refuse every dotted name, at any depth of the parts, that is of another package."""
-    parts = options if isinstance(options, dict) else {}
-    for name in _strings([parts.get(part) for part in PARTS]):
-        if re.fullmatch(r"[^\W\d]\w*(\.\w+)+", name) and name.split(".")[0] not in TRUSTED:
+    options = (
+        {key: value for key, value in options.items() if key not in ("data", "data_dir")} if isinstance(options, dict) else {}
+    )
+    if "config" in options or any("." in str(key) or (key in PARTS and isinstance(options[key], str)) for key in options):
+        raise RequestError(f"{file} is not as pyro_vae writes it, and may load other files: add --trust if you know it")
+    for name in _strings(options):
+        if re.search(r"[./\\]", name) and name.split(".")[0] not in TRUSTED:
             raise RequestError(f"{file} names {name}: loading it would run its module's code; add --trust if you know it")
 
 

@@ -24,6 +24,9 @@ from pyro_vae.data import to_pixels
 from pyro_vae.importance import in_chunks, log_likelihood
 
 COMMON = "--latent_dim 20 --batch_size 128"
+SMALL = "--decoder Conv"
+"""A network whose last layer does not multiply with the pixels: a Categorical has 256 outputs for each."""
+
 IMAGES = 1000
 SAMPLES = 500
 
@@ -58,9 +61,10 @@ GROUPS: dict[str, dict[str, str]] = {
         "Beta": "--likelihood Beta",
     },
     "byte": {
-        "Binomial": "--likelihood Binomial",
-        "DiscretizedLogistic": "--likelihood DiscretizedLogistic",
-        "DiscretizedLogistic, 3": "--likelihood DiscretizedLogistic --likelihood.components 3",
+        "Binomial": f"--likelihood Binomial {SMALL}",
+        "Categorical": f"--likelihood Categorical {SMALL}",
+        "DiscretizedLogistic": f"--likelihood DiscretizedLogistic {SMALL}",
+        "DiscretizedLogistic, 3": f"--likelihood DiscretizedLogistic --likelihood.components 3 {SMALL}",
     },
 }
 

@@ -111,8 +111,9 @@ class LowRankNormal(Posterior):
 class FullRankNormal(Posterior):
     r"""A Gaussian of any covariance, :math:`\mathcal{N}(z; \mu, L L^\top)`.
 
-    The encoder gives :math:`\mu` and a square matrix: its diagonal is the logarithm of L's, and its strict lower triangle is
-    that of L, each row relative to L's diagonal, so that it cannot drown it.
+    The encoder gives :math:`\mu` and a square matrix: its diagonal is the logarithm of L's, and its strict lower triangle,
+    divided by `latent_dim`, is that of L, each row relative to L's diagonal: however many dimensions, training starts near a
+    diagonal Gaussian.
 
     Arguments:
         encoder: Network from images to `(N, 1 + latent_dim, latent_dim)`.
@@ -126,7 +127,7 @@ class FullRankNormal(Posterior):
     def distribution(self, params: Tensor) -> TorchDistribution:
         loc, square = params[..., 0, :], params[..., 1:, :]
         scale = square.diagonal(dim1=-2, dim2=-1).exp().unsqueeze(-1)
-        unit = square.tril(-1) + torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
+        unit = square.tril(-1) / loc.shape[-1] + torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
         return dist.MultivariateNormal(loc, scale_tril=scale * unit)
 
 

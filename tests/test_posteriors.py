@@ -32,7 +32,7 @@ def test_low_rank_normal_against_scipy():
 
 def test_full_rank_normal_against_scipy():
     q = pv.FullRankNormal(nn.Identity(), 3).distribution(PARAMS[:, :4])
-    lower = [np.diag(np.exp(np.diag(a))) @ (np.eye(3) + np.tril(a, -1)) for a in PARAMS[:, 1:4].numpy()]
+    lower = [np.diag(np.exp(np.diag(a))) @ (np.eye(3) + np.tril(a, -1) / 3) for a in PARAMS[:, 1:4].numpy()]
     against_scipy(q, PARAMS[:, 0], [a @ a.T for a in lower])
 
 

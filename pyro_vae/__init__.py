@@ -4,19 +4,29 @@ Names that mean one thing are here; Normal, Laplace and Linear, of which there a
 `priors`, `posteriors`, `likelihoods`, `networks` and `schedules`.
 """
 
-from pyro_vae import data, importance, likelihoods, networks, posteriors, priors, schedules
+from pyro_vae import data, importance, likelihoods, networks, objectives, posteriors, priors, schedules
 from pyro_vae.data import Data, Split, load_data
-from pyro_vae.errors import NotFiniteError, RequestError
+from pyro_vae.errors import NotFiniteError, RequestError, StorageError
 from pyro_vae.evaluate import evaluate
-from pyro_vae.fit import Record, fit
+from pyro_vae.fit import Record, Training, fit
 from pyro_vae.hierarchical import HierarchicalVAE
 from pyro_vae.importance import log_likelihood, log_weights
 from pyro_vae.likelihoods import Bernoulli, Beta, Binomial, Categorical, ContinuousBernoulli, DiscretizedLogistic, Likelihood
 from pyro_vae.networks import MLP, Conv, Gated, Network
+from pyro_vae.objectives import (
+    CapacityELBO,
+    DReGELBO,
+    FreeBitsELBO,
+    ImportanceWeightedELBO,
+    PathELBO,
+    ScheduledELBO,
+    StickingTheLandingELBO,
+    TensorELBO,
+)
 from pyro_vae.posteriors import DiagonalNormal, FlowPosterior, FullRankNormal, LowRankNormal, Posterior
 from pyro_vae.priors import FlowPrior, GaussianMixture, Prior, StandardNormal, StudentT, VampPrior
 from pyro_vae.runs import load_run
-from pyro_vae.schedules import Constant, Schedule
+from pyro_vae.schedules import Constant, Cosine, Cyclical, Ramp, Schedule, Sigmoid
 from pyro_vae.svi import SVI
 from pyro_vae.vae import VAE, Model
 
@@ -27,32 +37,46 @@ __all__ = [
     "Bernoulli",
     "Beta",
     "Binomial",
+    "CapacityELBO",
     "Categorical",
     "Constant",
     "ContinuousBernoulli",
     "Conv",
+    "Cosine",
+    "Cyclical",
+    "DReGELBO",
     "Data",
     "DiagonalNormal",
     "DiscretizedLogistic",
     "FlowPosterior",
     "FlowPrior",
+    "FreeBitsELBO",
     "FullRankNormal",
     "Gated",
     "GaussianMixture",
     "HierarchicalVAE",
+    "ImportanceWeightedELBO",
     "Likelihood",
     "LowRankNormal",
     "Model",
     "Network",
     "NotFiniteError",
+    "PathELBO",
     "Posterior",
     "Prior",
+    "Ramp",
     "Record",
     "RequestError",
     "Schedule",
+    "ScheduledELBO",
+    "Sigmoid",
     "Split",
     "StandardNormal",
+    "StickingTheLandingELBO",
+    "StorageError",
     "StudentT",
+    "TensorELBO",
+    "Training",
     "VampPrior",
     "data",
     "evaluate",
@@ -64,6 +88,7 @@ __all__ = [
     "log_likelihood",
     "log_weights",
     "networks",
+    "objectives",
     "posteriors",
     "priors",
     "schedules",

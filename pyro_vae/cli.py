@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from inspect import signature
 from pkgutil import resolve_name
@@ -14,12 +17,16 @@ from typing import Any, Literal, get_args
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from jsonargparse.typing import PositiveInt, restricted_number_type
+from jsonargparse.typing import PositiveFloat, PositiveInt, restricted_number_type
+from pyro.infer import ELBO
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae.data import NAMED, Binarization
-from pyro_vae.errors import NotFiniteError, RequestError
+from pyro_vae.errors import NotFiniteError, RequestError, StorageError, TerminatedError
+from pyro_vae.fit import OnNaN
+from pyro_vae.graphs import Engine
 from pyro_vae.hierarchical import HierarchicalVAE
 from pyro_vae.importance import terms
 from pyro_vae.likelihoods import Likelihood, Pixels
@@ -40,7 +47,9 @@ PARTS: dict[str, type] = {
     "likelihood": Likelihood,
     "encoder": Network,
     "decoder": Network,
+    "objective": ELBO,
     "optimizer": Optimizer,
+    "lr_scheduler": LRScheduler,
     "beta": Schedule,
 }
 
@@ -57,8 +66,12 @@ SUPPLIED = {
     "posterior",
     "likelihood",
     "params",
+    "steps_per_epoch",
+    *("optimizer", "last_epoch"),
+    *("max_plate_nesting", "max_iarange_nesting", "retain_graph", "strict_enumeration_warning"),
+    *("ignore_jit_warnings", "jit_options", "tail_adaptive_beta"),
 }
-"""Constructor parameters that the run fills in: none of them is a flag."""
+"""Constructor parameters that the run fills in, or that its programs have no use for: none of them is a flag."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "model": {"class_path": "pyro_vae.VAE"},
@@ -67,7 +80,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "likelihood": {"class_path": "pyro_vae.likelihoods.Bernoulli"},
     "encoder": {"class_path": "pyro_vae.networks.MLP"},
     "decoder": {"class_path": "pyro_vae.networks.MLP"},
-    "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-3, "fused": True}},
+    "objective": {"class_path": "pyro.infer.Trace_ELBO"},
+    "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"fused": True}},
     "beta": {"class_path": "pyro_vae.schedules.Constant"},
 }
 
@@ -86,9 +100,26 @@ def parse(parser: ArgumentParser, argv: list[str] | None) -> Namespace:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        return parser.parse_args(argv)
+        config = parser.parse_args(argv)
+        if _new_defaults(parser, config):
+            config = parser.parse_args(argv)
+        return config
     except (ArgumentError, OSError, UnicodeDecodeError) as error:
         raise RequestError(one_line(str(error))) from error
+
+
+def _new_defaults(parser: ArgumentParser, config: Namespace) -> bool:
+    """Take the defaults of the classes that were named: the parser keeps those of its default class where the names agree."""
+    named = {name: config[name].class_path for name in DEFAULTS if config.get(name)}
+    other = {name: _default(name, path) for name, path in named.items() if parser.get_default(name)["class_path"] != path}
+    parser.set_defaults(other)
+    return bool(other)
+
+
+def _default(part: str, class_path: str) -> dict[str, Any]:
+    accepted = signature(resolve_name(class_path)).parameters
+    options = DEFAULTS[part].get("init_args", {})
+    return {"class_path": class_path, "init_args": {key: value for key, value in options.items() if key in accepted}}
 
 
 def train_parser() -> ArgumentParser:
@@ -103,10 +134,23 @@ def train_parser() -> ArgumentParser:
     parser.add_argument("--seed", type=Seed, default=0, help="Seed of everything random, but for the data's own.")
     add_device(parser)
     parser.add_argument("--run_dir", type=str | None, help="New folder for all that the run leaves; default runs/DATA-TIME.")
+    parser.add_argument("--resume", action="store_true", help="Go on with the run in --run_dir from its last checkpoint.")
+    parser.add_argument("--trust", action="store_true", help="Import the classes of a resumed run that are not pyro_vae's.")
+    parser.add_argument("--checkpoint_every", type=PositiveInt, default=1, help="Epochs between checkpoints.")
+    parser.add_argument("--patience", type=PositiveInt | None, help=_PATIENCE)
+    parser.add_argument("--clip_grad_norm", type=PositiveFloat | None, help="Longest gradient of a step; default any.")
+    parser.add_argument("--on_nan", type=OnNaN, default="stop", help=_ON_NAN)
+    parser.add_argument("--engine", type=Literal["auto", *get_args(Engine)], default="auto", help=_ENGINE)
     add_parts(parser)
     return parser
 
 
+_PATIENCE = "Stop after so many epochs without a better ELBO, at beta = 1, on the validation images; default never."
+_ON_NAN = "If the loss is not finite, stop; or rewind to the epoch before with half the learning rate, at most 3 times."
+_ENGINE = (
+    "What runs the steps: the programs as they are written, their tensor operations traced once, or these compiled by Inductor."
+    " Default: by the device and the number of steps."
+)
 _BINARIZATION = (
     "How grey pixels become binary ones: drawn afresh at each presentation, drawn once, or not at all. Default: dynamic where"
     " the likelihood scores binary pixels, else none."
@@ -159,26 +203,41 @@ def resolve_binarization(asked: Binarization | None, likelihood: Likelihood) -> 
 def add_parts(parser: ArgumentParser) -> None:
     """Add a flag for each part of a VAE and its training: a class, and the parameters of its constructor."""
     for name, base in PARTS.items():
-        parser.add_subclass_arguments(base, name, default=DEFAULTS[name], skip=SUPPLIED)
+        parser.add_subclass_arguments(base, name, required=False, default=DEFAULTS.get(name), skip=SUPPLIED)
 
 
 def constructors(config: Namespace) -> Namespace:
     """Each part that was parsed, as its constructor with the options filled in; `supply` gives it the rest and calls it."""
-    return Namespace({name: _constructor(config[name]) for name in PARTS})
+    return Namespace({name: config.get(name) and _constructor(config[name]) for name in PARTS})
 
 
-def rehearse_optimizer(make: MakeOptimizer) -> None:
-    """Take one step on a parameter of no account, so that an optimizer of another kind is refused before training.
+def rehearse_optimizer(optimizer: MakeOptimizer, lr_scheduler: Callable[..., Any] | None) -> None:
+    """Take one step on a parameter of no account, so that optimizers and schedulers of other kinds are refused before training.
 
     Raises:
-        RequestError: If it cannot be made, or needs more than gradients.
+        RequestError: If one cannot be made, or needs more than gradients.
     """
     param = nn.Parameter(torch.zeros(2))
     param.grad = torch.zeros(2)
+    made = supply("optimizer", optimizer, params=[param])
     try:
-        make([param]).step()
+        made.step()
     except Exception as error:
         raise RequestError(f"optimizer: {one_line(str(error))}") from error
+    if lr_scheduler is not None:
+        supply("lr_scheduler", lr_scheduler, optimizer=made)
+
+
+def build_objective(make: Callable[..., Any]) -> ELBO:
+    """Build the objective.
+
+    Raises:
+        RequestError: If its constructor refuses, or an option that Pyro does not check is of the wrong kind.
+    """
+    objective = supply("objective", make)
+    if not isinstance(objective.num_particles, int) or objective.num_particles < 1:
+        raise RequestError(f"objective: num_particles must be a positive integer, but is {objective.num_particles}")
+    return objective
 
 
 def _constructor(part: Namespace) -> Callable[..., Any]:
@@ -248,26 +307,49 @@ def device(name: str) -> torch.device:
 
 
 def run(command: Callable[[list[str] | None], None], argv: list[str] | None) -> int:
-    """Run a command: its exit code is 0, 2 for a wrong request, 130 for Ctrl-C, 1 else; one line says what is wrong."""
+    """Run a command and give its exit code: 0, 2 for a wrong request, 130 for Ctrl-C, 143 for SIGTERM, 1 else.
+
+    One line says what is wrong, and what can be done where the exception has a note of it.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        command(argv)
+        with _termination():
+            command(argv)
     except RequestError as error:
-        return _stop(2, f"error: {error}")
-    except NotFiniteError as error:
-        return _stop(1, f"error: {error}")
+        return _stop(2, f"error: {error}", error)
+    except (NotFiniteError, StorageError) as error:
+        return _stop(1, f"error: {error}", error)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
-        return _stop(130, "stopped by Ctrl-C")
+    except KeyboardInterrupt as error:
+        return _stop(130, "stopped by Ctrl-C", error)
+    except TerminatedError as error:
+        return _stop(143, "stopped by SIGTERM", error)
     return 0
 
 
-def _stop(code: int, line: str) -> int:
-    print(line, file=sys.stderr)
+@contextmanager
+def _termination() -> Iterator[None]:
+    """Have SIGTERM raise an exception, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _raise_terminated(number: int, frame: Any) -> None:
+    raise TerminatedError
+
+
+def _stop(code: int, line: str, error: BaseException) -> int:
+    print("; ".join([line, *getattr(error, "__notes__", [])]), file=sys.stderr)
     return code
 
 

@@ -6,14 +6,20 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyro_vae.data import Split
 from pyro_vae.errors import RequestError
-from pyro_vae.importance import in_chunks, log_likelihood
+from pyro_vae.importance import in_chunks, log_likelihood, rows_at_once
 from pyro_vae.vae import Model
 
 ELBO_SAMPLES = 10
+
+ACTIVE = 0.01
+"""A latent dimension is active if its posterior mean varies by more over the images (Burda et al., 2016)."""
+
+DRAWS = 100
 
 Metrics = dict[str, dict[str, Any]]
 
@@ -60,6 +66,36 @@ def evaluate(
         "kl": _summary(kl, ELBO_SAMPLES),
         "log_likelihood": _summary(torch.cat(log_p), num_samples),
     }
+
+
+@torch.no_grad()
+def activity(vae: Model, x: Tensor) -> Tensor:
+    r"""The variance over the images of each dimension's posterior mean, :math:`\operatorname{Var}_x \mathbb{E}[z \mid x]`.
+
+    Where the mean has no closed form it is estimated twice, and the variance is the covariance of the two: one noisy mean
+    alone would vary by its noise.
+
+    References:
+        | Importance Weighted Autoencoders (Burda et al., 2016)
+        | https://arxiv.org/abs/1509.00519
+
+    Arguments:
+        vae: A VAE.
+        x: Images, as the likelihood's pixels, at least two.
+
+    Returns:
+        The variances, shape `(latent_dim,)`.
+    """
+    parts = [_two_means(vae.encode(rows)) for rows in x.split(rows_at_once(x))]
+    first, second = (torch.cat(means).double() for means in zip(*parts, strict=True))
+    return ((first - first.mean(0)) * (second - second.mean(0))).sum(0) / max(1, len(x) - 1)
+
+
+def _two_means(q: TorchDistribution) -> tuple[Tensor, Tensor]:
+    try:
+        return q.mean, q.mean
+    except NotImplementedError:
+        return q.sample(torch.Size([DRAWS])).mean(0), q.sample(torch.Size([DRAWS])).mean(0)
 
 
 def _summary(values: Tensor, num_samples: int) -> dict[str, Any]:

@@ -7,3 +7,11 @@ class RequestError(ValueError):
 
 class NotFiniteError(ArithmeticError):
     """The loss became NaN or infinite. The command line exits with 1."""
+
+
+class StorageError(OSError):
+    """Something could not be written: the disk is full, or the folder is gone. The command line exits with 1."""
+
+
+class TerminatedError(BaseException):
+    """The process was told to end (SIGTERM). The command line exits with 143."""

@@ -1,35 +1,52 @@
-"""The training loop: a generator of records, one for each epoch."""
+"""The training loop: an iterator of records, one for each epoch, that can be stopped and taken up again."""
 
 from __future__ import annotations
 
+import copy
 import math
+import random
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, TypedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypedDict
 
+import numpy as np
 import torch
 from pyro.infer import ELBO, Trace_ELBO
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
-from torch.optim import Adam
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyro_vae.data import Data, to_pixels
+from pyro_vae.diagnostics import ACTIVE, activity
 from pyro_vae.errors import NotFiniteError, RequestError
-from pyro_vae.importance import Program, Site, is_random, log_prob, rows_at_once
+from pyro_vae.graphs import Engine, rehearse
+from pyro_vae.importance import rows_at_once, traces
+from pyro_vae.objectives import ScheduledELBO, check_objective
 from pyro_vae.schedules import Constant, Schedule, value_at
 from pyro_vae.svi import SVI, MakeOptimizer
+from pyro_vae.tally import Reading, Tally
 from pyro_vae.vae import Model
+
+OnNaN = Literal["stop", "rewind"]
+MakeScheduler = Callable[[Optimizer], LRScheduler]
+
+REWINDS = 3
+READ_SECONDS = 1.0
+"""At most so long, but never less than a step, until a loss that is not finite is noticed."""
 
 
 class Record(TypedDict):
     """What one epoch came to; losses and terms in nats per image.
 
     `loss` is what was minimized, at this epoch's beta; `elbo` is never annealed, and is `reconstruction` less `kl`.
+    `active_units` counts the latent dimensions whose posterior mean varies over the validation images.
     """
 
     epoch: int
     step: int
     beta: float
+    learning_rate: float
     loss: float
     elbo: float
     reconstruction: float
@@ -38,6 +55,8 @@ class Record(TypedDict):
     validation_elbo: float
     validation_reconstruction: float
     validation_kl: float
+    active_units: int
+    rewinds: int
     seconds: float
     images_per_second: float
 
@@ -51,8 +70,15 @@ def fit(
     optimizer: MakeOptimizer | None = None,
     objective: ELBO | None = None,
     beta: Schedule | None = None,
+    lr_scheduler: MakeScheduler | None = None,
+    clip_grad_norm: float | None = None,
+    patience: int | None = None,
+    engine: Engine = "eager",
+    on_nan: OnNaN = "stop",
     on_batch: Callable[[int], object] = lambda images: None,
-) -> Iterator[Record]:
+    say: Callable[[str], object] = lambda line: None,
+    resume: Mapping[str, Any] | None = None,
+) -> Training:
     """Train a VAE, on the device that it is on; nothing is printed, and the test set is not touched.
 
     All randomness is torch's global one: call `pyro.set_rng_seed` before building the VAE to repeat a run.
@@ -65,13 +91,21 @@ def fit(
         optimizer: Makes a torch optimizer from a list of parameters; None is Adam with its learning rate of 1e-3.
         objective: The loss; None is `pyro.infer.Trace_ELBO()`.
         beta: Weight of the KL at each step; None is 1.
+        lr_scheduler: Makes one of torch's learning-rate schedulers from the optimizer; it is stepped after each epoch.
+        clip_grad_norm: The gradient of each step is scaled down to this norm, over all parameters, where it is longer.
+        patience: Stop after so many epochs in succession without a better ELBO, at beta = 1, on the validation images.
+        engine: What runs the steps: see `SVI`.
+        on_nan: What to do about a loss that is not finite: "stop", or "rewind" to the end of the epoch before, with half the
+            learning rate, at most three times.
         on_batch: Called after each step with the number of images it took.
+        say: Called with a line about what was not done as asked: another engine that had to take over, a rewind.
+        resume: What `Training.state_dict` gave: training goes on from there, bit for bit.
 
     Returns:
         An iterator that trains one epoch for each record that is drawn from it.
 
     Raises:
-        RequestError: If epochs or batch_size is not positive, or batch_size is over the number of training images.
+        RequestError: If a number is out of range, or the parts do not go together.
         NotFiniteError: If the loss becomes NaN or infinite.
 
     Example:
@@ -85,114 +119,292 @@ def fit(
         >>> first["validation_elbo"] < second["validation_elbo"]
         True
     """
-    if epochs < 1:
-        raise RequestError(f"epochs must be positive, but is {epochs}")
     if not 1 <= batch_size <= len(data.train):
         raise RequestError(f"batch_size must be 1 to {len(data.train)}, the number of training images, but is {batch_size}")
-    loop = _Loop(vae, data, batch_size, optimizer or Adam, objective or Trace_ELBO(), beta or Constant(), on_batch)
-    return (loop.epoch(number) for number in range(1, epochs + 1))
+    for name, value in {"epochs": epochs, "clip_grad_norm": clip_grad_norm, "patience": patience}.items():
+        if value is not None and not 0 < value < math.inf:
+            raise RequestError(f"{name} must be positive, but is {value}")
+    loop = _Loop(vae, data, batch_size, objective or Trace_ELBO(), beta or Constant(), on_batch)
+    loop.start(optimizer or Adam, lr_scheduler, clip_grad_norm, engine, say)
+    training = Training(loop, epochs, patience, on_nan, say)
+    if resume is not None:
+        training.load_state_dict(resume)
+    return training
+
+
+class Training(Iterator[Record]):
+    """Training under way: each record drawn from it trains an epoch. Made by `fit`.
+
+    Attributes:
+        best: The best validation ELBO so far, in nats per image.
+        improved: Whether the last record's is the best.
+        engine: What runs the steps.
+    """
+
+    def __init__(self, loop: _Loop, epochs: int, patience: int | None, on_nan: OnNaN, say: Callable[[str], object]) -> None:
+        self.loop, self.epochs, self.patience, self.on_nan, self.say = loop, epochs, patience, on_nan, say
+        self.epoch, self.best, self.waited, self.rewinds = 0, -math.inf, 0, 0
+
+    @property
+    def improved(self) -> bool:
+        return self.epoch > 0 and self.waited == 0
+
+    @property
+    def engine(self) -> Engine:
+        return self.loop.svi.engine
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is no epoch to come."""
+        return self.epoch >= self.epochs or (self.patience is not None and self.waited >= self.patience)
+
+    def __next__(self) -> Record:
+        if self.ended:
+            raise StopIteration
+        before = copy.deepcopy(self.state_dict()) if self.on_nan == "rewind" else None
+        try:
+            figures = self.loop.epoch(self.epoch + 1)
+        except NotFiniteError as error:
+            if before is None or self.rewinds == REWINDS:
+                raise
+            return self._rewind(before, error)
+        self.epoch += 1
+        self.waited = 0 if figures["validation_elbo"] > self.best else self.waited + 1
+        self.best = max(self.best, figures["validation_elbo"])
+        return {"epoch": self.epoch, **figures, "rewinds": self.rewinds}  # type: ignore[typeddict-item]
+
+    def _rewind(self, before: Mapping[str, Any], error: NotFiniteError) -> Record:
+        self.load_state_dict(before)
+        self.rewinds += 1
+        rate = self.loop.scale_learning_rate(0.5)
+        self.say(f"{error}; back to the end of epoch {self.epoch}, with the learning rate halved to {rate:.3g}")
+        return next(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that training needs to go on from the end of the last epoch, as tensors and plain values."""
+        names = ("epoch", "best", "waited", "rewinds")
+        return {**{name: getattr(self, name) for name in names}, **self.loop.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back, or on, to where `state_dict` was taken."""
+        self.loop.load_state_dict(state)
+        for name in ("epoch", "best", "waited", "rewinds"):
+            setattr(self, name, state[name])
 
 
 class _Loop:
+    """Passes over the data: the steps of an epoch, and the validation after it."""
+
     def __init__(
         self,
         vae: Model,
         data: Data,
         batch_size: int,
-        optimizer: MakeOptimizer,
         objective: ELBO,
         beta: Schedule,
         on_batch: Callable[[int], object],
     ) -> None:
-        self.vae, self.batch_size, self.beta, self.on_batch = vae, batch_size, beta, on_batch
-        data = data.to(_device(vae))
-        self.images = data.train.images
-        self.validation = data.validation.scored(vae.pixels)
+        self.vae, self.batch_size, self.objective, self.on_batch = vae, batch_size, objective, on_batch
+        device = _device(vae)
+        self.images, self.validation = data.train.images.to(device), data.validation.to(device).scored(vae.pixels)
+        self.schedule, self.beta = beta, torch.tensor(value_at(beta, 0), device=device)
         if objective.max_plate_nesting == math.inf:
             objective.max_plate_nesting = 1 + (objective.vectorize_particles and objective.num_particles > 1)
-        self.sums = Sums()
-        self.svi = SVI(self.sums.model(vae.model), self.sums.guide(vae.guide), optimizer, objective, mean=True)
         self.step = 0
 
-    def epoch(self, number: int) -> Record:
+    def start(
+        self,
+        optimizer: MakeOptimizer,
+        lr_scheduler: MakeScheduler | None,
+        clip_grad_norm: float | None,
+        engine: Engine,
+        say: Callable[[str], object],
+    ) -> None:
+        """Run everything once, without effect, to refuse what does not go together."""
+
+        def make(params: Any) -> Optimizer:
+            made = optimizer(params)
+            if clip_grad_norm is not None:
+                made.register_step_pre_hook(lambda *_: _clip(params, clip_grad_norm))
+            return made
+
+        first = torch.arange(self.batch_size, device=self.images.device)
+        rehearse(self._look, first)
+        self.svi = SVI(
+            self.tally.model(self.vae.model),
+            self.tally.guide(self.vae.guide),
+            make,
+            self.objective,
+            mean=True,
+            prepare=self._batch,
+            engine=engine,
+            say=say,
+        )
+        try:
+            self.svi.start(first)
+        except (ValueError, NotImplementedError) as error:
+            raise RequestError(f"objective: {error}") from error
+        self.tally.read()
+        assert self.svi.optimizer is not None
+        self.scheduler = lr_scheduler(self.svi.optimizer) if lr_scheduler is not None else None
+
+    def _look(self, index: Tensor) -> None:
+        x, _ = self._batch(index)
+        check_objective(self.objective, self.schedule, self.vae.model, self.vae.guide, x)
+        self.tally = Tally(*traces(self.vae.model, self.vae.guide, (x,), 1), device=x.device)
+
+    def epoch(self, number: int) -> dict[str, Any]:
         """Train one epoch and score the validation set."""
         start = time.perf_counter()
         self.vae.train()
-        order = torch.randperm(len(self.images), device=self.images.device)
-        trained = self._mean(self._train_step, order, self.batch_size)
+        trained = self._train(number)
         seconds = time.perf_counter() - start
         self.vae.eval()
-        validated = self._mean(self._validation_step, self.validation, rows_at_once(self.validation))
-        return {
-            "epoch": number,
+        validated = self._validate(number)
+        record = {
             "step": self.step,
-            "beta": value_at(self.beta, self.step - 1),
-            **trained,  # type: ignore[typeddict-item]
+            "beta": self.beta.item(),
+            "learning_rate": self._learning_rate(),
+            **trained,
             **{f"validation_{name}": value for name, value in validated.items()},
+            "active_units": int((activity(self.vae, self.validation) > ACTIVE).sum()),
             "seconds": seconds,
             "images_per_second": len(self.images) / seconds,
         }
+        self._schedule_learning_rate(validated["elbo"])
+        return record
 
-    def _mean(self, step: Callable[[Tensor], float], rows: Tensor, batch_size: int) -> dict[str, float]:
-        self.sums.reset()
-        loss = sum(len(batch) * step(batch) for batch in rows.split(batch_size)) / len(rows)
-        particles = self.svi.objective.num_particles
-        reconstruction, kl = (float(total) / len(rows) / particles for total in (self.sums.reconstruction, self.sums.kl))
+    def _train(self, number: int) -> dict[str, float]:
+        means, read = _Means(self.objective, self.step), time.perf_counter()
+        for index in torch.randperm(len(self.images), device=self.images.device).split(self.batch_size):
+            self._set_step(self.step)
+            self.svi.update(index)
+            means.rows += len(index)
+            self.step += 1
+            self.on_batch(len(index))
+            if time.perf_counter() - read > READ_SECONDS:
+                self._read(means, f"in epoch {number}, at step {{step}}")
+                read = time.perf_counter()
+        self._read(means, f"in epoch {number}, at step {{step}}")
+        return means.figures()
+
+    def _validate(self, number: int) -> dict[str, float]:
+        means = _Means(self.objective, self.step)
+        for x in self.validation.split(rows_at_once(self.validation)):
+            means.loss += len(x) * self.svi.evaluate_loss(x, self.beta)
+            means.rows += len(x)
+        self._read(means, f"on the validation images after epoch {number}")
+        return means.figures()
+
+    def _batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        return to_pixels(self.images[index], self.vae.pixels), self.beta
+
+    def _set_step(self, step: int) -> None:
+        """Set what is scheduled, in the tensors that hold it, so that no graph is made anew."""
+        self.beta.fill_(value_at(self.schedule, step))
+        if isinstance(self.objective, ScheduledELBO):
+            self.objective.set_step(step)
+
+    def _read(self, means: _Means, where: str) -> None:
+        """Add up what was seen since the last reading.
+
+        Raises:
+            NotFiniteError: If a log-probability or the loss was NaN or infinite.
+        """
+        reading, loss = self.tally.read(), self.svi.read_total()
+        means.add(reading, loss)
+        if reading.not_finite or not math.isfinite(means.loss):
+            site = f", first in {reading.not_finite[0]}" if reading.not_finite else ""
+            error = NotFiniteError(f"the loss is not finite {where.format(step=means.steps)}{site}")
+            error.add_note("try a lower learning rate, such as --optimizer.lr 1e-4, --clip_grad_norm 100 or --on_nan rewind")
+            raise error
+
+    def _learning_rate(self) -> float:
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    @property
+    def _optimizer(self) -> Optimizer:
+        assert self.svi.optimizer is not None
+        return self.svi.optimizer
+
+    def _schedule_learning_rate(self, elbo: float) -> None:
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(-elbo)
+        elif self.scheduler is not None:
+            self.scheduler.step()
+
+    def scale_learning_rate(self, factor: float) -> float:
+        """Scale the learning rate, and that which a scheduler started from; the new one."""
+        for group in self._optimizer.param_groups:
+            for name in group.keys() & {"lr", "initial_lr"}:
+                group[name] *= factor
+        if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.base_lrs = [rate * factor for rate in self.scheduler.base_lrs]
+        return self._learning_rate()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step, the parameters, the optimizer, the scheduler and the random state."""
+        return {
+            "step": self.step,
+            "vae": self.vae.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "lr_scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "random": random_state(_device(self.vae)),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put all of it back."""
+        self.step = state["step"]
+        self.vae.load_state_dict(state["vae"])
+        self.svi.load_optimizer(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["lr_scheduler"])
+        set_random_state(state["random"], _device(self.vae))
+
+
+class _Means:
+    """Means a row of what was read in parts, and the number of steps that it came from."""
+
+    def __init__(self, objective: ELBO, step: int) -> None:
+        self.particles, self.steps, self.rows = objective.num_particles, step, 0
+        self.runs_a_step = 1 if objective.vectorize_particles else objective.num_particles
+        self.loss, self.reconstruction, self.kl = 0.0, 0.0, 0.0
+
+    def add(self, reading: Reading, loss: float) -> None:
+        self.steps += math.ceil(reading.runs / self.runs_a_step)
+        self.loss += loss
+        self.reconstruction += reading.reconstruction / self.particles
+        self.kl += reading.kl / self.particles
+
+    def figures(self) -> dict[str, float]:
+        loss, reconstruction, kl = (value / self.rows for value in (self.loss, self.reconstruction, self.kl))
         return {"loss": loss, "elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
 
-    def _train_step(self, index: Tensor) -> float:
-        x = to_pixels(self.images[index], self.vae.pixels)
-        loss = self.svi.step(x, value_at(self.beta, self.step))
-        self.step += 1
-        if not math.isfinite(loss):
-            raise NotFiniteError(
-                f"the loss is {loss} at step {self.step}: try a lower learning rate, such as --optimizer.lr 1e-4"
-            )
-        self.on_batch(len(x))
-        return loss
 
-    def _validation_step(self, x: Tensor) -> float:
-        return self.svi.evaluate_loss(x, value_at(self.beta, max(self.step - 1, 0)))
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The state of torch's, Python's and NumPy's global generators, as tensors and plain values."""
+    _, keys, *numbers = np.random.get_state()  # noqa: NPY002
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "python": random.getstate(),
+        "numpy": [torch.from_numpy(np.asarray(keys, dtype=np.int64)), *numbers],
+    }
 
 
-class Sums:
-    """Sums up log-probabilities, never annealed, while an objective runs the programs that it is given."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Start from zero."""
-        self.reconstruction: float | Tensor = 0.0
-        self.kl: float | Tensor = 0.0
-
-    def model(self, program: Program) -> Program:
-        """The program, with its observed sites added to `reconstruction` and its latent sites taken from `kl`."""
-        return _OnSites(self._add_model)(program)
-
-    def guide(self, program: Program) -> Program:
-        """The program, with its sites added to `kl`."""
-        return _OnSites(self._add_guide)(program)
-
-    def _add_model(self, site: Site) -> None:
-        if site["is_observed"]:
-            self.reconstruction = self.reconstruction + log_prob(site).sum()
-        else:
-            self.kl = self.kl - log_prob(site).sum()
-
-    def _add_guide(self, site: Site) -> None:
-        self.kl = self.kl + log_prob(site).sum()
+def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Put the generators into a state that `random_state` gave; a GPU's only where there was one."""
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    keys, *numbers = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *numbers))  # noqa: NPY002
 
 
-class _OnSites(Messenger):
-    def __init__(self, function: Callable[[Site], None]) -> None:
-        super().__init__()
-        self.function = function
-
-    @torch.no_grad()
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if is_random(msg):
-            self.function(msg)
+def _clip(params: Sequence[Tensor], norm: float) -> None:
+    clip_grad_norm_(params, norm)
 
 
 def _device(module: nn.Module) -> torch.device:

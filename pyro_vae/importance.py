@@ -10,6 +10,8 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -38,15 +40,31 @@ class Terms(NamedTuple):
 
 def terms(model: Program, guide: Program, x: Tensor, num_samples: int) -> Terms:
     """The terms of the log-weights, each of shape `(num_samples, N)`; arguments as for `log_weights`."""
+    p, q = traces(model, guide, (x,), num_samples)
+    observed = site_sum(p, x, num_samples, lambda site: site["is_observed"])
+    latent = site_sum(p, x, num_samples, lambda site: not site["is_observed"])
+    return Terms(observed, site_sum(q, x, num_samples) - latent)
+
+
+def traces(
+    model: Program, guide: Program, args: tuple[Any, ...], num_samples: int, at_draws: Messenger | None = None
+) -> tuple[Trace, Trace]:
+    """The traces of the model and of the guide, both under a plate of samples at dim -2.
+
+    Arguments:
+        model: As for `log_weights`, called with `args`; the first is the data.
+        guide: Likewise.
+        args: Their arguments.
+        num_samples: Number of samples.
+        at_draws: An effect handler that sees, and may change, what the guide draws before its trace does.
+    """
     _check_num_samples(num_samples)
     with pyro.plate("importance samples", num_samples, dim=-2):
-        q = poutine.trace(guide).get_trace(x)
-        p = poutine.trace(poutine.replay(model, trace=q)).get_trace(x)
-    _check_sites(p, q, len(x))
-    shape = torch.Size([num_samples, len(x)])
-    observed = _log_prob(p, shape, lambda site: site["is_observed"])
-    latent = _log_prob(p, shape, lambda site: not site["is_observed"])
-    return Terms(observed, _log_prob(q, shape, lambda site: True) - latent)
+        with at_draws or Messenger():
+            q = poutine.trace(guide).get_trace(*args)
+        p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*args)
+    _check_sites(p, q, len(args[0]))
+    return p, q
 
 
 def log_weights(model: Program, guide: Program, x: Tensor, num_samples: int) -> Tensor:
@@ -127,13 +145,14 @@ def log_prob(site: Site) -> Tensor:
     return scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
 
 
-def _log_prob(trace: poutine.Trace, shape: torch.Size, which: Callable[[Site], bool]) -> Tensor:
-    sites = [site for site in _sample_sites(trace).values() if which(site)]
-    zeros = torch.zeros((), device=next(iter(_sample_sites(trace).values()))["value"].device)
-    return sum((log_prob(site) for site in sites), zeros).expand(shape)
+def site_sum(trace: Trace, x: Tensor, num_samples: int, which: Callable[[Site], bool] = lambda site: True) -> Tensor:
+    """The log-probability of all sites of a trace on data `x`, or of some, shape `(num_samples, N)`."""
+    sites = [site for site in sample_sites(trace).values() if which(site)]
+    return sum((log_prob(site) for site in sites), torch.zeros((), device=x.device)).expand(num_samples, len(x))
 
 
-def _sample_sites(trace: poutine.Trace) -> dict[str, Site]:
+def sample_sites(trace: Trace) -> dict[str, Site]:
+    """The random sites of a trace, by name."""
     return {name: site for name, site in trace.nodes.items() if is_random(site)}
 
 
@@ -142,14 +161,14 @@ def is_random(site: Site) -> bool:
     return site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
 
 
-def _check_sites(model: poutine.Trace, guide: poutine.Trace, size: int) -> None:
-    latent = {name for name, site in _sample_sites(model).items() if not site["is_observed"]}
-    sampled = {name for name, site in _sample_sites(guide).items() if not site["infer"].get("is_auxiliary")}
+def _check_sites(model: Trace, guide: Trace, size: int) -> None:
+    latent = {name for name, site in sample_sites(model).items() if not site["is_observed"]}
+    sampled = {name for name, site in sample_sites(guide).items() if not site["infer"].get("is_auxiliary")}
     if latent != sampled:
         raise ValueError(
             f"model and guide need the same latent sites, but {', '.join(sorted(latent ^ sampled))} is in only one of them"
         )
-    for name, site in {**_sample_sites(model), **_sample_sites(guide)}.items():
+    for name, site in {**sample_sites(model), **sample_sites(guide)}.items():
         _, *plates = sorted(site["cond_indep_stack"], key=lambda frame: frame.dim or 0)
         if [(plate.dim, plate.size) for plate in plates] != [(-1, size)]:
             raise ValueError(

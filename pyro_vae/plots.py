@@ -76,16 +76,20 @@ def _tiled(images: Tensor, rows: int, columns: int) -> np.ndarray:
 
 
 def curves(records: Sequence[Record]) -> Figure:
-    """The ELBO and its two terms over the epochs, in nats per image, for training and validation."""
-    figure = _figure((10, 3.2))
-    panels = {"elbo": "ELBO", "reconstruction": "reconstruction, log p(x | z)", "kl": "KL(q(z | x) || p(z))"}
-    for axes, (key, title) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        epochs = [record["epoch"] for record in records]
+    """The ELBO and its two terms over the epochs, in nats per image, for training and validation, and the active units."""
+    figure = _figure((13, 3.2))
+    *panels, last = figure.subplots(1, 4)
+    titles = {"elbo": "ELBO", "reconstruction": "reconstruction, log p(x | z)", "kl": "KL(q(z | x) || p(z))"}
+    epochs = [record["epoch"] for record in records]
+    for axes, (key, title) in zip(panels, titles.items(), strict=True):
         _curve(axes, epochs, [record[key] for record in records], COLOURS[0], "training")  # type: ignore[literal-required]
         _curve(axes, epochs, [record[f"validation_{key}"] for record in records], COLOURS[1], "validation")  # type: ignore
-        if key == "elbo" and any(record["beta"] != 1 for record in records):
-            _curve(axes, epochs, [-record["loss"] for record in records], COLOURS[2], "training, as optimized")
         axes.set(title=title, xlabel="epoch", ylabel="nats per image")
+    if any(abs(record["loss"] + record["elbo"]) > 1e-3 * abs(record["elbo"]) for record in records):
+        _curve(panels[0], epochs, [-record["loss"] for record in records], COLOURS[2], "training, as optimized")
+    _curve(last, epochs, [record["active_units"] for record in records], COLOURS[1], "validation")
+    last.set(title="active units", xlabel="epoch", ylabel="latent dimensions", ylim=(0, None))
+    for axes in [*panels, last]:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(frameon=False)
     return figure

@@ -17,22 +17,36 @@ LINES = 20
 NAMES = {"elbo": "ELBO", "reconstruction": "reconstruction", "kl": "KL"}
 
 
-def bar(total: int, label: str) -> tqdm[Any]:
+def bar(total: int, label: str, initial: int = 0) -> tqdm[Any]:
     """A progress bar in images, on a terminal only."""
     columns = None if sys.stderr.isatty() else 80
-    return tqdm(total=total, desc=label, unit=" images", unit_scale=True, disable=None, dynamic_ncols=True, ncols=columns)
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=label,
+        unit=" images",
+        unit_scale=True,
+        disable=None,
+        dynamic_ncols=True,
+        ncols=columns,
+    )
 
 
-def show_epoch(bar: tqdm[Any], record: Record, epochs: int) -> None:
-    """Write an epoch's figures on a line above the bar, for at most about `LINES` of all epochs."""
+def say(line: str) -> None:
+    """Print a line, above the bar if there is one."""
+    tqdm.write(line)
+    sys.stdout.flush()
+
+
+def show_epoch(bar: tqdm[Any], record: Record, epochs: int, last: bool) -> None:
+    """Write an epoch's figures on a line above the bar: the first, the last, and about `LINES` of all epochs."""
     bar.set_description_str(f"epoch {record['epoch']}/{epochs}", refresh=False)
-    if record["epoch"] in {1, epochs, *range(0, epochs, max(1, epochs // LINES))}:
-        bar.write(
+    if last or record["epoch"] in {1, *range(0, epochs, max(1, epochs // LINES))}:
+        say(
             f"epoch {record['epoch']}/{epochs}: ELBO {record['elbo']:.2f} (validation {record['validation_elbo']:.2f}), "
-            f"reconstruction {record['reconstruction']:.2f}, KL {record['kl']:.2f}, beta {record['beta']:.3g}, "
-            f"{record['images_per_second']:,.0f} images/s"
+            f"reconstruction {record['reconstruction']:.2f}, KL {record['kl']:.2f}, {record['active_units']} active, "
+            f"beta {record['beta']:.3g}, {record['images_per_second']:,.0f} images/s"
         )
-        sys.stdout.flush()
 
 
 def table(metrics: Metrics, title: str, likelihood: Likelihood) -> str:

@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 from jsonargparse import ArgumentError, Namespace
 
-from pyro_vae.cli import PARTS, build, constructors, one_line, train_parser
+from pyro_vae import checkpoints
+from pyro_vae.checkpoints import storing
+from pyro_vae.cli import PARTS, build, constructors, one_line, parse, train_parser
 from pyro_vae.data import Data, load_data
 from pyro_vae.errors import RequestError
-from pyro_vae.fit import Record
+from pyro_vae.fit import Record, Training
 from pyro_vae.networks import Shape
 from pyro_vae.vae import Model
 
-FORMAT = 1
 TRUSTED = {"pyro_vae", "torch", "pyro"}
 
 Which = Literal["last", "best"]
+
+OF_THE_FOLDER = {"config", "run_dir", "resume", "trust"}
+"""Options that config.yaml does not hold."""
+
+MAY_CHANGE = {*OF_THE_FOLDER, "epochs", "device", "data_dir", "checkpoint_every", "on_nan"}
+"""Options that a resumed run may be given anew."""
 
 FILES: dict[Which, str] = {"last": "checkpoint.pt", "best": "best.pt"}
 
@@ -71,56 +80,100 @@ class Run:
         except (ArgumentError, UnicodeDecodeError, OSError, yaml.YAMLError) as error:
             raise RequestError(f"{file} cannot be read: {one_line(str(error))}") from error
 
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from training in the folder.
+
+        Raises:
+            RequestError: If one does.
+        """
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            with storing(self.path / ".lock"):
+                lock.acquire()
+        except Timeout as error:
+            raise RequestError(
+                f"another process is training in {self.path}: wait for it, or choose another --run_dir"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
     def add_record(self, record: Record) -> None:
-        """Append a line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        """Append a line to metrics.jsonl.
+
+        Raises:
+            StorageError: If it cannot be written.
+        """
+        file = self.path / "metrics.jsonl"
+        with storing(file), file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(record) + "\n")
 
     def records(self) -> list[Record]:
-        """The lines of metrics.jsonl."""
-        return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        """The lines of metrics.jsonl; the last is left out if it was cut short."""
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
-    def save_checkpoint(self, which: Which, vae: Model, shape: Shape, epoch: int) -> None:
-        """Write the parameters at the end of an epoch, atomically."""
-        content = {"format": FORMAT, "epoch": epoch, "shape": list(shape), "vae": vae.state_dict()}
-        temporary = self.path / f"{FILES[which]}.tmp"
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path / FILES[which])
+    def keep_records(self, epochs: int) -> None:
+        """Drop the records of later epochs, whose checkpoint was never written: they are trained again."""
+        kept = [record for record in self.records() if record["epoch"] <= epochs]
+        text = "".join(json.dumps(record) + "\n" for record in kept)
+        checkpoints.write(self.path / "metrics.jsonl", text.encode())
+
+    def save_checkpoint(self, which: Which, training: Training, shape: Shape) -> None:
+        """Write where a training stands, at the end of an epoch.
+
+        Raises:
+            StorageError: If it cannot be written; the checkpoint before it is whole.
+        """
+        checkpoints.save(self.path / FILES[which], {"shape": list(shape), "training": training.state_dict()})
 
     def load_checkpoint(self, which: Which) -> dict[str, Any]:
-        """Read what `save_checkpoint` wrote; tensors and plain values only, so no file can run code.
+        """Read what `save_checkpoint` wrote.
 
         Raises:
             RequestError: If it is missing or damaged.
         """
         file = self.path / FILES[which]
         if not file.is_file():
-            raise RequestError(f"{self.path} has no {file.name}: the run ended before its first epoch did")
-        try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-            known = content["format"] == FORMAT
-        except (RuntimeError, OSError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+            raise RequestError(f"{self.path} has no {file.name}: the run ended before there was one")
+        return checkpoints.load(file)
+
+    def save_config(self, config: Namespace) -> None:
+        """Write the options of the run, without those that are about the folder itself.
+
+        Raises:
+            StorageError: If they cannot be written.
+        """
+        kept = Namespace({key: value for key, value in config.items() if key not in OF_THE_FOLDER})
+        checkpoints.write(self.path / "config.yaml", train_parser().dump(kept).encode())
+
+    def resumed_config(self, asked: Namespace, argv: list[str] | None) -> Namespace:
+        """The options of the run, changed by those in `argv` that may change: more epochs, another device or data folder.
+
+        Raises:
+            RequestError: If other options are changed; the message names them.
+        """
+        stored = self.config(asked.trust)
+        config = parse(train_parser(), ["--config", str(self.path / "config.yaml"), *(sys.argv[1:] if argv is None else argv)])
+        changed = sorted(key for key in {*stored.keys(), *config.keys()} if config.get(key) != stored.get(key))
+        fixed = [key for key in changed if key.split(".")[0] not in MAY_CHANGE]
+        if fixed:
             raise RequestError(
-                f"{file} is damaged or no checkpoint of pyro_vae: use the other --checkpoint, or train"
-            ) from error
-        if not known:
-            raise RequestError(f"{file} has format {content['format']}, but this version of pyro_vae reads {FORMAT}")
-        return content
+                f"a run cannot be resumed with other options, but {', '.join(fixed)} differ: start a new --run_dir"
+            )
+        return config
 
     def save_results(self, results: Mapping[str, Any], name: str = "results") -> Path:
         """Write figures as JSON; the path written to.
 
         Raises:
-            RequestError: If it cannot be written.
+            StorageError: If it cannot be written.
         """
         file = self.path / f"{name}.json"
-        try:
-            file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise RequestError(f"{file} cannot be written ({error.strerror})") from error
+        checkpoints.write(file, (json.dumps(results, indent=2) + "\n").encode())
         return file
 
 
@@ -156,9 +209,9 @@ def new_run(path: Path, config: Namespace) -> Run:
         (path / "figures").mkdir(parents=True)
     except OSError as error:
         raise RequestError(f"{path} cannot be made ({error.strerror}): choose another --run_dir") from error
-    kept = Namespace({key: value for key, value in config.items() if key not in ("config", "run_dir")})
-    (path / "config.yaml").write_text(train_parser().dump(kept), encoding="utf-8")
-    return Run(path)
+    run = Run(path)
+    run.save_config(config)
+    return run
 
 
 def load_run(path: str | Path, checkpoint: Which = "last", device: torch.device | str = "cpu", trust: bool = False) -> Model:
@@ -179,7 +232,7 @@ def load_run(path: str | Path, checkpoint: Which = "last", device: torch.device 
     config, content = run.config(trust), run.load_checkpoint(checkpoint)
     vae = build(constructors(config), config.latent_dim, tuple(content["shape"]))
     try:
-        vae.load_state_dict(content["vae"])
+        vae.load_state_dict(content["training"]["vae"])
     except RuntimeError as error:
         raise RequestError(
             f"{FILES[checkpoint]} of {path} does not belong to its config.yaml: {str(error).splitlines()[-1].strip()}"

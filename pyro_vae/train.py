@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from itertools import chain, count
 from math import ceil
@@ -10,13 +12,27 @@ from pathlib import Path
 
 import pyro
 from jsonargparse import Namespace
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae import plots, progress, views
-from pyro_vae.cli import build, constructors, device, parse, rehearse_optimizer, resolve_binarization, run, supply, train_parser
+from pyro_vae.cli import (
+    build,
+    build_objective,
+    constructors,
+    device,
+    parse,
+    rehearse_optimizer,
+    resolve_binarization,
+    run,
+    supply,
+    train_parser,
+)
 from pyro_vae.data import NAMED, Data, load_data, to_pixels
 from pyro_vae.diagnostics import evaluate
 from pyro_vae.errors import RequestError
-from pyro_vae.fit import fit
+from pyro_vae.fit import Training, fit
+from pyro_vae.graphs import pick_engine
 from pyro_vae.runs import Run, new_run
 from pyro_vae.schedules import value_at
 from pyro_vae.vae import Model
@@ -27,6 +43,8 @@ FIRST_PIXELS = 50_000_000
 TEST_SAMPLES = 1000
 TEST_IMAGES = 1000
 LATENT_IMAGES = 5000
+COLLAPSED_STEPS = 1000
+"""So many steps in succession with a collapsed posterior are no matter of the start."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,33 +54,89 @@ def main(argv: list[str] | None = None) -> int:
 
 def _train(argv: list[str] | None) -> None:
     config = parse(train_parser(), argv)
-    vae, data, folder = _prepare(config)
-    _fit(vae, data, folder, config)
-    results = _score(vae, data)
-    folder.save_results(results)
-    print(progress.table(results, f"\n{data.name}, test set", vae.likelihood))
-    print(f"\nrun folder: {folder.path}", *(f"  {picture}" for picture in draw(vae, data, folder)), sep="\n")
+    if config.resume:
+        _resume(config, argv)
+    else:
+        vae, data, training = _prepare(config)
+        folder = new_run(_run_dir(config.run_dir, data), config)
+        with folder.lock(), _resumable(folder):
+            folder.save_checkpoint("last", training, data.shape)
+            _finish(vae, data, training, folder, config)
 
 
-def _prepare(config: Namespace) -> tuple[Model, Data, Run]:
+def _resume(asked: Namespace, argv: list[str] | None) -> None:
+    if asked.run_dir is None:
+        raise RequestError("--resume goes on with the run in --run_dir: name its folder")
+    folder = Run.open(asked.run_dir)
+    with folder.lock():
+        config, checkpoint = folder.resumed_config(asked, argv), folder.load_checkpoint("last")
+        state = checkpoint["training"]
+        if "optimizer" not in state:
+            raise RequestError(f"{folder.path} is of an older version, which kept no state to go on from: train again")
+        if state["epoch"] > config.epochs:
+            raise RequestError(
+                f"epochs is {config.epochs}, but {folder.path} has trained {state['epoch']} already: ask for more"
+            )
+        vae, data, training = _prepare(config)
+        training.load_state_dict(state)
+        folder.save_config(config)
+        folder.keep_records(state["epoch"])
+        print(f"resuming after epoch {state['epoch']} of {config.epochs}")
+        with _resumable(folder):
+            _finish(vae, data, training, folder, config)
+
+
+@contextmanager
+def _resumable(folder: Run) -> Iterator[None]:
+    """Add to whatever stops a training how it can go on."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"to go on: python -m pyro_vae.train --run_dir {folder.path} --resume")
+        raise
+
+
+def _prepare(config: Namespace) -> tuple[Model, Data, Training]:
     """Refuse whatever is wrong before anything is written."""
     where, parts = device(config.device), constructors(config)
-    value_at(supply("beta", parts.beta), 0)
-    rehearse_optimizer(parts.optimizer)
+    rehearse_optimizer(parts.optimizer, parts.lr_scheduler)
     config.binarization = resolve_binarization(config.binarization, supply("likelihood", parts.likelihood))
     data = load_data(config.data, config.data_dir, config.image_size, config.binarization, say=print)
+    if config.batch_size > len(data.train):
+        raise RequestError(f"batch_size is {config.batch_size}, but there are {len(data.train)} training images: use fewer")
+    steps_per_epoch = ceil(len(data.train) / config.batch_size)
+    config.epochs = config.epochs or max(EPOCHS, ceil(STEPS / steps_per_epoch))
+    beta = supply("beta", parts.beta, steps_per_epoch=steps_per_epoch)
+    value_at(beta, 0)
     pyro.clear_param_store()
     pyro.set_rng_seed(config.seed)
     vae = build(parts, config.latent_dim, data.shape).to(where)
-    if config.batch_size > len(data.train):
-        raise RequestError(f"batch_size is {config.batch_size}, but there are {len(data.train)} training images: use fewer")
-    config.epochs = config.epochs or max(EPOCHS, ceil(STEPS * config.batch_size / len(data.train)))
     first = data.train.images[: max(1, FIRST_PIXELS // data.train.images[0].numel())]
     supply("prior", vae.initialize, x=to_pixels(first, vae.pixels).to(where))
     config.data, config.data_dir = _found(config.data, data), str(Path(config.data_dir).resolve())
-    folder = new_run(_run_dir(config.run_dir, data), config)
-    print(f"{vae.__class__.__name__} on {where}: {sum(p.numel() for p in vae.parameters()):,} parameters; {_sizes(data)}")
-    return vae, data.to(where), folder
+    if config.engine == "auto":
+        config.engine = pick_engine(where, config.epochs * steps_per_epoch)
+    training = fit(
+        vae,
+        data.to(where),
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        optimizer=parts.optimizer,
+        objective=build_objective(parts.objective),
+        beta=beta,
+        lr_scheduler=parts.lr_scheduler and (lambda optimizer: _scheduler(parts, optimizer)),
+        clip_grad_norm=config.clip_grad_norm,
+        patience=config.patience,
+        engine=config.engine,
+        on_nan=config.on_nan,
+        say=progress.say,
+    )
+    print(_summary(vae, data, config.engine, str(where)))
+    return vae, data.to(where), training
+
+
+def _scheduler(parts: Namespace, optimizer: Optimizer) -> LRScheduler:
+    return supply("lr_scheduler", parts.lr_scheduler, optimizer=optimizer)
 
 
 def _found(asked: str, data: Data) -> str:
@@ -75,31 +149,45 @@ def _run_dir(asked: str | None, data: Data) -> Path:
     return Path(asked) if asked else next(path for path in chain([Path(stem)], numbered) if not path.exists())
 
 
-def _sizes(data: Data) -> str:
+def _summary(vae: Model, data: Data, engine: str, where: str) -> str:
+    parameters = sum(param.numel() for param in vae.parameters())
     sizes = f"{len(data.train):,} training, {len(data.validation):,} validation and {len(data.test):,} test images"
-    return f"{data.name}: {sizes} of {'x'.join(map(str, data.shape))}"
+    shape = "x".join(map(str, data.shape))
+    return f"{vae.__class__.__name__} on {where}, engine {engine}: {parameters:,} parameters; {data.name}: {sizes} of {shape}"
 
 
-def _fit(vae: Model, data: Data, folder: Run, config: Namespace) -> None:
-    parts = constructors(config)
-    best = float("-inf")
-    with progress.bar(config.epochs * len(data.train), "training") as bar:
-        records = fit(
-            vae,
-            data,
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            optimizer=parts.optimizer,
-            beta=parts.beta(),
-            on_batch=bar.update,
-        )
-        for record in records:
+def _finish(vae: Model, data: Data, training: Training, folder: Run, config: Namespace) -> None:
+    """Train to the end, score and draw."""
+    _fit(vae, data, training, folder, config)
+    results = _score(vae, data)
+    folder.save_results(results)
+    print(progress.table(results, f"\n{data.name}, test set", vae.likelihood))
+    print(f"\nrun folder: {folder.path}", *(f"  {picture}" for picture in draw(vae, data, folder)), sep="\n")
+
+
+def _fit(vae: Model, data: Data, training: Training, folder: Run, config: Namespace) -> None:
+    open_steps, warned = training.loop.step, False
+    images = len(data.train)
+    with progress.bar(config.epochs * images, "training", initial=training.epoch * images) as bar:
+        training.loop.on_batch = bar.update
+        for record in training:
             folder.add_record(record)
-            folder.save_checkpoint("last", vae, data.shape, record["epoch"])
-            if record["validation_elbo"] > best:
-                best = record["validation_elbo"]
-                folder.save_checkpoint("best", vae, data.shape, record["epoch"])
-            progress.show_epoch(bar, record, config.epochs)
+            if training.improved:
+                folder.save_checkpoint("best", training, data.shape)
+            if training.ended or training.epoch % config.checkpoint_every == 0:
+                folder.save_checkpoint("last", training, data.shape)
+            progress.show_epoch(bar, record, config.epochs, training.ended)
+            collapsed = record["active_units"] <= vae.latent_dim // 10
+            open_steps = open_steps if collapsed else record["step"]
+            if collapsed and not warned and (training.ended or record["step"] - open_steps >= COLLAPSED_STEPS):
+                progress.say(_COLLAPSED.format(record["active_units"], vae.latent_dim))
+                warned = True
+
+
+_COLLAPSED = (
+    "warning: the posterior has collapsed: {} of {} latent dimensions are active; try more epochs, a warm-up (--beta Linear"
+    " --beta.epochs 10), free bits (--objective FreeBitsELBO) or a smaller --beta.value"
+)
 
 
 def _score(vae: Model, data: Data) -> dict[str, dict[str, float]]:

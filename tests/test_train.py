@@ -78,7 +78,7 @@ def test_load_run(run_dir, digits):
 def test_best_is_the_best(run_dir):
     best = torch.load(run_dir / "best.pt", weights_only=True)
     elbos = [line["validation_elbo"] for line in figures(run_dir)]
-    assert best["epoch"] == 1 + elbos.index(max(elbos))
+    assert best["training"]["epoch"] == 1 + elbos.index(max(elbos))
 
 
 def test_progress_without_a_terminal(tmp_path, capfd):
@@ -267,5 +267,5 @@ def test_ctrl_c_stops_with_130(tmp_path):
         finally:
             process.kill()
     assert process.returncode == 130
-    assert err == "stopped by Ctrl-C\n"
+    assert err == f"stopped by Ctrl-C; to go on: python -m pyro_vae.train --run_dir {tmp_path / 'r'} --resume\n"
     assert pv.load_run(tmp_path / "r") is not None

@@ -18,10 +18,11 @@ from pyro.distributions.testing.gof import multinomial_goodness_of_fit, unif01_g
 from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_vae.likelihoods import LEVELS, Likelihood
-from pyro_vae.networks import Shape
-from pyro_vae.posteriors import Posterior
-from pyro_vae.priors import Prior
+from pyro_vae.likelihoods import LEVELS, Likelihood, Normal
+from pyro_vae.networks import Linear, Shape
+from pyro_vae.posteriors import FullRankNormal, Posterior
+from pyro_vae.priors import Prior, StandardNormal
+from pyro_vae.vae import VAE
 
 FAILURE_RATE = 1e-4
 """Probability with which any one sampling check fails although nothing is wrong."""
@@ -110,6 +111,84 @@ def check_likelihood(likelihood: Likelihood, data_shape: Shape = (1, 2, 3)) -> N
             _check_pixel(copy.deepcopy(likelihood).double(), one)
         _check_extremes(likelihood, data_shape)
         _check_module(likelihood, lambda module: module(_like(module, params.detach())))
+
+
+class LinearGaussianVAE(VAE):
+    r"""The oracle: a VAE in which everything that is otherwise estimated is exact.
+
+    .. math:: p(z) = \mathcal{N}(0, I), \quad p(x \mid z) = \mathcal{N}(W z + b, \sigma^2 I)
+        \quad \Rightarrow \quad p(x) = \mathcal{N}(b, W W^\top + \sigma^2 I)
+
+    Its guide is a Gaussian of any covariance whose parameters are affine in x, so that it can be the exact posterior. All the
+    methods are differentiable in all parameters.
+
+    References:
+        | Probabilistic Principal Component Analysis (Tipping & Bishop, 1999)
+        | https://doi.org/10.1111/1467-9868.00196
+
+    Arguments:
+        data_shape: Shape of an image; any real numbers are data.
+        latent_dim: Number of latent dimensions.
+        scale: The standard deviation :math:`\sigma`.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> vae = LinearGaussianVAE((1, 2, 3), latent_dim=2)
+        >>> x = torch.randn(4, 1, 2, 3)
+        >>> vae.make_guide_exact()
+        >>> torch.allclose(pv.log_weights(vae.model, vae.guide, x, num_samples=7), vae.log_p(x), atol=1e-4)
+        True
+    """
+
+    def __init__(self, data_shape: Shape, latent_dim: int, scale: float = 0.5) -> None:
+        posterior = FullRankNormal(Linear(data_shape, (1 + latent_dim, latent_dim)), latent_dim)
+        decoder = Linear((latent_dim,), (1, *data_shape))
+        super().__init__(StandardNormal(latent_dim), posterior, decoder, Normal(scale))
+        self.sigma = scale
+
+    def _affine(self, network: nn.Module) -> tuple[Tensor, Tensor]:
+        weight, bias = network.parameters()
+        return weight, bias
+
+    def log_p(self, x: Tensor) -> Tensor:
+        """The exact log p(x) in nats, shape `(N,)`, of images `x`, shape `(N, *data_shape)`."""
+        weight, bias = self._affine(self.decoder)
+        noise = self.sigma**2 * torch.eye(len(bias), dtype=bias.dtype, device=bias.device)
+        return dist.MultivariateNormal(bias, weight @ weight.T + noise).log_prob(x.flatten(1))
+
+    def exact_posterior(self, x: Tensor) -> TorchDistribution:
+        """The exact p(z | x) at each image: batch_shape `(N,)`, event_shape `(latent_dim,)`."""
+        weight, bias = self._affine(self.decoder)
+        eye = torch.eye(weight.shape[1], dtype=bias.dtype, device=bias.device)
+        precision = eye + weight.T @ weight / self.sigma**2
+        loc = torch.linalg.solve(precision, weight.T @ (x.flatten(1) - bias).T / self.sigma**2).T
+        return dist.MultivariateNormal(loc, precision_matrix=precision)
+
+    def elbo(self, x: Tensor, beta: float = 1.0) -> Tensor:
+        """The exact E log p(x | z) - beta KL of the guide as it is, in nats, shape `(N,)`."""
+        weight, bias = self._affine(self.decoder)
+        q = self.encode(x)
+        error = (x.flatten(1) - bias - q.mean @ weight.T).square().sum(-1)
+        spread = (weight @ q.scale_tril).square().sum((-2, -1))
+        size = 2 * torch.pi * self.sigma**2
+        reconstruction = -0.5 * ((error + spread) / self.sigma**2 + len(bias) * log(size))
+        return reconstruction - beta * torch.distributions.kl_divergence(q, self._prior_for(q))
+
+    def _prior_for(self, q: TorchDistribution) -> TorchDistribution:
+        eye = torch.eye(q.event_shape[0], dtype=q.mean.dtype, device=q.mean.device)
+        return dist.MultivariateNormal(torch.zeros_like(q.mean), eye)
+
+    @torch.no_grad()
+    def make_guide_exact(self) -> None:
+        """Set the guide's parameters so that it is the exact posterior of the model as it is."""
+        d = self.latent_dim
+        weight, bias = self._affine(self.posterior.encoder)
+        origin = self.exact_posterior(torch.zeros(1, weight.shape[1]).to(weight))
+        slope = self.exact_posterior(torch.eye(weight.shape[1]).to(weight)).mean - origin.mean
+        scale = origin.scale_tril[0].diagonal()
+        lower = d * (origin.scale_tril[0] / scale[:, None]).tril(-1)
+        weight.zero_()[:d] = slope.T
+        bias[:d], bias[d:] = origin.mean[0], (lower + scale.log().diag()).flatten()
 
 
 def _check_distribution(

@@ -1,0 +1,393 @@
+"""Each estimator against a closed form, against quadrature, or against Pyro's own."""
+
+import copy
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from families import POSTERIORS, SHAPE
+from pyro import poutine
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from statistics_ import assert_mean, repeated
+from torch.distributions import Normal, kl_divergence
+
+import pyro_vae as pv
+from pyro_vae.testing import LinearGaussianVAE
+
+ELBOS = [Trace_ELBO, TraceMeanField_ELBO, pv.StickingTheLandingELBO]
+TIGHTER = [pv.ImportanceWeightedELBO, pv.DReGELBO]
+EXACT_X = torch.tensor([[0.4, -1.0, 0.2], [2.0, 0.5, -0.3]], dtype=torch.float64).reshape(2, 1, 1, 3)
+
+
+def oracle(latent_dim=2, exact=False):
+    pyro.set_rng_seed(1)
+    vae = LinearGaussianVAE((1, 1, 3), latent_dim).double()
+    if exact:
+        vae.make_guide_exact()
+    return vae
+
+
+def gradients(objective, vae, *args):
+    """The loss, and its gradient in every parameter, in one vector."""
+    loss = objective.differentiable_loss(vae.model, vae.guide, *args)
+    return [loss.detach(), flat(torch.autograd.grad(loss, list(vae.parameters())))]
+
+
+def flat(tensors):
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def exact_gradients(vae, loss):
+    return flat(torch.autograd.grad(loss, list(vae.parameters())))
+
+
+@pytest.mark.parametrize("beta", [0.3, 1.0, 4.0])
+@pytest.mark.parametrize("objective", ELBOS)
+def test_elbo_and_its_gradient_in_closed_form(objective, beta):
+    if objective is pv.StickingTheLandingELBO and beta != 1:
+        pytest.skip("takes no beta")
+    vae = oracle()
+    exact = -vae.elbo(EXACT_X, beta).sum()
+    losses, grads = repeated(lambda: gradients(objective(), vae, EXACT_X, beta), 800)
+    assert_mean(losses, exact.detach(), slack=1e-9)
+    assert_mean(grads, exact_gradients(vae, exact), slack=1e-9)
+
+
+def bound_by_quadrature(vae, x):
+    """The importance-weighted bound at K = 2 with one latent dimension, and its gradient: Gauss and Hermite's rule in two."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    weights = torch.from_numpy(weights / weights.sum())
+    q = vae.encode(x)
+    z = q.mean + q.scale_tril[..., 0] * torch.from_numpy(nodes)
+    likelihood = torch.stack([vae.decode(column[:, None]).log_prob(x) for column in z.T], 1)
+    log_w = likelihood + Normal(0.0, 1.0).log_prob(z) - Normal(q.mean, q.scale_tril[..., 0]).log_prob(z)
+    both = torch.logaddexp(log_w[:, :, None], log_w[:, None, :]) - np.log(2)
+    return (both * weights[:, None] * weights).sum()
+
+
+@pytest.mark.parametrize("vectorized", [True, False])
+@pytest.mark.parametrize("objective", TIGHTER)
+def test_the_bound_of_two_samples_by_quadrature(objective, vectorized):
+    vae = oracle(latent_dim=1)
+    exact = -bound_by_quadrature(vae, EXACT_X)
+    losses, grads = repeated(lambda: gradients(objective(2, vectorize_particles=vectorized), vae, EXACT_X), 800)
+    assert_mean(losses, exact.detach(), slack=1e-9)
+    assert_mean(grads, exact_gradients(vae, exact), slack=1e-9)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 7, 50])
+@pytest.mark.parametrize("objective", [*TIGHTER, pv.StickingTheLandingELBO])
+def test_the_exact_posterior_gives_log_p_at_every_number_of_samples(objective, samples):
+    vae = oracle(exact=True)
+    loss = objective(samples).loss(vae.model, vae.guide, EXACT_X)
+    assert loss == pytest.approx(-vae.log_p(EXACT_X).sum().item(), rel=1e-9)
+
+
+def test_the_bound_rises_with_the_number_of_samples():
+    vae = oracle()
+    bounds, errors = [], []
+    for samples in (1, 2, 4, 16, 64):
+        objective = pv.ImportanceWeightedELBO(samples)
+        (losses,) = repeated(lambda o=objective: [torch.tensor(o.loss(vae.model, vae.guide, EXACT_X))], 500)
+        bounds.append(-losses.mean())
+        errors.append(losses.std() / 500**0.5)
+    rises = torch.stack(bounds).diff()
+    assert (rises > 4 * (torch.stack(errors)[:-1] + torch.stack(errors)[1:])).all()
+    assert bounds[-1] < vae.log_p(EXACT_X).sum() + 4 * errors[-1]
+
+
+def guide_gradient(objective, vae):
+    loss = objective.differentiable_loss(vae.model, vae.guide, EXACT_X)
+    return [flat(torch.autograd.grad(loss, list(vae.posterior.parameters())))]
+
+
+def test_sticking_the_landing_has_no_variance_at_the_exact_posterior():
+    vae = oracle(exact=True)
+    (ours,) = repeated(lambda: guide_gradient(pv.StickingTheLandingELBO(), vae), 20)
+    (pyros,) = repeated(lambda: guide_gradient(Trace_ELBO(), vae), 20)
+    assert ours.abs().max() < 1e-10
+    assert pyros.std(0).max() > 0.1
+
+
+def signal_to_noise(objective, vae, count=400):
+    (grads,) = repeated(lambda: guide_gradient(objective, vae), count)
+    return grads.mean(0).norm() / grads.std(0).norm()
+
+
+def test_the_signal_of_the_guides_gradient_fades_for_iwae_and_not_for_dreg():
+    """O(1 / sqrt(K)) against O(sqrt(K)) where the weights have a variance (Rainforth et al., 2018; Tucker et al., 2019)."""
+    vae = oracle(exact=True)
+    wider = vae.posterior.encoder.layers[1].bias.data
+    wider[:2] += 0.1
+    wider[[2, 5]] += 0.2
+    doubly = [signal_to_noise(pv.DReGELBO(k), vae) for k in (1, 100)]
+    plain = [signal_to_noise(pv.ImportanceWeightedELBO(k), vae) for k in (1, 100)]
+    assert plain[1] < 0.6 * plain[0]
+    assert doubly[1] > 4 * doubly[0]
+
+
+def shared(posterior, sites=1):
+    """A VAE whose prior shares the encoder."""
+    q = POSTERIORS[posterior](2)
+    decoder = pv.MLP((2,), (1, *SHAPE), hidden=(5,))
+    return pv.VAE(pv.VampPrior(q, SHAPE, components=3), q, decoder, pv.Bernoulli()).double()
+
+
+def hierarchical():
+    posterior, decoder = pv.DiagonalNormal(pv.MLP(SHAPE, (2, 3))), pv.MLP((3,), (1, *SHAPE))
+    return pv.HierarchicalVAE(pv.StandardNormal(2), posterior, decoder, pv.Bernoulli(), 3, prior_dim=2, hidden=(4,)).double()
+
+
+@pytest.mark.parametrize(
+    ("path", "plain"),
+    [
+        (lambda: pv.StickingTheLandingELBO(), Trace_ELBO),
+        (lambda: pv.DReGELBO(4), lambda: pv.ImportanceWeightedELBO(4)),
+        (lambda: pv.DReGELBO(1), Trace_ELBO),
+    ],
+)
+@pytest.mark.parametrize("build", [lambda: shared("DiagonalNormal"), lambda: shared("FlowPosterior"), hierarchical])
+def test_along_the_path_the_mean_gradient_is_the_same(build, path, plain):
+    """Where the prior shares the encoder, and where the path of one draw starts from another."""
+    vae, x = build(), torch.bernoulli(torch.full((2, *SHAPE), 0.4, dtype=torch.float64))
+    samples = [repeated(lambda o=made: gradients(o, vae, x), 500) for made in (path(), plain())]
+    for ours, others in zip(*samples, strict=True):
+        error = (ours.var(0) + others.var(0)).sqrt()
+        assert_mean((ours - others) / error.clamp(min=1e-12), 0.0, slack=1e-6)
+
+
+class Chain(torch.nn.Module):
+    """Two latent variables, the second drawn from the first; its ELBO but for a constant, by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = torch.nn.Parameter(torch.tensor(0.7).double()), torch.nn.Parameter(torch.tensor(1.5).double())
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z2 = pyro.sample("z2", dist.Normal(torch.zeros_like(x), 1.0))
+            z1 = pyro.sample("z1", dist.Normal(z2, 1.0))
+            pyro.sample("x", dist.Normal(z1, 1.0), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            z1 = pyro.sample("z1", dist.Normal(self.a * x, 0.7))
+            pyro.sample("z2", dist.Normal(self.b * z1, 0.5))
+
+    def elbo(self, x):
+        second = (self.a * x).square() + 0.7**2
+        return -0.5 * ((x - self.a * x).square() + (1 - self.b) ** 2 * second + self.b**2 * second).sum()
+
+
+@pytest.mark.parametrize("objective", [Trace_ELBO, pv.StickingTheLandingELBO, lambda: pv.DReGELBO(1)])
+def test_a_path_that_starts_from_another_draw(objective):
+    chain, x = Chain(), torch.tensor([1.0, -2.0]).double()
+    _, grads = repeated(lambda: gradients(objective(), chain, x), 800)
+    assert_mean(grads, exact_gradients(chain, -chain.elbo(x)))
+
+
+def test_iwae_is_renyi_of_order_zero(vae, x):
+    """With the same draws: the value, and the gradient in every parameter."""
+    twin = copy.deepcopy(vae)
+    pyro.set_rng_seed(3)
+    ours = pv.ImportanceWeightedELBO(5).loss_and_grads(vae.model, vae.guide, x)
+    pyro.set_rng_seed(3)
+    renyi = RenyiELBO(alpha=0, num_particles=5, vectorize_particles=True, max_plate_nesting=1)
+    assert ours == pytest.approx(renyi.loss_and_grads(twin.model, twin.guide, x), rel=1e-5)
+    for a, b in zip(vae.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
+
+
+ALL = {
+    "ImportanceWeightedELBO": pv.ImportanceWeightedELBO,
+    "DReGELBO": pv.DReGELBO,
+    "StickingTheLandingELBO": pv.StickingTheLandingELBO,
+    "FreeBitsELBO": pv.FreeBitsELBO,
+    "CapacityELBO": lambda **options: pv.CapacityELBO(capacity=pv.Constant(3.0), **options),
+}
+
+
+def concrete(base):
+    found = {cls for child in base.__subclasses__() for cls in (child, *concrete(child))}
+    return {cls for cls in found if not cls.__abstractmethods__ and cls.__module__.startswith("pyro_vae")}
+
+
+def test_every_objective_is_here():
+    assert {cls.__name__ for cls in concrete(pv.TensorELBO)} == set(ALL)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("options", [{}, {"num_particles": 1}, {"num_particles": 3}])
+def test_in_pyros_own_svi(name, options, vae, x):
+    objective = ALL[name](**options)
+    svi = pyro.infer.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), objective)
+    before = [param.clone() for param in vae.parameters()]
+    losses = [svi.step(x) for _ in range(30)]
+    assert all(isinstance(loss, float) for loss in losses)
+    assert sum(losses[-5:]) < sum(losses[:5])
+    assert all((a != b).any() for a, b in zip(before, vae.parameters(), strict=True))
+    assert isinstance(svi.evaluate_loss(x), float)
+
+
+@pytest.mark.parametrize("vectorized", [True, False])
+@pytest.mark.parametrize("name", ALL)
+def test_exactly_the_samples_asked_for(name, vectorized, vae, x):
+    decoded = []
+    vae.decoder.register_forward_hook(lambda module, args, out: decoded.append(len(out)))
+    ALL[name](num_particles=7, vectorize_particles=vectorized).loss(vae.model, vae.guide, x)
+    assert sum(decoded) == 7 * len(x)
+    assert len(decoded) == (1 if vectorized else 7)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_sequential_and_vectorized_agree(name):
+    vae, options = oracle(), {"groups": 1} if name == "FreeBitsELBO" else {}
+    made = [ALL[name](num_particles=3, vectorize_particles=vectorized, **options) for vectorized in (False, True)]
+    both = [repeated(lambda o=objective: gradients(o, vae, EXACT_X), 300) for objective in made]
+    for one, other in zip(*both, strict=True):
+        assert_mean((one - other) / (one.var(0) + other.var(0)).sqrt().clamp(min=1e-12), 0.0, slack=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: pv.ImportanceWeightedELBO(0), lambda: pv.DReGELBO(-1), lambda: pv.FreeBitsELBO(num_particles=0)]
+)
+def test_no_samples_are_refused(make):
+    with pytest.raises(ValueError, match="num_particles must be positive"):
+        make()
+
+
+@pytest.mark.parametrize("objective", [*TIGHTER, pv.StickingTheLandingELBO])
+def test_scaled_weights_are_refused(objective, vae, x):
+    with pytest.raises(ValueError, match="leave beta at 1"):
+        objective().loss(vae.model, vae.guide, x, 0.5)
+
+
+def test_a_guide_without_paths_is_refused():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.5))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(0.3))
+
+    with pytest.raises(ValueError, match="site z has no reparameterized draws"):
+        pv.DReGELBO().loss(model, guide, torch.zeros(3))
+
+
+def reference(vae, x):
+    """The reconstruction of the next draw, and KL by dimension averaged over the batch, by hand."""
+    guide = poutine.trace(vae.guide).get_trace(x)
+    q, z = guide.nodes["z"]["fn"].base_dist, guide.nodes["z"]["value"]
+    return vae.decode(z).log_prob(x).sum(), kl_divergence(Normal(q.loc, q.scale), Normal(0.0, 1.0)).mean(0)
+
+
+@pytest.mark.parametrize(("groups", "size"), [(None, 1), (2, 3), (1, 6)])
+@pytest.mark.parametrize("beta", [1.0, 0.5])
+def test_free_bits_by_hand(x, groups, size, beta):
+    vae = pv.VAE(pv.StandardNormal(6), pv.DiagonalNormal(pv.MLP(SHAPE, (2, 6))), pv.MLP((6,), (1, *SHAPE)), pv.Bernoulli())
+    pyro.set_rng_seed(2)
+    reconstruction, rates = reference(vae, x)
+    floor = rates.reshape(-1, size).sum(-1).sort().values[: (6 // size + 1) // 2].mean().item() + 1e-3
+    expected = beta * rates.reshape(-1, size).sum(-1).clamp(min=floor).sum() * len(x) - reconstruction
+    pyro.set_rng_seed(2)
+    loss = pv.FreeBitsELBO(floor, groups).differentiable_loss(vae.model, vae.guide, x, beta)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_free_bits_are_free(vae, x):
+    """Under the floor the KL has no gradient: that of the loss is the reconstruction's."""
+    pyro.set_rng_seed(2)
+    _, free = gradients(pv.FreeBitsELBO(floor=1e4), vae, x)
+    pyro.set_rng_seed(2)
+    reconstruction, _ = reference(vae, x)
+    torch.testing.assert_close(free, exact_gradients(vae, -reconstruction))
+
+
+def test_free_bits_of_two_layers_are_estimated_by_the_draws():
+    """There the closed form at one draw of the layer above would be wrong; with nothing free it is the ELBO."""
+    vae, x = hierarchical(), torch.bernoulli(torch.full((2, *SHAPE), 0.4, dtype=torch.float64))
+    pyro.set_rng_seed(2)
+    losses = pv.FreeBitsELBO(floor=1e-300, groups=1).loss(vae.model, vae.guide, x)
+    pyro.set_rng_seed(2)
+    guide = poutine.trace(vae.guide).get_trace(x)
+    model = poutine.trace(poutine.replay(vae.model, trace=guide)).get_trace(x)
+    guide.compute_log_prob(), model.compute_log_prob()
+    rates = [(guide.nodes[z]["log_prob"] - model.nodes[z]["log_prob"]).sum().clamp(min=0) for z in ("z1", "z2")]
+    assert losses == pytest.approx((sum(rates) - model.nodes["x"]["log_prob"].sum()).item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["VampPrior", "FlowPosterior", "FullRankNormal"])
+def test_free_bits_of_dimensions_need_independent_ones(name, x):
+    vae = shared("DiagonalNormal") if name == "VampPrior" else shared(name)
+    with pytest.raises(ValueError, match=r"use --objective.groups 1"):
+        pv.FreeBitsELBO().loss(vae.model, vae.guide, x.double())
+    assert pv.FreeBitsELBO(groups=1).loss(vae.model, vae.guide, x.double()) > 0
+
+
+def test_groups_must_divide_the_dimensions(vae, x):
+    with pytest.raises(ValueError, match="3 latent dimensions do not make 2 equal groups"):
+        pv.FreeBitsELBO(groups=2).loss(vae.model, vae.guide, x)
+
+
+@pytest.mark.parametrize("capacity", [0.01, 50.0])
+def test_capacity_by_hand(vae, x, capacity):
+    """From either side: a KL over the capacity, and one under it."""
+    objective = pv.CapacityELBO(gamma=7.0, capacity=pv.Constant(capacity))
+    pyro.set_rng_seed(2)
+    reconstruction, rates = reference(vae, x)
+    expected = 7.0 * (rates.sum() - capacity).abs() * len(x) - reconstruction
+    pyro.set_rng_seed(2)
+    torch.testing.assert_close(objective.differentiable_loss(vae.model, vae.guide, x), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_capacity_grows(digits):
+    encoder, decoder = pv.MLP(digits.shape, (2, 5)), pv.MLP((5,), (1, *digits.shape))
+    vae = pv.VAE(pv.StandardNormal(5), pv.DiagonalNormal(encoder), decoder, pv.Bernoulli())
+    capacity = pv.schedules.Linear(steps=500, end=10.0)
+    *_, last = pv.fit(vae, digits, epochs=70, objective=pv.CapacityELBO(1000.0, capacity))
+    assert last["kl"] == pytest.approx(10, abs=0.5)
+
+
+def build(prior=pv.StandardNormal, posterior=pv.DiagonalNormal):
+    return pv.VAE(prior(2), posterior(pv.MLP((1, 8, 8), (2, 2))), pv.MLP((2,), (1, 1, 8, 8)), pv.Bernoulli())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objective": pv.ImportanceWeightedELBO(), "beta": pv.Constant(0.5)}, "ImportanceWeightedELBO cannot be annealed"),
+        ({"objective": pv.DReGELBO(), "beta": pv.schedules.Linear(steps=5)}, "DReGELBO cannot be annealed"),
+        ({"objective": pv.StickingTheLandingELBO(), "beta": pv.Constant(4)}, "StickingTheLandingELBO cannot be annealed"),
+        ({"objective": RenyiELBO(), "beta": pv.Constant(2.0)}, "RenyiELBO cannot be annealed"),
+        ({"objective": pv.CapacityELBO(), "beta": pv.Constant(2.0)}, "CapacityELBO takes the place of beta"),
+    ],
+)
+def test_combinations_that_would_compute_something_else(digits, options, message):
+    with pytest.raises(pv.RequestError, match=message):
+        pv.fit(build(), digits, **options)
+
+
+@pytest.mark.parametrize("prior", [pv.GaussianMixture, pv.FlowPrior, pv.StudentT])
+def test_closed_forms_that_there_are_not(digits, prior):
+    with pytest.raises(pv.RequestError, match="needs a closed form of the KL"):
+        pv.fit(build(prior), digits, objective=TraceMeanField_ELBO())
+
+
+def test_mean_field_on_two_layers(digits):
+    posterior, decoder = pv.DiagonalNormal(pv.MLP(digits.shape, (2, 3))), pv.MLP((3,), (1, *digits.shape))
+    vae = pv.HierarchicalVAE(pv.StandardNormal(2), posterior, decoder, pv.Bernoulli(), 3, prior_dim=2)
+    with pytest.raises(pv.RequestError, match="wrong for a guide of several stochastic layers"):
+        pv.fit(vae, digits, objective=TraceMeanField_ELBO())
+
+
+@pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO, lambda: RenyiELBO(num_particles=2), *ALL.values()])
+@pytest.mark.parametrize("batch_size", [1, 7, 10])
+def test_odd_batches_one_image_and_one_dimension(digits, objective, batch_size):
+    few = pv.Data("few", digits.train[:10], digits.validation[:1], digits.test)
+    vae = pv.VAE(pv.StandardNormal(1), pv.DiagonalNormal(pv.MLP((1, 8, 8), (2, 1))), pv.MLP((1,), (1, 1, 8, 8)), pv.Bernoulli())
+    for record in pv.fit(vae, few, epochs=2, batch_size=batch_size, objective=objective()):
+        assert all(np.isfinite(value) for value in record.values())

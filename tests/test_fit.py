@@ -1,3 +1,5 @@
+import copy
+import io
 import itertools
 import json
 
@@ -5,9 +7,10 @@ import pyro
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
-from torch.optim import Adam
+from torch.optim import SGD, Adam
 
 import pyro_vae as pv
+from pyro_vae.diagnostics import activity
 from pyro_vae.importance import terms
 
 
@@ -157,3 +160,148 @@ def test_mnist_reaches_what_the_literature_does(mnist):
     vae.initialize(small.train.scored("unit"))
     *_, last = pv.fit(vae, small, epochs=2, optimizer=lambda params: Adam(params, lr=3e-3))
     assert -195 < last["validation_elbo"] < -150
+
+
+def test_beta_follows_its_schedule(digits):
+    records = list(pv.fit(build(digits), digits, epochs=3, batch_size=100, beta=pv.schedules.Linear(steps=28)))
+    assert [record["beta"] for record in records] == pytest.approx([0.5, 1.0, 1.0])
+
+
+def test_the_learning_rate_follows_its_scheduler(digits):
+    schedulers = {
+        lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5): [1e-3, 5e-4, 2.5e-4],
+        lambda optimizer: torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, patience=0, threshold=1e9, threshold_mode="abs"
+        ): [1e-3, 1e-3, 1e-4],
+    }
+    for scheduler, rates in schedulers.items():
+        records = list(pv.fit(build(digits), digits, epochs=3, lr_scheduler=scheduler))
+        assert [record["learning_rate"] for record in records] == pytest.approx(rates)
+
+
+def test_gradients_are_clipped(digits):
+    """Plain gradient descent moves by the learning rate times the norm at most."""
+    vae = build(digits)
+    before = torch.cat([param.detach().flatten().clone() for param in vae.parameters()])
+    list(pv.fit(vae, digits, epochs=1, batch_size=1349, optimizer=lambda params: SGD(params, lr=0.5), clip_grad_norm=0.01))
+    after = torch.cat([param.detach().flatten() for param in vae.parameters()])
+    assert (after - before).norm().item() == pytest.approx(0.005, rel=1e-3)
+
+
+def test_patience(digits):
+    """With a learning rate of next to nothing the ELBO wanders: it stops at the first run of epochs without a better one."""
+    training = pv.fit(build(digits), digits, epochs=500, patience=3, optimizer=lambda params: SGD(params, lr=1e-12))
+    elbos = [record["validation_elbo"] for record in training]
+    best = max(elbos)
+    assert len(elbos) == elbos.index(best) + 1 + 3 < 500
+    assert training.best == best
+    assert training.ended
+    assert not training.improved
+
+
+class FailingOnce(torch.nn.Module):
+    """A decoder that gives NaN at a certain step of training."""
+
+    def __init__(self, shape, step):
+        super().__init__()
+        self.layer, self.step, self.calls = pv.MLP((3,), (1, *shape)), step, 0
+
+    def forward(self, z):
+        self.calls += self.training
+        return self.layer(z) * (float("nan") if self.training and self.calls == self.step else 1.0)
+
+
+def failing(digits, step):
+    posterior = pv.DiagonalNormal(pv.MLP(digits.shape, (2, 3)))
+    return pv.VAE(pv.StandardNormal(3), posterior, FailingOnce(digits.shape, step), pv.Bernoulli())
+
+
+def test_rewind_goes_back_to_the_last_good_epoch(digits):
+    said = []
+    vae = failing(digits, 2 + 11 + 4)
+    records = list(pv.fit(vae, digits, epochs=4, on_nan="rewind", say=said.append))
+    assert [record["epoch"] for record in records] == [1, 2, 3, 4]
+    assert [record["step"] for record in records] == [11, 22, 33, 44]
+    assert [record["rewinds"] for record in records] == [0, 1, 1, 1]
+    assert [record["learning_rate"] for record in records] == pytest.approx([1e-3, 5e-4, 5e-4, 5e-4])
+    assert len(said) == 1
+    assert "at step 15" in said[0]
+    assert "back to the end of epoch 1, with the learning rate halved to 0.0005" in said[0]
+
+
+def test_rewind_gives_up_after_three_times(digits):
+    said = []
+    with pytest.raises(pv.NotFiniteError, match="not finite in epoch 1"):
+        list(pv.fit(build(digits), digits, on_nan="rewind", say=said.append, optimizer=lambda params: Adam(params, lr=1e30)))
+    assert len(said) == 3
+
+
+def test_a_rewind_with_a_scheduler_halves_what_it_starts_from(digits):
+    options = {"lr_scheduler": lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1 / (1 + epoch))}
+    *_, last = pv.fit(failing(digits, 2 + 5), digits, epochs=2, on_nan="rewind", **options)
+    assert last["learning_rate"] == pytest.approx(1e-3 / 2 / 2)
+
+
+@pytest.mark.parametrize("engine", ["eager", "traced"])
+def test_resumed_is_the_same_as_never_stopped(digits, engine):
+    def options():
+        return {
+            "engine": engine,
+            "beta": pv.schedules.Cosine(steps=30),
+            "lr_scheduler": lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5),
+            "clip_grad_norm": 1.0,
+        }
+
+    whole = build(digits)
+    expected = list(pv.fit(whole, digits, epochs=5, **options()))
+    stopped = build(digits)
+    training = pv.fit(stopped, digits, epochs=5, **options())
+    first = [next(training), next(training)]
+    saved = io.BytesIO()
+    torch.save(training.state_dict(), saved)
+    saved.seek(0)
+    resumed = build(digits, seed=9)
+    state = torch.load(saved, weights_only=True)
+    rest = list(pv.fit(resumed, digits, epochs=5, resume=state, **options()))
+    assert [figures(record) for record in first + rest] == [figures(record) for record in expected]
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("before", "after"), [("eager", "traced"), ("traced", "eager")])
+def test_one_engine_goes_on_from_another(digits, before, after):
+    training = pv.fit(build(digits), digits, epochs=2, engine=before)
+    next(training)
+    state = copy.deepcopy(training.state_dict())
+    expected = next(training)
+    resumed = pv.fit(build(digits), digits, epochs=2, engine=after, resume=state)
+    assert next(resumed)["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"patience": 0}, {"clip_grad_norm": 0.0}, {"clip_grad_norm": float("nan")}])
+def test_impossible_numbers(digits, options):
+    with pytest.raises(pv.RequestError, match=f"{next(iter(options))} must be positive"):
+        pv.fit(build(digits), digits, **options)
+
+
+def test_active_units(digits):
+    """Of a posterior whose means are the pixels, and of one that knows nothing; by draws where there is no closed form."""
+
+    class Means(torch.nn.Module):
+        def forward(self, x):
+            loc = x.flatten(1)[:, 18:22] * torch.tensor([1.0, 1.0, 0.0, 0.0])
+            return torch.stack([loc, torch.full_like(loc, -1.0)], 1)
+
+    class Opaque(pv.DiagonalNormal):
+        def distribution(self, params):
+            q = super().distribution(params)
+            opaque = type("Opaque", (type(q),), {"mean": property(lambda self: (_ for _ in ()).throw(NotImplementedError))})
+            q.__class__ = opaque
+            return q
+
+    x = digits.train.images[:1000].float() / 255
+    for posterior in (pv.DiagonalNormal, Opaque):
+        vae = pv.VAE(pv.StandardNormal(4), posterior(Means()), pv.MLP((4,), (1, *digits.shape)), pv.Bernoulli(relaxed=True))
+        variances = activity(vae, x)
+        exact = x.flatten(1)[:, 18:20].var(0).double()
+        torch.testing.assert_close(variances[:2], exact, rtol=0.1, atol=0.01)
+        assert (variances[2:].abs() < 1e-3).all()

@@ -57,7 +57,7 @@ def _train(argv: list[str] | None) -> None:
     if config.resume:
         _resume(config, argv)
     else:
-        vae, data, training = _prepare(config)
+        vae, data, training = prepare(config)
         folder = new_run(_run_dir(config.run_dir, data), config)
         with folder.lock(), _resumable(folder):
             folder.save_checkpoint("last", training, data.shape)
@@ -77,7 +77,7 @@ def _resume(asked: Namespace, argv: list[str] | None) -> None:
             raise RequestError(
                 f"epochs is {config.epochs}, but {folder.path} has trained {state['epoch']} already: ask for more"
             )
-        vae, data, training = _prepare(config)
+        vae, data, training = prepare(config)
         training.load_state_dict(state)
         folder.save_config(config)
         folder.keep_records(state["epoch"])
@@ -96,8 +96,15 @@ def _resumable(folder: Run) -> Iterator[None]:
         raise
 
 
-def _prepare(config: Namespace) -> tuple[Model, Data, Training]:
-    """Refuse whatever is wrong before anything is written."""
+def prepare(config: Namespace) -> tuple[Model, Data, Training]:
+    """The model, the data and the training that a configuration asks for, before anything is written.
+
+    Arguments:
+        config: What `train_parser` has read; what it leaves open (epochs, binarization, engine) is filled in.
+
+    Raises:
+        RequestError: If anything in it is wrong.
+    """
     where, parts = device(config.device), constructors(config)
     rehearse_optimizer(parts.optimizer, parts.lr_scheduler)
     config.binarization = resolve_binarization(config.binarization, supply("likelihood", parts.likelihood))

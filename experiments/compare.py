@@ -1,11 +1,11 @@
-"""Every prior, posterior and likelihood with one network and one budget, over several seeds.
+"""Runs side by side, on the same test images: families, objectives and schedules, each over several seeds.
 
-    python experiments/families.py train --group priors --seeds 0 1 2 --epochs 10 --data_dir DIR --out runs/families
-    python experiments/families.py report --out runs/families
-    python experiments/families.py product --data digits
+    python experiments/compare.py train --group priors --epochs 10 --data_dir DIR
+    python experiments/compare.py report
+    python experiments/compare.py product --data digits
 
-Each run leaves the ELBO and the importance-weighted log-likelihood of each of the same test images, so that differences
-have their paired standard error. What is there already is not run again.
+Each run leaves the ELBO and the importance-weighted log-likelihood of each of the same test images, so that differences have
+their paired standard error. What is there already is not run again.
 """
 
 from __future__ import annotations
@@ -15,17 +15,24 @@ import itertools
 from pathlib import Path
 
 import numpy as np
-import pyro
 import torch
 
 import pyro_vae as pv
-from pyro_vae.cli import build, concrete, constructors, train_parser
+from pyro_vae.cli import build, concrete, constructors, parse, train_parser
 from pyro_vae.data import to_pixels
 from pyro_vae.importance import in_chunks, log_likelihood
+from pyro_vae.train import prepare
 
-COMMON = "--latent_dim 20 --batch_size 128"
 SMALL = "--decoder Conv"
 """A network whose last layer does not multiply with the pixels: a Categorical has 256 outputs for each."""
+
+BURDA = "--latent_dim 50 --batch_size 100 " + " ".join(
+    f"--{end} MLP --{end}.hidden [200,200] --{end}.activation torch.nn.Tanh" for end in ("encoder", "decoder")
+)
+"""The network of Burda et al. (2016)."""
+
+PRONE = "--latent_dim 20 --encoder MLP --encoder.hidden [400,400,400] --decoder MLP --decoder.hidden [400,400,400,400]"
+"""A network prone to collapse: a deep decoder under a deep encoder."""
 
 IMAGES = 1000
 SAMPLES = 500
@@ -66,19 +73,54 @@ GROUPS: dict[str, dict[str, str]] = {
         "DiscretizedLogistic": f"--likelihood DiscretizedLogistic {SMALL}",
         "DiscretizedLogistic, 3": f"--likelihood DiscretizedLogistic --likelihood.components 3 {SMALL}",
     },
+    "objectives": {
+        "ELBO, K = 1": BURDA,
+        "ELBO, K = 5": f"{BURDA} --objective Trace_ELBO --objective.num_particles 5 --objective.vectorize_particles true",
+        "ELBO, K = 50": f"{BURDA} --objective Trace_ELBO --objective.num_particles 50 --objective.vectorize_particles true",
+        "sticking the landing, K = 1": f"{BURDA} --objective StickingTheLandingELBO",
+        "closed-form KL, K = 1": f"{BURDA} --objective TraceMeanField_ELBO",
+        "IWAE, K = 5": f"{BURDA} --objective ImportanceWeightedELBO",
+        "IWAE, K = 50": f"{BURDA} --objective ImportanceWeightedELBO --objective.num_particles 50",
+        "DReG, K = 5": f"{BURDA} --objective DReGELBO",
+        "DReG, K = 50": f"{BURDA} --objective DReGELBO --objective.num_particles 50",
+    },
+    "schedules": {
+        "Constant": PRONE,
+        "Linear": f"{PRONE} --beta Linear --beta.epochs 5",
+        "Cosine": f"{PRONE} --beta Cosine --beta.epochs 5",
+        "Sigmoid": f"{PRONE} --beta Sigmoid --beta.epochs 5",
+        "Cyclical": f"{PRONE} --beta Cyclical --beta.epochs 2 --beta.cycles 4",
+        "free bits, 0.25 a dimension": f"{PRONE} --objective FreeBitsELBO",
+        "free bits, 0.25 a dimension, and Linear": f"{PRONE} --objective FreeBitsELBO --beta Linear --beta.epochs 5",
+        "capacity of 25 nats": (
+            f"{PRONE} --objective CapacityELBO --objective.gamma 10 --objective.capacity Linear"
+            " --objective.capacity.end 25 --objective.capacity.steps 2000"
+        ),
+    },
 }
 
 
-def train(flags: str, seed: int, epochs: int, data: pv.Data) -> dict[str, np.ndarray]:
-    config = train_parser().parse_args([*COMMON.split(), *flags.split()])
-    parts = constructors(config)
-    pyro.set_rng_seed(seed)
-    vae = build(parts, config.latent_dim, data.shape)
-    vae.initialize(to_pixels(data.train.images, vae.pixels))
-    records = list(pv.fit(vae, data, epochs=epochs, batch_size=config.batch_size, optimizer=parts.optimizer))
-    seconds = np.array(sum(record["seconds"] for record in records))
+def train(flags: str, args: argparse.Namespace, seed: int) -> dict[str, np.ndarray]:
+    asked = f"--data {args.data} --data_dir {args.data_dir} --seed {seed} --epochs {args.epochs} --engine {args.engine} {flags}"
+    vae, data, training = prepare(parse(train_parser(), asked.split()))
+    records = list(training)
     images = data.test.subset(min(IMAGES, len(data.test)))
-    return {**scores(vae, images), "seconds": seconds, "epochs": np.array(epochs)}
+    seconds = sum(record["seconds"] for record in records)
+    kept = {
+        "seconds": seconds,
+        "epochs": len(records),
+        "active_units": records[-1]["active_units"],
+        "kl": records[-1]["validation_kl"],
+    }
+    return {**scores(vae, images), **{name: np.array(value) for name, value in kept.items()}}
+
+
+def scores(vae: pv.Model, images: pv.Split) -> dict[str, np.ndarray]:
+    """The ELBO and log p(x) of each image."""
+    vae.eval()
+    weights = [part.log_weights for part in in_chunks(vae.model, vae.guide, images.scored(vae.pixels), SAMPLES)]
+    elbo, log_p = (torch.cat(list(map(f, weights))).numpy() for f in (lambda w: w.mean(0), log_likelihood))
+    return {"elbo": elbo, "log_p": log_p}
 
 
 def product(data: pv.Data) -> None:
@@ -91,7 +133,7 @@ def product(data: pv.Data) -> None:
         paths = [f"{module.__name__}.{name}" for module, name in zip(modules, triple, strict=True)]
         flags = "--prior {} --posterior {} --likelihood {} --latent_dim 3".format(*paths)
         flags += " --prior.components 20" if triple[0] in ("VampPrior", "GaussianMixture") else ""
-        parts = constructors(train_parser().parse_args(flags.split()))
+        parts = constructors(parse(train_parser(), flags.split()))
         vae = build(parts, 3, few.shape)
         vae.initialize(to_pixels(few.train.images, vae.pixels))
         (record,) = pv.fit(vae, few, epochs=1)
@@ -103,23 +145,18 @@ def product(data: pv.Data) -> None:
     print(f"{count} combinations of {' x '.join(str(len(table)) for table in names)}: each trained, sampled and scored")
 
 
-def scores(vae: pv.Model, images: pv.Split) -> dict[str, np.ndarray]:
-    """The ELBO and log p(x) of each image."""
-    vae.eval()
-    weights = [part.log_weights for part in in_chunks(vae.model, vae.guide, images.scored(vae.pixels), SAMPLES)]
-    elbo, log_p = (torch.cat(list(map(f, weights))).numpy() for f in (lambda w: w.mean(0), log_likelihood))
-    return {"elbo": elbo, "log_p": log_p}
-
-
 def report(out: Path) -> None:
     for group, rows in GROUPS.items():
-        first = next(iter(rows))
-        print(f"\n### {group}\n\n| {group} | ELBO | log p(x) | difference to {first} | seeds, lowest to highest | s an epoch |")
-        print("|---|--:|--:|--:|--:|--:|")
-        base = [load(out, group, first, seed) for seed in range(10)]
-        for name in rows:
-            runs = [load(out, group, name, seed) for seed in range(10)]
-            line(name, [run for run in runs if run], [b for b, run in zip(base, runs, strict=True) if b and run])
+        runs = {name: [load(out, group, name, seed) for seed in range(10)] for name in rows}
+        if any(run for table in runs.values() for run in table):
+            first = next(iter(rows))
+            print(
+                f"\n| {group} | ELBO | log p(x) | difference to {first} | seeds, lowest to highest | KL | active | s an epoch |"
+            )
+            print("|---|--:|--:|--:|--:|--:|--:|--:|")
+            for name, table in runs.items():
+                pairs = [(run, base) for run, base in zip(table, runs[first], strict=True) if run and base]
+                line(name, [run for run, _ in pairs], [base for _, base in pairs])
 
 
 def load(out: Path, group: str, name: str, seed: int) -> dict[str, np.ndarray] | None:
@@ -136,12 +173,16 @@ def line(name: str, runs: list[dict[str, np.ndarray]], base: list[dict[str, np.n
     if not runs:
         return
     elbo, log_p = (np.mean([run[key] for run in runs]) for key in ("elbo", "log_p"))
-    gain = np.mean([run["log_p"] - other["log_p"] for run, other in zip(runs, base, strict=True)], 0) if base else np.zeros(1)
+    gain = np.mean([run["log_p"] - other["log_p"] for run, other in zip(runs, base, strict=True)], 0)
     spread = sorted(run["log_p"].mean() for run in runs)
     seconds = np.median([run["seconds"] / run["epochs"] for run in runs])
-    error = gain.std(ddof=1) / len(gain) ** 0.5 if gain.any() else 0.0
-    difference = f"{gain.mean():+.2f} ± {error:.2f}" if gain.any() else ""
-    print(f"| {name} | {elbo:.2f} | {log_p:.2f} | {difference} | {spread[0]:.2f} to {spread[-1]:.2f} | {seconds:.1f} |")
+    difference = f"{gain.mean():+.2f} ± {gain.std(ddof=1) / len(gain) ** 0.5:.2f}" if gain.any() else ""
+    kl, active = (
+        ", ".join(f"{run[key]:.{digits}f}" for run in runs) if key in runs[0] else ""
+        for key, digits in (("kl", 1), ("active_units", 0))
+    )
+    seeds = f"{len(runs)}: {spread[0]:.2f} to {spread[-1]:.2f}"
+    print(f"| {name} | {elbo:.2f} | {log_p:.2f} | {difference} | {seeds} | {kl} | {active} | {seconds:.1f} |")
 
 
 def main() -> None:
@@ -150,25 +191,26 @@ def main() -> None:
     parser.add_argument("--group", nargs="+", choices=list(GROUPS), default=list(GROUPS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--engine", default="auto")
     parser.add_argument("--data", default="mnist")
     parser.add_argument("--data_dir", default="data")
-    parser.add_argument("--out", type=Path, default=Path("runs/families"))
+    parser.add_argument("--out", type=Path, default=Path("runs/compare"))
     args = parser.parse_args()
     if args.command == "report":
         report(args.out)
     elif args.command == "product":
         product(pv.load_data(args.data, args.data_dir))
     else:
-        run_all(args, pv.load_data(args.data, args.data_dir))
+        run_all(args)
 
 
-def run_all(args: argparse.Namespace, data: pv.Data) -> None:
+def run_all(args: argparse.Namespace) -> None:
     for seed, group in itertools.product(args.seeds, args.group):
         for name, flags in GROUPS[group].items():
             file = path(args.out, group, name, seed)
             if not file.exists():
                 file.parent.mkdir(parents=True, exist_ok=True)
-                np.savez(file, allow_pickle=False, **train(flags, seed, args.epochs, data))
+                np.savez(file, allow_pickle=False, **train(flags, args, seed))
                 print(f"{group}, {name}, seed {seed}", flush=True)
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import PositiveFloat, PositiveInt, restricted_number_type
-from pyro.infer import ELBO
+from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -220,12 +220,10 @@ def rehearse_optimizer(optimizer: MakeOptimizer, lr_scheduler: Callable[..., Any
     param = nn.Parameter(torch.zeros(2))
     param.grad = torch.zeros(2)
     made = supply("optimizer", optimizer, params=[param])
-    try:
-        made.step()
-    except Exception as error:
-        raise RequestError(f"optimizer: {one_line(str(error))}") from error
+    supply("optimizer", made.step)
     if lr_scheduler is not None:
-        supply("lr_scheduler", lr_scheduler, optimizer=made)
+        scheduler = supply("lr_scheduler", lr_scheduler, optimizer=made)
+        supply("lr_scheduler", scheduler.step, metrics=0.0)
 
 
 def build_objective(make: Callable[..., Any]) -> ELBO:
@@ -360,10 +358,18 @@ def one_line(message: str) -> str:
     for pattern, replacement in _REWORDED:
         line = re.sub(pattern, replacement, line)
     part, _, problem = line.partition(": ")
-    if part in PARTS and "no class" in problem:
-        names = ", ".join(sorted(cls.__name__ for cls in concrete(PARTS[part]) if cls.__module__.startswith("pyro_vae")))
-        line += f"; choose from {names}, or give an import path, such as my_module.MyClass"
+    if part in PARTS and ("no class" in problem or problem.startswith(f"expected {PARTS[part].__name__},")):
+        line += f"; choose from {', '.join(_names(part))}, or give an import path, such as my_module.MyClass"
     return line
+
+
+def _names(part: str) -> list[str]:
+    """The classes that are known by name alone."""
+    home = "torch.optim" if part in ("optimizer", "lr_scheduler") else "pyro_vae"
+    foreign = [Trace_ELBO, TraceMeanField_ELBO, RenyiELBO] if part == "objective" else []
+    return sorted(
+        cls.__name__ for cls in [*concrete(PARTS[part]), *foreign] if cls.__module__.startswith(home) or cls in foreign
+    )
 
 
 _REWORDED = [

@@ -17,17 +17,16 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from pyro_vae.errors import RequestError
+from pyro_vae.files import from_pil, read_array, read_folder, resized
 from pyro_vae.likelihoods import Pixels
 
 Binarization = Literal["dynamic", "static", "none"]
 
 SEED = 0
 DOWNLOAD_SECONDS = 4
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
 OMNIGLOT_SIZE = 28
 
 
@@ -129,6 +128,7 @@ def load_data(
     image_size: int | None = None,
     binarization: Binarization = "dynamic",
     say: Callable[[str], object] = lambda line: None,
+    download: bool = True,
 ) -> Data:
     """Load a data set and split it; the split never depends on a run's seed.
 
@@ -146,6 +146,7 @@ def load_data(
         binarization: "static" turns each image into one fixed draw of binary pixels; "dynamic" and "none" leave the images
             as they are, to be binarized afresh at each presentation or not at all.
         say: Called with a line that says which set "auto" took, and why.
+        download: Whether `data_dir` may be written to, if the data are not there.
 
     Raises:
         RequestError: If the data cannot be had or used.
@@ -153,7 +154,7 @@ def load_data(
     if binarization not in get_args(Binarization):
         raise RequestError(f"binarization must be one of {', '.join(get_args(Binarization))}, but is {binarization}")
     load = NAMED.get(name, _load_path) if name != "auto" else _load_auto
-    data = load(Source(name, Path(data_dir), image_size, say))
+    data = load(Source(name, Path(data_dir), image_size, say, download))
     return _binarized(data) if binarization == "static" else data
 
 
@@ -165,6 +166,7 @@ class Source:
     data_dir: Path
     image_size: int | None
     say: Callable[[str], object]
+    download: bool
 
 
 def _load_auto(source: Source) -> Data:
@@ -215,6 +217,10 @@ def _torchvision(name: str) -> Any:
 
 def _load_torchvision(source: Source) -> Data:
     arrays = _load_omniglot if source.name == "omniglot" else _load_idx
+    if not source.download and not (source.data_dir / _own_folder(source.name)).is_dir():
+        raise RequestError(
+            f"{source.name} is not in {source.data_dir}: say where it is, or may be downloaded to, by --data_dir"
+        )
     try:
         with _socket_timeout(DOWNLOAD_SECONDS):
             parts = _from_folder(arrays, source)
@@ -224,7 +230,7 @@ def _load_torchvision(source: Source) -> Data:
             f"{source.name} could not be downloaded to {source.data_dir} ({_last_line(error)}); put its files there as"
             " torchvision lays them out, or use --data digits, which needs no network"
         ) from error
-    train, test = (Split(_resized(images, source.image_size), labels) for images, labels in parts)
+    train, test = (Split(resized(images, source.image_size), labels) for images, labels in parts)
     return _with_validation(source.name, train, test)
 
 
@@ -242,10 +248,15 @@ def _from_folder(arrays: Callable[[Source, Path], Any], source: Source) -> Any:
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM) or not source.data_dir.is_dir():
             raise
-    own = Path("omniglot-py" if source.name == "omniglot" else _torchvision(source.name).__name__)
+    own = _own_folder(source.name)
     with tempfile.TemporaryDirectory() as folder:
         _copy_writable(source.data_dir / own, Path(folder) / own)
         return arrays(source, Path(folder))
+
+
+def _own_folder(name: str) -> str:
+    """The folder that torchvision keeps a data set in."""
+    return "omniglot-py" if name == "omniglot" else _torchvision(name).__name__
 
 
 def _copy_writable(source: Path, target: Path) -> None:
@@ -287,7 +298,7 @@ def _load_omniglot(source: Source, root: Path) -> list[tuple[Tensor, Tensor]]:
 
 
 def _stack_omniglot(part: Any, size: int) -> tuple[Tensor, Tensor]:
-    images = [_resized(255 - _from_pil(image.convert("L"))[None], size) for image, _ in part]
+    images = [resized(255 - from_pil(image.convert("L"))[None], size) for image, _ in part]
     return torch.cat(images), torch.tensor([label for _, label in part._flat_character_images])
 
 
@@ -296,7 +307,7 @@ def _load_digits(source: Source) -> Data:
 
     images, labels = load_digits(return_X_y=True)
     scaled = torch.from_numpy((images * 255 / 16).round().astype(np.uint8)).reshape(-1, 1, 8, 8)
-    return _split("digits", Split(_resized(scaled, source.image_size), torch.from_numpy(labels)))
+    return _split("digits", Split(resized(scaled, source.image_size), torch.from_numpy(labels)))
 
 
 def _load_path(source: Source) -> Data:
@@ -307,110 +318,8 @@ def _load_path(source: Source) -> Data:
         raise RequestError(
             f"{path} is no folder of images and ends neither in .npy nor in .npz: save the images as one of these"
         )
-    images, labels = _load_folder(path, source.image_size) if path.is_dir() else _load_array(path)
-    return _split(path.name, Split(_resized(images, source.image_size), labels))
-
-
-def _load_array(path: Path) -> tuple[Tensor, Tensor | None]:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        arrays = dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {"images": loaded}
-    except Exception as error:
-        raise RequestError(f"{path} cannot be read as arrays ({error}): save it with numpy.save or numpy.savez") from error
-    if "images" not in arrays:
-        raise RequestError(
-            f"{path} has no array named images, but {', '.join(arrays) or 'none'}: use numpy.savez(path, images=...)"
-        )
-    images = _checked_images(arrays["images"], path)
-    return images, _checked_labels(arrays.get("labels"), len(images), path)
-
-
-def _checked_images(array: np.ndarray, path: Path) -> Tensor:
-    if array.ndim not in (3, 4) or 0 in array.shape:
-        raise RequestError(f"{path} has shape {array.shape}: images need (N, height, width) or (N, channels, height, width)")
-    if array.ndim == 4 and array.shape[-1] in (1, 3, 4) and array.shape[1] not in (1, 3, 4):
-        raise RequestError(f"{path} has its channels last, {array.shape}: save images.transpose(0, 3, 1, 2)")
-    images = torch.from_numpy(_checked_values(array, path))
-    return images.unsqueeze(1) if images.ndim == 3 else images
-
-
-def _checked_values(array: np.ndarray, path: Path) -> np.ndarray:
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == np.bool_:
-        return array.astype(np.uint8) * np.uint8(255)
-    if not np.issubdtype(array.dtype, np.floating):
-        raise RequestError(f"{path} holds {array.dtype}: save uint8 (0 to 255) or floats in [0, 1]")
-    if not np.isfinite(array).all():
-        raise RequestError(f"{path} holds NaN or infinite values: clean it first")
-    if array.min() < 0 or array.max() > 1:
-        raise RequestError(f"{path} holds floats from {array.min():g} to {array.max():g}: scale them to [0, 1], or save uint8")
-    return array.astype(np.float32)
-
-
-def _checked_labels(labels: np.ndarray | None, count: int, path: Path) -> Tensor | None:
-    if labels is None:
-        return None
-    if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise RequestError(f"{path} has labels of shape {labels.shape} and type {labels.dtype}: they need one integer an image")
-    return torch.from_numpy(labels.astype(np.int64))
-
-
-def _load_folder(path: Path, image_size: int | None) -> tuple[Tensor, Tensor | None]:
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != ".")
-    if not files:
-        raise RequestError(f"{path} holds no images: it needs files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
-    images = [_resized(_read_image(file)[None], image_size) for file in files]
-    channels = max(len(image[0]) for image in images)
-    images = [image.expand(-1, channels, -1, -1) for image in images]
-    sizes = {tuple(image.shape[2:]) for image in images}
-    if len(sizes) > 1:
-        (h1, w1), (h2, w2), *_ = sorted(sizes)
-        raise RequestError(f"{path} mixes images of {w1}x{h1} and {w2}x{h2} pixels: give --image_size to resize them all")
-    return torch.cat(images), _folder_labels(path, files)
-
-
-def _folder_labels(path: Path, files: list[Path]) -> Tensor | None:
-    names = [file.relative_to(path).parts[0] for file in files]
-    if any(file.parent == path for file in files):
-        return None
-    classes = sorted(set(names))
-    return torch.tensor([classes.index(name) for name in names])
-
-
-def _read_image(file: Path) -> Tensor:
-    try:
-        with Image.open(file) as image:
-            return _from_pil(_flattened(image))
-    except RequestError:
-        raise
-    except Exception as error:
-        raise RequestError(f"{file} cannot be read as an image ({error}): remove or mend it") from error
-
-
-def _flattened(image: Any) -> Any:
-    """The image in eight bits, grey or in colours, with what is transparent laid on white."""
-    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
-        raise RequestError(f"{image.filename} is of mode {image.mode}: save it with 8 bits a channel, grey or in colours")
-    grey = image.mode in ("1", "L", "LA")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        paper = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(paper, image)
-    return image.convert("L" if grey else "RGB")
-
-
-def _from_pil(image: Any) -> Tensor:
-    array = torch.from_numpy(np.array(image))
-    return array.unsqueeze(0) if array.ndim == 2 else array.permute(2, 0, 1)
-
-
-def _resized(images: Tensor, size: int | None) -> Tensor:
-    if size is None or tuple(images.shape[2:]) == (size, size):
-        return images
-    unit = to_pixels(images, "unit")
-    resized = torch.nn.functional.interpolate(unit, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
-    return resized if images.is_floating_point() else (resized * 255).round().to(torch.uint8)
+    images, labels = read_folder(path, source.image_size) if path.is_dir() else read_array(path)
+    return _split(path.name, Split(resized(images, source.image_size), labels))
 
 
 def _split(name: str, everything: Split) -> Data:

@@ -242,7 +242,7 @@ class _Loop:
         )
         try:
             self.svi.start(first)
-        except (ValueError, NotImplementedError) as error:
+        except Exception as error:
             raise RequestError(f"objective: {error}") from error
         self.tally.read()
         assert self.svi.optimizer is not None

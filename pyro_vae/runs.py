@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal
 
 import torch
@@ -88,13 +89,13 @@ class Run:
             RequestError: If one does.
         """
         lock = FileLock(self.path / ".lock", timeout=0)
-        try:
-            with storing(self.path / ".lock"):
+        with storing(self.path / ".lock"):
+            try:
                 lock.acquire()
-        except Timeout as error:
-            raise RequestError(
-                f"another process is training in {self.path}: wait for it, or choose another --run_dir"
-            ) from error
+            except Timeout as error:
+                raise RequestError(
+                    f"another process trains in {self.path}: wait for it, or choose another --run_dir"
+                ) from error
         try:
             yield
         finally:
@@ -178,15 +179,28 @@ class Run:
 
 
 def _check_names(options: Any, file: Path) -> None:
-    """Refuse every dotted name, at any depth of the parts, that is of another package."""
+    """Refuse whatever could make the parser import or read something else than classes of the trusted packages."""
     options = (
         {key: value for key, value in options.items() if key not in ("data", "data_dir")} if isinstance(options, dict) else {}
     )
     if "config" in options or any("." in str(key) or (key in PARTS and isinstance(options[key], str)) for key in options):
         raise RequestError(f"{file} is not as pyro_vae writes it, and may load other files: add --trust if you know it")
     for name in _strings(options):
-        if re.search(r"[./\\]", name) and name.split(".")[0] not in TRUSTED:
+        if any(Path(folder, name).is_file() for folder in (".", file.parent)):
+            raise RequestError(f"{file} names {name}, which is a file that could be loaded: add --trust if you know it")
+        if re.search(r"[./\\]", name) and not _is_trusted(name):
             raise RequestError(f"{file} names {name}: loading it would run its module's code; add --trust if you know it")
+
+
+def _is_trusted(name: str) -> bool:
+    """Whether a dotted name begins in a trusted package and is defined in one: `torch.os.system` is not."""
+    if name.split(".", maxsplit=1)[0] not in TRUSTED or not re.fullmatch(r"[\w.]+", name):
+        return False
+    try:
+        home = resolve_name(name).__module__
+    except (ImportError, AttributeError, ValueError):
+        return True  # the parser says what is wrong with it
+    return str(home).split(".")[0] in TRUSTED
 
 
 def _strings(options: Any) -> Iterator[str]:
@@ -241,7 +255,7 @@ def load_run(path: str | Path, checkpoint: Which = "last", device: torch.device 
 
 
 def run_data(run: Run, data_dir: str | None = None, trust: bool = False) -> Data:
-    """The data set that a run was trained on.
+    """The data set that a run was trained on; nothing is downloaded to a folder that only the run names.
 
     Arguments:
         run: The run.
@@ -252,7 +266,8 @@ def run_data(run: Run, data_dir: str | None = None, trust: bool = False) -> Data
         RequestError: If the data are gone, or have another shape by now.
     """
     config, shape = run.config(trust), tuple(run.load_checkpoint("last")["shape"])
-    data = load_data(config.data, data_dir or config.data_dir, config.image_size, config.binarization)
+    where = data_dir or config.data_dir
+    data = load_data(config.data, where, config.image_size, config.binarization, download=data_dir is not None)
     if data.shape != shape:
         raise RequestError(f"{config.data} has images of shape {data.shape}, but {run.path} was trained on {shape}")
     return data

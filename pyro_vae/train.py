@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae import plots, progress, views
+from pyro_vae.checkpoints import storing
 from pyro_vae.cli import (
     build,
     build_objective,
@@ -217,7 +218,9 @@ def draw(vae: Model, data: Data, folder: Run) -> list[Path]:
     }
     if vae.latent_dim == 2:
         figures["manifold"] = plots.manifold(views.manifold(vae))
-    return [plots.save(figure, folder.figures / f"{name}.png") for name, figure in figures.items()]
+    with storing(folder.figures):
+        folder.figures.mkdir(exist_ok=True)
+        return [plots.save(figure, folder.figures / f"{name}.png") for name, figure in figures.items()]
 
 
 if __name__ == "__main__":

@@ -56,4 +56,5 @@ FAMILIES = {pv.Prior: PRIORS, pv.Posterior: POSTERIORS, pv.Likelihood: LIKELIHOO
 
 def own(base: type) -> set[str]:
     """Names of the package's own concrete subclasses, at any depth."""
-    return {cls.__name__ for cls in concrete(base) if cls.__module__.startswith("pyro_vae.")}
+    modules = {cls.__name__: cls.__module__ for cls in concrete(base)}
+    return {name for name, home in modules.items() if home.startswith("pyro_vae.") and home != "pyro_vae.testing"}

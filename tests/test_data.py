@@ -1,3 +1,6 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -229,3 +232,33 @@ def test_a_hanging_name_server_is_not_waited_for(monkeypatch):
     monkeypatch.setattr(module, "DOWNLOAD_SECONDS", 0.05)
     monkeypatch.setattr(module, "_answers", lambda url: module.threading.Event().wait(5))
     assert not module._reachable("http://example.invalid")
+
+
+def test_links_out_of_the_folder_are_not_followed(tmp_path):
+    (tmp_path / "images").mkdir()
+    for index in range(12):
+        Image.new("L", (4, 4), index).save(tmp_path / "images" / f"{index}.png")
+    Image.new("L", (4, 4), 99).save(tmp_path / "secret.png")
+    (tmp_path / "images" / "inside.png").symlink_to(tmp_path / "images" / "3.png")
+    assert len(pv.load_data(str(tmp_path / "images")).train) == 10
+    (tmp_path / "images" / "outside.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(pv.RequestError, match=r"outside.png is a link that leads out of"):
+        pv.load_data(str(tmp_path / "images"))
+
+
+def test_an_image_that_would_unpack_to_a_giant_is_refused(tmp_path):
+    """60,000 x 60,000 pixels in a file of half a megabyte: refused by its header, before it is unpacked."""
+    data = zlib.compress(bytes(60_000 // 8 + 1) * 60_000, 9)
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", 60_000, 60_000, 1, 0, 0, 0, 0), b"IDAT": data, b"IEND": b""}
+    packed = [struct.pack(">I", len(c)) + name + c + struct.pack(">I", zlib.crc32(name + c)) for name, c in chunks.items()]
+    (tmp_path / "giant.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+    with pytest.raises(pv.RequestError, match=r"giant\.png"):
+        pv.load_data(str(tmp_path))
+
+
+def test_an_archive_that_would_unpack_to_a_giant_is_refused(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "a.npz", images=np.zeros((1000, 50, 50), dtype=np.uint8))
+    monkeypatch.setattr("pyro_vae.files.BYTES", 1_000_000)
+    assert (tmp_path / "a.npz").stat().st_size < 10_000
+    with pytest.raises(pv.RequestError, match="use fewer or smaller images"):
+        pv.load_data(str(tmp_path / "a.npz"))

@@ -159,3 +159,71 @@ def test_a_likelihood_without_a_mean_is_refused_before_training(folder, capfd):
     assert train(["--data", "digits", "--run_dir", "r", "--likelihood", "mine.MyLikelihood"]) == 2
     assert "the mean of p(x | z) is not finite" in capfd.readouterr().err
     assert not (folder / "r").exists()
+
+
+def stranger(folder, run_dir, old, new):
+    """A run folder as a stranger might hand it over."""
+    (folder / "mine.py").write_text("open('ran', 'w')\nimport torch\nclass Evil(torch.nn.ReLU): pass\n")
+    (folder / "r").mkdir()
+    (folder / "r" / "checkpoint.pt").write_bytes((run_dir / "checkpoint.pt").read_bytes())
+    text = (run_dir / "config.yaml").read_text()
+    assert old in text
+    (folder / "r" / "config.yaml").write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize("name", ["evil", "torch.nn.Sneaky", "sub/torch.yaml", "../mine.py"])
+@pytest.mark.parametrize("place", [".", "r"])
+def test_a_name_that_is_a_file_is_not_read(folder, run_dir, name, place):
+    stranger(folder, run_dir, "class_path: torch.nn.ReLU\n      init_args:\n        inplace: false", name)
+    text = (folder / "r" / "config.yaml").read_text().replace("activation:\n      ", "activation: ")
+    (folder / "r" / "config.yaml").write_text(text)
+    file = folder / place / name
+    file.parent.mkdir(exist_ok=True)
+    if not file.exists():
+        file.write_text("class_path: mine.Evil\n")
+    with pytest.raises(pv.RequestError, match="add --trust"):
+        pv.load_run("r")
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["torch.os.system", "torch.sys.exit", "pyro_vae.data.shutil.rmtree", "torch/../os.system"])
+def test_what_a_trusted_package_has_imported_is_not_trusted(folder, run_dir, name):
+    stranger(folder, run_dir, "class_path: torch.nn.ReLU", f"class_path: {name}")
+    with pytest.raises(pv.RequestError, match="add --trust"):
+        pv.load_run("r")
+
+
+@pytest.mark.parametrize("line", ["prior.class_path: mine.Evil", "config: other.yaml", "prior: other.yaml", "prior: mine.Evil"])
+def test_other_ways_to_name_a_class(folder, run_dir, line):
+    stranger(folder, run_dir, "seed: 0", "seed: 0")
+    with (folder / "r" / "config.yaml").open("a") as file:
+        file.write(f"{line}\n")
+    (folder / "r" / "other.yaml").write_text("class_path: mine.Evil\n")
+    with pytest.raises(pv.RequestError, match="add --trust"):
+        pv.load_run("r")
+    assert not (folder / "ran").exists()
+
+
+def test_a_yaml_tag_makes_no_object(folder, run_dir):
+    stranger(folder, run_dir, "seed: 0", "seed: !!python/object/apply:os.system ['touch ran']")
+    with pytest.raises(pv.RequestError, match="cannot be read"):
+        pv.load_run("r")
+    assert not (folder / "ran").exists()
+
+
+def test_resuming_a_strangers_run_asks_for_trust(folder, run_dir, capfd):
+    stranger(folder, run_dir, "class_path: torch.nn.ReLU", "class_path: mine.Evil")
+    assert train(["--run_dir", "r", "--resume"]) == 2
+    assert "names mine.Evil: loading it would run its module's code; add --trust" in capfd.readouterr().err
+    assert not (folder / "ran").exists()
+
+
+def test_a_run_folder_downloads_nothing_by_itself(folder, run_dir, capfd, monkeypatch):
+    stranger(folder, run_dir, "data: digits", "data: mnist")
+    monkeypatch.setattr("pyro_vae.data._load_idx", lambda source, root: pytest.fail("it was about to download"))
+    text = (folder / "r" / "config.yaml").read_text().splitlines()
+    text = [f"data_dir: {folder / 'elsewhere'}" if line.startswith("data_dir:") else line for line in text]
+    (folder / "r" / "config.yaml").write_text("\n".join(text))
+    assert evaluate(["r", "--num_samples", "3"]) == 2
+    assert "mnist is not in" in capfd.readouterr().err
+    assert not (folder / "elsewhere").exists()

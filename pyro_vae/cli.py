@@ -23,8 +23,9 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pyro_vae import distributed
 from pyro_vae.data import NAMED, Binarization
-from pyro_vae.errors import NotFiniteError, RequestError, StorageError, TerminatedError
+from pyro_vae.errors import LostWorkerError, NotFiniteError, RequestError, StorageError, TerminatedError
 from pyro_vae.fit import OnNaN
 from pyro_vae.graphs import Engine
 from pyro_vae.hierarchical import HierarchicalVAE
@@ -301,7 +302,9 @@ def device(name: str) -> torch.device:
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise RequestError("there is no CUDA device here: use --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def run(command: Callable[[list[str] | None], None], argv: list[str] | None) -> int:
@@ -317,7 +320,7 @@ def run(command: Callable[[list[str] | None], None], argv: list[str] | None) -> 
             command(argv)
     except RequestError as error:
         return _stop(2, f"error: {error}", error)
-    except (NotFiniteError, StorageError) as error:
+    except (NotFiniteError, StorageError, LostWorkerError) as error:
         return _stop(1, f"error: {error}", error)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -347,6 +350,8 @@ def _raise_terminated(number: int, frame: Any) -> None:
 
 
 def _stop(code: int, line: str, error: BaseException) -> int:
+    if not distributed.is_lead() and isinstance(error, RequestError | NotFiniteError | LostWorkerError):
+        return code
     print("; ".join([line, *getattr(error, "__notes__", [])]), file=sys.stderr)
     return code
 

@@ -13,5 +13,9 @@ class StorageError(OSError):
     """Something could not be written: the disk is full, or the folder is gone. The command line exits with 1."""
 
 
+class LostWorkerError(RuntimeError):
+    """Another of the processes that work together has ended. The command line exits with 1."""
+
+
 class TerminatedError(BaseException):
     """The process was told to end (SIGTERM). The command line exits with 143."""

@@ -7,6 +7,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, TypedDict
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from pyro_vae import distributed
 from pyro_vae.data import Data, to_pixels
 from pyro_vae.diagnostics import ACTIVE, activity
 from pyro_vae.errors import NotFiniteError, RequestError
@@ -121,6 +123,11 @@ def fit(
     """
     if not 1 <= batch_size <= len(data.train):
         raise RequestError(f"batch_size must be 1 to {len(data.train)}, the number of training images, but is {batch_size}")
+    least = distributed.size()
+    if batch_size < least or 0 < len(data.train) % batch_size < least:
+        raise RequestError(f"batch_size is {batch_size}, but every batch needs a row for each of {least} processes: change it")
+    if least > 1 and engine != "eager":
+        raise RequestError(f"the {engine} engine is for one process: use --engine eager with several")
     for name, value in {"epochs": epochs, "clip_grad_norm": clip_grad_norm, "patience": patience}.items():
         if value is not None and not 0 < value < math.inf:
             raise RequestError(f"{name} must be positive, but is {value}")
@@ -224,6 +231,8 @@ class _Loop:
 
         def make(params: Any) -> Optimizer:
             made = optimizer(params)
+            if distributed.size() > 1:
+                made.register_step_pre_hook(lambda *_: self._sum_gradients(params))
             if clip_grad_norm is not None:
                 made.register_step_pre_hook(lambda *_: _clip(params, clip_grad_norm))
             return made
@@ -276,13 +285,15 @@ class _Loop:
 
     def _train(self, number: int) -> dict[str, float]:
         means, read = _Means(self.objective, self.step), time.perf_counter()
-        for index in torch.randperm(len(self.images), device=self.images.device).split(self.batch_size):
+        order = distributed.from_lead(torch.randperm(len(self.images), device=self.images.device))
+        for index in order.split(self.batch_size):
             self._set_step(self.step)
-            self.svi.update(index)
+            with self._share(len(index)) as own:
+                self.svi.update(index[own])
             means.rows += len(index)
             self.step += 1
             self.on_batch(len(index))
-            if time.perf_counter() - read > READ_SECONDS:
+            if distributed.size() == 1 and time.perf_counter() - read > READ_SECONDS:
                 self._read(means, f"in epoch {number}, at step {{step}}")
                 read = time.perf_counter()
         self._read(means, f"in epoch {number}, at step {{step}}")
@@ -291,10 +302,26 @@ class _Loop:
     def _validate(self, number: int) -> dict[str, float]:
         means = _Means(self.objective, self.step)
         for x in self.validation.split(rows_at_once(self.validation)):
-            means.loss += len(x) * self.svi.evaluate_loss(x, self.beta)
+            with self._share(len(x)) as own:
+                self.svi.total += len(x[own]) * self.svi.evaluate_loss(x[own], self.beta) if len(x[own]) else 0.0
             means.rows += len(x)
         self._read(means, f"on the validation images after epoch {number}")
         return means.figures()
+
+    @contextmanager
+    def _share(self, rows: int) -> Iterator[slice]:
+        """This process's rows of a batch, with the noise that one process would draw for all."""
+        own = distributed.share(rows)
+        self.weight = (own.stop - own.start) / rows
+        with distributed.WholeNoise(rows) if distributed.size() > 1 else nullcontext():
+            yield own
+
+    def _sum_gradients(self, params: Sequence[Tensor]) -> None:
+        """Turn the gradient of the mean over this process's rows into that over the whole batch."""
+        grads = [param.grad for param in params if param.grad is not None]
+        for grad in grads:
+            grad *= self.weight
+        distributed.sum_over_all(*grads)
 
     def _batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         return to_pixels(self.images[index], self.vae.pixels), self.beta
@@ -311,6 +338,7 @@ class _Loop:
         Raises:
             NotFiniteError: If a log-probability or the loss was NaN or infinite.
         """
+        distributed.sum_over_all(self.tally.sums[1:], self.svi.total)
         reading, loss = self.tally.read(), self.svi.read_total()
         means.add(reading, loss)
         if reading.not_finite or not math.isfinite(means.loss):

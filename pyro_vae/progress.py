@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 from tqdm import tqdm
 
+from pyro_vae import distributed
 from pyro_vae.diagnostics import Metrics
 from pyro_vae.fit import Record
 from pyro_vae.likelihoods import Likelihood
@@ -26,10 +30,17 @@ def bar(total: int, label: str, initial: int = 0) -> tqdm[Any]:
         desc=label,
         unit=" images",
         unit_scale=True,
-        disable=None,
+        disable=None if distributed.is_lead() else True,
         dynamic_ncols=True,
         ncols=columns,
     )
+
+
+@contextmanager
+def only_the_lead() -> Iterator[None]:
+    """Silence the standard output of every process but the one that writes."""
+    with nullcontext() if distributed.is_lead() else redirect_stdout(io.StringIO()):
+        yield
 
 
 def say(line: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from itertools import chain, count
 from math import ceil
@@ -15,7 +15,7 @@ from jsonargparse import Namespace
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vae import plots, progress, views
+from pyro_vae import distributed, plots, progress, views
 from pyro_vae.checkpoints import storing
 from pyro_vae.cli import (
     build,
@@ -32,7 +32,7 @@ from pyro_vae.cli import (
 from pyro_vae.data import NAMED, Data, load_data, to_pixels
 from pyro_vae.diagnostics import evaluate
 from pyro_vae.errors import RequestError
-from pyro_vae.fit import Training, fit
+from pyro_vae.fit import Record, Training, fit
 from pyro_vae.graphs import pick_engine
 from pyro_vae.runs import Run, new_run
 from pyro_vae.schedules import value_at
@@ -55,45 +55,48 @@ def main(argv: list[str] | None = None) -> int:
 
 def _train(argv: list[str] | None) -> None:
     config = parse(train_parser(), argv)
-    if config.resume:
-        _resume(config, argv)
-    else:
-        vae, data, training = prepare(config)
-        folder = new_run(_run_dir(config.run_dir, data), config)
-        with folder.lock(), _resumable(folder):
+    with distributed.joined(device(config.device)), progress.only_the_lead():
+        _resume(config, argv) if config.resume else _start(config)
+
+
+def _start(config: Namespace) -> None:
+    vae, data, training = prepare(config)
+    folder = new_run(_run_dir(config.run_dir, data), config) if distributed.is_lead() else None
+    with folder.lock() if folder else nullcontext(), _resumable(folder):
+        if folder:
             folder.save_checkpoint("last", training, data.shape)
-            _finish(vae, data, training, folder, config)
+        _finish(vae, data, training, folder, config)
 
 
 def _resume(asked: Namespace, argv: list[str] | None) -> None:
     if asked.run_dir is None:
         raise RequestError("--resume goes on with the run in --run_dir: name its folder")
     folder = Run.open(asked.run_dir)
-    with folder.lock():
+    with folder.lock() if distributed.is_lead() else nullcontext():
         config, checkpoint = folder.resumed_config(asked, argv), folder.load_checkpoint("last")
         state = checkpoint["training"]
         if "optimizer" not in state:
             raise RequestError(f"{folder.path} is of an older version, which kept no state to go on from: train again")
         if state["epoch"] > config.epochs:
-            raise RequestError(
-                f"epochs is {config.epochs}, but {folder.path} has trained {state['epoch']} already: ask for more"
-            )
+            raise RequestError(f"epochs is {config.epochs}, but {folder.path} has trained {state['epoch']}: ask for more")
         vae, data, training = prepare(config)
         training.load_state_dict(state)
-        folder.save_config(config)
-        folder.keep_records(state["epoch"])
         print(f"resuming after epoch {state['epoch']} of {config.epochs}")
+        if distributed.is_lead():
+            folder.save_config(config)
+            folder.keep_records(state["epoch"])
         with _resumable(folder):
-            _finish(vae, data, training, folder, config)
+            _finish(vae, data, training, folder if distributed.is_lead() else None, config)
 
 
 @contextmanager
-def _resumable(folder: Run) -> Iterator[None]:
+def _resumable(folder: Run | None) -> Iterator[None]:
     """Add to whatever stops a training how it can go on."""
     try:
         yield
     except BaseException as error:
-        error.add_note(f"to go on: python -m pyro_vae.train --run_dir {folder.path} --resume")
+        if folder:
+            error.add_note(f"to go on: python -m pyro_vae.train --run_dir {folder.path} --resume")
         raise
 
 
@@ -109,7 +112,8 @@ def prepare(config: Namespace) -> tuple[Model, Data, Training]:
     where, parts = device(config.device), constructors(config)
     rehearse_optimizer(parts.optimizer, parts.lr_scheduler)
     config.binarization = resolve_binarization(config.binarization, supply("likelihood", parts.likelihood))
-    data = load_data(config.data, config.data_dir, config.image_size, config.binarization, say=print)
+    with distributed.lead_first():
+        data = load_data(config.data, config.data_dir, config.image_size, config.binarization, say=print)
     if config.batch_size > len(data.train):
         raise RequestError(f"batch_size is {config.batch_size}, but there are {len(data.train)} training images: use fewer")
     steps_per_epoch = ceil(len(data.train) / config.batch_size)
@@ -123,7 +127,7 @@ def prepare(config: Namespace) -> tuple[Model, Data, Training]:
     supply("prior", vae.initialize, x=to_pixels(first, vae.pixels).to(where))
     config.data, config.data_dir = _found(config.data, data), str(Path(config.data_dir).resolve())
     if config.engine == "auto":
-        config.engine = pick_engine(where, config.epochs * steps_per_epoch)
+        config.engine = pick_engine(where, config.epochs * steps_per_epoch) if distributed.size() == 1 else "eager"
     training = fit(
         vae,
         data.to(where),
@@ -164,32 +168,39 @@ def _summary(vae: Model, data: Data, engine: str, where: str) -> str:
     return f"{vae.__class__.__name__} on {where}, engine {engine}: {parameters:,} parameters; {data.name}: {sizes} of {shape}"
 
 
-def _finish(vae: Model, data: Data, training: Training, folder: Run, config: Namespace) -> None:
-    """Train to the end, score and draw."""
+def _finish(vae: Model, data: Data, training: Training, folder: Run | None, config: Namespace) -> None:
+    """Train to the end, score and draw; only the lead has a folder."""
     _fit(vae, data, training, folder, config)
     results = _score(vae, data)
-    folder.save_results(results)
-    print(progress.table(results, f"\n{data.name}, test set", vae.likelihood))
-    print(f"\nrun folder: {folder.path}", *(f"  {picture}" for picture in draw(vae, data, folder)), sep="\n")
+    if folder:
+        folder.save_results(results)
+        print(progress.table(results, f"\n{data.name}, test set", vae.likelihood))
+        print(f"\nrun folder: {folder.path}", *(f"  {picture}" for picture in draw(vae, data, folder)), sep="\n")
 
 
-def _fit(vae: Model, data: Data, training: Training, folder: Run, config: Namespace) -> None:
+def _fit(vae: Model, data: Data, training: Training, folder: Run | None, config: Namespace) -> None:
     open_steps, warned = training.loop.step, False
     images = len(data.train)
     with progress.bar(config.epochs * images, "training", initial=training.epoch * images) as bar:
         training.loop.on_batch = bar.update
         for record in training:
-            folder.add_record(record)
-            if training.improved:
-                folder.save_checkpoint("best", training, data.shape)
-            if training.ended or training.epoch % config.checkpoint_every == 0:
-                folder.save_checkpoint("last", training, data.shape)
+            if folder:
+                _keep(training, record, folder, data, config.checkpoint_every)
             progress.show_epoch(bar, record, config.epochs, training.ended)
             collapsed = record["active_units"] <= vae.latent_dim // 10
             open_steps = open_steps if collapsed else record["step"]
             if collapsed and not warned and (training.ended or record["step"] - open_steps >= COLLAPSED_STEPS):
                 progress.say(_COLLAPSED.format(record["active_units"], vae.latent_dim))
                 warned = True
+
+
+def _keep(training: Training, record: Record, folder: Run, data: Data, checkpoint_every: int) -> None:
+    """Write what an epoch came to; the checkpoint last, for a run goes on from it."""
+    folder.add_record(record)
+    if training.improved:
+        folder.save_checkpoint("best", training, data.shape)
+    if training.ended or training.epoch % checkpoint_every == 0:
+        folder.save_checkpoint("last", training, data.shape)
 
 
 _COLLAPSED = (

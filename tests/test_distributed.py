@@ -1,0 +1,149 @@
+"""Two processes on this machine are one: the same parameters and figures, to rounding, and everything written once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyro_vae import distributed
+from pyro_vae.train import main as train
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+
+RUN = ["--data", "digits", "--device", "cpu", "--latent_dim", "4", "--clip_grad_norm", "3", "--batch_size", "100"]
+
+
+def torchrun(*argv, processes=2):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+    return subprocess.Popen(
+        [*launcher, "-m", "pyro_vae.train", *map(str, argv)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def metrics(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+FIGURES = ("loss", "elbo", "reconstruction", "kl", "validation_loss", "validation_elbo", "active_units", "step", "epoch")
+
+
+@pytest.mark.parametrize("flags", ["", "--posterior FlowPosterior --prior GaussianMixture", "--objective DReGELBO"])
+def test_equal_to_one_process_on_the_same_batches(tmp_path, flags):
+    """The odd last batch has 49 images: 24 for one, 25 for the other."""
+    argv = [*RUN, "--epochs", "2", *flags.split()]
+    assert train([*argv, "--engine", "eager", "--run_dir", str(tmp_path / "one")]) == 0
+    with torchrun(*argv, "--run_dir", tmp_path / "two") as process:
+        out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert out.count("epoch 2/2") == out.count("run folder: ") == 1
+    for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
+        assert [two[name] for name in FIGURES] == pytest.approx([one[name] for name in FIGURES], rel=1e-4)
+    first, second = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("one", "two"))
+    for name, value in first["training"]["vae"].items():
+        torch.testing.assert_close(second["training"]["vae"][name], value, rtol=1e-3, atol=1e-4)
+    assert torch.equal(first["training"]["random"]["torch"], second["training"]["random"]["torch"])
+
+
+def test_one_process_goes_on_from_two(tmp_path):
+    path = tmp_path / "run"
+    with torchrun(*RUN, "--epochs", "1", "--run_dir", path) as process:
+        _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert train(["--run_dir", str(path), "--resume", "--epochs", "2"]) == 0
+    assert [line["epoch"] for line in metrics(path)] == [1, 2]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are found as Linux shows them")
+def test_a_lost_worker_ends_the_job_with_a_line_and_a_checkpoint(tmp_path):
+    path = tmp_path / "run"
+    with torchrun(*RUN, "--epochs", "100000", "--run_dir", path) as process:
+        deadline = time.monotonic() + 120
+        while not (path / "metrics.jsonl").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        children = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True
+        ).stdout.split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        _, err = process.communicate(timeout=200)
+    assert process.returncode != 0
+    assert f"to go on: python -m pyro_vae.train --run_dir {path} --resume" in err or "stopped by SIGTERM" in err
+    done = len(metrics(path))
+    assert train(["--run_dir", str(path), "--resume", "--epochs", str(done + 2)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--engine compiled", "error: the compiled engine is for one process: use --engine eager with several"),
+        ("--batch_size 1", "error: batch_size is 1, but every batch needs a row for each of 2 processes: change it"),
+        ("--batch_size 1348", "error: batch_size is 1348, but every batch needs a row for each of 2 processes: change it"),
+        ("--prior Foo", "error: prior: there is no class Foo"),
+    ],
+)
+def test_refused_in_one_line(tmp_path, flags, message):
+    with torchrun(*RUN, "--epochs", "1", *flags.split(), "--run_dir", tmp_path / "run") as process:
+        _, err = process.communicate(timeout=200)
+    assert process.returncode != 0
+    assert err.count(message) == 1
+    assert not (tmp_path / "run").exists()
+
+
+class Processes:
+    """Stands in for `torch.distributed`, as the process of a rank."""
+
+    def __init__(self, monkeypatch, rank, size):
+        monkeypatch.setattr(distributed, "size", lambda: size)
+        monkeypatch.setattr(distributed.dist, "get_rank", lambda: rank)
+
+
+@pytest.mark.parametrize("rows", [2, 5, 128])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_shares_cover_all_rows_once(monkeypatch, rows, size):
+    covered = []
+    for rank in range(size):
+        Processes(monkeypatch, rank, size)
+        covered += list(range(rows))[distributed.share(rows)]
+    assert covered == list(range(rows))
+
+
+DRAWS = {
+    "randn": lambda n: torch.randn(n, 3),
+    "rand_like": lambda n: torch.rand_like(torch.zeros(n, 1, 2)),
+    "normal_": lambda n: torch.empty(n, 3).normal_(2.0, 3.0),
+    "particles": lambda n: torch.randn(4, n, 3).transpose(0, 1),
+    "dropout": lambda n: torch.nn.functional.dropout(torch.ones(n, 50), 0.3),
+    "exponential_": lambda n: torch.empty(n).exponential_(),
+    "shared by the rows": lambda n: torch.rand(7),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("rows", [2, 5])
+def test_the_noise_is_what_one_process_draws(monkeypatch, name, rows):
+    torch.manual_seed(3)
+    whole, after = DRAWS[name](rows), torch.rand(1)
+    parts = []
+    for rank in range(2):
+        Processes(monkeypatch, rank, 2)
+        torch.manual_seed(3)
+        own = distributed.share(rows)
+        with distributed.WholeNoise(rows):
+            parts.append(DRAWS[name](own.stop - own.start))
+        assert torch.equal(torch.rand(1), after)
+    expected = [whole] * 2 if name == "shared by the rows" else [whole[: rows // 2], whole[rows // 2 :]]
+    assert all(torch.equal(a, b) for a, b in zip(parts, expected, strict=True))

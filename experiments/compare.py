@@ -15,12 +15,11 @@ import itertools
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import pyro_vae as pv
 from pyro_vae.cli import build, concrete, constructors, parse, train_parser
 from pyro_vae.data import to_pixels
-from pyro_vae.importance import in_chunks, log_likelihood
+from pyro_vae.diagnostics import score_images
 from pyro_vae.train import prepare
 
 SMALL = "--decoder Conv"
@@ -117,10 +116,8 @@ def train(flags: str, args: argparse.Namespace, seed: int) -> dict[str, np.ndarr
 
 def scores(vae: pv.Model, images: pv.Split) -> dict[str, np.ndarray]:
     """The ELBO and log p(x) of each image."""
-    vae.eval()
-    weights = [part.log_weights for part in in_chunks(vae.model, vae.guide, images.scored(vae.pixels), SAMPLES)]
-    elbo, log_p = (torch.cat(list(map(f, weights))).numpy() for f in (lambda w: w.mean(0), log_likelihood))
-    return {"elbo": elbo, "log_p": log_p}
+    found = score_images(vae, images, SAMPLES)
+    return {"elbo": found.elbo.numpy(), "log_p": found.log_likelihood.numpy()}
 
 
 def product(data: pv.Data) -> None:

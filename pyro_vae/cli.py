@@ -372,9 +372,8 @@ def _names(part: str) -> list[str]:
     """The classes that are known by name alone."""
     home = "torch.optim" if part in ("optimizer", "lr_scheduler") else "pyro_vae"
     foreign = [Trace_ELBO, TraceMeanField_ELBO, RenyiELBO] if part == "objective" else []
-    return sorted(
-        cls.__name__ for cls in [*concrete(PARTS[part]), *foreign] if cls.__module__.startswith(home) or cls in foreign
-    )
+    known = {cls for cls in concrete(PARTS[part]) if cls.__module__.startswith(home) and cls.__module__ != "pyro_vae.testing"}
+    return sorted(cls.__name__ for cls in known.union(foreign))
 
 
 _REWORDED = [

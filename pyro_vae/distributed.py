@@ -20,6 +20,11 @@ def size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Number of this process among them, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def is_lead() -> bool:
     """Whether this process is the one that writes and prints."""
     return int(os.environ.get("RANK", 0)) == 0
@@ -50,9 +55,7 @@ def lead_first() -> Iterator[None]:
 
 def share(rows: int) -> slice:
     """This process's rows among `rows`, which are spread as evenly as can be."""
-    bounds = [rows * rank // size() for rank in range(size() + 1)]
-    rank = dist.get_rank() if size() > 1 else 0
-    return slice(bounds[rank], bounds[rank + 1])
+    return slice(rows * rank() // size(), rows * (rank() + 1) // size())
 
 
 def sum_over_all(*tensors: Tensor) -> None:

@@ -23,7 +23,8 @@ from pyro_vae.data import Data, to_pixels
 from pyro_vae.diagnostics import ACTIVE, activity
 from pyro_vae.errors import NotFiniteError, RequestError
 from pyro_vae.graphs import Engine, rehearse
-from pyro_vae.importance import rows_at_once, traces
+from pyro_vae.importance import terms, traces
+from pyro_vae.memory import rows_at_once
 from pyro_vae.objectives import ScheduledELBO, check_objective
 from pyro_vae.schedules import Constant, Schedule, value_at
 from pyro_vae.svi import SVI, MakeOptimizer
@@ -301,7 +302,8 @@ class _Loop:
 
     def _validate(self, number: int) -> dict[str, float]:
         means = _Means(self.objective, self.step)
-        for x in self.validation.split(rows_at_once(self.validation)):
+        at_once = rows_at_once(lambda x: terms(self.vae.model, self.vae.guide, x, 1), self.validation)
+        for x in self.validation.split(at_once):
             with self._share(len(x)) as own:
                 self.svi.total += len(x[own]) * self.svi.evaluate_loss(x[own], self.beta) if len(x[own]) else 0.0
             means.rows += len(x)

@@ -17,6 +17,7 @@ from torch import Tensor
 from pyro_vae import plots, views
 from pyro_vae.cli import add_saved_run, device, new_parser, parse, run
 from pyro_vae.data import Split
+from pyro_vae.diagnostics import codes
 from pyro_vae.errors import RequestError
 from pyro_vae.runs import Run, load_run, run_data
 from pyro_vae.vae import Model
@@ -127,7 +128,7 @@ def _manifold(vae: Model, images: Images, config: Namespace) -> Made:
 def _codes(vae: Model, images: Images, config: Namespace) -> Made:
     split = images()
     split = split if config.count is None else _some(split, config.count, 1)
-    made = views.codes(vae, split.scored(vae.pixels))
+    made = codes(vae, split.scored(vae.pixels))
     arrays = {"loc": made.loc, "scale": made.scale, **_labels(split)}
     return Made(arrays, lambda: plots.latent(made.loc, split.labels, f"posterior means of {config.split} images"))
 

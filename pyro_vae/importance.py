@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable
 from math import log
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -20,8 +22,8 @@ from pyro_vae.errors import RequestError
 Program = Callable[..., Any]
 Site = Any
 
-PIXELS_AT_ONCE = 2000 * 784
-"""Pixels, images times samples, in one pass: enough to keep the processor busy, few enough to stay in its cache."""
+LEAST_SAMPLES = 25
+"""For an estimate of the tail of importance weights."""
 
 
 class Terms(NamedTuple):
@@ -58,7 +60,7 @@ def traces(
         num_samples: Number of samples.
         at_draws: An effect handler that sees, and may change, what the guide draws before its trace does.
     """
-    _check_num_samples(num_samples)
+    check_num_samples(num_samples)
     with pyro.plate("importance samples", num_samples, dim=-2):
         with at_draws or Messenger():
             q = poutine.trace(guide).get_trace(*args)
@@ -116,26 +118,68 @@ def log_likelihood(log_weights: Tensor) -> Tensor:
     return log_weights.logsumexp(0) - log(len(log_weights))
 
 
-def in_chunks(model: Program, guide: Program, x: Tensor, num_samples: int) -> Iterator[Terms]:
-    """The terms of `num_samples` samples for every row of `x`, a few rows at a time, each `(num_samples, rows)`.
+def effective_sample_size(log_weights: Tensor) -> Tensor:
+    r"""How many equally weighted draws the weights are worth, :math:`(\sum_k w_k)^2 / \sum_k w_k^2`, from 1 to K, shape `(N,)`.
 
-    Memory stays bounded however large `num_samples` and `x` are. No gradients.
+    Arguments:
+        log_weights: Shape `(K, N)`.
     """
-    _check_num_samples(num_samples)
-    limit = rows_at_once(x)
-    for rows in x.split(max(1, limit // num_samples)):
-        counts = [min(limit, num_samples - done) for done in range(0, num_samples, limit)]
-        with torch.no_grad():
-            parts = [terms(model, guide, rows, count) for count in counts]
-        yield Terms(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    return (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp()
 
 
-def rows_at_once(x: Tensor) -> int:
-    """How many images like those of `x` to take in one pass."""
-    return max(1, PIXELS_AT_ONCE // x[0].numel())
+def monte_carlo_error(log_weights: Tensor) -> Tensor:
+    r"""The standard error of `log_likelihood` over the draws, by the delta method, in nats, shape `(N,)`.
+
+    .. math:: \operatorname{sd}(w) / (\bar w \sqrt{K})
+
+    It means something only where the weights have a variance: where `pareto_k` is clearly under 0.7. NaN for one sample.
+
+    Arguments:
+        log_weights: Shape `(K, N)`.
+    """
+    weights = (log_weights - log_weights.amax(0)).exp()
+    return weights.std(0) / weights.mean(0) / len(weights) ** 0.5
 
 
-def _check_num_samples(num_samples: int) -> None:
+def pareto_k(log_weights: Tensor) -> Tensor:
+    """The tail index k-hat of the weights, by Pareto-smoothed importance sampling as in ArviZ, shape `(N,)`.
+
+    Up to 0.7 the estimate is reliable, above it is not: its error may have no bound. The estimate needs about a hundred
+    samples; of fewer than 25 it is NaN, and minus infinity where all weights are the same.
+
+    References:
+        | Pareto Smoothed Importance Sampling (Vehtari et al., 2024)
+        | https://arxiv.org/abs/1507.02646
+
+    Arguments:
+        log_weights: Shape `(K, N)`.
+    """
+    from arviz_stats.base.array import array_stats
+
+    if len(log_weights) < LEAST_SAMPLES:
+        return torch.full(log_weights.shape[1:], torch.nan)
+    equal = log_weights.amax(0) - log_weights.amin(0) < 1e-9
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a fit to weights that are nearly all the same
+        _, k = array_stats.psislw(-log_weights.double().cpu().numpy(), axis=0)  # it takes log-likelihoods, and turns them over
+    return torch.from_numpy(np.asarray(k)).masked_fill(equal.cpu(), -torch.inf)
+
+
+def k_curve(log_weights: Tensor) -> dict[int, Tensor]:
+    """The importance-weighted bounds of 1, 2, 4, ... and of all K samples, in nats, each `(N,)`, from the same weights.
+
+    A bound of fewer samples is averaged over disjoint blocks of them, and so has less noise than K draws of its own.
+
+    Arguments:
+        log_weights: Shape `(K, N)`.
+    """
+    total = len(log_weights)
+    lengths = [2**i for i in range(total.bit_length()) if 2**i < total] + [total]
+    return {k: log_likelihood(log_weights[: total // k * k].unflatten(0, (-1, k)).transpose(0, 1)).mean(0) for k in lengths}
+
+
+def check_num_samples(num_samples: int) -> None:
+    """Refuse a number of samples that is not positive."""
     if num_samples < 1:
         raise RequestError(f"num_samples must be positive, but is {num_samples}")
 

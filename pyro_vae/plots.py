@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,6 +97,35 @@ def curves(records: Sequence[Record]) -> Figure:
 
 def _curve(axes: Any, x: Sequence[int], y: Sequence[float], colour: str, label: str) -> None:
     axes.plot(x, y, color=colour, label=label, marker="o" if len(x) < 30 else None, markersize=3)
+
+
+def bounds(curve: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """The importance-weighted bound over the number of samples, with its standard error over images, from `evaluate`."""
+    figure = _figure((5.6, 3.6))
+    axes = figure.subplots()
+    means, errors = (np.array([value[key] or 0.0 for value in curve.values()]) for key in ("mean", "standard_error"))
+    lengths = [int(k) for k in curve]
+    axes.plot(lengths, means, color=COLOURS[0], marker="o", markersize=4)
+    axes.fill_between(lengths, means - errors, means + errors, color=COLOURS[0], alpha=0.15, linewidth=0)
+    axes.set_xscale("log", base=2)
+    axes.set(title="how tight is tight: the bound of K samples", xlabel="K", ylabel="nats per image")
+    axes.text(0.98, 0.05, "band: standard error over images", transform=axes.transAxes, ha="right", fontsize=8)
+    return figure
+
+
+def captioned(images: Tensor, title: str, captions: Sequence[str], columns: int = 5) -> Figure:
+    """Images, shape `(N, channels, height, width)` in [0, 1], each over its caption."""
+    rows = ceil(len(images) / columns)
+    figure = _figure((1.7 * columns, 1.8 * rows + 0.5))
+    for axes, image, caption in zip(figure.subplots(rows, columns, squeeze=False).flat, images, captions, strict=False):
+        axes.imshow(_tiled(image[None], 1, 1), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+        axes.set_xlabel(caption, fontsize=8)
+    for index, axes in enumerate(figure.axes):
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        axes.set_visible(index < len(images))
+    figure.suptitle(title, fontsize=11)
+    return figure
 
 
 def latent(codes: Tensor, labels: Tensor | None, title: str) -> Figure:

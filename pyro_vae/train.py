@@ -30,7 +30,7 @@ from pyro_vae.cli import (
     train_parser,
 )
 from pyro_vae.data import NAMED, Data, load_data, to_pixels
-from pyro_vae.diagnostics import evaluate
+from pyro_vae.diagnostics import codes, evaluate
 from pyro_vae.errors import RequestError
 from pyro_vae.fit import Record, Training, fit
 from pyro_vae.graphs import pick_engine
@@ -223,9 +223,7 @@ def draw(vae: Model, data: Data, folder: Run) -> list[Path]:
         "curves": plots.curves(folder.records()),
         "reconstructions": plots.pairs(views.reconstructions(vae, x[:10]), "test images and their reconstructions"),
         "samples": plots.grid(views.samples(vae, 64), "samples: means of p(x | z), z from the prior"),
-        "latent": plots.latent(
-            views.codes(vae, x).loc, data.test[:LATENT_IMAGES].labels, f"posterior means of test images{where}"
-        ),
+        "latent": plots.latent(codes(vae, x).loc, data.test[:LATENT_IMAGES].labels, f"posterior means of test images{where}"),
     }
     if vae.latent_dim == 2:
         figures["manifold"] = plots.manifold(views.manifold(vae))

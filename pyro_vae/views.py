@@ -2,60 +2,35 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
-from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
+from pyro_vae.diagnostics import codes
 from pyro_vae.errors import RequestError
-from pyro_vae.importance import rows_at_once
+from pyro_vae.memory import rows_at_once
 from pyro_vae.vae import Model
-
-DRAWS = 200
-
-
-class Codes(NamedTuple):
-    """Means and scales of q(z | x), each of shape `(N, latent_dim)`."""
-
-    loc: Tensor
-    scale: Tensor
-
-
-@torch.no_grad()
-def codes(vae: Model, x: Tensor) -> Codes:
-    """The posterior means and standard deviations at each image of `x`, as pixels; by draws where they have no closed form."""
-    parts = [_moments(vae.encode(rows)) for rows in x.split(rows_at_once(x))]
-    return Codes(*(torch.cat(part) for part in zip(*parts, strict=True)))
-
-
-def _moments(q: TorchDistribution) -> tuple[Tensor, Tensor]:
-    try:
-        return q.mean, q.stddev
-    except NotImplementedError:
-        draws = q.sample(torch.Size([DRAWS]))
-        return draws.mean(0), draws.std(0)
 
 
 @torch.no_grad()
 def decoded(vae: Model, z: Tensor) -> Tensor:
     """The mean images of the codes `z`, shape `(..., latent_dim)`."""
-    return _seen(vae, vae.decode(z).mean)
+    return seen(vae, vae.decode(z).mean)
 
 
-def _seen(vae: Model, x: Tensor) -> Tensor:
+def seen(vae: Model, x: Tensor) -> Tensor:
+    """Pixels that a likelihood scores, as grey values from 0 to 1."""
     return vae.likelihood.unit(x).clamp(0, 1)
 
 
 def samples(vae: Model, count: int) -> Tensor:
     """Mean images of `count` codes from the prior, shape `(count, *data_shape)`."""
-    limit = rows_at_once(vae.sample(1))
-    return torch.cat([_seen(vae, vae.sample(min(limit, count - done))) for done in range(0, count, limit)])
+    limit = rows_at_once(lambda rows: vae.sample(len(rows)), torch.zeros(1))
+    return torch.cat([seen(vae, vae.sample(min(limit, count - done))) for done in range(0, count, limit)])
 
 
 def reconstructions(vae: Model, x: Tensor) -> Tensor:
     """Each image of `x` beside its reconstruction, shape `(N, 2, *data_shape)`."""
-    return torch.stack([_seen(vae, x), _seen(vae, vae.reconstruct(x))], 1)
+    return torch.stack([seen(vae, x), seen(vae, vae.reconstruct(x))], 1)
 
 
 def interpolations(vae: Model, first: Tensor, second: Tensor, steps: int = 10) -> Tensor:

@@ -108,7 +108,7 @@ class Processes:
 
     def __init__(self, monkeypatch, rank, size):
         monkeypatch.setattr(distributed, "size", lambda: size)
-        monkeypatch.setattr(distributed.dist, "get_rank", lambda: rank)
+        monkeypatch.setattr(distributed, "rank", lambda: rank)
 
 
 @pytest.mark.parametrize("rows", [2, 5, 128])

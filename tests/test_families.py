@@ -7,9 +7,10 @@ import torch
 from families import FAMILIES, LIKELIHOODS, POSTERIORS, PRIORS, SHAPE, own
 
 import pyro_vae as pv
-from pyro_vae import testing, views
+from pyro_vae import testing
 from pyro_vae.cli import constructors, train_parser
 from pyro_vae.data import to_pixels
+from pyro_vae.diagnostics import codes
 
 
 def test_every_family_is_here():
@@ -82,7 +83,7 @@ def test_every_pair_trains_is_sampled_and_evaluated(triple):
     assert not still
     assert vae.sample(3).shape == (3, *SHAPE)
     assert vae.reconstruct(x).shape == x.shape
-    assert views.codes(vae, x).scale.min() > 0
+    assert codes(vae, x).scale.min() > 0
     results = pv.evaluate(vae, data.test, num_samples=3)
     assert torch.tensor(results["log_likelihood"]["mean"]).isfinite()
 

@@ -48,8 +48,8 @@ def test_what_a_run_leaves(run_dir):
     }
     assert [line["epoch"] for line in figures(run_dir)] == [1, 2]
     results = json.loads((run_dir / "results.json").read_text())
-    assert set(results) == {"elbo", "reconstruction", "kl", "log_likelihood"}
-    assert all({"mean", "standard_error"} <= set(value) for value in results.values())
+    assert set(results) == {"elbo", "reconstruction", "kl", "log_likelihood", "k_curve", "active_units"}
+    assert all({"mean", "standard_error"} <= set(results[name]) for name in ("elbo", "reconstruction", "kl", "log_likelihood"))
     assert results["log_likelihood"]["num_samples"] == 1000
     assert results["elbo"]["mean"] < results["log_likelihood"]["mean"] + 3 * results["log_likelihood"]["standard_error"]
 

@@ -236,7 +236,7 @@ def _is_real(support: Any) -> bool:
 
 
 def _energy(momenta: Codes) -> Tensor:
-    return sum((0.5 * value.square().flatten(2).sum(-1) for value in momenta.values()), torch.zeros(()))
+    return sum((0.5 * value.square().reshape(*value.shape[:2], -1).sum(-1) for value in momenta.values()), torch.zeros(()))
 
 
 def _wide(accepted: Tensor, code: Tensor) -> Tensor:

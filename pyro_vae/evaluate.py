@@ -51,7 +51,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--num_images", type=PositiveInt | None, help=_NUM_IMAGES)
     parser.add_argument("--method", type=Literal["is", "ais"], default="is", help=_METHOD)
     parser.add_argument("--num_chains", type=PositiveInt, default=16, help="Chains of annealing for each image.")
-    parser.add_argument("--num_temperatures", type=PositiveInt, default=1000, help="Temperatures of annealing.")
+    parser.add_argument("--num_temperatures", type=PositiveInt, default=500, help="Temperatures of annealing.")
     parser.add_argument("--gap_images", type=NonNegativeInt, default=100, help=_GAP)
     parser.add_argument("--memory_mb", type=PositiveFloat | None, help="What one pass may take, in MiB; default what is fast.")
     parser.add_argument("--engine", type=Literal["auto", *get_args(Engine)], default="auto", help="What runs the passes.")

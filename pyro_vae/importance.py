@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from math import log
+from math import inf, log
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -138,6 +137,8 @@ def monte_carlo_error(log_weights: Tensor) -> Tensor:
         log_weights: Shape `(K, N)`.
     """
     weights = (log_weights - log_weights.amax(0)).exp()
+    if len(weights) == 1:
+        return torch.full_like(weights[0], torch.nan)
     return weights.std(0) / weights.mean(0) / len(weights) ** 0.5
 
 
@@ -154,15 +155,20 @@ def pareto_k(log_weights: Tensor) -> Tensor:
     Arguments:
         log_weights: Shape `(K, N)`.
     """
-    from arviz_stats.base.array import array_stats
-
     if len(log_weights) < LEAST_SAMPLES:
         return torch.full(log_weights.shape[1:], torch.nan)
-    equal = log_weights.amax(0) - log_weights.amin(0) < 1e-9
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a fit to weights that are nearly all the same
-        _, k = array_stats.psislw(-log_weights.double().cpu().numpy(), axis=0)  # it takes log-likelihoods, and turns them over
-    return torch.from_numpy(np.asarray(k)).masked_fill(equal.cpu(), -torch.inf)
+    relative = (log_weights - log_weights.amax(0)).double().clamp(min=-700).cpu().numpy()
+    return torch.tensor([_tail_index(column) for column in relative.T], dtype=torch.float64)
+
+
+def _tail_index(log_weights: np.ndarray) -> float:
+    from arviz_stats.base.array import array_stats
+
+    try:
+        _, k = array_stats.psislw(-log_weights)  # it takes log-likelihoods, and turns them over
+    except ValueError:  # the largest weights are all the same
+        return -inf
+    return float(k)
 
 
 def k_curve(log_weights: Tensor) -> dict[int, Tensor]:

@@ -136,9 +136,8 @@ def in_chunks(
         first = terms(model, guide, x[:1], probe)
     at_once = counter.rows_at_once(probe, memory_mb)
     graphs = _Graphs(model, guide, engine)
-    rest = [first, *graphs.passes(x[:1], num_samples - probe, at_once)]
-    yield _joined(rest)
-    for rows in x[1:].split(max(1, at_once // num_samples)):
+    yield _joined([first, *graphs.passes(x[:1], num_samples - probe, at_once)])
+    for rows in x[1:].split(max(1, at_once // num_samples)) if len(x) > 1 else ():
         yield _joined(graphs.passes(rows, num_samples, at_once))
 
 

@@ -10,6 +10,7 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import log
+from typing import NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -189,6 +190,42 @@ class LinearGaussianVAE(VAE):
         lower = d * (origin.scale_tril[0] / scale[:, None]).tril(-1)
         weight.zero_()[:d] = slope.T
         bias[:d], bias[d:] = origin.mean[0], (lower + scale.log().diag()).flatten()
+
+
+class PPCA(NamedTuple):
+    """Probabilistic PCA at its maximum likelihood."""
+
+    log_likelihood: float
+    """Of the data, in nats per image."""
+    scale: float
+    """The noise's standard deviation."""
+
+
+def probabilistic_pca(covariance: Tensor, latent_dim: int) -> PPCA:
+    r"""The maximum likelihood of :math:`\mathcal{N}(\mu, W W^\top + \sigma^2 I)` in closed form.
+
+    A VAE with a linear decoder, a linear encoder and one learned noise scale has no better ELBO, and can reach it
+    (Lucas et al., 2019).
+
+    References:
+        | Probabilistic Principal Component Analysis (Tipping & Bishop, 1999)
+        | https://doi.org/10.1111/1467-9868.00196
+        | Don't Blame the ELBO! A Linear VAE Perspective on Posterior Collapse (Lucas et al., 2019)
+        | https://arxiv.org/abs/1911.02469
+
+    Arguments:
+        covariance: The data's covariance about their mean, with N in the denominator, shape `(D, D)`.
+        latent_dim: Number of columns of W, under D.
+
+    Example:
+        >>> round(probabilistic_pca(torch.eye(3) * 4, 1).scale, 4)
+        2.0
+    """
+    values = torch.linalg.eigvalsh(covariance.double()).flip(0)
+    noise = values[latent_dim:].mean()
+    size = len(values)
+    log_det = values[:latent_dim].log().sum() + (size - latent_dim) * noise.log()
+    return PPCA((-0.5 * (size * (1 + log(2 * torch.pi)) + log_det)).item(), noise.sqrt().item())
 
 
 def _check_distribution(

@@ -1,0 +1,120 @@
+"""Annealing against exact values: on linear-Gaussian models, from both sides, and through two layers."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from statistics_ import assert_likely
+
+import pyro_vae as pv
+from pyro_vae.ais import annealed_log_weights, bidirectional_bounds
+from pyro_vae.testing import LinearGaussianVAE
+
+
+def oracle(prior=None):
+    pyro.set_rng_seed(1)
+    vae = LinearGaussianVAE((1, 2, 3), 2)
+    vae.prior = prior or vae.prior
+    return vae.eval()
+
+
+def assert_unbiased(log_weights, exact):
+    """The weights average to p(x), row by row."""
+    ratios = (log_weights - exact.detach()).exp()
+    assert_likely((ratios.mean(0) - 1) / (ratios.std(0) / len(ratios) ** 0.5))
+    assert (ratios.std(0) / len(ratios) ** 0.5).max() < 0.2
+
+
+@pytest.mark.parametrize("engine", ["eager", "traced"])
+def test_against_the_exact_log_likelihood(engine):
+    vae, x = oracle(), torch.randn(5, 1, 2, 3)
+    weights = annealed_log_weights(vae.model, x, num_chains=200, num_temperatures=100, engine=engine)
+    assert weights.shape == (200, 5)
+    assert_unbiased(weights, vae.log_p(x))
+
+
+def test_one_temperature_is_importance_sampling_from_the_prior():
+    vae, x = oracle(), 0.3 * torch.randn(3, 1, 2, 3)
+    weights = annealed_log_weights(vae.model, x, num_chains=5000, num_temperatures=1)
+    ratios = (weights - vae.log_p(x).detach()).exp()
+    assert_likely((ratios.mean(0) - 1) / (ratios.std(0) / 5000**0.5))
+
+
+def test_more_temperatures_give_less_variance():
+    vae, x = oracle(), torch.randn(4, 1, 2, 3)
+    spread = [annealed_log_weights(vae.model, x, 50, t).std(0).mean() for t in (10, 200)]
+    assert spread[1] < 0.5 * spread[0]
+
+
+def test_from_both_sides():
+    """On data from the model the bounds enclose the truth: each is unbiased in its own way, and they nearly meet."""
+    vae = oracle()
+    x, bounds = bidirectional_bounds(vae.model, torch.zeros(200, 1, 2, 3), num_chains=4, num_temperatures=30)
+    exact = vae.log_p(x).detach()
+    assert x.shape == (200, 1, 2, 3)
+    for bound, sign in ((bounds.lower, 1), (bounds.upper, -1)):
+        ratios = (sign * (bound - exact)).exp()
+        assert_likely((ratios.mean() - 1) / (ratios.std() / 200**0.5))
+    assert (bounds.lower - exact).mean() < 0 < (bounds.upper - exact).mean()
+    assert (bounds.upper - bounds.lower).mean() < 1
+
+
+def test_data_are_drawn_from_the_model():
+    vae = oracle()
+    x, _ = bidirectional_bounds(vae.model, torch.zeros(3000, 1, 2, 3), num_chains=1, num_temperatures=1)
+    covariance = torch.cov(x.flatten(1).T)
+    weight, _ = vae.decoder.parameters()
+    expected = weight @ weight.T + 0.25 * torch.eye(6)
+    torch.testing.assert_close(covariance, expected, atol=0.25 * expected.max().item(), rtol=0)
+
+
+def test_two_latent_sites():
+    """One drawn from the other; neither has an event dimension."""
+
+    def hierarchy(x):
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+            b = pyro.sample("b", dist.Normal(a, 1.0))
+            pyro.sample("x", dist.Normal(torch.stack([b, a], -1), 1.0).to_event(1), obs=x)
+
+    x = torch.tensor([[0.3, -1.0], [2.0, 0.5], [-1.0, 3.0]])
+    exact = dist.MultivariateNormal(torch.zeros(2), torch.tensor([[3.0, 1.0], [1.0, 2.0]])).log_prob(x)
+    assert_unbiased(annealed_log_weights(hierarchy, x, num_chains=200, num_temperatures=100), exact)
+
+
+@pytest.mark.parametrize("prior", [pv.GaussianMixture, pv.StudentT, lambda dim: pv.FlowPrior(dim, transforms=1)])
+def test_any_real_prior(prior):
+    """Annealing and importance sampling with a wide guide agree."""
+    vae, x = oracle(prior(2)), torch.randn(3, 1, 2, 3)
+    vae.make_guide_exact()
+    vae.posterior.encoder.layers[1].bias.data[[2, 5]] += 0.3
+    with torch.no_grad():
+        exact = pv.log_likelihood(pv.log_weights(vae.model, vae.guide, x, 20_000))
+    weights = annealed_log_weights(vae.model, x, num_chains=200, num_temperatures=100)
+    torch.testing.assert_close(pv.log_likelihood(weights).float(), exact, atol=0.3, rtol=0)
+
+
+def test_a_hierarchical_vae():
+    posterior, decoder = pv.DiagonalNormal(pv.MLP((1, 4, 4), (2, 3))), pv.MLP((3,), (1, 1, 4, 4))
+    vae = pv.HierarchicalVAE(pv.StandardNormal(2), posterior, decoder, pv.Bernoulli(), 3, prior_dim=2, hidden=(4,)).eval()
+    x = torch.bernoulli(torch.full((3, 1, 4, 4), 0.4))
+    with torch.no_grad():
+        expected = pv.log_likelihood(pv.log_weights(vae.model, vae.guide, x, 20_000))
+    weights = annealed_log_weights(vae.model, x, num_chains=100, num_temperatures=50)
+    torch.testing.assert_close(pv.log_likelihood(weights).float(), expected, atol=0.3, rtol=0)
+
+
+def test_codes_that_are_bounded_are_refused():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Uniform(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pytest.raises(pv.RequestError, match="those of z are bounded or discrete: use --method is"):
+        annealed_log_weights(model, torch.zeros(3))
+
+
+@pytest.mark.parametrize("options", [{"num_chains": 0}, {"num_temperatures": 0}])
+def test_numbers_must_be_positive(options):
+    with pytest.raises(pv.RequestError, match="must be positive, but is 0"):
+        annealed_log_weights(oracle().model, torch.zeros(2, 1, 2, 3), **options)

@@ -1,0 +1,216 @@
+"""What lies behind the figures, each against an exact value."""
+
+import math
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from pyro.infer import TraceMeanField_ELBO
+from statistics_ import assert_likely
+from torch import nn
+from torch.distributions import Normal
+from torch.optim import Adam
+
+import pyro_vae as pv
+from pyro_vae.diagnostics import inference_gap, information, linear_probe
+from pyro_vae.networks import Linear
+from pyro_vae.testing import LinearGaussianVAE, probabilistic_pca
+
+
+class Fixed(nn.Module):
+    """An encoder that gives each image, named by its first pixel, parameters of its own."""
+
+    def __init__(self, params):
+        super().__init__()
+        self.params = nn.Parameter(params)
+
+    def forward(self, x):
+        return self.params[x.flatten(1)[:, 0].long()]
+
+
+def known_posteriors():
+    """Three Gaussians in one dimension, of little and of much overlap, and images that name them."""
+    params = torch.tensor([[[-1.0], [-0.5]], [[0.5], [-1.0]], [[0.8], [0.0]]])
+    posterior = pv.DiagonalNormal(Fixed(params))
+    likelihood = pv.likelihoods.Normal()
+    return pv.VAE(pv.StandardNormal(1), posterior, Linear((1,), (1, 1, 1, 2)), likelihood), params
+
+
+def test_information_by_quadrature():
+    """Of the mixture of three posteriors, seen often enough for the error to be small."""
+    vae, params = known_posteriors()
+    z = torch.linspace(-12, 12, 20_001).double()
+    width = z[1] - z[0]
+    densities = torch.stack([Normal(m.double(), s.double().exp()).log_prob(z) for m, s in params.squeeze(-1)])
+    aggregate = densities.logsumexp(0) - math.log(3)
+    shared = (densities.exp() * (densities - aggregate)).sum(1).mul(width).mean()
+    marginal = (aggregate.exp() * (aggregate - Normal(0.0, 1.0).log_prob(z))).sum() * width
+    x = torch.zeros(3000, 1, 1, 2)
+    x[:, 0, 0, 0] = torch.arange(3000) % 3
+    found = information(vae, x, 3000)
+    assert found.num_images == 3000
+    assert_likely((torch.tensor(found.mutual_information) - shared) / found.mutual_information_error)
+    assert_likely((torch.tensor(found.marginal_kl) - marginal) / found.marginal_kl_error)
+    assert found.mutual_information_error < 0.02
+    assert found.mutual_information < math.log(3)
+
+
+def test_the_ceiling_of_mutual_information():
+    """Of posteriors that do not overlap it is log N, and never more."""
+    params = torch.stack([100.0 * torch.arange(8.0), torch.full((8,), -3.0)], 1)[..., None]
+    vae = pv.VAE(pv.StandardNormal(1), pv.DiagonalNormal(Fixed(params)), Linear((1,), (1, 1, 1, 2)), pv.likelihoods.Normal())
+    x = torch.zeros(8, 1, 1, 2)
+    x[:, 0, 0, 0] = torch.arange(8)
+    assert information(vae, x).mutual_information == pytest.approx(math.log(8), abs=1e-4)
+
+
+@pytest.mark.parametrize("posterior", ["FlowPosterior", "FullRankNormal"])
+def test_information_of_any_posterior(digits, posterior):
+    dim = 3
+    made = {"FlowPosterior": pv.FlowPosterior, "FullRankNormal": pv.FullRankNormal}[posterior]
+    count = {"FlowPosterior": 3, "FullRankNormal": 4}[posterior]
+    vae = pv.VAE(
+        pv.StandardNormal(dim),
+        made(pv.MLP(digits.shape, (count, dim)), dim),
+        pv.MLP((dim,), (1, *digits.shape)),
+        pv.Bernoulli(),
+    )
+    found = information(vae, digits.test.scored("binary"), 50)
+    assert -0.5 < found.mutual_information <= math.log(50)
+
+
+def probed(noise):
+    """Codes that are a one-hot of the label, with noise."""
+    labels = torch.arange(200) % 4
+    images = torch.zeros(200, 1, 2, 2)
+    images.flatten(1)[torch.arange(200), labels] = 1.0
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.param = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x):
+            loc = x.flatten(1) + noise * torch.randn(len(x), 4)
+            return torch.stack([loc, torch.zeros_like(loc)], 1)
+
+    vae = pv.VAE(pv.StandardNormal(4), pv.DiagonalNormal(Encoder()), pv.MLP((4,), (1, 1, 2, 2)), pv.Bernoulli(relaxed=True))
+    return linear_probe(vae, pv.Split(images, labels), pv.Split(images, labels))
+
+
+def test_a_linear_probe():
+    assert probed(0.0).accuracy == 1.0
+    lost = probed(50.0)
+    assert 0.1 < lost.accuracy < 0.5
+    assert lost.standard_error == pytest.approx((lost.accuracy * (1 - lost.accuracy) / 200) ** 0.5)
+
+
+def test_a_probe_without_labels(vae, x):
+    with pytest.raises(pv.RequestError, match="needs labels"):
+        linear_probe(vae, pv.Split(x), pv.Split(x))
+
+
+def test_the_gap_of_amortization_alone():
+    """Where the family holds the exact posterior, all of the gap is the encoder's."""
+    pyro.set_rng_seed(1)
+    vae, x = LinearGaussianVAE((1, 2, 3), 2), torch.randn(6, 1, 2, 3)
+    gap = inference_gap(vae, x, num_samples=4000, steps=800)
+    assert gap.approximation.abs().max() < 0.05
+    exact = (vae.log_p(x) - vae.elbo(x)).detach()
+    torch.testing.assert_close(gap.amortization, exact, rtol=0.1, atol=0.1)
+    torch.testing.assert_close(gap.log_likelihood, vae.log_p(x).detach(), atol=0.05, rtol=0)
+
+
+def test_the_gap_of_approximation_in_closed_form():
+    """The best diagonal Gaussian for a Gaussian posterior of precision L is off by (sum log L_ii - log det L) / 2."""
+    pyro.set_rng_seed(1)
+    exact, x = LinearGaussianVAE((1, 2, 3), 2, scale=0.5), torch.randn(6, 1, 2, 3)
+    exact.decoder.layers[1].weight.data[:, 1] = exact.decoder.layers[1].weight.data[:, 0] + 0.1
+    vae = pv.VAE(exact.prior, pv.DiagonalNormal(Linear((1, 2, 3), (2, 2))), exact.decoder, exact.likelihood)
+    precision = exact.exact_posterior(x).precision_matrix[0]
+    expected = 0.5 * (precision.diagonal().log().sum() - precision.logdet()).item()
+    gap = inference_gap(vae, x, num_samples=4000, steps=1500, learning_rate=0.01)
+    assert expected > 0.05
+    assert gap.approximation.mean().item() == pytest.approx(expected, abs=0.03)
+    assert (gap.amortization > 0).all()
+
+
+def test_the_gap_leaves_the_model_as_it_was(vae, x):
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    q = vae.eval().encode(x).mean
+    inference_gap(vae, x, num_samples=10, steps=5)
+    assert torch.equal(vae.encode(x).mean, q)
+    assert "encode" not in vars(vae)
+    assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
+    assert all(param.grad is None for param in vae.parameters())
+
+
+def test_the_gap_where_the_prior_shares_the_encoder(x):
+    """The prior keeps its encoder while the guide's posterior is optimized."""
+    q = pv.DiagonalNormal(pv.MLP((1, 4, 4), (2, 2)))
+    vae = pv.VAE(pv.VampPrior(q, (1, 4, 4), components=3), q, pv.MLP((2,), (1, 1, 4, 4)), pv.Bernoulli())
+    gap = inference_gap(vae, x, num_samples=500, steps=200)
+    assert gap.amortization.mean() > -0.05
+    assert gap.log_likelihood.isfinite().all()
+
+
+@pytest.mark.parametrize("pixels", ["byte", "binary"])
+def test_evaluate(digits, pixels):
+    likelihood = pv.Binomial() if pixels == "byte" else pv.Bernoulli()
+    encoder, decoder = pv.MLP(digits.shape, (2, 3)), pv.MLP((3,), (1, *digits.shape))
+    vae = pv.VAE(pv.StandardNormal(3), pv.DiagonalNormal(encoder), decoder, likelihood)
+    results = pv.evaluate(vae, digits.test, num_samples=40)
+    log_p = results["log_likelihood"]
+    assert set(results["k_curve"]) == {"1", "2", "4", "8", "16", "32", "40"}
+    assert results["k_curve"]["40"]["mean"] == pytest.approx(log_p["mean"])
+    assert results["k_curve"]["1"]["mean"] == pytest.approx(results["elbo"]["mean"])
+    assert results["elbo"]["mean"] == pytest.approx(results["reconstruction"]["mean"] - results["kl"]["mean"])
+    assert ("bits_per_dimension" in results) == (pixels == "byte")
+    if pixels == "byte":
+        assert results["bits_per_dimension"]["mean"] == pytest.approx(-log_p["mean"] / 64 / math.log(2))
+    assert 0 <= log_p["share_of_images_with_k_hat_over_0.7"] <= 1
+    assert (log_p["monte_carlo_error"] is None) == (log_p["share_of_images_with_k_hat_over_0.7"] > 0)
+
+
+def test_a_reliable_estimate_has_an_error():
+    pyro.set_rng_seed(1)
+    vae = LinearGaussianVAE((1, 2, 3), 2)
+    vae.make_guide_exact()
+    vae.posterior.encoder.layers[1].bias.data[[2, 5]] += 0.2
+    log_p = pv.evaluate(vae, pv.Split(torch.rand(20, 1, 2, 3)), num_samples=2000)["log_likelihood"]
+    assert log_p["share_of_images_with_k_hat_over_0.7"] == 0
+    assert 0 < log_p["monte_carlo_error"] < 0.01 < log_p["standard_error"]
+
+
+@pytest.mark.parametrize("latent_dim", [2, 10])
+def test_a_linear_vae_gets_to_probabilistic_pca(digits, latent_dim):
+    """Dequantized pixels; the covariance has the variance of their noise, 1 / 12 of a level squared."""
+    pyro.set_rng_seed(0)
+    posterior, decoder = pv.DiagonalNormal(Linear(digits.shape, (2, latent_dim))), Linear((latent_dim,), (1, *digits.shape))
+    vae = pv.VAE(pv.StandardNormal(latent_dim), posterior, decoder, pv.likelihoods.Normal(0.3, learned="scalar"))
+    vae.initialize(digits.train.scored("dequantized"))
+    options = {"epochs": 900, "batch_size": len(digits.train), "engine": "traced", "objective": TraceMeanField_ELBO()}
+    *_, last = pv.fit(vae, digits, optimizer=lambda params: Adam(params, lr=0.02), **options)
+    pixels = digits.train.images.flatten(1).double() / 256
+    covariance = torch.cov(pixels.T, correction=0) + torch.eye(64) / 12 / 256**2
+    exact = probabilistic_pca(covariance, latent_dim)
+    assert exact.log_likelihood - 0.5 < -last["loss"] < exact.log_likelihood + 0.1
+    assert 0.3 * vae.likelihood.log_factor.exp().item() == pytest.approx(exact.scale, rel=0.02)
+
+
+def test_probabilistic_pca_against_its_own_density():
+    """The closed form is the density's value at its own maximum, and no worse than near it."""
+    generator = np.random.default_rng(0)
+    x = torch.from_numpy(generator.normal(size=(500, 6)) @ generator.normal(size=(6, 6)))
+    covariance = torch.cov(x.T, correction=0)
+    found = probabilistic_pca(covariance, 2)
+    values, vectors = torch.linalg.eigh(covariance)
+    weight = vectors[:, -2:] * (values[-2:] - found.scale**2).sqrt()
+
+    def mean_density(factor, scale):
+        c = factor**2 * weight @ weight.T + scale**2 * torch.eye(6)
+        return torch.distributions.MultivariateNormal(x.mean(0), c).log_prob(x).mean().item()
+
+    assert mean_density(1.0, found.scale) == pytest.approx(found.log_likelihood)
+    assert all(mean_density(*at) < found.log_likelihood for at in [(1.02, found.scale), (1.0, 1.02 * found.scale)])

@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from pyro_vae import distributed
 from pyro_vae.data import NAMED, Binarization
 from pyro_vae.errors import LostWorkerError, NotFiniteError, RequestError, StorageError, TerminatedError
-from pyro_vae.fit import OnNaN
+from pyro_vae.fit import OnNaN, Precision
 from pyro_vae.graphs import Engine
 from pyro_vae.hierarchical import HierarchicalVAE
 from pyro_vae.importance import terms
@@ -142,6 +142,7 @@ def train_parser() -> ArgumentParser:
     parser.add_argument("--clip_grad_norm", type=PositiveFloat | None, help="Longest gradient of a step; default any.")
     parser.add_argument("--on_nan", type=OnNaN, default="stop", help=_ON_NAN)
     parser.add_argument("--engine", type=Literal["auto", *get_args(Engine)], default="auto", help=_ENGINE)
+    parser.add_argument("--precision", type=Precision, default="float32", help="Of the matrix products in training.")
     add_parts(parser)
     return parser
 

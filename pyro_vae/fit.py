@@ -32,6 +32,7 @@ from pyro_vae.tally import Reading, Tally
 from pyro_vae.vae import Model
 
 OnNaN = Literal["stop", "rewind"]
+Precision = Literal["float32", "tf32", "bf16"]
 MakeScheduler = Callable[[Optimizer], LRScheduler]
 
 REWINDS = 3
@@ -77,6 +78,7 @@ def fit(
     clip_grad_norm: float | None = None,
     patience: int | None = None,
     engine: Engine = "eager",
+    precision: Precision = "float32",
     on_nan: OnNaN = "stop",
     on_batch: Callable[[int], object] = lambda images: None,
     say: Callable[[str], object] = lambda line: None,
@@ -98,6 +100,8 @@ def fit(
         clip_grad_norm: The gradient of each step is scaled down to this norm, over all parameters, where it is longer.
         patience: Stop after so many epochs in succession without a better ELBO, at beta = 1, on the validation images.
         engine: What runs the steps: see `SVI`.
+        precision: Of the matrix products in training: "float32", or "tf32" or "bf16" where the hardware is faster at these and
+            torch can use them for float32 tensors; sums, parameters and validation stay in float32.
         on_nan: What to do about a loss that is not finite: "stop", or "rewind" to the end of the epoch before, with half the
             learning rate, at most three times.
         on_batch: Called after each step with the number of images it took.
@@ -132,7 +136,7 @@ def fit(
     for name, value in {"epochs": epochs, "clip_grad_norm": clip_grad_norm, "patience": patience}.items():
         if value is not None and not 0 < value < math.inf:
             raise RequestError(f"{name} must be positive, but is {value}")
-    loop = _Loop(vae, data, batch_size, objective or Trace_ELBO(), beta or Constant(), on_batch)
+    loop = _Loop(vae, data, batch_size, objective or Trace_ELBO(), beta or Constant(), precision, on_batch)
     loop.start(optimizer or Adam, lr_scheduler, clip_grad_norm, engine, say)
     training = Training(loop, epochs, patience, on_nan, say)
     if resume is not None:
@@ -210,8 +214,10 @@ class _Loop:
         batch_size: int,
         objective: ELBO,
         beta: Schedule,
+        precision: Precision,
         on_batch: Callable[[int], object],
     ) -> None:
+        self.precision = precision
         self.vae, self.batch_size, self.objective, self.on_batch = vae, batch_size, objective, on_batch
         device = _device(vae)
         self.images, self.validation = data.train.images.to(device), data.validation.to(device).scored(vae.pixels)
@@ -267,7 +273,8 @@ class _Loop:
         """Train one epoch and score the validation set."""
         start = time.perf_counter()
         self.vae.train()
-        trained = self._train(number)
+        with products(self.precision):
+            trained = self._train(number)
         seconds = time.perf_counter() - start
         self.vae.eval()
         validated = self._validate(number)
@@ -409,6 +416,17 @@ class _Means:
     def figures(self) -> dict[str, float]:
         loss, reconstruction, kl = (value / self.rows for value in (self.loss, self.reconstruction, self.kl))
         return {"loss": loss, "elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
+
+
+@contextmanager
+def products(precision: Precision) -> Iterator[None]:
+    """Let torch take float32 matrix products in another precision; the user's setting is restored."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision({"float32": "highest", "tf32": "high", "bf16": "medium"}[precision])
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

@@ -102,6 +102,7 @@ BAD_TRAIN = {
     "--clip_grad_norm x": "clip_grad_norm: ",
     "--checkpoint_every 0": "checkpoint_every: must be a positive integer",
     "--engine fast": "engine: choose from 'auto', 'eager', 'traced', 'compiled', not fast",
+    "--precision float16": "precision: choose from 'float32', 'tf32', 'bf16', not float16",
     "--on_nan ignore": "on_nan: choose from 'stop', 'rewind', not ignore",
     "--resume": "--resume goes on with the run in --run_dir: name its folder",
     "--resume --run_dir nowhere": "nowhere is no run folder",

@@ -26,13 +26,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from pyro_vae import distributed
 from pyro_vae.data import NAMED, Binarization
 from pyro_vae.errors import LostWorkerError, NotFiniteError, RequestError, StorageError, TerminatedError
-from pyro_vae.fit import OnNaN, Precision
+from pyro_vae.fit import OnNaN
 from pyro_vae.graphs import Engine
 from pyro_vae.hierarchical import HierarchicalVAE
 from pyro_vae.importance import terms
 from pyro_vae.likelihoods import Likelihood, Pixels
 from pyro_vae.networks import Network, Shape
 from pyro_vae.posteriors import Posterior
+from pyro_vae.precision import Precision
 from pyro_vae.priors import Prior
 from pyro_vae.schedules import Schedule
 from pyro_vae.svi import MakeOptimizer

@@ -26,13 +26,13 @@ from pyro_vae.graphs import Engine, rehearse
 from pyro_vae.importance import terms, traces
 from pyro_vae.memory import rows_at_once
 from pyro_vae.objectives import ScheduledELBO, check_objective
+from pyro_vae.precision import Precision, products
 from pyro_vae.schedules import Constant, Schedule, value_at
 from pyro_vae.svi import SVI, MakeOptimizer
 from pyro_vae.tally import Reading, Tally
 from pyro_vae.vae import Model
 
 OnNaN = Literal["stop", "rewind"]
-Precision = Literal["float32", "tf32", "bf16"]
 MakeScheduler = Callable[[Optimizer], LRScheduler]
 
 REWINDS = 3
@@ -277,7 +277,8 @@ class _Loop:
             trained = self._train(number)
         seconds = time.perf_counter() - start
         self.vae.eval()
-        validated = self._validate(number)
+        with products("float32"):
+            validated = self._validate(number)
         record = {
             "step": self.step,
             "beta": self.beta.item(),
@@ -416,17 +417,6 @@ class _Means:
     def figures(self) -> dict[str, float]:
         loss, reconstruction, kl = (value / self.rows for value in (self.loss, self.reconstruction, self.kl))
         return {"loss": loss, "elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
-
-
-@contextmanager
-def products(precision: Precision) -> Iterator[None]:
-    """Let torch take float32 matrix products in another precision; the user's setting is restored."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision({"float32": "highest", "tf32": "high", "bf16": "medium"}[precision])
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

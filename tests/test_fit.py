@@ -305,22 +305,3 @@ def test_active_units(digits):
         exact = x.flatten(1)[:, 18:20].var(0).double()
         torch.testing.assert_close(variances[:2], exact, rtol=0.1, atol=0.01)
         assert (variances[2:].abs() < 1e-3).all()
-
-
-@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
-def test_the_precision_of_products_is_that_of_training_alone(digits, precision):
-    seen = {True: set(), False: set()}
-
-    class Spy(torch.nn.Linear):
-        def forward(self, x):
-            seen[self.training].add(torch.get_float32_matmul_precision())
-            return super().forward(x)
-
-    encoder = torch.nn.Sequential(torch.nn.Flatten(), Spy(64, 6), torch.nn.Unflatten(1, (2, 3)))
-    vae = pv.VAE(pv.StandardNormal(3), pv.DiagonalNormal(encoder), pv.MLP((3,), (1, *digits.shape)), pv.Bernoulli())
-    training = pv.fit(vae, digits, epochs=1, precision=precision)
-    seen[True].clear()
-    (record,) = training
-    assert seen == {True: {{"float32": "highest", "tf32": "high", "bf16": "medium"}[precision]}, False: {"highest"}}
-    assert torch.get_float32_matmul_precision() == "highest"
-    assert record["validation_elbo"] == pytest.approx(-31, abs=4)

@@ -279,13 +279,14 @@ class _Loop:
         self.vae.eval()
         with products("float32"):
             validated = self._validate(number)
+            active = int((activity(self.vae, self.validation) > ACTIVE).sum())
         record = {
             "step": self.step,
             "beta": self.beta.item(),
             "learning_rate": self._learning_rate(),
             **trained,
             **{f"validation_{name}": value for name, value in validated.items()},
-            "active_units": int((activity(self.vae, self.validation) > ACTIVE).sum()),
+            "active_units": active,
             "seconds": seconds,
             "images_per_second": len(self.images) / seconds,
         }

@@ -223,9 +223,9 @@ def rehearse_optimizer(optimizer: MakeOptimizer, lr_scheduler: Callable[..., Any
     param = nn.Parameter(torch.zeros(2))
     param.grad = torch.zeros(2)
     made = supply("optimizer", optimizer, params=[param])
+    scheduler = None if lr_scheduler is None else supply("lr_scheduler", lr_scheduler, optimizer=made)
     supply("optimizer", made.step)
-    if lr_scheduler is not None:
-        scheduler = supply("lr_scheduler", lr_scheduler, optimizer=made)
+    if scheduler is not None:
         supply("lr_scheduler", scheduler.step, metrics=0.0)
 
 

@@ -272,6 +272,14 @@ def test_the_function_and_the_module_of_one_name():
     assert sys.modules["pyro_vae.evaluate"].main is COMMANDS["evaluate"]
 
 
+def test_importing_leaves_torchs_validation_alone():
+    """zuko switches it off for everybody."""
+    ask = "from torch.distributions import Distribution as D; import pyro; before = D._validate_args; import pyro_vae"
+    argv = [sys.executable, "-c", f"{ask}; print(before, D._validate_args)"]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.stdout == "True True\n", done.stderr
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_as_a_process(command):
     done = subprocess.run(

@@ -53,7 +53,7 @@ def test_equal_to_one_process_on_the_same_batches(tmp_path, flags):
         assert [two[name] for name in FIGURES] == pytest.approx([one[name] for name in FIGURES], rel=1e-4)
     first, second = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("one", "two"))
     for name, value in first["training"]["vae"].items():
-        torch.testing.assert_close(second["training"]["vae"][name], value, rtol=1e-3, atol=1e-4)
+        assert (second["training"]["vae"][name] - value).norm() <= 1e-3 * value.norm(), name
     assert torch.equal(first["training"]["random"]["torch"], second["training"]["random"]["torch"])
 
 

@@ -33,6 +33,7 @@ from pyro_vae.importance import terms
 from pyro_vae.likelihoods import Likelihood, Pixels
 from pyro_vae.networks import Network, Shape
 from pyro_vae.posteriors import Posterior
+from pyro_vae.precision import Precision
 from pyro_vae.priors import Prior
 from pyro_vae.schedules import Schedule
 from pyro_vae.svi import MakeOptimizer
@@ -142,6 +143,7 @@ def train_parser() -> ArgumentParser:
     parser.add_argument("--clip_grad_norm", type=PositiveFloat | None, help="Longest gradient of a step; default any.")
     parser.add_argument("--on_nan", type=OnNaN, default="stop", help=_ON_NAN)
     parser.add_argument("--engine", type=Literal["auto", *get_args(Engine)], default="auto", help=_ENGINE)
+    parser.add_argument("--precision", type=Precision, default="float32", help="Of the matrix products in training.")
     add_parts(parser)
     return parser
 
@@ -221,9 +223,9 @@ def rehearse_optimizer(optimizer: MakeOptimizer, lr_scheduler: Callable[..., Any
     param = nn.Parameter(torch.zeros(2))
     param.grad = torch.zeros(2)
     made = supply("optimizer", optimizer, params=[param])
+    scheduler = None if lr_scheduler is None else supply("lr_scheduler", lr_scheduler, optimizer=made)
     supply("optimizer", made.step)
-    if lr_scheduler is not None:
-        scheduler = supply("lr_scheduler", lr_scheduler, optimizer=made)
+    if scheduler is not None:
         supply("lr_scheduler", scheduler.step, metrics=0.0)
 
 

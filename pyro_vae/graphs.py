@@ -19,7 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 Engine = Literal["eager", "traced", "compiled"]
 
 TRACED_STEPS = 500
-COMPILED_STEPS = 10_000
+COMPILED_STEPS = 8_000
 """From so many steps on, tracing, and on the CPU compiling too, take less time than they save."""
 
 WARM_UPS = 3

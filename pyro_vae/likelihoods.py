@@ -112,7 +112,8 @@ class LocationScale(Likelihood):
     """Independent pixels with a location from the decoder, and a scale that is fixed or learned.
 
     Arguments:
-        scale: Scale of a pixel, in units of the full grey range; where it is learned, where it starts.
+        scale: Scale of a pixel (a Gaussian's standard deviation, a Laplace distribution's b), in units of the full grey range;
+            where it is learned, where it starts.
         learned: "no" keeps the scale; "scalar" learns one for all pixels; "pixel" has the decoder give one for each pixel, as
             a factor on `scale` between exp(-10) and exp(10). A learned scale scores dequantized pixels, for on 8-bit values its
             density has no bound.
@@ -153,15 +154,6 @@ class Normal(LocationScale):
     References:
         | Simple and Effective VAE Training with Calibrated Decoders (Rybkin et al., 2021)
         | https://arxiv.org/abs/2006.13202
-
-    Arguments:
-        scale: Standard deviation of a pixel, in units of the full grey range; where it is learned, where it starts.
-        learned: "no" keeps the scale; "scalar" learns one for all pixels; "pixel" has the decoder give one for each pixel, as
-            a factor on `scale` between exp(-10) and exp(10). A learned scale scores dequantized pixels, for on 8-bit values its
-            density has no bound.
-
-    Raises:
-        ValueError: If `scale` is not positive.
     """
 
     def family(self, loc: Tensor, scale: Tensor) -> TorchDistribution:
@@ -169,17 +161,7 @@ class Normal(LocationScale):
 
 
 class Laplace(LocationScale):
-    r"""Independent Laplace pixels, :math:`p(x \mid z) = \prod_i \frac{1}{2b} e^{-|x_i - \mu_i| / b}`: the absolute error.
-
-    Arguments:
-        scale: The scale b of a pixel, in units of the full grey range; where it is learned, where it starts.
-        learned: "no" keeps the scale; "scalar" learns one for all pixels; "pixel" has the decoder give one for each pixel, as
-            a factor on `scale` between exp(-10) and exp(10). A learned scale scores dequantized pixels, for on 8-bit values its
-            density has no bound.
-
-    Raises:
-        ValueError: If `scale` is not positive.
-    """
+    r"""Independent Laplace pixels, :math:`p(x \mid z) = \prod_i \frac{1}{2b} e^{-|x_i - \mu_i| / b}`: the absolute error."""
 
     def family(self, loc: Tensor, scale: Tensor) -> TorchDistribution:
         return dist.Laplace(loc, scale)

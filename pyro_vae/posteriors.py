@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
-from pyro.contrib.zuko import ZukoToPyro
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
-from zuko.distributions import NormalizingFlow
-from zuko.flows import MAF
 
-from pyro_vae.networks import Shape
+from pyro_vae.flows import MAF, FlowDistribution, NormalizingFlow
 
 
 class Posterior(nn.Module, ABC):
@@ -164,20 +160,3 @@ class FlowPosterior(Posterior):
         loc, log_scale, features = params.unbind(-2)
         base = dist.Normal(loc, log_scale.exp()).to_event(1)
         return FlowDistribution(NormalizingFlow(self.transform(features), base))
-
-
-class FlowDistribution(ZukoToPyro):
-    """A zuko distribution in Pyro that can also be sampled outside a program, and on its own device."""
-
-    arg_constraints: ClassVar[dict[str, Any]] = {}
-    support = dist.constraints.real_vector
-
-    def rsample(self, sample_shape: Shape | list[int] = ()) -> Tensor:
-        return self(torch.Size(sample_shape))
-
-    @torch.no_grad()
-    def sample(self, sample_shape: Shape | list[int] = ()) -> Tensor:
-        return self.dist.sample(torch.Size(sample_shape))
-
-    def expand(self, batch_shape: Shape | list[int], _instance: None = None) -> FlowDistribution:
-        return FlowDistribution(self.dist.expand(batch_shape))

@@ -11,10 +11,10 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
-from zuko.flows import MAF, NSF, Flow, RealNVP
 
+from pyro_vae.flows import MAF, NSF, Flow, FlowDistribution, RealNVP
 from pyro_vae.networks import Shape
-from pyro_vae.posteriors import FlowDistribution, Posterior
+from pyro_vae.posteriors import Posterior
 
 
 class Prior(nn.Module, ABC):

@@ -103,15 +103,6 @@ class Linear(Ramp):
         | Ladder Variational Autoencoders (Sønderby et al., 2016)
         | https://arxiv.org/abs/1602.02282
 
-    Arguments:
-        epochs: Length of the ramp in epochs, or
-        steps: its length in steps.
-        end: The value after it.
-        steps_per_epoch: Steps in an epoch, if the length is given in epochs.
-
-    Raises:
-        ValueError: If the length is not given exactly once, or a number is not positive.
-
     Example:
         >>> [Linear(steps=4)(step) for step in range(6)]
         [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
@@ -122,17 +113,7 @@ class Linear(Ramp):
 
 
 class Cosine(Ramp):
-    r"""A smooth rise, half a period of a cosine: :math:`f(u) = (1 - \cos(\pi \min(u, 1))) / 2`.
-
-    Arguments:
-        epochs: Length of the ramp in epochs, or
-        steps: its length in steps.
-        end: The value after it.
-        steps_per_epoch: Steps in an epoch, if the length is given in epochs.
-
-    Raises:
-        ValueError: If the length is not given exactly once, or a number is not positive.
-    """
+    r"""A smooth rise, half a period of a cosine: :math:`f(u) = (1 - \cos(\pi \min(u, 1))) / 2`."""
 
     def shape(self, progress: float) -> float:
         return (1 - cos(pi * min(progress, 1.0))) / 2

@@ -22,6 +22,7 @@ from pyro_vae.importance import (
     terms,
 )
 from pyro_vae.memory import Counter
+from pyro_vae.precision import products
 
 PROBE = 32
 """Samples of the first image, from which it is seen what one takes."""
@@ -89,10 +90,11 @@ def score(
         NotFiniteError: If a row has no weight that is finite, or one that is NaN.
     """
     parts, done = [], 0
-    for chunk in in_chunks(model, guide, x, num_samples, memory_mb, engine):
-        parts.append(_scores(chunk, done))
-        done += chunk.kl.shape[1]
-        on_images(chunk.kl.shape[1])
+    with products("float32"):
+        for chunk in in_chunks(model, guide, x, num_samples, memory_mb, engine):
+            parts.append(_scores(chunk, done))
+            done += chunk.kl.shape[1]
+            on_images(chunk.kl.shape[1])
     return Scores.joined(parts)
 
 

@@ -140,6 +140,7 @@ def prepare(config: Namespace) -> tuple[Model, Data, Training]:
         clip_grad_norm=config.clip_grad_norm,
         patience=config.patience,
         engine=config.engine,
+        precision=config.precision,
         on_nan=config.on_nan,
         say=progress.say,
     )

@@ -102,6 +102,7 @@ BAD_TRAIN = {
     "--clip_grad_norm x": "clip_grad_norm: ",
     "--checkpoint_every 0": "checkpoint_every: must be a positive integer",
     "--engine fast": "engine: choose from 'auto', 'eager', 'traced', 'compiled', not fast",
+    "--precision float16": "precision: choose from 'float32', 'tf32', 'bf16', not float16",
     "--on_nan ignore": "on_nan: choose from 'stop', 'rewind', not ignore",
     "--resume": "--resume goes on with the run in --run_dir: name its folder",
     "--resume --run_dir nowhere": "nowhere is no run folder",
@@ -235,6 +236,14 @@ BAD_SAVED = {
     "evaluate --num_images 300": "300 images were asked for, but there are 299",
     "evaluate --checkpoint middle": "checkpoint: ",
     "evaluate --split all": "split: ",
+    "evaluate --method magic": "method: choose from 'is', 'ais', not magic",
+    "evaluate --memory_mb 0": "memory_mb: ",
+    "evaluate --memory_mb 0.00001": "memory_mb is 1e-05, but one sample of one image takes",
+    "evaluate --num_chains 0": "num_chains: ",
+    "evaluate --num_temperatures 0": "num_temperatures: ",
+    "evaluate --gap_images -1": "gap_images: ",
+    "evaluate --per_image scores.csv": "per_image must end in .npz, but is scores.csv",
+    "evaluate --engine fast": "engine: choose from",
     "generate": "kind",
     "generate paintings": "kind: ",
     "generate samples --count 0": "count: ",
@@ -261,6 +270,14 @@ def test_the_function_and_the_module_of_one_name():
     assert pv.evaluate is evaluate
     assert callable(pv.evaluate)
     assert sys.modules["pyro_vae.evaluate"].main is COMMANDS["evaluate"]
+
+
+def test_importing_leaves_torchs_validation_alone():
+    """zuko switches it off for everybody."""
+    ask = "from torch.distributions import Distribution as D; import pyro; before = D._validate_args; import pyro_vae"
+    argv = [sys.executable, "-c", f"{ask}; print(before, D._validate_args)"]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.stdout == "True True\n", done.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)

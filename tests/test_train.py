@@ -99,6 +99,65 @@ def test_evaluate(run_dir, capfd):
     assert results["elbo"]["num_images"] == 149
 
 
+def test_evaluate_says_how_far_to_trust_it(run_dir, tmp_path, capfd):
+    argv = [str(run_dir), "--num_samples", "60", "--num_images", "40", "--memory_mb", "1", "--gap_images", "7"]
+    assert evaluate([*argv, "--per_image", str(tmp_path / "a" / "scores.npz")]) == 0
+    out, _ = capfd.readouterr()
+    for said in ("active units", "mutual information", "at most log N", "KL(q(z) || p(z))", "linear probe", "inference gap"):
+        assert said in out
+    assert "of approximation" in out
+    results = json.loads((run_dir / "results-test-last.json").read_text())
+    gap = results["inference_gap"]
+    assert gap["total"]["num_images"] == 7
+    parts = gap["approximation"]["mean"] + gap["amortization"]["mean"]
+    assert gap["total"]["mean"] == pytest.approx(parts, rel=1e-5)
+    assert results["linear_probe"]["num_images"] == 299
+    assert list(results["k_curve"]) == ["1", "2", "4", "8", "16", "32", "60"]
+    with np.load(tmp_path / "a" / "scores.npz") as arrays:
+        names = {"elbo", "log_likelihood", "monte_carlo_error", "effective_sample_size", "pareto_k"}
+        assert {name: arrays[name].shape for name in arrays} == dict.fromkeys(names, (40,))
+        assert arrays["log_likelihood"].mean() == pytest.approx(results["log_likelihood"]["mean"])
+    for picture in ("k_curve-test-last.png", "worst-test-last.png"):
+        with Image.open(run_dir / "figures" / picture) as image:
+            assert min(image.size) > 200
+
+
+def test_evaluate_by_annealing(run_dir, capfd):
+    argv = ["--method", "ais", "--num_images", "5", "--num_samples", "200", "--num_chains", "4", "--num_temperatures", "20"]
+    assert evaluate([str(run_dir), *argv, "--gap_images", "0"]) == 0
+    out, _ = capfd.readouterr()
+    assert "log p(x), annealed" in out
+    assert "sandwich" in out
+    assert "inference gap" not in out
+    results = json.loads((run_dir / "results-test-last.json").read_text())
+    assert results["annealed"]["num_images"] == results["log_likelihood"]["num_images"] == 5
+    difference = results["annealed"]["mean"] - results["log_likelihood"]["mean"]
+    assert results["annealed_less_importance"]["mean"] == pytest.approx(difference, rel=1e-4)
+    assert results["simulated"]["gap"]["mean"] > -1
+
+
+@pytest.mark.parametrize("flags", ["", "--likelihood Binomial", "--model HierarchicalVAE --model.prior_dim 2 --latent_dim 3"])
+def test_evaluate_images_without_labels(tmp_path, capfd, flags):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, (30, 4, 4), dtype=np.uint8))
+    argv = [
+        "--data",
+        str(tmp_path / "a.npy"),
+        "--epochs",
+        "1",
+        "--batch_size",
+        "8",
+        "--run_dir",
+        str(tmp_path / "r"),
+        *flags.split(),
+    ]
+    assert train(argv) == 0
+    capfd.readouterr()
+    assert evaluate([str(tmp_path / "r"), "--num_samples", "30"]) == 0
+    out, _ = capfd.readouterr()
+    assert "linear probe" not in out
+    assert ("bits per dimension" in out) == ("Binomial" in flags)
+
+
 def test_evaluate_repeats_itself(run_dir):
     argv = [str(run_dir), "--num_samples", "7", "--checkpoint", "best", "--split", "train", "--num_images", "50"]
     texts = []

@@ -1,0 +1,167 @@
+"""On a GPU: every engine takes the same steps, whole steps replay as a CUDA graph, and nothing waits for the host."""
+
+import copy
+import json
+
+import pyro
+import pytest
+import torch
+from families import LIKELIHOODS, POSTERIORS, PRIORS, SHAPE
+from pyro.infer import Trace_ELBO
+from torch.optim import Adam
+
+import pyro_vae as pv
+from pyro_vae import testing
+from pyro_vae.train import main as train
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
+def vae_of(prior="StandardNormal", posterior="DiagonalNormal", likelihood="Bernoulli", dtype=torch.float64):
+    scored = LIKELIHOODS[likelihood]()
+    q = POSTERIORS[posterior](2)
+    p = pv.VampPrior(q, SHAPE, components=3) if prior.startswith("VampPrior") else PRIORS[prior](2)
+    vae = pv.VAE(p, q, pv.MLP((2,), (scored.num_params, *SHAPE), hidden=(4,)), scored)
+    return vae.to("cuda", dtype)
+
+
+def trained(vae, engine, objective=Trace_ELBO, steps=60):
+    twin, said = copy.deepcopy(vae), []
+    pyro.set_rng_seed(7)
+    images = torch.randint(0, 256, (40, *SHAPE), dtype=torch.uint8, device="cuda")
+    beta = torch.tensor(1.0, dtype=torch.float64, device="cuda")
+
+    def prepare(index):
+        return pv.data.to_pixels(images[index], vae.pixels).double(), beta
+
+    svi = pv.SVI(
+        twin.model,
+        twin.guide,
+        lambda params: Adam(params, lr=0.01),
+        objective(),
+        mean=True,
+        prepare=prepare,
+        engine=engine,
+        say=said.append,
+    )
+    losses = []
+    for step in range(steps):
+        beta.fill_(0.5 + step / steps if objective is Trace_ELBO else 1.0)
+        index = torch.randperm(40, device="cuda")[: 4 if step % 9 == 8 else 6]
+        losses.append(svi.step(index))
+        for group in svi.optimizer.param_groups:
+            group["lr"] *= 0.99
+    assert said == []
+    return losses, twin, svi
+
+
+@pytest.mark.parametrize("engine", ["traced", "compiled"])
+@pytest.mark.parametrize("objective", [Trace_ELBO, pv.DReGELBO, pv.StickingTheLandingELBO, pv.FreeBitsELBO])
+def test_engines_take_the_same_steps(engine, objective):
+    """Without replay the noise is the same; the learning rate and beta change at every step."""
+    vae = vae_of()
+    (losses, eager, _), (others, other, _) = trained(vae, "eager", objective, 3), trained(vae, engine, objective, 3)
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(others), rtol=1e-6, atol=1e-9)
+    for a, b in zip(eager.parameters(), other.parameters(), strict=True):
+        assert (a - b).norm() <= 1e-5 * a.norm()
+
+
+@pytest.mark.parametrize("engine", ["traced", "compiled"])
+def test_replayed_steps_train_as_well(engine):
+    vae = vae_of()
+    (losses, _, _), (others, other, svi) = trained(vae, "eager", steps=400), trained(vae, engine, steps=400)
+    assert svi._replay._graph is not None
+    assert sum(others[-50:]) == pytest.approx(sum(losses[-50:]), rel=0.02)
+    assert all(param.isfinite().all() for param in other.parameters())
+
+
+def test_a_replayed_step_is_the_step():
+    """With a guide without noise, so that replays can be compared: parameters, moments and sums after many steps."""
+
+    class Still(pv.DiagonalNormal):
+        def distribution(self, params):
+            return pyro.distributions.Delta(params[..., 0, :]).to_event(1)
+
+    vae = pv.VAE(pv.StandardNormal(2), Still(pv.MLP(SHAPE, (2, 2))), pv.MLP((2,), (1, *SHAPE)), pv.Bernoulli()).cuda()
+    x = torch.bernoulli(torch.full((20, 6, *SHAPE), 0.4, device="cuda"))
+    twins = []
+    for engine in ("eager", "traced"):
+        twin = copy.deepcopy(vae)
+        svi = pv.SVI(twin.model, twin.guide, lambda params: Adam(params, lr=0.01), Trace_ELBO(), mean=True, engine=engine)
+        for rows in x:
+            svi.update(rows)
+        twins.append((twin, svi.read_total()))
+    assert twins[0][1] == pytest.approx(twins[1][1], rel=1e-5)
+    for a, b in zip(twins[0][0].parameters(), twins[1][0].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_replays_do_not_wait_for_the_host():
+    vae = vae_of(dtype=torch.float32)
+    x = torch.bernoulli(torch.full((6, *SHAPE), 0.4, device="cuda"))
+    svi = pv.SVI(vae.model, vae.guide, lambda params: Adam(params, lr=0.01), Trace_ELBO(), mean=True, engine="traced")
+    for _ in range(6):
+        svi.update(x)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(10):
+            svi.update(x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert svi.read_total() > 0
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_priors(name):
+    trained(vae_of(prior=name), "traced", steps=8)
+    testing.check_prior(PRIORS[name](2))
+
+
+@pytest.mark.parametrize("name", POSTERIORS)
+def test_posteriors(name):
+    trained(vae_of(posterior=name), "traced", steps=8)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_likelihoods(name):
+    trained(vae_of(likelihood=name), "traced", steps=8)
+
+
+@pytest.mark.parametrize("engine", ["eager", "traced", "compiled"])
+def test_a_run_from_the_command_line(tmp_path, engine):
+    argv = ["--data", "digits", "--epochs", "3", "--device", "cuda", "--engine", engine, "--run_dir", str(tmp_path / "r")]
+    assert train(argv) == 0
+    assert train(["--run_dir", str(tmp_path / "r"), "--resume", "--epochs", "4"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
+    assert lines[-1]["validation_elbo"] > -31
+
+
+@pytest.mark.parametrize("engine", ["eager", "traced"])
+def test_a_loss_that_is_not_finite_is_found_within_the_epoch(digits, engine):
+    encoder, decoder = pv.MLP(digits.shape, (2, 3)), pv.MLP((3,), (1, *digits.shape))
+    vae = pv.VAE(pv.StandardNormal(3), pv.DiagonalNormal(encoder), decoder, pv.Bernoulli()).cuda()
+    with pytest.raises(pv.NotFiniteError, match="not finite in epoch 1"):
+        list(pv.fit(vae, digits, epochs=2, engine=engine, optimizer=lambda params: Adam(params, lr=1e30)))
+
+
+def test_rewinding_captures_anew(digits):
+    encoder, decoder = pv.MLP(digits.shape, (2, 3)), pv.MLP((3,), (1, *digits.shape))
+    vae = pv.VAE(pv.StandardNormal(3), pv.DiagonalNormal(encoder), decoder, pv.Bernoulli()).cuda()
+    training = pv.fit(vae, digits, epochs=3, engine="traced")
+    next(training)
+    state = copy.deepcopy(training.state_dict())
+    next(training)
+    training.load_state_dict(state)
+    assert next(training)["epoch"] == 2
+    assert next(training)["validation_elbo"] > -32
+
+
+@pytest.mark.parametrize("engine", ["eager", "traced", "compiled"])
+def test_evaluate(digits, engine):
+    encoder, decoder = pv.MLP(digits.shape, (2, 3)), pv.MLP((3,), (1, *digits.shape))
+    vae = pv.VAE(pv.StandardNormal(3), pv.DiagonalNormal(encoder), decoder, pv.Bernoulli())
+    on_cpu = pv.evaluate(vae, digits.test, num_samples=500)
+    on_gpu = pv.evaluate(vae.cuda(), digits.test, num_samples=500, engine=engine)
+    assert on_gpu["log_likelihood"]["mean"] == pytest.approx(on_cpu["log_likelihood"]["mean"], abs=0.02)
+    assert on_gpu["active_units"] == on_cpu["active_units"]

@@ -96,7 +96,7 @@ def soak(epochs: int, engine: str) -> None:
         memory = []
         for record in training:
             folder.add_record(record)
-            folder.save_checkpoint("last", training, data.shape)
+            folder.save_checkpoint("last", training, data)
             memory.append(resident())
     rest = np.array(memory[epochs // 10 :])
     slope = np.polyfit(np.arange(len(rest)), rest, 1)[0] * 1024

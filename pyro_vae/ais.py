@@ -13,7 +13,7 @@ from torch.distributions import constraints
 
 from pyro_vae.errors import RequestError
 from pyro_vae.graphs import Engine, Graph
-from pyro_vae.importance import Program, Site, log_likelihood, sample_sites, site_sum
+from pyro_vae.importance import Program, Site, check_plates, log_likelihood, sample_sites, site_sum
 
 LEAPFROGS = 10
 ADAPTING = 8
@@ -38,7 +38,7 @@ def annealed_log_weights(
     num_chains: int = 16,
     num_temperatures: int = 500,
     engine: Engine = "eager",
-    on_temperature: Callable[[int], object] = lambda steps: None,
+    on_temperature: Callable[[], object] = lambda: None,
 ) -> Tensor:
     r"""Log-weights of annealed importance sampling from the prior to the posterior, in nats.
 
@@ -59,13 +59,14 @@ def annealed_log_weights(
         num_chains: Number of chains for each row.
         num_temperatures: Number of temperatures, and so of transitions.
         engine: What computes the densities and their gradient: see `Graph`.
-        on_temperature: Called with 1 after every transition; there are twice `num_temperatures` of them.
+        on_temperature: Called after every transition; there are twice `num_temperatures` of them.
 
     Returns:
         The log-weights, shape `(num_chains, len(x))`.
 
     Raises:
-        RequestError: If a number is not positive, or a latent site is bounded or discrete.
+        RequestError: If a number is not positive, or a latent site is bounded or discrete, or there is none.
+        ValueError: If a site lies outside the plate.
     """
     sampler = _Sampler(model, x, num_temperatures, engine, on_temperature)
     sampler.adapt()
@@ -78,7 +79,7 @@ def bidirectional_bounds(
     num_chains: int = 16,
     num_temperatures: int = 500,
     engine: Engine = "eager",
-    on_temperature: Callable[[int], object] = lambda steps: None,
+    on_temperature: Callable[[], object] = lambda: None,
 ) -> tuple[Tensor, Bounds]:
     """Data simulated from the model, and bounds on their log p(x) from both sides.
 
@@ -95,7 +96,7 @@ def bidirectional_bounds(
         num_chains: Number of chains for each row and direction.
         num_temperatures: Number of temperatures.
         engine: What computes the densities: see `Graph`.
-        on_temperature: Called with 1 after every transition; there are three times `num_temperatures` of them.
+        on_temperature: Called after every transition; there are three times `num_temperatures` of them.
 
     Returns:
         The simulated data, of the shape of `x`, and the bounds.
@@ -111,13 +112,15 @@ def bidirectional_bounds(
 def _simulated(model: Program, x: Tensor) -> tuple[Tensor, Codes]:
     sites = sample_sites(poutine.trace(poutine.uncondition(model)).get_trace(x))
     given = sample_sites(poutine.trace(model).get_trace(x))
-    (observed,) = (name for name, site in given.items() if site["is_observed"])
+    observed, *others = (name for name, site in given.items() if site["is_observed"])
+    if others:
+        raise RequestError(f"bounds from both sides need one observed site, but there are {', '.join([observed, *others])}")
     return sites[observed]["value"], {name: site["value"] for name, site in sites.items() if name != observed}
 
 
 class _Sampler:
     def __init__(
-        self, model: Program, x: Tensor, num_temperatures: int, engine: Engine, on_temperature: Callable[[int], object]
+        self, model: Program, x: Tensor, num_temperatures: int, engine: Engine, on_temperature: Callable[[], object]
     ) -> None:
         if num_temperatures < 1:
             raise RequestError(f"num_temperatures must be positive, but is {num_temperatures}")
@@ -136,7 +139,7 @@ class _Sampler:
             self.steps[t] = rate
             codes, accepted = self._transition(codes, beta, rate)
             rate = rate * torch.where(accepted.mean(0) > ACCEPTANCE, 1.1, 0.9).to(rate)
-            self.on_temperature(1)
+            self.on_temperature()
 
     def forward(self, chains: int) -> Tensor:
         """Log-weights of chains from the prior to the posterior."""
@@ -145,7 +148,7 @@ class _Sampler:
         for t, (before, beta) in enumerate(zip(self.betas, self.betas[1:], strict=False)):
             log_weights += (beta - before) * self._likelihood(codes)
             codes, _ = self._transition(codes, beta, self.steps[t])
-            self.on_temperature(1)
+            self.on_temperature()
         return log_weights
 
     def backward(self, codes: Codes, chains: int) -> Tensor:
@@ -155,7 +158,7 @@ class _Sampler:
         for t in reversed(range(len(self.steps))):
             codes, _ = self._transition(codes, self.betas[t + 1], self.steps[t])
             log_weights += (self.betas[t + 1] - self.betas[t]) * self._likelihood(codes)
-            self.on_temperature(1)
+            self.on_temperature()
         return log_weights
 
     @torch.no_grad()
@@ -218,8 +221,12 @@ def _latent_names(model: Program, x: Tensor) -> list[str]:
     Raises:
         RequestError: If Hamiltonian dynamics cannot move one of them.
     """
-    sites: dict[str, Site] = sample_sites(poutine.trace(model).get_trace(x))
+    with pyro.plate("chains", 1, dim=-2):
+        sites: dict[str, Site] = sample_sites(poutine.trace(model).get_trace(x))
+    check_plates(sites, len(x))
     latent = {name: site for name, site in sites.items() if not site["is_observed"]}
+    if not latent:
+        raise RequestError("annealing moves codes, but the model has no latent site: its log-probability is exact as it is")
     for name, site in latent.items():
         if not _is_real(site["fn"].support):
             raise RequestError(

@@ -93,7 +93,8 @@ def write(path: Path, content: bytes) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
     with storing(path):
         try:
-            with temporary.open("wb") as file:
+            temporary.unlink(missing_ok=True)
+            with temporary.open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())

@@ -211,7 +211,7 @@ def add_parts(parser: ArgumentParser) -> None:
 
 def constructors(config: Namespace) -> Namespace:
     """Each part that was parsed, as its constructor with the options filled in; `supply` gives it the rest and calls it."""
-    return Namespace({name: config.get(name) and _constructor(config[name]) for name in PARTS})
+    return Namespace({name: config.get(name) and _constructor(name, config[name]) for name in PARTS})
 
 
 def rehearse_optimizer(optimizer: MakeOptimizer, lr_scheduler: Callable[..., Any] | None) -> None:
@@ -227,6 +227,7 @@ def rehearse_optimizer(optimizer: MakeOptimizer, lr_scheduler: Callable[..., Any
     supply("optimizer", made.step)
     if scheduler is not None:
         supply("lr_scheduler", scheduler.step, metrics=0.0)
+        supply("lr_scheduler", scheduler.state_dict)
 
 
 def build_objective(make: Callable[..., Any]) -> ELBO:
@@ -241,11 +242,13 @@ def build_objective(make: Callable[..., Any]) -> ELBO:
     return objective
 
 
-def _constructor(part: Namespace) -> Callable[..., Any]:
+def _constructor(name: str, part: Namespace) -> Callable[..., Any]:
     cls = resolve_name(part.class_path)
+    if not isinstance(cls, type):
+        raise RequestError(f"{name}: {part.class_path} is no class: name one")
     options = ArgumentParser(exit_on_error=False)
     options.add_class_arguments(cls, skip=SUPPLIED, instantiate=False)
-    return partial(cls, **options.instantiate(part.get("init_args", Namespace())).as_dict())
+    return partial(cls, **supply(name, lambda: options.instantiate(part.get("init_args", Namespace())).as_dict()))
 
 
 def build(parts: Namespace, latent_dim: int, shape: Shape) -> Model:
@@ -375,8 +378,11 @@ def _names(part: str) -> list[str]:
     home = "torch.optim" if part in ("optimizer", "lr_scheduler") else "pyro_vae"
     foreign = [Trace_ELBO, TraceMeanField_ELBO, RenyiELBO] if part == "objective" else []
     known = {cls for cls in concrete(PARTS[part]) if cls.__module__.startswith(home) and cls.__module__ != "pyro_vae.testing"}
-    return sorted(cls.__name__ for cls in known.union(foreign))
+    return sorted({cls.__name__ for cls in known.union(foreign)} - UNUSABLE)
 
+
+UNUSABLE = {"_LRScheduler", "ChainedScheduler", "SequentialLR"}
+"""Learning-rate schedulers that are made of others."""
 
 _REWORDED = [
     (r'^Parser key "(.*?)":', r"\1:"),

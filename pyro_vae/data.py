@@ -9,9 +9,11 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -28,6 +30,7 @@ Binarization = Literal["dynamic", "static", "none"]
 SEED = 0
 DOWNLOAD_SECONDS = 4
 OMNIGLOT_SIZE = 28
+IMAGE_SIZE = 1024
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,14 @@ class Data:
     def shape(self) -> tuple[int, ...]:
         """Shape of one image: (channels, height, width)."""
         return tuple(self.train.images.shape[1:])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of all images, by which the data are known again."""
+        digest = sha256()
+        for split in (self.train, self.validation, self.test):
+            digest.update(split.images.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def to(self, device: torch.device | str) -> Data:
         """The same data on another device."""
@@ -153,6 +164,8 @@ def load_data(
     """
     if binarization not in get_args(Binarization):
         raise RequestError(f"binarization must be one of {', '.join(get_args(Binarization))}, but is {binarization}")
+    if image_size is not None and not 1 <= image_size <= IMAGE_SIZE:
+        raise RequestError(f"image_size must be 1 to {IMAGE_SIZE}, but is {image_size}")
     load = NAMED.get(name, _load_path) if name != "auto" else _load_auto
     data = load(Source(name, Path(data_dir), image_size, say, download))
     return _binarized(data) if binarization == "static" else data
@@ -221,11 +234,13 @@ def _load_torchvision(source: Source) -> Data:
         raise RequestError(
             f"{source.name} is not in {source.data_dir}: say where it is, or may be downloaded to, by --data_dir"
         )
+    own = source.data_dir / _own_folder(source.name)
+    new = [folder for folder in (own / "raw", own, *own.parents) if not folder.exists()]
     try:
         with _socket_timeout(DOWNLOAD_SECONDS):
             parts = _from_folder(arrays, source)
     except (OSError, RuntimeError) as error:
-        _remove_empty(source.data_dir)
+        _remove_empty(new)
         raise RequestError(
             f"{source.name} could not be downloaded to {source.data_dir} ({_last_line(error)}); put its files there as"
             " torchvision lays them out, or use --data digits, which needs no network"
@@ -234,17 +249,18 @@ def _load_torchvision(source: Source) -> Data:
     return _with_validation(source.name, train, test)
 
 
-def _remove_empty(folder: Path) -> None:
-    """Take away the empty folders that a download which failed has made."""
-    for path in sorted([folder, *folder.rglob("*")], reverse=True):
-        if path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Take away the folders, innermost first, that a download has made in vain."""
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _from_folder(arrays: Callable[[Source, Path], Any], source: Source) -> Any:
-    """Load, from a temporary copy if the folder is read-only: what lies packed there cannot be unpacked."""
+    """Load, from a temporary copy if the folder may not be written to: what lies packed there cannot be unpacked."""
     try:
-        return arrays(source, source.data_dir)
+        if source.download:
+            return arrays(source, source.data_dir)
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM) or not source.data_dir.is_dir():
             raise
@@ -319,6 +335,8 @@ def _load_path(source: Source) -> Data:
             f"{path} is no folder of images and ends neither in .npy nor in .npz: save the images as one of these"
         )
     images, labels = read_folder(path, source.image_size) if path.is_dir() else read_array(path)
+    if images.dtype == torch.uint8 and images.max() == 1:
+        source.say(f"data: the bytes in {path} are 0 and 1 of 255, nearly black: for black and white save bools, or 0 and 255")
     return _split(path.name, Split(resized(images, source.image_size), labels))
 
 

@@ -205,13 +205,13 @@ def _two_means(q: TorchDistribution) -> tuple[Tensor, Tensor]:
 
 
 class Information(NamedTuple):
-    """What the codes know of the images, in nats, with standard errors over images."""
+    """What the codes know of the images, in nats, with standard errors over images: None for a single one."""
 
     mutual_information: float
-    mutual_information_error: float
+    mutual_information_error: float | None
     marginal_kl: float
     """KL(q(z) || p(z)): the rate, less the mutual information."""
-    marginal_kl_error: float
+    marginal_kl_error: float | None
     num_images: int
     """N: the mutual information of N images is at most log N, and so is its estimate."""
 
@@ -243,14 +243,8 @@ def information(vae: Model, x: Tensor, num_images: int = PAIRS) -> Information:
     aggregate = torch.cat([q.log_prob(rows.unsqueeze(1)).logsumexp(1) for rows in z.split(at_once)]) - log(len(x))
     shared = (own - aggregate).double()
     rate = torch.cat([chunk.kl.mean(0) for chunk in in_chunks(vae.model, vae.guide, x, ELBO_SAMPLES)]).double()
-    error = len(x) ** 0.5
-    return Information(
-        shared.mean().item(),
-        (shared.std() / error).item(),
-        (rate - shared).mean().item(),
-        ((rate - shared).std() / error).item(),
-        len(x),
-    )
+    of_code, of_prior = summary(shared, 1), summary(rate - shared, ELBO_SAMPLES)
+    return Information(of_code["mean"], of_code["standard_error"], of_prior["mean"], of_prior["standard_error"], len(x))
 
 
 class Probe(NamedTuple):
@@ -265,7 +259,7 @@ def linear_probe(vae: Model, train: Split, test: Split) -> Probe:
     """Logistic regression from the posterior means of labelled training images, scored on test images.
 
     Raises:
-        RequestError: If there are no labels.
+        RequestError: If there are no labels, or only one.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -273,6 +267,8 @@ def linear_probe(vae: Model, train: Split, test: Split) -> Probe:
 
     if train.labels is None or test.labels is None:
         raise RequestError("a linear probe needs labels: add an array `labels`, or one folder a class")
+    if len(train.labels.unique()) < 2:
+        raise RequestError("a linear probe needs images of two classes at least")
     vae.eval()
     device = _device(vae)
     seen, unseen = (codes(vae, split.to(device).scored(vae.pixels)).loc.cpu().double().numpy() for split in (train, test))
@@ -310,7 +306,8 @@ def inference_gap(
     steps: int = 500,
     learning_rate: float = 0.02,
     draws: int = 10,
-    on_step: Callable[[int], object] = lambda step: None,
+    memory_mb: float | None = None,
+    on_step: Callable[[int], object] = lambda images: None,
 ) -> Gap:
     r"""Split :math:`\log p(x) - \mathrm{ELBO}` into the approximation gap and the amortization gap.
 
@@ -328,12 +325,27 @@ def inference_gap(
         steps: Steps of Adam.
         learning_rate: Its learning rate.
         draws: Draws for each gradient.
-        on_step: Called with 1 after each step.
+        memory_mb: What one pass may take, in MiB; None takes what is fast.
+        on_step: Called after each step with the number of images whose posteriors it moved.
 
     Raises:
         RequestError: If the posterior has no reparameterized draws.
     """
     vae.eval()
+    at_once = rows_at_once(lambda x: log_weights(vae.model, vae.guide, x, DRAWS), x, memory_mb)
+    parts = [_gap(vae, rows, num_samples, steps, learning_rate, draws, on_step) for rows in x.split(at_once)]
+    return Gap(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _gap(
+    vae: Model,
+    x: Tensor,
+    num_samples: int,
+    steps: int,
+    learning_rate: float,
+    draws: int,
+    on_step: Callable[[int], object],
+) -> Gap:
     elbo = _bounds(vae, x, num_samples)[0]
     with torch.no_grad():
         params = vae.posterior.encoder(vae.likelihood.unit(x))
@@ -345,7 +357,7 @@ def inference_gap(
         for _ in range(steps):
             (params.grad,) = torch.autograd.grad(-log_weights(vae.model, vae.guide, x, draws).mean(0).sum(), [params])
             optimizer.step()
-            on_step(1)
+            on_step(len(x))
         local_elbo, log_p = _bounds(vae, x, num_samples)
     return Gap(log_p, local_elbo, elbo)
 

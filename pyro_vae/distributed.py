@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_vae.errors import LostWorkerError
+from pyro_vae.errors import LostWorkerError, RequestError
 
 
 def size() -> int:
@@ -107,26 +107,31 @@ MAKERS = {aten.rand, aten.randn, aten.rand_like, aten.randn_like}
 class WholeNoise(TorchDispatchMode):
     """Draws what one process would draw for a whole batch, and keeps the rows of this process's share.
 
-    The rows are the first dimension of their number: that of the batch, or, under a plate of particles, the second. Draws
-    whose parameters are tensors are left as they are.
+    The rows are the first dimension, or, under a plate of particles, the second.
 
     Arguments:
         rows: Number of rows in the whole batch.
+        particles: Number of particles that are drawn at once.
+
+    Raises:
+        RequestError: If there is a draw of another kind, such as one whose parameters are tensors.
     """
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, particles: int = 1) -> None:
         super().__init__()
-        self.rows, own = rows, share(rows)
+        self.rows, self.particles, own = rows, particles, share(rows)
         self.start, self.own_rows = own.start, own.stop - own.start
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, kind = kwargs or {}, func.overloadpacket
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
         if kind not in FILLERS | MAKERS or any(isinstance(arg, Tensor) for arg in args[1:]):
-            return func(*args, **kwargs)
+            raise RequestError(f"several processes cannot share the draws of {kind}: use one process")
         shape = list(args[0].shape if isinstance(args[0], Tensor) else args[0])
-        if self.own_rows not in shape[:2]:
+        dim = 1 if self.particles > 1 and shape[:2] == [self.particles, self.own_rows] else 0
+        if shape[dim : dim + 1] != [self.own_rows]:
             return func(*args, **kwargs)
-        dim = shape.index(self.own_rows)
         shape[dim] = self.rows
         whole = args[0].new_empty(shape) if isinstance(args[0], Tensor) else shape
         own = func(whole, *args[1:], **kwargs).narrow(dim, self.start, self.own_rows)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,14 +17,15 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from pyro_vae import distributed, plots, progress
-from pyro_vae.ais import annealed_log_weights, bidirectional_bounds
+from pyro_vae.ais import Bounds, annealed_log_weights, bidirectional_bounds
 from pyro_vae.checkpoints import storing
 from pyro_vae.cli import add_saved_run, device, new_parser, parse, run
 from pyro_vae.data import Data, Split
 from pyro_vae.diagnostics import evaluate, inference_gap, information, linear_probe, score_images, summarized, summary
 from pyro_vae.errors import RequestError
 from pyro_vae.graphs import Engine, pick_engine
-from pyro_vae.importance import log_likelihood, monte_carlo_error
+from pyro_vae.importance import log_likelihood, monte_carlo_error, terms
+from pyro_vae.memory import rows_at_once
 from pyro_vae.runs import Run, load_run, run_data
 from pyro_vae.scores import Scores
 from pyro_vae.vae import Model
@@ -35,6 +39,8 @@ __path__: list[str] = []
 WORST = 20
 PROBED = 5000
 GAP_STEPS = 500
+GRADIENT = 3
+"""So many times what a density takes, its gradient takes."""
 SAMPLES_A_STEP = 5000
 """So many samples of an image count as a step, where it is asked whether compiling pays."""
 
@@ -87,9 +93,19 @@ def _check(config: Namespace, data: Data, vae: Model) -> None:
     images.subset(config.num_images)
     if config.per_image and not config.per_image.endswith(".npz"):
         raise RequestError(f"per_image must end in .npz, but is {config.per_image}")
+    if config.per_image and not _is_writable(Path(config.per_image)):
+        raise RequestError(f"per_image cannot be written to {config.per_image}: name a file in a folder of your own")
+    if config.num_images < distributed.size():
+        raise RequestError(f"num_images is {config.num_images}, but there are {distributed.size()} processes: ask for more")
     if config.engine == "auto":
         steps = config.num_images * config.num_samples // SAMPLES_A_STEP
-        config.engine = pick_engine(torch.device(config.device if config.device != "auto" else "cpu"), steps)
+        config.engine = pick_engine(next(vae.parameters()).device, steps)
+
+
+def _is_writable(file: Path) -> bool:
+    """Whether a file can be written, or made in the nearest folder that there is."""
+    there = next(path for path in (file.absolute(), *file.absolute().parents) if path.exists())
+    return os.access(there, os.W_OK) and (there.is_file() if there == file.absolute() else there.is_dir())
 
 
 def _figures(vae: Model, data: Data, config: Namespace) -> tuple[dict[str, Any], Scores, Split]:
@@ -103,17 +119,17 @@ def _figures(vae: Model, data: Data, config: Namespace) -> tuple[dict[str, Any],
     if config.method == "ais":
         results |= _annealed(vae, x, scores, config)
     results["information"] = information(vae, split[:PROBED].to(where).scored(vae.pixels))._asdict()
-    if split.labels is not None:
+    if split.labels is not None and len(data.train.labels[:PROBED].unique()) > 1:  # type: ignore[index]
         results["linear_probe"] = linear_probe(vae, data.train[:PROBED], split[:PROBED])._asdict()
     if config.gap_images:
-        results["inference_gap"] = _gap(vae, x[: config.gap_images])
+        results["inference_gap"] = _gap(vae, x[: config.gap_images], config.memory_mb)
     return results, scores, images
 
 
-def _gap(vae: Model, x: Tensor) -> dict[str, Any]:
-    with progress.bar(GAP_STEPS, "optimizing each posterior", unit=" steps") as bar:
+def _gap(vae: Model, x: Tensor, memory_mb: float | None) -> dict[str, Any]:
+    with progress.bar(GAP_STEPS * len(x), "optimizing each posterior", unit=" steps") as bar:
         try:
-            gap = inference_gap(vae, x, steps=GAP_STEPS, on_step=bar.update)
+            gap = inference_gap(vae, x, steps=GAP_STEPS, memory_mb=memory_mb, on_step=bar.update)
         except RequestError as error:
             return {"refused": str(error)}
     parts = {"total": gap.log_likelihood - gap.elbo, "approximation": gap.approximation, "amortization": gap.amortization}
@@ -124,9 +140,14 @@ def _annealed(vae: Model, x: Tensor, scores: Scores, config: Namespace) -> dict[
     """The figures of annealing, beside those of importance sampling on the same images, and on data from the model."""
     chains, temperatures = config.num_chains, config.num_temperatures
     engine: Engine = "traced" if config.engine == "eager" else config.engine
-    with progress.bar(5 * temperatures, "annealing", unit=" temperatures") as bar:
-        weights = annealed_log_weights(vae.model, x, chains, temperatures, engine, bar.update).cpu()
-        _, bounds = bidirectional_bounds(vae.model, x, chains, temperatures, engine, bar.update)
+    at_once = rows_at_once(lambda x: terms(vae.model, vae.guide, x, GRADIENT * chains), x, config.memory_mb)
+    parts, sides = [], []
+    with progress.bar(5 * temperatures * len(x), "annealing", unit=" temperatures") as bar:
+        for rows in x.split(at_once):
+            on_temperature = partial(bar.update, len(rows))
+            parts.append(annealed_log_weights(vae.model, rows, chains, temperatures, engine, on_temperature).cpu())
+            sides.append(bidirectional_bounds(vae.model, rows, chains, temperatures, engine, on_temperature)[1])
+    weights, bounds = torch.cat(parts, 1), Bounds(*(torch.cat(side) for side in zip(*sides, strict=True)))
     found = {**summary(log_likelihood(weights), chains), "monte_carlo_error": _error_of_mean(monte_carlo_error(weights))}
     difference = log_likelihood(weights) - scores.log_likelihood
     simulated = {name: summary(bound, chains) for name, bound in bounds._asdict().items()}
@@ -138,8 +159,9 @@ def _annealed(vae: Model, x: Tensor, scores: Scores, config: Namespace) -> dict[
     }
 
 
-def _error_of_mean(errors: Tensor) -> float:
-    return (errors.square().sum().sqrt() / len(errors)).item()
+def _error_of_mean(errors: Tensor) -> float | None:
+    error: float = (errors.square().sum().sqrt() / len(errors)).item()
+    return error if isfinite(error) else None
 
 
 def _report(

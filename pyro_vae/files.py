@@ -20,6 +20,8 @@ IMAGE_PIXELS = 50_000_000
 """Of one image file: a small file may unpack to any size."""
 
 BYTES = 16 * 2**30
+LEAST_SIZE = 8
+"""Images of channels whose number is at least this: they are taken to have their channels last."""
 """Of a whole data set in memory."""
 
 
@@ -57,7 +59,7 @@ def _check_size(path: Path) -> None:
 def _checked_images(array: np.ndarray, path: Path) -> Tensor:
     if array.ndim not in (3, 4) or 0 in array.shape:
         raise RequestError(f"{path} has shape {array.shape}: images need (N, height, width) or (N, channels, height, width)")
-    if array.ndim == 4 and array.shape[-1] in (1, 3, 4) and array.shape[1] not in (1, 3, 4):
+    if array.ndim == 4 and array.shape[-1] in (1, 3, 4) and min(array.shape[1:3]) >= LEAST_SIZE:
         raise RequestError(f"{path} has its channels last, {array.shape}: save images.transpose(0, 3, 1, 2)")
     images = torch.from_numpy(_checked_values(array, path))
     return images.unsqueeze(1) if images.ndim == 3 else images
@@ -148,6 +150,10 @@ def resized(images: Tensor, size: int | None) -> Tensor:
     """Images, as bytes or as floats in [0, 1], at another height and width; None leaves them."""
     if size is None or tuple(images.shape[2:]) == (size, size):
         return images
+    if 4 * images.shape[:2].numel() * size**2 > BYTES:
+        raise RequestError(
+            f"{len(images):,} images of {size}x{size} pixels take over {BYTES >> 30} GiB: use a smaller image_size"
+        )
     scaled = images if images.is_floating_point() else images / 255
     scaled = interpolate(scaled, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
     return scaled if images.is_floating_point() else (scaled * 255).round().to(torch.uint8)

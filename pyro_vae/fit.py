@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 from pyro.infer import ELBO, Trace_ELBO
 from torch.optim import Adam
@@ -15,6 +15,7 @@ from pyro_vae.data import Data
 from pyro_vae.errors import NotFiniteError, RequestError
 from pyro_vae.graphs import Engine
 from pyro_vae.loop import Loop, MakeScheduler
+from pyro_vae.objectives import CapacityELBO, FreeBitsELBO
 from pyro_vae.precision import Precision
 from pyro_vae.schedules import Constant, Schedule
 from pyro_vae.svi import MakeOptimizer
@@ -118,9 +119,16 @@ def fit(
         raise RequestError(f"batch_size is {batch_size}, but every batch needs a row for each of {least} processes: change it")
     if least > 1 and engine != "eager":
         raise RequestError(f"the {engine} engine is for one process: use --engine eager with several")
+    if least > 1 and isinstance(objective, FreeBitsELBO | CapacityELBO):
+        raise RequestError(f"{type(objective).__name__} looks at the mean of a whole batch: use one process")
     for name, value in {"epochs": epochs, "clip_grad_norm": clip_grad_norm, "patience": patience}.items():
         if value is not None and not 0 < value < math.inf:
             raise RequestError(f"{name} must be positive, but is {value}")
+    if precision not in get_args(Precision) or on_nan not in get_args(OnNaN) or not isinstance(beta, Schedule | None):
+        raise RequestError(
+            f"precision must be one of {', '.join(get_args(Precision))}, on_nan one of {', '.join(get_args(OnNaN))}, and beta"
+            f" a Schedule such as Constant(0.5), but they are {precision}, {on_nan} and {beta}"
+        )
     loop = Loop(vae, data, batch_size, objective or Trace_ELBO(), beta or Constant(), precision, on_batch)
     loop.start(optimizer or Adam, lr_scheduler, clip_grad_norm, engine, say)
     training = Training(loop, epochs, patience, on_nan, say)

@@ -7,7 +7,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
+
+from pyro_vae.errors import RequestError
 
 Engine = Literal["eager", "traced", "compiled"]
 
@@ -39,6 +41,9 @@ class Graph:
         engine: "eager" runs it as it is written; "traced" runs its operations one by one; "compiled" has Inductor fuse them.
         say: Called once with the reason, if the function cannot be traced or compiled and a plainer engine takes over.
 
+    Raises:
+        RequestError: If there is no such engine.
+
     Example:
         >>> total = torch.zeros(())
         >>> def add(x):
@@ -52,13 +57,17 @@ class Graph:
     def __init__(
         self, function: Callable[..., list[Any]], engine: Engine = "compiled", say: Callable[[str], object] = lambda line: None
     ) -> None:
+        if engine not in get_args(Engine):
+            raise RequestError(f"engine must be one of {', '.join(get_args(Engine))}, but is {engine}")
         self.function, self.engine, self.say = function, engine, say
         self._graphs: dict[Any, Callable[..., list[Any]]] = {}
         self._last: Any = None
 
     def __call__(self, *args: Any) -> list[Any]:
+        if self.engine == "eager":
+            return self.function(*args)
         kind = _kind(args)
-        if self.engine != "eager" and kind not in self._graphs and (not self._graphs or kind == self._last):
+        if kind not in self._graphs and (not self._graphs or kind == self._last):
             self._graphs[kind] = self._make(args)
         self._last = kind
         return self._graphs.get(kind, self.function)(*args)
@@ -215,8 +224,17 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _kind(args: Sequence[Any]) -> tuple[Any, ...]:
-    """What a graph is made for: shapes and types of tensors, and the other arguments themselves."""
-    return tuple((arg.shape, arg.dtype, arg.device) if isinstance(arg, Tensor) else arg for arg in args)
+    """What a graph is made for: shapes and types of tensors, and the other arguments themselves.
+
+    Raises:
+        RequestError: If one of these cannot be told from others.
+    """
+    kind = tuple((arg.shape, arg.dtype, arg.device) if isinstance(arg, Tensor) else arg for arg in args)
+    try:
+        hash(kind)
+    except TypeError as error:
+        raise RequestError(f"a graph takes tensors and plain values, but there is an {error}: pass tensors") from error
+    return kind
 
 
 def _tensors(args: Sequence[Any]) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf, log
 from typing import Any, NamedTuple
 
@@ -157,6 +157,7 @@ def pareto_k(log_weights: Tensor) -> Tensor:
     """
     if len(log_weights) < LEAST_SAMPLES:
         return torch.full(log_weights.shape[1:], torch.nan)
+    log_weights = log_weights.detach()
     relative = (log_weights - log_weights.amax(0)).double().clamp(min=-700).cpu().numpy()
     return torch.tensor([_tail_index(column) for column in relative.T], dtype=torch.float64)
 
@@ -195,10 +196,13 @@ def log_prob(site: Site) -> Tensor:
     return scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
 
 
-def site_sum(trace: Trace, x: Tensor, num_samples: int, which: Callable[[Site], bool] = lambda site: True) -> Tensor:
+def site_sum(
+    trace: Trace, x: Tensor, num_samples: int, which: Callable[[Site], bool] = lambda site: True, scaled: bool = False
+) -> Tensor:
     """The log-probability of all sites of a trace on data `x`, or of some, shape `(num_samples, N)`."""
     sites = [site for site in sample_sites(trace).values() if which(site)]
-    return sum((log_prob(site) for site in sites), torch.zeros((), device=x.device)).expand(num_samples, len(x))
+    parts = (log_prob(site) * site["scale"] if scaled else log_prob(site) for site in sites)
+    return sum(parts, torch.zeros((), device=x.device)).expand(num_samples, len(x))
 
 
 def sample_sites(trace: Trace) -> dict[str, Site]:
@@ -218,7 +222,12 @@ def _check_sites(model: Trace, guide: Trace, size: int) -> None:
         raise ValueError(
             f"model and guide need the same latent sites, but {', '.join(sorted(latent ^ sampled))} is in only one of them"
         )
-    for name, site in {**sample_sites(model), **sample_sites(guide)}.items():
+    check_plates({**sample_sites(model), **sample_sites(guide)}, size)
+
+
+def check_plates(sites: Mapping[str, Site], size: int) -> None:
+    """Refuse sites that do not all lie in one plate over the data, and one more, over samples, to its left."""
+    for name, site in sites.items():
         _, *plates = sorted(site["cond_indep_stack"], key=lambda frame: frame.dim or 0)
         if [(plate.dim, plate.size) for plate in plates] != [(-1, size)]:
             raise ValueError(

@@ -69,7 +69,8 @@ class Loop:
         """Run everything once, without effect, to refuse what does not go together."""
 
         first = torch.arange(self.batch_size, device=self.images.device)
-        rehearse(self._look, first)
+        with self._share(self.batch_size) as own:
+            rehearse(self._look, first[own])
         self.svi = SVI(
             self.tally.model(self.vae.model),
             self.tally.guide(self.vae.guide),
@@ -83,7 +84,7 @@ class Loop:
         try:
             self.svi.start(first)
         except Exception as error:
-            raise RequestError(f"objective: {error}") from error
+            raise RequestError(f"objective: {str(error).splitlines()[0]}") from error
         self.scheduler = None if lr_scheduler is None else lr_scheduler(self._optimizer)
 
     def _hooked(self, optimizer: Optimizer, params: Sequence[Tensor], clip_grad_norm: float | None) -> Optimizer:
@@ -98,6 +99,7 @@ class Loop:
         x, _ = self._batch(index)
         check_objective(self.objective, self.schedule, self.vae.model, self.vae.guide, x)
         self.tally = Tally(*traces(self.vae.model, self.vae.guide, (x,), 1), device=x.device)
+        self.at_once = rows_at_once(lambda x: terms(self.vae.model, self.vae.guide, x, 1), self.validation)
 
     def epoch(self, number: int) -> dict[str, Any]:
         """Train one epoch and score the validation set."""
@@ -141,8 +143,7 @@ class Loop:
 
     def _validate(self, number: int) -> dict[str, float]:
         means = _Means(self.objective, self.step)
-        at_once = rows_at_once(lambda x: terms(self.vae.model, self.vae.guide, x, 1), self.validation)
-        for x in self.validation.split(at_once):
+        for x in self.validation.split(self.at_once):
             with self._share(len(x)) as own:
                 self.svi.total += len(x[own]) * self.svi.evaluate_loss(x[own], self.beta) if len(x[own]) else 0.0
             means.rows += len(x)
@@ -154,7 +155,8 @@ class Loop:
         """This process's rows of a batch, with the noise that one process would draw for all."""
         own = distributed.share(rows)
         self.weight = (own.stop - own.start) / rows
-        with distributed.WholeNoise(rows) if distributed.size() > 1 else nullcontext():
+        particles = self.objective.num_particles if self.objective.vectorize_particles else 1
+        with distributed.WholeNoise(rows, particles) if distributed.size() > 1 else nullcontext():
             yield own
 
     def _sum_gradients(self, params: Sequence[Tensor]) -> None:

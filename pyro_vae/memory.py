@@ -16,18 +16,22 @@ MEGABYTES = 32
 """For one pass, unless more is asked for: enough to keep the processor busy, few enough to stay in its cache."""
 
 
-def rows_at_once(function: Callable[[Tensor], Any], x: Tensor) -> int:
-    """How many rows of `x` a function may be given at once, so that what it computes takes up `MEGABYTES` at most.
+def rows_at_once(function: Callable[[Tensor], Any], x: Tensor, megabytes: float | None = None) -> int:
+    """How many rows of `x` a function may be given at once, so that what it computes takes up so much at most.
 
     It is run on two rows to see, without effect on the random state.
 
     Arguments:
         function: Takes some rows of `x`.
         x: At least one row of data.
+        megabytes: What one pass may take, in units of 2**20 bytes; None takes what is fast.
+
+    Raises:
+        RequestError: If there is not enough for one row.
     """
     with torch.random.fork_rng(), torch.no_grad(), Counter() as counter:
         function(x[:1].repeat(2, *[1] * (x.ndim - 1)))
-    return counter.rows_at_once(2)
+    return counter.rows_at_once(2, megabytes)
 
 
 class Counter(TorchDispatchMode):

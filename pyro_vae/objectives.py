@@ -13,7 +13,16 @@ from typing import Any
 
 import torch
 from pyro.distributions import Independent
-from pyro.infer import ELBO, RenyiELBO, TraceMeanField_ELBO
+from pyro.infer import (
+    ELBO,
+    JitTrace_ELBO,
+    JitTraceEnum_ELBO,
+    JitTraceGraph_ELBO,
+    JitTraceMeanField_ELBO,
+    RenyiELBO,
+    ReweightedWakeSleep,
+    TraceMeanField_ELBO,
+)
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
@@ -48,6 +57,10 @@ class TensorELBO(ELBO, ABC):
         """The loss of programs called with `args`, the first of which is the data; with its gradient, if that is enabled."""
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        if not args:
+            first, *_ = kwargs
+            x = kwargs.pop(first)
+            return self.differentiable_loss(_taking(model, first), _taking(guide, first), x, **kwargs)
         return self.tensor_loss(partial(model, **kwargs), partial(guide, **kwargs), args)
 
     @torch.no_grad()
@@ -66,6 +79,11 @@ class TensorELBO(ELBO, ABC):
     def _runs(self) -> Iterator[int]:
         """How many samples to draw in each run of the programs."""
         return iter([self.num_particles] if self.vectorize_particles else [1] * self.num_particles)
+
+
+def _taking(program: Program, name: str) -> Program:
+    """The program with its first argument given by name."""
+    return lambda x, **kwargs: program(**{name: x}, **kwargs)
 
 
 class ImportanceWeightedELBO(TensorELBO):
@@ -117,6 +135,7 @@ class ImportanceWeightedELBO(TensorELBO):
         for count in self._runs():
             p, q = traces(model, guide, args, count)
             _refuse_scales(p, q)
+            _refuse_discrete(q)
             weights.append(site_sum(p, x, count) - site_sum(q, x, count))
         return -log_likelihood(torch.cat(weights)).sum()
 
@@ -135,7 +154,12 @@ class PathELBO(TensorELBO, ABC):
     Arguments:
         num_particles: Number of samples K.
         vectorize_particles: Draw them all at once, in a plate at dim -2; otherwise one after the other.
+
+    Attributes:
+        scaled: Whether the scales of sites, such as beta, enter; if not, they are refused.
     """
+
+    scaled = False
 
     @abstractmethod
     def bound(self, log_weights: Tensor) -> Tensor:
@@ -150,9 +174,10 @@ class PathELBO(TensorELBO, ABC):
         log_p, log_q = [], []
         for count in self._runs():
             p, q = traces(model, guide, args, count, at_draws=cut)
-            _refuse_scales(p, q)
-            log_p.append(site_sum(p, x, count))
-            log_q.append(site_sum(q, x, count))
+            if not self.scaled:
+                _refuse_scales(p, q)
+            log_p.append(site_sum(p, x, count, scaled=self.scaled))
+            log_q.append(site_sum(q, x, count, scaled=self.scaled))
         model_density, log_weights = torch.cat(log_p), torch.cat(log_p) - torch.cat(log_q)
         loss = -self.bound(log_weights.detach()).sum()
         if not torch.is_grad_enabled():
@@ -183,6 +208,8 @@ class StickingTheLandingELBO(PathELBO):
     Raises:
         ValueError: If there are no samples.
     """
+
+    scaled = True
 
     def bound(self, log_weights: Tensor) -> Tensor:
         return log_weights.mean(0)
@@ -236,8 +263,7 @@ class _Cut(Messenger):
 
     def _pyro_post_sample(self, msg: Site) -> None:
         if is_random(msg) and not msg["is_observed"]:
-            if not msg["fn"].has_rsample:
-                raise ValueError(f"site {msg['name']} has no reparameterized draws, which this objective needs: use Trace_ELBO")
+            _refuse_draws(msg)
             path = msg["value"]
             msg["value"] = path.detach().requires_grad_()
             self.draws.append((path, msg["value"]))
@@ -346,7 +372,9 @@ def _reconstruction_and_rates(
     """Nats a row, averaged over rows and samples: of the observed sites, and of each latent site's groups with its scale."""
     reconstructions, rates = [], []
     for count in objective._runs():
-        p, q = (sample_sites(trace) for trace in traces(model, guide, args, count))
+        given = traces(model, guide, args, count)
+        _refuse_discrete(given[1])
+        p, q = (sample_sites(trace) for trace in given)
         observed = [site for site in p.values() if site["is_observed"]]
         reconstructions.append(sum(site["scale"] * log_prob(site).mean() for site in observed))
         latent = [(q[name], site) for name, site in p.items() if not site["is_observed"]]
@@ -378,13 +406,29 @@ def _divergence(q: Any, p: Any, z: Tensor, alone: bool) -> Tensor:
         return q.log_prob(z) - p.log_prob(z)
 
 
+def _refuse_draws(site: Site) -> None:
+    if not site["fn"].has_rsample:
+        raise RequestError(f"site {site['name']} has no reparameterized draws, which this objective needs: use Trace_ELBO")
+
+
+def _refuse_discrete(guide: Trace) -> None:
+    """Without reparameterized draws the gradient would lack what the guide's parameters do to them."""
+    for site in sample_sites(guide).values() if torch.is_grad_enabled() else ():
+        _refuse_draws(site)
+
+
 def _refuse_scales(*given: Trace) -> None:
-    sites = [site for trace in given for site in sample_sites(trace).values()]
-    if is_validation_enabled() and any(site["scale"] != 1 for site in sites):
+    """A tensor is looked at only in the validated first run: its value must not steer a graph."""
+    scales = [site["scale"] for trace in given for site in sample_sites(trace).values()]
+    if any(scale != 1 for scale in scales if is_validation_enabled() or not isinstance(scale, Tensor)):
         raise ValueError(UNSCALED)
 
 
 UNSCALED = "importance weights take no beta and no scale, for a scaled weight is no weight: leave beta at 1"
+
+
+OTHER_LOOPS = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO, ReweightedWakeSleep)
+"""Objectives that take every batch to be of one size, or have two losses."""
 
 
 def check_objective(objective: Any, beta: Schedule, model: Program, guide: Program, x: Tensor) -> None:
@@ -395,12 +439,18 @@ def check_objective(objective: Any, beta: Schedule, model: Program, guide: Progr
     """
     name = type(objective).__name__
     annealed = not (isinstance(beta, Constant) and beta.value == 1)
-    if annealed and isinstance(objective, RenyiELBO | ImportanceWeightedELBO | PathELBO):
+    weighted = isinstance(objective, RenyiELBO | ImportanceWeightedELBO)
+    if annealed and (weighted or (isinstance(objective, PathELBO) and not objective.scaled)):
         raise RequestError(f"{name} cannot be annealed: {UNSCALED}")
     if annealed and isinstance(objective, CapacityELBO):
         raise RequestError(f"{name} takes the place of beta: leave beta at 1, and set --objective.gamma and its capacity")
+    if isinstance(objective, OTHER_LOOPS):
+        raise RequestError(f"{name} does not go with this training: use Trace_ELBO, and --engine compiled for speed")
+    p, q = traces(model, guide, (x,), 1)
+    if isinstance(objective, TensorELBO):
+        _refuse_discrete(q)
     if isinstance(objective, TraceMeanField_ELBO):
-        _check_closed_forms(name, *traces(model, guide, (x,), 1))
+        _check_closed_forms(name, p, q)
 
 
 def _check_closed_forms(name: str, p: Trace, q: Trace) -> None:

@@ -24,17 +24,17 @@ from pyro_vae.cli import PARTS, build, constructors, one_line, parse, train_pars
 from pyro_vae.data import Data, load_data
 from pyro_vae.errors import RequestError
 from pyro_vae.fit import Record, Training
-from pyro_vae.networks import Shape
 from pyro_vae.vae import Model
 
-TRUSTED = {"pyro_vae", "torch", "pyro"}
+TRUSTED = ("pyro_vae", "torch.nn", "torch.optim", "pyro.infer", "pyro.nn", "pyro.optim")
+"""Where the classes are defined that a folder may name: those there do nothing but what they are asked for."""
 
 Which = Literal["last", "best"]
 
 OF_THE_FOLDER = {"config", "run_dir", "resume", "trust"}
 """Options that config.yaml does not hold."""
 
-MAY_CHANGE = {*OF_THE_FOLDER, "epochs", "device", "data_dir", "checkpoint_every", "on_nan"}
+MAY_CHANGE = {*OF_THE_FOLDER, "epochs", "device", "data_dir", "checkpoint_every", "on_nan", "engine"}
 """Options that a resumed run may be given anew."""
 
 FILES: dict[Which, str] = {"last": "checkpoint.pt", "best": "best.pt"}
@@ -56,10 +56,13 @@ class Run:
         """The run in a folder.
 
         Raises:
-            RequestError: If the folder is no run folder.
+            RequestError: If the folder is no run folder, or holds links, through which other files would be written.
         """
         if not os.path.isfile(Path(path) / "config.yaml"):
             raise RequestError(f"{path} is no run folder, for it has no config.yaml: give the --run_dir of a training")
+        for file in Path(path).rglob("*"):
+            if file.is_symlink():
+                raise RequestError(f"{file} is a link, and a run's files must lie in its folder: put the file itself there")
         return cls(Path(path))
 
     def config(self, trust: bool = False) -> Namespace:
@@ -123,13 +126,14 @@ class Run:
         text = "".join(json.dumps(record) + "\n" for record in kept)
         checkpoints.write(self.path / "metrics.jsonl", text.encode())
 
-    def save_checkpoint(self, which: Which, training: Training, shape: Shape) -> None:
-        """Write where a training stands, at the end of an epoch.
+    def save_checkpoint(self, which: Which, training: Training, data: Data) -> None:
+        """Write where a training on some data stands, at the end of an epoch.
 
         Raises:
             StorageError: If it cannot be written; the checkpoint before it is whole.
         """
-        checkpoints.save(self.path / FILES[which], {"shape": list(shape), "training": training.state_dict()})
+        content = {"shape": list(data.shape), "data": data.fingerprint, "training": training.state_dict()}
+        checkpoints.save(self.path / FILES[which], content)
 
     def load_checkpoint(self, which: Which) -> dict[str, Any]:
         """Read what `save_checkpoint` wrote.
@@ -193,14 +197,14 @@ def _check_names(options: Any, file: Path) -> None:
 
 
 def _is_trusted(name: str) -> bool:
-    """Whether a dotted name begins in a trusted package and is defined in one: `torch.os.system` is not."""
-    if name.split(".", maxsplit=1)[0] not in TRUSTED or not re.fullmatch(r"[\w.]+", name):
+    """Whether a dotted name is that of a class which a trusted module defines: `torch.os.system` is not."""
+    if name.split(".", maxsplit=1)[0] not in ("pyro_vae", "torch", "pyro") or not re.fullmatch(r"[\w.]+", name):
         return False
     try:
-        home = resolve_name(name).__module__
+        named = resolve_name(name)
     except (ImportError, AttributeError, ValueError):
         return True  # the parser says what is wrong with it
-    return str(home).split(".")[0] in TRUSTED
+    return isinstance(named, type) and f"{named.__module__}.".startswith(tuple(f"{home}." for home in TRUSTED))
 
 
 def _strings(options: Any) -> Iterator[str]:
@@ -265,9 +269,16 @@ def run_data(run: Run, data_dir: str | None = None, trust: bool = False) -> Data
     Raises:
         RequestError: If the data are gone, or have another shape by now.
     """
-    config, shape = run.config(trust), tuple(run.load_checkpoint("last")["shape"])
-    where = data_dir or config.data_dir
+    config, content = run.config(trust), run.load_checkpoint("last")
+    where, shape = data_dir or config.data_dir, tuple(content["shape"])
     data = load_data(config.data, where, config.image_size, config.binarization, download=data_dir is not None)
     if data.shape != shape:
         raise RequestError(f"{config.data} has images of shape {data.shape}, but {run.path} was trained on {shape}")
+    if not is_of(data, content):
+        print(f"warning: {config.data} has changed since {run.path} was trained: its splits may mix what was kept apart")
     return data
+
+
+def is_of(data: Data, content: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's run was trained on these very images."""
+    return content.get("data") in (None, data.fingerprint)

@@ -7,6 +7,9 @@ from math import cos, exp, inf, pi
 
 from pyro_vae.errors import RequestError
 
+SMALLEST = 1e-30
+"""Less than which would be zero in float32."""
+
 
 class Schedule(ABC):
     """The weight beta of the KL at each step: strictly positive, for Pyro refuses a scale of 0.
@@ -32,7 +35,7 @@ def value_at(schedule: Schedule, step: int) -> float:
     value = schedule(step)
     if not (isinstance(value, int | float) and 0 < value < inf):
         raise RequestError(f"beta is {value!r} at step {step}: a schedule must give positive, finite numbers")
-    return value
+    return max(value, SMALLEST)
 
 
 class Constant(Schedule):
@@ -89,7 +92,7 @@ class Ramp(Schedule):
             raise ValueError(f"end must be positive, but is {end}")
 
     def __call__(self, step: int) -> float:
-        return self.end * self.shape((step + 1) / self.steps)
+        return max(SMALLEST, self.end * self.shape((step + 1) / self.steps))
 
     @abstractmethod
     def shape(self, progress: float) -> float:
@@ -205,7 +208,7 @@ def _length(epochs: float | None, steps: int | None, steps_per_epoch: int | None
         raise ValueError("give the length either in epochs or in steps")
     if steps is None:
         if steps_per_epoch is None:
-            raise ValueError("a length in epochs needs steps_per_epoch too")
+            raise ValueError("a length in epochs needs steps_per_epoch too: give it in steps")
         steps = round((epochs or 0) * steps_per_epoch)
     if steps < 1:
         raise ValueError(f"the length must be at least one step, but is {steps}")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pyro
 import torch
 from pyro.infer.util import is_validation_enabled
+from pyro.optim import PyroLRScheduler, PyroOptim
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.optim import Optimizer
@@ -31,7 +33,7 @@ class SVI:
     Arguments:
         model: A Pyro program.
         guide: A Pyro program with the same arguments.
-        optimizer: Makes a torch optimizer from a list of parameters, such as `torch.optim.Adam`.
+        optimizer: Makes a torch optimizer from a list of parameters, such as `torch.optim.Adam`; or one of `pyro.optim`'s.
         objective: The loss, such as `pyro.infer.Trace_ELBO()`.
         mean: Divide the loss and its gradient by the number of rows of the programs' first argument: nats per image.
         prepare: Makes the programs' arguments from those of `step`, in the same graph; None passes them on.
@@ -65,7 +67,7 @@ class SVI:
         say: Callable[[str], object] = lambda line: None,
     ) -> None:
         self.model, self.guide, self.objective, self.mean = model, guide, objective, mean
-        self.make_optimizer, self.prepare = optimizer, prepare or _as_they_are
+        self.make_optimizer, self.prepare = _for_all(optimizer), prepare or _as_they_are
         self.optimizer: Optimizer | None = None
         self.loss, self.total = torch.zeros(2, dtype=torch.float64)
         self._params: dict[int, Tensor] = {}
@@ -173,6 +175,16 @@ class SVI:
             self.optimizer.add_param_group({"params": new})
         elif new:
             self.optimizer = self.make_optimizer(new)
+
+
+def _for_all(optimizer: MakeOptimizer | PyroOptim) -> MakeOptimizer:
+    """Of Pyro's optimizers, which hold one for each parameter, one for all."""
+    if not isinstance(optimizer, PyroOptim):
+        return optimizer
+    if isinstance(optimizer, PyroLRScheduler) or callable(optimizer.pt_optim_args) or optimizer.pt_clip_args:
+        raise ValueError("of Pyro's optimizers only those with the same options for all parameters go: give a torch optimizer")
+    constructor: Any = optimizer.pt_optim_constructor
+    return partial(constructor, **optimizer.pt_optim_args)
 
 
 def _as_they_are(*args: Any) -> tuple[Any, ...]:

@@ -34,7 +34,7 @@ from pyro_vae.diagnostics import codes, evaluate
 from pyro_vae.errors import RequestError
 from pyro_vae.fit import Record, Training, fit
 from pyro_vae.graphs import pick_engine
-from pyro_vae.runs import Run, new_run
+from pyro_vae.runs import Run, is_of, new_run
 from pyro_vae.schedules import value_at
 from pyro_vae.vae import Model
 
@@ -64,7 +64,7 @@ def _start(config: Namespace) -> None:
     folder = new_run(_run_dir(config.run_dir, data), config) if distributed.is_lead() else None
     with folder.lock() if folder else nullcontext(), _resumable(folder):
         if folder:
-            folder.save_checkpoint("last", training, data.shape)
+            folder.save_checkpoint("last", training, data)
         _finish(vae, data, training, folder, config)
 
 
@@ -79,7 +79,9 @@ def _resume(asked: Namespace, argv: list[str] | None) -> None:
             raise RequestError(f"{folder.path} is of an older version, which kept no state to go on from: train again")
         if state["epoch"] > config.epochs:
             raise RequestError(f"epochs is {config.epochs}, but {folder.path} has trained {state['epoch']}: ask for more")
-        vae, data, training = prepare(config)
+        vae, data, training = prepare(config, download=config.data_dir == asked.data_dir)
+        if not is_of(data, checkpoint):
+            raise RequestError(f"{config.data} has changed since {folder.path} was trained: put it back, or train anew")
         training.load_state_dict(state)
         print(f"resuming after epoch {state['epoch']} of {config.epochs}")
         if distributed.is_lead():
@@ -100,11 +102,12 @@ def _resumable(folder: Run | None) -> Iterator[None]:
         raise
 
 
-def prepare(config: Namespace) -> tuple[Model, Data, Training]:
+def prepare(config: Namespace, download: bool = True) -> tuple[Model, Data, Training]:
     """The model, the data and the training that a configuration asks for, before anything is written.
 
     Arguments:
         config: What `train_parser` has read; what it leaves open (epochs, binarization, engine) is filled in.
+        download: Whether the data may be downloaded to `config.data_dir`.
 
     Raises:
         RequestError: If anything in it is wrong.
@@ -113,7 +116,7 @@ def prepare(config: Namespace) -> tuple[Model, Data, Training]:
     rehearse_optimizer(parts.optimizer, parts.lr_scheduler)
     config.binarization = resolve_binarization(config.binarization, supply("likelihood", parts.likelihood))
     with distributed.lead_first():
-        data = load_data(config.data, config.data_dir, config.image_size, config.binarization, say=print)
+        data = load_data(config.data, config.data_dir, config.image_size, config.binarization, print, download)
     if config.batch_size > len(data.train):
         raise RequestError(f"batch_size is {config.batch_size}, but there are {len(data.train)} training images: use fewer")
     steps_per_epoch = ceil(len(data.train) / config.batch_size)
@@ -199,9 +202,9 @@ def _keep(training: Training, record: Record, folder: Run, data: Data, checkpoin
     """Write what an epoch came to; the checkpoint last, for a run goes on from it."""
     folder.add_record(record)
     if training.improved:
-        folder.save_checkpoint("best", training, data.shape)
+        folder.save_checkpoint("best", training, data)
     if training.ended or training.epoch % checkpoint_every == 0:
-        folder.save_checkpoint("last", training, data.shape)
+        folder.save_checkpoint("last", training, data)
 
 
 _COLLAPSED = (

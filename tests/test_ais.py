@@ -118,3 +118,32 @@ def test_codes_that_are_bounded_are_refused():
 def test_numbers_must_be_positive(options):
     with pytest.raises(pv.RequestError, match="must be positive, but is 0"):
         annealed_log_weights(oracle().model, torch.zeros(2, 1, 2, 3), **options)
+
+
+def without_plate(x):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def without_codes(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+
+def two_observed(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        pyro.sample("y", dist.Normal(z, 1.0), obs=x)
+
+
+@pytest.mark.parametrize(("model", "message"), [(without_plate, "site z does not lie in"), (without_codes, "no latent site")])
+def test_models_that_annealing_does_not_fit(model, message):
+    with pytest.raises(ValueError, match=message):
+        annealed_log_weights(model, torch.zeros(3))
+
+
+def test_bounds_from_both_sides_need_one_observed_site():
+    with pytest.raises(pv.RequestError, match="need one observed site, but there are x, y"):
+        bidirectional_bounds(two_observed, torch.zeros(3))

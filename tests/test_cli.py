@@ -44,6 +44,12 @@ BAD_TRAIN = {
     "--data nowhere": "there is no data set or path nowhere",
     "--config nowhere.yaml": "config: ",
     "--image_size 0": "image_size: ",
+    "--image_size 1000000": "image_size must be 1 to 1024, but is 1000000",
+    "--lr_scheduler LambdaLR --lr_scheduler.lr_lambda math.exp": "lr_scheduler: ",
+    "--objective pyro.infer.JitTrace_ELBO": "JitTrace_ELBO does not go with this training: use Trace_ELBO",
+    "--objective CapacityELBO --objective.capacity Linear --objective.capacity.epochs 5": "objective: expected Schedule, but got",
+    "--objective DReGELBO --posterior own.Coin": "site z has no reparameterized draws",
+    "--objective ImportanceWeightedELBO --posterior own.Coin": "site z has no reparameterized draws",
     "--seed 5000000000": "seed: must be an integer from 0 to 2**32 - 1, but is 5000000000",
     "--model Foo": "model: there is no class Foo; choose from HierarchicalVAE, VAE",
     "--model.prior_dim 3": "model: pyro_vae.VAE has no option prior_dim",
@@ -93,7 +99,7 @@ BAD_TRAIN = {
     "--objective TraceMeanField_ELBO --prior GaussianMixture": "needs a closed form of the KL",
     "--objective TraceMeanField_ELBO --model HierarchicalVAE": "wrong for a guide of several stochastic layers",
     "--objective TraceMeanField_ELBO --posterior FlowPosterior": "needs a closed form of the KL",
-    "--lr_scheduler Foo": "lr_scheduler: expected LRScheduler, but got Foo; choose from",
+    "--lr_scheduler Foo": "lr_scheduler: expected LRScheduler, but got Foo; choose from ConstantLR, Cosine",
     "--lr_scheduler StepLR": "lr_scheduler: ",
     "--lr_scheduler StepLR --lr_scheduler.step_size 0": "lr_scheduler: ",
     "--lr_scheduler torch.optim.Adam": "lr_scheduler: expected LRScheduler, but got torch.optim.Adam",
@@ -110,6 +116,7 @@ BAD_TRAIN = {
 
 
 OWN = """
+import pyro.distributions as dist
 import torch
 import pyro_vae as pv
 
@@ -133,6 +140,12 @@ class Failing(pv.Prior):
 
 class NoPrior(torch.nn.Module):
     pass
+
+class Coin(pv.Posterior):
+    num_params = 1
+
+    def distribution(self, params):
+        return dist.Bernoulli(logits=params[..., 0, :]).to_event(1)
 
 class Zero(pv.Schedule):
     def __call__(self, step: int) -> float:
@@ -243,6 +256,7 @@ BAD_SAVED = {
     "evaluate --num_temperatures 0": "num_temperatures: ",
     "evaluate --gap_images -1": "gap_images: ",
     "evaluate --per_image scores.csv": "per_image must end in .npz, but is scores.csv",
+    "evaluate --per_image /dev/null/scores.npz": "per_image cannot be written to",
     "evaluate --engine fast": "engine: choose from",
     "generate": "kind",
     "generate paintings": "kind: ",

@@ -262,3 +262,37 @@ def test_an_archive_that_would_unpack_to_a_giant_is_refused(tmp_path, monkeypatc
     assert (tmp_path / "a.npz").stat().st_size < 10_000
     with pytest.raises(pv.RequestError, match="use fewer or smaller images"):
         pv.load_data(str(tmp_path / "a.npz"))
+
+
+def test_a_download_that_fails_leaves_empty_folders_of_the_users(tmp_path, offline):
+    (tmp_path / "keep" / "empty").mkdir(parents=True)
+    (tmp_path / "MNIST").mkdir()
+    with pytest.raises(pv.RequestError, match="could not be downloaded"):
+        load_data("mnist", tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["MNIST", "empty", "keep"]
+
+
+@pytest.mark.parametrize("shape", [(20, 2, 5, 4), (20, 5, 7, 3), (20, 2, 6, 1), (20, 3, 9, 9)])
+def test_few_pixels_are_not_taken_for_channels(tmp_path, shape):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+    assert pv.load_data(str(tmp_path / "a.npy")).shape == shape[1:]
+
+
+def test_a_size_that_no_memory_holds_is_refused(tmp_path):
+    with pytest.raises(pv.RequestError, match="image_size must be 1 to"):
+        pv.load_data("digits", image_size=100_000)
+    np.save(tmp_path / "a.npy", np.full((20_000, 2, 2), 9, dtype=np.uint8))
+    with pytest.raises(pv.RequestError, match="use a smaller image_size"):
+        pv.load_data(str(tmp_path / "a.npy"), image_size=1000)
+
+
+def test_the_fingerprint_is_that_of_the_images(digits):
+    assert digits.fingerprint == pv.load_data("digits").fingerprint
+    assert digits.fingerprint != pv.load_data("digits", binarization="static").fingerprint
+
+
+def test_bytes_of_0_and_1_are_said_to_be_nearly_black(tmp_path):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 2, (20, 5, 5), dtype=np.uint8))
+    said = []
+    load_data(str(tmp_path / "a.npy"), say=said.append)
+    assert "nearly black: for black and white save bools" in said[0]

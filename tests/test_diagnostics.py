@@ -214,3 +214,15 @@ def test_probabilistic_pca_against_its_own_density():
 
     assert mean_density(1.0, found.scale) == pytest.approx(found.log_likelihood)
     assert all(mean_density(*at) < found.log_likelihood for at in [(1.02, found.scale), (1.0, 1.02 * found.scale)])
+
+
+def test_what_one_image_leaves_open_is_none(vae, x):
+    found = information(vae, x[:1])
+    assert found.mutual_information_error is found.marginal_kl_error is None
+
+
+def test_a_gap_is_the_same_in_parts(vae, x):
+    """Of each image on its own, and of all at once, to the noise of its estimates."""
+    whole, parts = (inference_gap(vae, x, steps=200, memory_mb=memory) for memory in (None, 1.0))
+    assert whole.elbo.shape == parts.elbo.shape == (len(x),)
+    torch.testing.assert_close(whole.local_elbo, parts.local_elbo, atol=0.3, rtol=0)

@@ -1,5 +1,6 @@
 """Classes of the user's own, by import path from the current folder, and runs that name them."""
 
+import shutil
 import sys
 
 import pytest
@@ -186,7 +187,19 @@ def test_a_name_that_is_a_file_is_not_read(folder, run_dir, name, place):
     assert not (folder / "ran").exists()
 
 
-@pytest.mark.parametrize("name", ["torch.os.system", "torch.sys.exit", "pyro_vae.data.shutil.rmtree", "torch/../os.system"])
+MAKERS = [
+    "torch.fx.graph_module.reduce_graph_module",
+    "torch.fx.GraphModule",
+    "torch.hub.load",
+    "torch.load",
+    "torch.nn.Module.apply",
+]
+"""Functions, and a class, that make modules of code that they are given."""
+
+
+@pytest.mark.parametrize(
+    "name", ["torch.os.system", "torch.sys.exit", "pyro_vae.data.shutil.rmtree", "torch/../os.system", *MAKERS]
+)
 def test_what_a_trusted_package_has_imported_is_not_trusted(folder, run_dir, name):
     stranger(folder, run_dir, "class_path: torch.nn.ReLU", f"class_path: {name}")
     with pytest.raises(pv.RequestError, match="add --trust"):
@@ -227,3 +240,34 @@ def test_a_run_folder_downloads_nothing_by_itself(folder, run_dir, capfd, monkey
     assert evaluate(["r", "--num_samples", "3"]) == 2
     assert "mnist is not in" in capfd.readouterr().err
     assert not (folder / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("name", ["results-test-last.json.tmp", "metrics.jsonl", "figures"])
+def test_a_link_in_a_run_folder_is_not_written_through(folder, run_dir, capfd, name):
+    stranger(folder, run_dir, "data: digits", "data: digits")
+    precious = folder / "precious"
+    precious.mkdir() if name == "figures" else precious.write_text("mine")
+    shutil.rmtree(folder / "r" / name, ignore_errors=True) if name == "figures" else (folder / "r" / name).unlink(
+        missing_ok=True
+    )
+    (folder / "r" / name).symlink_to(precious)
+    for command in (evaluate, train):
+        assert command(["r", "--num_samples", "3"] if command is evaluate else ["--run_dir", "r", "--resume"]) == 2
+        assert "is a link, and a run's files must lie in its folder" in capfd.readouterr().err
+    assert precious.is_dir() or precious.read_text() == "mine"
+
+
+def test_a_resumed_run_downloads_nothing_by_itself(folder, run_dir, monkeypatch):
+    """Where there is an empty folder of the data set's name, too."""
+    stranger(folder, run_dir, "data: digits", "data: mnist")
+    text = (folder / "r" / "config.yaml").read_text().splitlines()
+    text = [f"data_dir: {folder / 'elsewhere'}" if line.startswith("data_dir:") else line for line in text]
+    (folder / "r" / "config.yaml").write_text("\n".join(text))
+    (folder / "elsewhere" / "MNIST").mkdir(parents=True)
+    seen = []
+    monkeypatch.setattr(
+        "pyro_vae.data._load_idx", lambda source, root: seen.append(root) or (_ for _ in ()).throw(OSError("no"))
+    )
+    assert train(["--run_dir", "r", "--resume"]) == evaluate(["r", "--num_samples", "3"]) == 2
+    assert (folder / "elsewhere") not in seen
+    assert [path.name for path in (folder / "elsewhere").rglob("*")] == ["MNIST"]

@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -102,7 +103,6 @@ def test_more_epochs(whole, tmp_path, capfd):
         ("--seed 1 --optimizer.lr 0.1", "optimizer.init_args.lr, seed differ"),
         ("--prior GaussianMixture", "prior.class_path, prior.init_args.components differ"),
         ("--data mnist", "data differ"),
-        ("--engine compiled", "engine differ"),
         ("--epochs 1", "epochs is 1, but"),
     ],
 )
@@ -321,3 +321,34 @@ def test_checksums_tell_types_and_nesting_apart():
     torch.save(content, buffer)
     buffer.seek(0)
     assert checkpoints.checksum(torch.load(buffer, weights_only=True)) == checkpoints.checksum(content)
+
+
+def test_data_that_have_changed(tmp_path, capfd):
+    file, run_dir = tmp_path / "a.npy", tmp_path / "r"
+    generator = np.random.default_rng(0)
+    np.save(file, generator.integers(0, 256, (90, 5, 5), dtype=np.uint8))
+    assert train(["--data", str(file), "--epochs", "1", "--batch_size", "20", "--run_dir", str(run_dir)]) == 0
+    np.save(file, generator.integers(0, 256, (90, 5, 5), dtype=np.uint8))
+    capfd.readouterr()
+    assert train(["--run_dir", str(run_dir), "--resume", "--epochs", "2"]) == 2
+    assert "a.npy has changed since" in capfd.readouterr().err
+    assert evaluate([str(run_dir), "--num_samples", "3", "--gap_images", "0"]) == 0
+    assert "warning: " in capfd.readouterr().out
+    np.save(file, generator.integers(0, 256, (90, 5, 6), dtype=np.uint8))
+    assert train(["--run_dir", str(run_dir), "--resume", "--epochs", "2"]) == 2
+
+
+def test_another_engine_goes_on(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    assert train(["--run_dir", str(tmp_path / "run"), "--resume", "--epochs", "7", "--engine", "eager"]) == 0
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["engine"] == "eager"
+
+
+def test_a_last_step_that_breaks_the_parameters(tmp_path, capfd):
+    """The loss of the step was finite: only the validation after it finds what it did."""
+    flags = "--data digits --batch_size 1349 --latent_dim 3 --optimizer torch.optim.SGD --optimizer.lr 1e38 --epochs 1"
+    flags += " --on_nan rewind"
+    assert train([*flags.split(), "--run_dir", str(tmp_path / "r")]) == 1
+    out, err = capfd.readouterr()
+    assert out.count("back to the end of epoch 0") == 3
+    assert "on the validation images after epoch 1" in err

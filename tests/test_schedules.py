@@ -1,6 +1,7 @@
 import math
 
 import pytest
+import torch
 from families import own
 
 import pyro_vae as pv
@@ -79,3 +80,9 @@ def test_impossible_ramps(make, options, message):
 def test_impossible_options(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("kind", [Linear, Cosine, Sigmoid])
+def test_a_long_ramp_starts_over_zero_in_float32_too(kind):
+    assert torch.tensor(kind(steps=10**12, end=1e-20)(0)) > 0
+    assert torch.tensor(value_at(Constant(1e-50), 0)) > 0

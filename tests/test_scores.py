@@ -218,3 +218,10 @@ def test_scores_are_those_of_the_terms(vae, x):
     torch.testing.assert_close(found.reconstruction, t.reconstruction.double().mean(0))
     torch.testing.assert_close(found.kl, t.kl.double().mean(0))
     torch.testing.assert_close(found.log_likelihood, log_likelihood(t.log_weights.double()))
+
+
+def test_the_tail_of_weights_that_have_a_gradient():
+    vae = oracle("wide")
+    weights = pv.log_weights(vae.model, vae.guide, torch.randn(2, 1, 1, 3).double(), 100)
+    assert weights.requires_grad
+    assert torch.equal(pv.pareto_k(weights), pv.pareto_k(weights.detach()))

@@ -95,3 +95,42 @@ def test_the_users_validation_setting_is_restored(vae, x, enabled):
 def test_the_first_step_is_validated(vae, x):
     with pytest.raises(ValueError, match="within the support"):
         pv.SVI(vae.model, vae.guide, Adam, Trace_ELBO()).step(x / 2)
+
+
+def line(x):
+    loc = pyro.param("loc", torch.tensor(0.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("engine", ["eager", "traced"])
+def test_one_of_pyros_optimizers(engine):
+    pyro.clear_param_store()
+    x = torch.tensor([1.0, 3.0])
+    svi = pv.SVI(line, lambda x: None, pyro.optim.ClippedAdam({"lr": 0.1, "lrd": 0.99}), Trace_ELBO(), engine=engine)
+    for _ in range(300):
+        svi.step(x)
+    assert pyro.param("loc").item() == pytest.approx(2.0, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        pyro.optim.Adam(lambda name: {"lr": 0.1}),
+        pyro.optim.Adam({"lr": 0.1}, {"clip_norm": 3.0}),
+        pyro.optim.ExponentialLR({"optimizer": Adam, "optim_args": {"lr": 0.1}, "gamma": 0.9}),
+    ],
+)
+def test_pyros_optimizers_that_differ_by_parameter_are_refused(optimizer):
+    with pytest.raises(ValueError, match="give a torch optimizer"):
+        pv.SVI(line, lambda x: None, optimizer, Trace_ELBO())
+
+
+def test_an_engine_that_there_is_not(vae):
+    with pytest.raises(pv.RequestError, match="engine must be one of eager, traced, compiled, but is turbo"):
+        pv.SVI(vae.model, vae.guide, Adam, Trace_ELBO(), engine="turbo")
+
+
+def test_a_graph_takes_no_lists():
+    with pytest.raises(pv.RequestError, match="a graph takes tensors and plain values"):
+        pv.SVI(lambda x: None, lambda x: None, Adam, Trace_ELBO(), engine="traced").step([1.0])

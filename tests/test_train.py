@@ -328,3 +328,15 @@ def test_ctrl_c_stops_with_130(tmp_path):
     assert process.returncode == 130
     assert err == f"stopped by Ctrl-C; to go on: python -m pyro_vae.train --run_dir {tmp_path / 'r'} --resume\n"
     assert pv.load_run(tmp_path / "r") is not None
+
+
+def test_labels_of_one_class(tmp_path):
+    file, run_dir = tmp_path / "a.npz", tmp_path / "r"
+    images = np.random.default_rng(0).integers(0, 256, (40, 5, 5), dtype=np.uint8)
+    np.savez(file, images=images, labels=np.zeros(40, dtype=np.int64))
+    assert train(["--data", str(file), "--epochs", "1", "--batch_size", "8", "--run_dir", str(run_dir)]) == 0
+    flags = ["--num_samples", "3", "--gap_images", "0", "--method", "ais", "--num_chains", "1", "--num_temperatures", "2"]
+    assert evaluate([str(run_dir), "--split", "validation", "--num_images", "1", *flags]) == 0
+    text = (run_dir / "results-validation-last.json").read_text()
+    assert "NaN" not in text
+    assert "linear_probe" not in json.loads(text)

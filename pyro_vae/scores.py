@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
+import pyro
 import torch
 from torch import Tensor
 
@@ -151,8 +152,9 @@ class _Graphs:
         self.graphs: dict[int, Graph] = {}
 
     @torch.no_grad()
+    @pyro.validation_enabled(False)
     def passes(self, x: Tensor, num_samples: int, at_once: int) -> list[Terms]:
-        """The terms in as few passes as can be, as even as can be."""
+        """The terms in as few passes as can be, as even as can be; not validated, for a graph cannot look at values."""
         passes = -(-num_samples // at_once)
         counts = [num_samples * (i + 1) // passes - num_samples * i // passes for i in range(passes)]
         return [Terms(*self._graph(count)(x)) for count in counts]

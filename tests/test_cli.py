@@ -47,7 +47,7 @@ BAD_TRAIN = {
     "--image_size 1000000": "image_size must be 1 to 1024, but is 1000000",
     "--lr_scheduler LambdaLR --lr_scheduler.lr_lambda math.exp": "lr_scheduler: ",
     "--objective pyro.infer.JitTrace_ELBO": "JitTrace_ELBO does not go with this training: use Trace_ELBO",
-    "--objective CapacityELBO --objective.capacity Linear --objective.capacity.epochs 5": "objective: expected Schedule, but got",
+    "--objective CapacityELBO --objective.capacity Linear --objective.capacity.epochs 5": "objective: expected Schedule",
     "--objective DReGELBO --posterior own.Coin": "site z has no reparameterized draws",
     "--objective ImportanceWeightedELBO --posterior own.Coin": "site z has no reparameterized draws",
     "--seed 5000000000": "seed: must be an integer from 0 to 2**32 - 1, but is 5000000000",

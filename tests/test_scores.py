@@ -225,3 +225,13 @@ def test_the_tail_of_weights_that_have_a_gradient():
     weights = pv.log_weights(vae.model, vae.guide, torch.randn(2, 1, 1, 3).double(), 100)
     assert weights.requires_grad
     assert torch.equal(pv.pareto_k(weights), pv.pareto_k(weights.detach()))
+
+
+def test_a_traced_evaluation_runs_the_programs_for_the_trace_alone():
+    """And an eager one for every pass: the 400 images of three samples take many."""
+    vae, x = oracle("wide"), torch.randn(400, 1, 1, 3).double()
+    runs = {}
+    for engine in ("traced", "eager"):
+        calls = runs[engine] = []
+        score(lambda x, calls=calls: calls.append(1) or vae.model(x), vae.guide, x, 3, memory_mb=0.01, engine=engine)
+    assert len(runs["traced"]) < 10 < 50 < len(runs["eager"])

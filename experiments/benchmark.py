@@ -7,7 +7,8 @@
     python experiments/benchmark.py train --device cuda ...
 
 Training is an epoch of 60,000 images of 28x28, 784-400-50, ReLU, Bernoulli, Adam 1e-3, batches of 128, the images in memory
-as bytes and binarized at each presentation ("static": binarized beforehand). Evaluation is 300 images with 5,000 samples each, compiling included.
+as bytes and binarized at each presentation ("static": binarized beforehand). Evaluation is 300 images with 5,000 samples each,
+compiling included.
 Medians over the rounds; ratios are within a round. Peers that are not installed are left out.
 """
 

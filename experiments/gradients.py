@@ -56,32 +56,38 @@ def ratio(grads: torch.Tensor) -> float:
     return float(signal.sign() * (signal.abs() / variance).sqrt())
 
 
+def draw(found: dict[str, tuple[list[float], list[float]]], path: str) -> None:
+    """Each ratio with its error; where it is lost in its noise, the arrow of an upper limit."""
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for (name, (ratios, errors)), colour, marker in zip(found.items(), COLOURS, "osd^", strict=False):
+        k, r, e = np.array(SAMPLES), np.array(ratios), np.array(errors)
+        seen = r > 2 * e
+        axes.errorbar(k[seen], r[seen], e[seen], marker=marker, color=colour, capsize=3, label=name)
+        axes.errorbar(k[~seen], 2 * e[~seen], 0.3 * e[~seen], uplims=True, linestyle="", color=colour)
+    axes.plot(SAMPLES, 0.35 * np.sqrt(SAMPLES), ":", color=INK, linewidth=1, label=r"slope of $\sqrt{K}$")
+    axes.set(xscale="log", yscale="log", xlabel="samples K", ylabel="signal-to-noise ratio")
+    axes.set_title("The gradient in the guide's parameters")
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=150)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=5000)
+    parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--out", default="experiments/figures/signal_to_noise.png")
     args = parser.parse_args()
     vae = widened()
     x = torch.tensor([[0.4, -1.0, 0.2], [2.0, 0.5, -0.3]], dtype=torch.float64).reshape(2, 1, 1, 3)
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    found = {}
     print("| objective | " + " | ".join(f"K = {k}" for k in SAMPLES) + " |\n|---|" + "--:|" * len(SAMPLES))
-    for (name, objective), colour, marker in zip(OBJECTIVES.items(), COLOURS, "osd^", strict=False):
+    for name, objective in OBJECTIVES.items():
         pyro.set_rng_seed(0)
-        found = [gradients(objective(k), vae, x, args.count) for k in SAMPLES]
-        ratios = [ratio(grads) for grads in found]
-        errors = [np.std([ratio(part) for part in grads.chunk(BLOCKS)]) / BLOCKS**0.5 for grads in found]
+        drawn = [gradients(objective(k), vae, x, args.count) for k in SAMPLES]
+        ratios = [ratio(grads) for grads in drawn]
+        errors = [float(np.std([ratio(part) for part in grads.chunk(BLOCKS)])) / BLOCKS**0.5 for grads in drawn]
+        found[name] = ratios, errors
         print(f"| {name} | " + " | ".join(f"{r:.3f} ± {e:.3f}" for r, e in zip(ratios, errors, strict=True)) + " |", flush=True)
-        axes.errorbar(SAMPLES, ratios, errors, marker=marker, color=colour, capsize=3, label=name)
-    axes.plot(SAMPLES, ratios[0] * np.sqrt(SAMPLES), ":", color=INK, linewidth=1, label=r"$\sqrt{K}$")
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="samples K",
-        ylabel="signal-to-noise ratio",
-        title="The gradient in the guide's parameters",
-    )
-    axes.legend(frameon=False)
-    figure.savefig(args.out, dpi=150)
+    draw(found, args.out)
 
 
 if __name__ == "__main__":

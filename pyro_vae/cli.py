@@ -137,7 +137,11 @@ def train_parser() -> ArgumentParser:
     add_device(parser)
     parser.add_argument("--run_dir", type=str | None, help="New folder for all that the run leaves; default runs/DATA-TIME.")
     parser.add_argument("--resume", action="store_true", help="Go on with the run in --run_dir from its last checkpoint.")
-    parser.add_argument("--trust", action="store_true", help="Import the classes of a resumed run that are not pyro_vae's.")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="Import the classes of a resumed run that pyro_vae, torch.nn, torch.optim and pyro do not define.",
+    )
     parser.add_argument("--checkpoint_every", type=PositiveInt, default=1, help="Epochs between checkpoints.")
     parser.add_argument("--patience", type=PositiveInt | None, help=_PATIENCE)
     parser.add_argument("--clip_grad_norm", type=PositiveFloat | None, help="Longest gradient of a step; default any.")
@@ -164,7 +168,7 @@ def add_data(parser: ArgumentParser) -> None:
     """Add the flags that name a data set."""
     parser.add_argument("--data", type=str, default="auto", help=f"auto, {', '.join(NAMED)}, or a path to your own images.")
     parser.add_argument("--data_dir", type=str, default="data", help="Folder of the downloaded data sets.")
-    parser.add_argument("--image_size", type=PositiveInt | None, help="Height and width to resize every image to.")
+    parser.add_argument("--image_size", type=PositiveInt | None, help="Height and width to resize every image to, up to 1024.")
 
 
 def add_device(parser: ArgumentParser) -> None:
@@ -179,7 +183,11 @@ def add_saved_run(parser: ArgumentParser) -> None:
     parser.add_argument("--split", type=Literal["train", "validation", "test"], default="test", help="Images to take.")
     parser.add_argument("--data_dir", type=str | None, help="Folder of the downloaded data sets, if it has moved since.")
     parser.add_argument("--seed", type=Seed, default=0, help="Seed of everything random.")
-    parser.add_argument("--trust", action="store_true", help="Import the run's classes that are not pyro_vae's.")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="Import the run's classes that pyro_vae, torch.nn, torch.optim and pyro do not define.",
+    )
     add_device(parser)
 
 
@@ -382,7 +390,7 @@ def _names(part: str) -> list[str]:
 
 
 UNUSABLE = {"_LRScheduler", "ChainedScheduler", "SequentialLR"}
-"""Learning-rate schedulers that are made of others."""
+"""Learning-rate schedulers that are abstract, or made of others."""
 
 _REWORDED = [
     (r'^Parser key "(.*?)":', r"\1:"),

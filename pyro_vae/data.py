@@ -97,7 +97,9 @@ class Data:
         """A digest of all images, by which the data are known again."""
         digest = sha256()
         for split in (self.train, self.validation, self.test):
-            digest.update(split.images.cpu().contiguous().numpy().tobytes())
+            images = split.images.cpu().contiguous().numpy()
+            digest.update(f"{images.dtype} {images.shape}".encode())
+            digest.update(images.data)
         return digest.hexdigest()
 
     def to(self, device: torch.device | str) -> Data:

@@ -124,12 +124,12 @@ class WholeNoise(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, kind = kwargs or {}, func.overloadpacket
-        if torch.Tag.nondeterministic_seeded not in func.tags:
+        if torch.Tag.nondeterministic_seeded not in func.tags or "attention" in str(kind):
             return func(*args, **kwargs)
         if kind not in FILLERS | MAKERS or any(isinstance(arg, Tensor) for arg in args[1:]):
             raise RequestError(f"several processes cannot share the draws of {kind}: use one process")
         shape = list(args[0].shape if isinstance(args[0], Tensor) else args[0])
-        dim = 1 if self.particles > 1 and shape[:2] == [self.particles, self.own_rows] else 0
+        dim = int(shape[:2] == [self.particles, self.own_rows] != [1, 1])
         if shape[dim : dim + 1] != [self.own_rows]:
             return func(*args, **kwargs)
         shape[dim] = self.rows

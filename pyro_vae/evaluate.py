@@ -77,7 +77,7 @@ def _evaluate(argv: list[str] | None) -> None:
         folder = Run.open(config.run_dir)
         vae = load_run(config.run_dir, config.checkpoint, where, config.trust)
         with distributed.lead_first():
-            data = run_data(folder, config.data_dir, config.trust)
+            data = run_data(folder, config.data_dir, config.trust, progress.say)
         _check(config, data, vae)
         pyro.set_rng_seed(config.seed)
         results, scores, images = _figures(vae, data, config)
@@ -104,7 +104,7 @@ def _check(config: Namespace, data: Data, vae: Model) -> None:
 
 def _is_writable(file: Path) -> bool:
     """Whether a file can be written, or made in the nearest folder that there is."""
-    there = next(path for path in (file.absolute(), *file.absolute().parents) if path.exists())
+    there = next(path for path in (file.absolute(), *file.absolute().parents) if os.path.exists(path))
     return os.access(there, os.W_OK) and (there.is_file() if there == file.absolute() else there.is_dir())
 
 
@@ -131,6 +131,7 @@ def _gap(vae: Model, x: Tensor, memory_mb: float | None) -> dict[str, Any]:
         try:
             gap = inference_gap(vae, x, steps=GAP_STEPS, memory_mb=memory_mb, on_step=bar.update)
         except RequestError as error:
+            progress.say(f"no inference gap: {error}")
             return {"refused": str(error)}
     parts = {"total": gap.log_likelihood - gap.elbo, "approximation": gap.approximation, "amortization": gap.amortization}
     return {name: summary(values, 1000) for name, values in parts.items()}
@@ -140,7 +141,9 @@ def _annealed(vae: Model, x: Tensor, scores: Scores, config: Namespace) -> dict[
     """The figures of annealing, beside those of importance sampling on the same images, and on data from the model."""
     chains, temperatures = config.num_chains, config.num_temperatures
     engine: Engine = "traced" if config.engine == "eager" else config.engine
-    at_once = rows_at_once(lambda x: terms(vae.model, vae.guide, x, GRADIENT * chains), x, config.memory_mb)
+    at_once = len(x)
+    if config.memory_mb is not None:
+        at_once = rows_at_once(lambda x: terms(vae.model, vae.guide, x, GRADIENT * chains), x, config.memory_mb)
     parts, sides = [], []
     with progress.bar(5 * temperatures * len(x), "annealing", unit=" temperatures") as bar:
         for rows in x.split(at_once):

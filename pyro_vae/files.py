@@ -20,9 +20,10 @@ IMAGE_PIXELS = 50_000_000
 """Of one image file: a small file may unpack to any size."""
 
 BYTES = 16 * 2**30
-LEAST_SIZE = 8
-"""Images of channels whose number is at least this: they are taken to have their channels last."""
 """Of a whole data set in memory."""
+
+LEAST_SIZE = 8
+"""The least height and width at which a last dimension of 1, 3 or 4 is taken for channels."""
 
 
 def read_array(path: Path) -> tuple[Tensor, Tensor | None]:

@@ -124,11 +124,11 @@ def fit(
     for name, value in {"epochs": epochs, "clip_grad_norm": clip_grad_norm, "patience": patience}.items():
         if value is not None and not 0 < value < math.inf:
             raise RequestError(f"{name} must be positive, but is {value}")
-    if precision not in get_args(Precision) or on_nan not in get_args(OnNaN) or not isinstance(beta, Schedule | None):
-        raise RequestError(
-            f"precision must be one of {', '.join(get_args(Precision))}, on_nan one of {', '.join(get_args(OnNaN))}, and beta"
-            f" a Schedule such as Constant(0.5), but they are {precision}, {on_nan} and {beta}"
-        )
+    for name, (given, kinds) in {"precision": (precision, Precision), "on_nan": (on_nan, OnNaN)}.items():
+        if given not in get_args(kinds):
+            raise RequestError(f"{name} must be one of {', '.join(get_args(kinds))}, but is {given}")
+    if not isinstance(beta, Schedule | None):
+        raise RequestError(f"beta must be a Schedule, such as Constant(0.5), but is {beta!r}")
     loop = Loop(vae, data, batch_size, objective or Trace_ELBO(), beta or Constant(), precision, on_batch)
     loop.start(optimizer or Adam, lr_scheduler, clip_grad_norm, engine, say)
     training = Training(loop, epochs, patience, on_nan, say)

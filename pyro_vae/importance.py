@@ -166,10 +166,11 @@ def _tail_index(log_weights: np.ndarray) -> float:
     from arviz_stats.base.array import array_stats
 
     try:
-        _, k = array_stats.psislw(-log_weights)  # it takes log-likelihoods, and turns them over
+        with np.errstate(all="ignore"):  # weights that underflow
+            _, k = array_stats.psislw(-log_weights)  # it takes log-likelihoods, and turns them over
     except ValueError:  # the largest weights are all the same
         return -inf
-    return float(k)
+    return inf if np.isnan(k) else float(k)
 
 
 def k_curve(log_weights: Tensor) -> dict[int, Tensor]:

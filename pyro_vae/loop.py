@@ -26,7 +26,7 @@ from pyro_vae.objectives import ScheduledELBO, check_objective
 from pyro_vae.precision import Precision, products
 from pyro_vae.randomness import random_state, set_random_state
 from pyro_vae.schedules import Schedule, value_at
-from pyro_vae.svi import SVI, MakeOptimizer
+from pyro_vae.svi import SVI, MakeOptimizer, for_all
 from pyro_vae.tally import Reading, Tally
 from pyro_vae.vae import Model
 
@@ -67,14 +67,14 @@ class Loop:
         say: Callable[[str], object],
     ) -> None:
         """Run everything once, without effect, to refuse what does not go together."""
-
+        make = for_all(optimizer)
         first = torch.arange(self.batch_size, device=self.images.device)
         with self._share(self.batch_size) as own:
             rehearse(self._look, first[own])
         self.svi = SVI(
             self.tally.model(self.vae.model),
             self.tally.guide(self.vae.guide),
-            lambda params: self._hooked(optimizer(params), params, clip_grad_norm),
+            lambda params: self._hooked(make(params), params, clip_grad_norm),
             self.objective,
             mean=True,
             prepare=self._batch,
@@ -84,7 +84,7 @@ class Loop:
         try:
             self.svi.start(first)
         except Exception as error:
-            raise RequestError(f"objective: {str(error).splitlines()[0]}") from error
+            raise RequestError(f"objective: {' '.join(str(error).split()) or type(error).__name__}") from error
         self.scheduler = None if lr_scheduler is None else lr_scheduler(self._optimizer)
 
     def _hooked(self, optimizer: Optimizer, params: Sequence[Tensor], clip_grad_norm: float | None) -> Optimizer:

@@ -60,7 +60,7 @@ class Counter(TorchDispatchMode):
         """
         each = max(1, self.bytes) / rows / 2**20
         if megabytes is not None and megabytes < each:
-            raise RequestError(f"memory_mb is {megabytes:g}, but one sample of one image takes {each:.3g}: allow more")
+            raise RequestError(f"memory_mb is {megabytes:g}, but the smallest pass takes {each:.3g}: allow more")
         return max(1, int((megabytes or MEGABYTES) / each))
 
 

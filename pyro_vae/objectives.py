@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -58,7 +59,9 @@ class TensorELBO(ELBO, ABC):
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         if not args:
-            first, *_ = kwargs
+            first = next(iter(signature(guide).parameters), "")
+            if first not in kwargs:
+                raise RequestError(f"{type(self).__name__} needs the data as the first argument of model and guide")
             x = kwargs.pop(first)
             return self.differentiable_loss(_taking(model, first), _taking(guide, first), x, **kwargs)
         return self.tensor_loss(partial(model, **kwargs), partial(guide, **kwargs), args)
@@ -445,7 +448,7 @@ def check_objective(objective: Any, beta: Schedule, model: Program, guide: Progr
     if annealed and isinstance(objective, CapacityELBO):
         raise RequestError(f"{name} takes the place of beta: leave beta at 1, and set --objective.gamma and its capacity")
     if isinstance(objective, OTHER_LOOPS):
-        raise RequestError(f"{name} does not go with this training: use Trace_ELBO, and --engine compiled for speed")
+        raise RequestError(f"{name} does not go with this training: use Trace_ELBO, with the compiled engine for speed")
     p, q = traces(model, guide, (x,), 1)
     if isinstance(objective, TensorELBO):
         _refuse_discrete(q)

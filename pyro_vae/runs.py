@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +71,7 @@ class Run:
         Naming a class imports its module, which runs its code: a folder may come from a stranger.
 
         Arguments:
-            trust: Import classes that are not of pyro_vae, torch or pyro.
+            trust: Import classes that none of `TRUSTED` defines.
 
         Raises:
             RequestError: If they cannot be read, or name such a class without `trust`.
@@ -156,7 +156,7 @@ class Run:
         checkpoints.write(self.path / "config.yaml", train_parser().dump(kept).encode())
 
     def resumed_config(self, asked: Namespace, argv: list[str] | None) -> Namespace:
-        """The options of the run, changed by those in `argv` that may change: more epochs, another device or data folder.
+        """The options of the run, changed by those in `argv` that may change: `MAY_CHANGE`.
 
         Raises:
             RequestError: If other options are changed; the message names them.
@@ -239,7 +239,7 @@ def load_run(path: str | Path, checkpoint: Which = "last", device: torch.device 
         path: The run folder.
         checkpoint: "last" epoch, or the "best" by validation ELBO.
         device: Where to put it.
-        trust: Import classes that are not of pyro_vae, torch or pyro, which runs their module's code.
+        trust: Import classes that none of `TRUSTED` defines, which runs their module's code.
 
     Raises:
         RequestError: If the folder is no run folder, the checkpoint is missing or damaged, or a class is not trusted.
@@ -258,13 +258,16 @@ def load_run(path: str | Path, checkpoint: Which = "last", device: torch.device 
     return vae.to(device).eval()
 
 
-def run_data(run: Run, data_dir: str | None = None, trust: bool = False) -> Data:
+def run_data(
+    run: Run, data_dir: str | None = None, trust: bool = False, say: Callable[[str], object] = lambda line: None
+) -> Data:
     """The data set that a run was trained on; nothing is downloaded to a folder that only the run names.
 
     Arguments:
         run: The run.
         data_dir: Folder of the downloaded data sets, if it has moved.
         trust: As for `load_run`.
+        say: Called with a warning if the images are others by now.
 
     Raises:
         RequestError: If the data are gone, or have another shape by now.
@@ -275,7 +278,7 @@ def run_data(run: Run, data_dir: str | None = None, trust: bool = False) -> Data
     if data.shape != shape:
         raise RequestError(f"{config.data} has images of shape {data.shape}, but {run.path} was trained on {shape}")
     if not is_of(data, content):
-        print(f"warning: {config.data} has changed since {run.path} was trained: its splits may mix what was kept apart")
+        say(f"warning: {config.data} has changed since {run.path} was trained: its splits may mix what was kept apart")
     return data
 
 

@@ -8,7 +8,7 @@ from math import cos, exp, inf, pi
 from pyro_vae.errors import RequestError
 
 SMALLEST = 1e-30
-"""Less than which would be zero in float32."""
+"""What a schedule may give is raised to this, for much less would be zero in float32."""
 
 
 class Schedule(ABC):

@@ -16,6 +16,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pyro_vae.errors import RequestError
 from pyro_vae.graphs import Engine, Graph, Replay, rehearse
 from pyro_vae.importance import Program
 
@@ -59,7 +60,7 @@ class SVI:
         self,
         model: Program,
         guide: Program,
-        optimizer: MakeOptimizer,
+        optimizer: MakeOptimizer | PyroOptim,
         objective: Any,
         mean: bool = False,
         prepare: Callable[..., tuple[Any, ...]] | None = None,
@@ -67,7 +68,7 @@ class SVI:
         say: Callable[[str], object] = lambda line: None,
     ) -> None:
         self.model, self.guide, self.objective, self.mean = model, guide, objective, mean
-        self.make_optimizer, self.prepare = _for_all(optimizer), prepare or _as_they_are
+        self.make_optimizer, self.prepare = for_all(optimizer), prepare or _as_they_are
         self.optimizer: Optimizer | None = None
         self.loss, self.total = torch.zeros(2, dtype=torch.float64)
         self._params: dict[int, Tensor] = {}
@@ -95,7 +96,10 @@ class SVI:
         """Put the optimizer, which `start` made, into a state that its `state_dict` gave."""
         if self.optimizer is None:
             raise ValueError("there is no optimizer yet: call start first")
-        self.optimizer.load_state_dict(state)
+        replays = self._replays()
+        where = {"capturable": replays} if any("capturable" in group for group in state["param_groups"]) else {}
+        groups = [{**group, **where, "lr": float(group["lr"])} for group in state["param_groups"]]
+        self.optimizer.load_state_dict({**state, "param_groups": groups})
         self._make_capturable()
         self._replay = Replay(self._take_step)
 
@@ -177,12 +181,18 @@ class SVI:
             self.optimizer = self.make_optimizer(new)
 
 
-def _for_all(optimizer: MakeOptimizer | PyroOptim) -> MakeOptimizer:
-    """Of Pyro's optimizers, which hold one for each parameter, one for all."""
+def for_all(optimizer: MakeOptimizer | PyroOptim) -> MakeOptimizer:
+    """Of Pyro's optimizers, which hold one for each parameter, one for all.
+
+    Raises:
+        RequestError: If it has options that differ from one parameter to another.
+    """
     if not isinstance(optimizer, PyroOptim):
         return optimizer
     if isinstance(optimizer, PyroLRScheduler) or callable(optimizer.pt_optim_args) or optimizer.pt_clip_args:
-        raise ValueError("of Pyro's optimizers only those with the same options for all parameters go: give a torch optimizer")
+        raise RequestError(
+            "of Pyro's optimizers only those with the same options for all parameters go: give a torch optimizer"
+        )
     constructor: Any = optimizer.pt_optim_constructor
     return partial(constructor, **optimizer.pt_optim_args)
 

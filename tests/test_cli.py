@@ -251,7 +251,7 @@ BAD_SAVED = {
     "evaluate --split all": "split: ",
     "evaluate --method magic": "method: choose from 'is', 'ais', not magic",
     "evaluate --memory_mb 0": "memory_mb: ",
-    "evaluate --memory_mb 0.00001": "memory_mb is 1e-05, but one sample of one image takes",
+    "evaluate --memory_mb 0.00001": "memory_mb is 1e-05, but the smallest pass takes",
     "evaluate --num_chains 0": "num_chains: ",
     "evaluate --num_temperatures 0": "num_temperatures: ",
     "evaluate --gap_images -1": "gap_images: ",

@@ -41,7 +41,10 @@ def metrics(path):
 FIGURES = ("loss", "elbo", "reconstruction", "kl", "validation_loss", "validation_elbo", "active_units", "step", "epoch")
 
 
-@pytest.mark.parametrize("flags", ["", "--posterior FlowPosterior --prior GaussianMixture", "--objective DReGELBO"])
+@pytest.mark.parametrize(
+    "flags",
+    ["", "--posterior FlowPosterior --prior GaussianMixture", "--objective DReGELBO", "--objective StickingTheLandingELBO"],
+)
 def test_equal_to_one_process_on_the_same_batches(tmp_path, flags):
     """The odd last batch has 49 images: 24 for one, 25 for the other."""
     argv = [*RUN, "--epochs", "2", *flags.split()]
@@ -132,6 +135,7 @@ DRAWS = {
     "rand_like": lambda n: torch.rand_like(torch.zeros(n, 1, 2)),
     "normal_": lambda n: torch.empty(n, 3).normal_(2.0, 3.0),
     "particles": lambda n: torch.randn(PARTICLES, n, 3).transpose(0, 1),
+    "one particle": lambda n: torch.randn(1, n, 3).transpose(0, 1),
     "dropout": lambda n: torch.nn.functional.dropout(torch.ones(n, 50), 0.3),
     "exponential_": lambda n: torch.empty(n).exponential_(),
     "shared by the rows": lambda n: torch.rand(7),

@@ -169,7 +169,7 @@ def test_memory_is_bounded_as_asked(vae, x, memory_mb, num_samples):
 
 
 def test_too_little_memory_for_one_sample(vae, x):
-    with pytest.raises(pv.RequestError, match=r"memory_mb is 0.0001, but one sample of one image takes 0.00\d+: allow more"):
+    with pytest.raises(pv.RequestError, match=r"memory_mb is 0.0001, but the smallest pass takes 0.00\d+: allow more"):
         score(vae.model, vae.guide, x, 5, memory_mb=0.0001)
 
 

@@ -88,7 +88,7 @@ class Other(dist.TorchDistribution):
         return dist.Normal(0.0, self.factor).log_prob(value).sum(-1)
 
 
-@pytest.mark.parametrize("factor", [0.9, 1.1])
+@pytest.mark.parametrize("factor", [0.1, 0.3, 0.5, 0.9, 1.1])
 @pytest.mark.parametrize("dim", [1, 2, 5, 10])
 def test_a_small_error_of_the_scale(dim, factor):
     with pytest.raises(CheckError, match="the density does not fit"):

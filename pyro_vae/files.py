@@ -23,7 +23,7 @@ BYTES = 16 * 2**30
 """Of a whole data set in memory."""
 
 LEAST_SIZE = 8
-"""The least height and width at which a last dimension of 1, 3 or 4 is taken for channels."""
+"""The least height and width at which a last dimension of 1, 3 or 4 is taken for channels, if they differ."""
 
 
 def read_array(path: Path) -> tuple[Tensor, Tensor | None]:
@@ -60,10 +60,15 @@ def _check_size(path: Path) -> None:
 def _checked_images(array: np.ndarray, path: Path) -> Tensor:
     if array.ndim not in (3, 4) or 0 in array.shape:
         raise RequestError(f"{path} has shape {array.shape}: images need (N, height, width) or (N, channels, height, width)")
-    if array.ndim == 4 and array.shape[-1] in (1, 3, 4) and min(array.shape[1:3]) >= LEAST_SIZE:
+    if array.ndim == 4 and _channels_are_last(*array.shape[1:]):
         raise RequestError(f"{path} has its channels last, {array.shape}: save images.transpose(0, 3, 1, 2)")
     images = torch.from_numpy(_checked_values(array, path))
     return images.unsqueeze(1) if images.ndim == 3 else images
+
+
+def _channels_are_last(first: int, second: int, last: int) -> bool:
+    """Whether a shape is that of images with their channels last: of some size, or square."""
+    return last in (1, 3, 4) and first not in (1, 3, 4) and (first == second or min(first, second) >= LEAST_SIZE)
 
 
 def _checked_values(array: np.ndarray, path: Path) -> np.ndarray:

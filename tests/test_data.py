@@ -163,6 +163,7 @@ BAD_ARRAYS = {
     "int64": (np.zeros((20, 4, 4), dtype=np.int64), "save uint8"),
     "flat": (np.zeros((20, 16), dtype=np.uint8), r"\(N, height, width\)"),
     "channels_last": (np.zeros((20, 8, 8, 3), dtype=np.uint8), r"transpose\(0, 3, 1, 2\)"),
+    "small_and_channels_last": (np.zeros((20, 5, 5, 3), dtype=np.uint8), r"transpose\(0, 3, 1, 2\)"),
     "no_images": (np.zeros((0, 8, 8), dtype=np.uint8), "has shape"),
     "few": (np.zeros((11, 8, 8), dtype=np.uint8), "too few images"),
     "objects": (np.array([{}, {}], dtype=object), "cannot be read as arrays"),

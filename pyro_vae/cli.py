@@ -137,11 +137,7 @@ def train_parser() -> ArgumentParser:
     add_device(parser)
     parser.add_argument("--run_dir", type=str | None, help="New folder for all that the run leaves; default runs/DATA-TIME.")
     parser.add_argument("--resume", action="store_true", help="Go on with the run in --run_dir from its last checkpoint.")
-    parser.add_argument(
-        "--trust",
-        action="store_true",
-        help="Import the classes of a resumed run that pyro_vae, torch.nn, torch.optim and pyro do not define.",
-    )
+    parser.add_argument("--trust", action="store_true", help=_TRUST)
     parser.add_argument("--checkpoint_every", type=PositiveInt, default=1, help="Epochs between checkpoints.")
     parser.add_argument("--patience", type=PositiveInt | None, help=_PATIENCE)
     parser.add_argument("--clip_grad_norm", type=PositiveFloat | None, help="Longest gradient of a step; default any.")
@@ -158,6 +154,7 @@ _ENGINE = (
     "What runs the steps: the programs as they are written, their tensor operations traced once, or these compiled by Inductor."
     " Default: by the device and the number of steps."
 )
+_TRUST = "Import the saved run's classes that pyro_vae, torch.nn, torch.optim and pyro do not define."
 _BINARIZATION = (
     "How grey pixels become binary ones: drawn afresh at each presentation, drawn once, or not at all. Default: dynamic where"
     " the likelihood scores binary pixels, else none."
@@ -183,11 +180,7 @@ def add_saved_run(parser: ArgumentParser) -> None:
     parser.add_argument("--split", type=Literal["train", "validation", "test"], default="test", help="Images to take.")
     parser.add_argument("--data_dir", type=str | None, help="Folder of the downloaded data sets, if it has moved since.")
     parser.add_argument("--seed", type=Seed, default=0, help="Seed of everything random.")
-    parser.add_argument(
-        "--trust",
-        action="store_true",
-        help="Import the run's classes that pyro_vae, torch.nn, torch.optim and pyro do not define.",
-    )
+    parser.add_argument("--trust", action="store_true", help=_TRUST)
     add_device(parser)
 
 

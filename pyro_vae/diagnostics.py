@@ -346,12 +346,12 @@ def _gap(
     draws: int,
     on_step: Callable[[int], object],
 ) -> Gap:
-    elbo = _bounds(vae, x, num_samples)[0]
     with torch.no_grad():
         params = vae.posterior.encoder(vae.likelihood.unit(x))
     params.requires_grad_()
     if not vae.posterior.distribution(params).has_rsample:
         raise RequestError("the inference gap needs a posterior with reparameterized draws")
+    elbo = _bounds(vae, x, num_samples)[0]
     optimizer = Adam([params], lr=learning_rate)
     with _local_posterior(vae, params):
         for _ in range(steps):

@@ -97,8 +97,9 @@ class Loop:
 
     def _look(self, index: Tensor) -> None:
         x, _ = self._batch(index)
-        check_objective(self.objective, self.schedule, self.vae.model, self.vae.guide, x)
-        self.tally = Tally(*traces(self.vae.model, self.vae.guide, (x,), 1), device=x.device)
+        seen = traces(self.vae.model, self.vae.guide, (x,), 1)
+        check_objective(self.objective, self.schedule, *seen)
+        self.tally = Tally(*seen, device=x.device)
         self.at_once = rows_at_once(lambda x: terms(self.vae.model, self.vae.guide, x, 1), self.validation)
 
     def epoch(self, number: int) -> dict[str, Any]:

@@ -434,8 +434,8 @@ OTHER_LOOPS = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMea
 """Objectives that take every batch to be of one size, or have two losses."""
 
 
-def check_objective(objective: Any, beta: Schedule, model: Program, guide: Program, x: Tensor) -> None:
-    """Refuse an objective that would compute something else than it says, on programs called with `(x, 1.0)`.
+def check_objective(objective: Any, beta: Schedule, model: Trace, guide: Trace) -> None:
+    """Refuse an objective that would compute something else than it says, given traces of the programs.
 
     Raises:
         RequestError: If there is a beta that it cannot take, or no closed form of a KL that needs one.
@@ -449,11 +449,10 @@ def check_objective(objective: Any, beta: Schedule, model: Program, guide: Progr
         raise RequestError(f"{name} takes the place of beta: leave beta at 1, and set --objective.gamma and its capacity")
     if isinstance(objective, OTHER_LOOPS):
         raise RequestError(f"{name} does not go with this training: use Trace_ELBO, with the compiled engine for speed")
-    p, q = traces(model, guide, (x,), 1)
     if isinstance(objective, TensorELBO):
-        _refuse_discrete(q)
+        _refuse_discrete(guide)
     if isinstance(objective, TraceMeanField_ELBO):
-        _check_closed_forms(name, p, q)
+        _check_closed_forms(name, model, guide)
 
 
 def _check_closed_forms(name: str, p: Trace, q: Trace) -> None:

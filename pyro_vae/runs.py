@@ -198,7 +198,7 @@ def _check_names(options: Any, file: Path) -> None:
 
 def _is_trusted(name: str) -> bool:
     """Whether a dotted name is that of a class which a trusted module defines: `torch.os.system` is not."""
-    if name.split(".", maxsplit=1)[0] not in ("pyro_vae", "torch", "pyro") or not re.fullmatch(r"[\w.]+", name):
+    if name.split(".", maxsplit=1)[0] not in {home.split(".")[0] for home in TRUSTED} or not re.fullmatch(r"[\w.]+", name):
         return False
     try:
         named = resolve_name(name)

@@ -445,6 +445,6 @@ def test_data_by_keyword(objective):
 
 
 @pytest.mark.parametrize("objective", [pyro.infer.JitTrace_ELBO, pyro.infer.ReweightedWakeSleep])
-def test_objectives_of_other_loops_are_refused(digits, vae, objective):
+def test_objectives_of_other_loops_are_refused(digits, objective):
     with pytest.raises(pv.RequestError, match="does not go with this training"):
-        pv.fit(vae, digits, objective=objective())
+        pv.fit(build(), digits, objective=objective())

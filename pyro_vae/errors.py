@@ -1,21 +1,43 @@
-"""The exceptions that people see as a line instead of a traceback."""
+"""The exceptions that end a command with one line instead of a traceback, and the check that most parts share."""
+
+from math import inf
+from typing import Any, get_args
 
 
 class RequestError(ValueError):
-    """The request was wrong: the message says what, and what to do instead. The command line exits with 2."""
+    """A request that cannot be carried out; the message says what to do instead. Exit code 2."""
 
 
 class NotFiniteError(ArithmeticError):
-    """The loss became NaN or infinite. The command line exits with 1."""
+    """The loss became NaN or infinite. Exit code 1."""
 
 
 class StorageError(OSError):
-    """Something could not be written: the disk is full, or the folder is gone. The command line exits with 1."""
+    """A file could not be written. Exit code 1."""
 
 
 class LostWorkerError(RuntimeError):
-    """Another of the processes that work together has ended. The command line exits with 1."""
+    """A worker process of a distributed job exited. Exit code 1."""
 
 
 class TerminatedError(BaseException):
-    """The process was told to end (SIGTERM). The command line exits with 143."""
+    """The process received SIGTERM. Exit code 143."""
+
+
+def check_positive(**values: float | None) -> None:
+    """Raise `RequestError` unless every value that is given is positive and finite.
+
+    Example:
+        >>> check_positive(rank=1, scale=-2.0)
+        Traceback (most recent call last):
+        pyro_vae.errors.RequestError: scale must be positive, but is -2.0
+    """
+    for name, value in values.items():
+        if value is not None and not 0 < value < inf:
+            raise RequestError(f"{name} must be positive, but is {value}")
+
+
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    """Raise `RequestError` unless `value` is one of the values of the Literal type `choices`."""
+    if value not in get_args(choices):
+        raise RequestError(f"{name} must be one of {', '.join(map(str, get_args(choices)))}, but is {value!r}")

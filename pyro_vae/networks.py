@@ -1,4 +1,4 @@
-"""Networks: tensors in, tensors out, with one leading batch dimension and no knowledge of probability."""
+"""Networks: map tensors to tensors, with one leading batch dimension."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from math import prod
 
 from torch import Tensor, nn
 
+from pyro_vae.errors import RequestError, check_positive
+
 Shape = tuple[int, ...]
 
 
 class Network(nn.Module, ABC):
     """A network: maps `(N, *in_shape)` to `(N, *out_shape)`.
 
-    An encoder is a network from images to the parameters of a posterior, of shape `(num_params, latent_dim)`; a decoder
-    is a network from codes to the parameters of a likelihood, of shape `(num_params, *data_shape)`. The same class serves
-    at either end. Any `nn.Module` counts as a Network and may be named by its import path: of `in_shape` and `out_shape`
-    its constructor is given those that it has a parameter for.
+    An encoder maps images to the parameters of a posterior, of shape `(num_params, latent_dim)`. A decoder maps codes to
+    the parameters of a likelihood, of shape `(num_params, *data_shape)`. The same class serves as either. Any `nn.Module` is
+    accepted as a network. Constructor parameters named `in_shape` and `out_shape` are filled in by the command line.
     """
 
     @classmethod
@@ -36,7 +37,7 @@ class MLP(Network):
     Arguments:
         in_shape: Shape of one input.
         out_shape: Shape of one output.
-        hidden: Width of each hidden layer, in the order of the data's flow; `[]` leaves one linear map.
+        hidden: Width of each hidden layer, from input to output; `[]` gives one linear map.
         activation: Constructor of the activation, such as `torch.nn.Tanh`.
 
     Example:
@@ -54,7 +55,7 @@ class MLP(Network):
         activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
-        _check_positive("hidden", hidden)
+        _check_widths(hidden)
         widths = [prod(in_shape), *hidden]
         layers = [m for sizes in pairwise(widths) for m in (nn.Linear(*sizes), activation())]
         self.layers = nn.Sequential(nn.Flatten(), *layers, *_head(widths[-1], out_shape))
@@ -96,12 +97,12 @@ class Gated(Network):
     Arguments:
         in_shape: Shape of one input.
         out_shape: Shape of one output.
-        hidden: Width of each gated layer, in the order of the data's flow.
+        hidden: Width of each gated layer, from input to output.
     """
 
     def __init__(self, in_shape: Shape, out_shape: Shape, hidden: Sequence[int] = (300, 300)) -> None:
         super().__init__()
-        _check_positive("hidden", hidden)
+        _check_widths(hidden)
         widths = [prod(in_shape), *hidden]
         layers = [GatedLayer(*sizes) for sizes in pairwise(widths)]
         self.layers = nn.Sequential(nn.Flatten(), *layers, *_head(widths[-1], out_shape))
@@ -113,9 +114,9 @@ class Gated(Network):
 class Conv(Network):
     """Convolutions from images of any size and number of channels, or transposed convolutions back to them.
 
-    A Conv whose input is an image (three dimensions) is an encoder: strided convolutions, then one linear map. Any other
-    is a decoder, the same layers mirrored: a linear map, then transposed convolutions with the channels, kernel sizes and
-    strides in reverse. Encoder and decoder therefore take the same options.
+    If the input is an image (three dimensions) it is an encoder: strided convolutions, then one linear map. Otherwise it is
+    a decoder with the same layers mirrored: a linear map, then transposed convolutions with channels, kernel sizes and
+    strides in reverse order. Encoder and decoder take the same options.
 
     Arguments:
         in_shape: Shape of one input.
@@ -126,7 +127,7 @@ class Conv(Network):
         activation: Constructor of the activation.
 
     Raises:
-        ValueError: If the lists differ in length, or a layer would leave no pixel.
+        ValueError: If the lists differ in length, or a layer would have no output pixels.
 
     Example:
         >>> import torch
@@ -148,9 +149,9 @@ class Conv(Network):
         super().__init__()
         if not len(channels) == len(kernel_sizes) == len(strides) > 0:
             lengths = f"{len(channels)}, {len(kernel_sizes)} and {len(strides)}"
-            raise ValueError(f"channels, kernel_sizes and strides need one entry a layer each, but have {lengths}")
-        for name, values in {"channels": channels, "kernel_sizes": kernel_sizes, "strides": strides}.items():
-            _check_positive(name, values)
+            raise RequestError(f"channels, kernel_sizes and strides need one entry per layer each, but have {lengths}")
+        for sizes in zip(channels, kernel_sizes, strides, strict=True):
+            check_positive(**dict(zip(("channels", "kernel_sizes", "strides"), sizes, strict=True)))
         options = list(zip(kernel_sizes, strides, strict=True))
         build = _down if len(in_shape) == 3 else _up
         self.layers = build(in_shape, out_shape, list(channels), options, activation)
@@ -160,7 +161,7 @@ class Conv(Network):
 
 
 def batched(network: nn.Module, z: Tensor) -> Tensor:
-    """Apply a network, which knows one leading dimension, to vectors `z` of any number of them, `(..., in_features)`."""
+    """Apply a network to vectors `z` with any number of leading dimensions, shape `(..., in_features)`."""
     return network(z.flatten(0, -2)).unflatten(0, z.shape[:-1])
 
 
@@ -196,10 +197,10 @@ def _sizes(image: Shape, options: list[tuple[int, int]]) -> list[Shape]:
     sizes = [tuple(image)]
     for kernel, stride in options:
         if stride > kernel:
-            raise ValueError(f"a stride of {stride} skips pixels with a kernel of {kernel}: use a stride of at most {kernel}")
+            raise RequestError(f"stride {stride} with kernel size {kernel} skips pixels; use a stride of at most {kernel}")
         sizes.append(tuple((s + 2 * (kernel // 2) - kernel) // stride + 1 for s in sizes[-1]))
         if min(sizes[-1]) < 1:
-            raise ValueError(f"a kernel of {kernel} leaves nothing of {sizes[-2][0]}x{sizes[-2][1]} pixels: use fewer layers")
+            raise RequestError(f"kernel size {kernel} leaves no pixels of {sizes[-2][0]}x{sizes[-2][1]}; use fewer layers")
     return sizes
 
 
@@ -207,6 +208,6 @@ def _head(width: int, out_shape: Shape) -> tuple[nn.Module, nn.Module]:
     return nn.Linear(width, prod(out_shape)), nn.Unflatten(1, out_shape)
 
 
-def _check_positive(name: str, values: Sequence[int]) -> None:
-    if any(value < 1 for value in values):
-        raise ValueError(f"{name} must be positive, but is {list(values)}")
+def _check_widths(hidden: Sequence[int]) -> None:
+    for width in hidden:
+        check_positive(hidden=width)

@@ -1,6 +1,6 @@
-r"""Objectives that Pyro lacks, as ELBOs of Pyro's kind: any of its programs, in its SVI or in ours.
+r"""Objectives that Pyro lacks, as subclasses of `pyro.infer.ELBO`, for Pyro's SVI or `pyro_vae.SVI`.
 
-Each works on programs whose sites all lie in one plate over the data, as `log_weights` does, and gives its loss as a tensor, so
+They require programs whose sites are all in one plate over the data, as `log_weights` does, and return the loss as a tensor, so
 that it can be compiled. Throughout, :math:`w_k = p(x, z_k) / q(z_k \mid x)` with :math:`z_k \sim q(z \mid x)`.
 """
 
@@ -30,38 +30,41 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_vae.errors import RequestError
-from pyro_vae.importance import Program, Site, is_random, log_likelihood, log_prob, sample_sites, site_sum, traces
+from pyro_vae.errors import RequestError, check_positive
+from pyro_vae.inference.importance import Program, Site, is_random, log_likelihood, log_prob, sample_sites, site_sum, traces
 from pyro_vae.schedules import Constant, Linear, Schedule, value_at
 
 
 class TensorELBO(ELBO, ABC):
-    """An ELBO of Pyro's kind whose loss is a tensor, in nats summed over the data.
+    """An ELBO whose loss is a tensor, in nats, summed over the data.
 
-    To write your own, subclass it and write `tensor_loss`.
+    To write your own, subclass it and write `tensor_loss`:
+
+        class TemperedELBO(TensorELBO):
+            def tensor_loss(self, model, guide, args):
+                return -0.5 * log_weights(model, guide, *args, num_samples=self.num_particles).mean(0).sum()
 
     Arguments:
         num_particles: Number of samples K for each row of the data.
         vectorize_particles: Draw them all at once, in a plate at dim -2; otherwise one after the other.
 
     Raises:
-        ValueError: If there are no samples.
+        ValueError: If `num_particles` is not positive.
     """
 
     def __init__(self, num_particles: int = 1, vectorize_particles: bool = True) -> None:
-        if num_particles < 1:
-            raise ValueError(f"num_particles must be positive, but is {num_particles}")
+        check_positive(num_particles=num_particles)
         super().__init__(num_particles, max_plate_nesting=1, vectorize_particles=vectorize_particles)
 
     @abstractmethod
     def tensor_loss(self, model: Program, guide: Program, args: tuple[Any, ...]) -> Tensor:
-        """The loss of programs called with `args`, the first of which is the data; with its gradient, if that is enabled."""
+        """The loss, differentiable, of programs called with `args`, the first of which is the data."""
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         if not args:
             first = next(iter(signature(guide).parameters), "")
             if first not in kwargs:
-                raise RequestError(f"{type(self).__name__} needs the data as the first argument of model and guide")
+                raise RequestError(f"{type(self).__name__} requires the data as the first argument of model and guide")
             x = kwargs.pop(first)
             return self.differentiable_loss(_taking(model, first), _taking(guide, first), x, **kwargs)
         return self.tensor_loss(partial(model, **kwargs), partial(guide, **kwargs), args)
@@ -80,27 +83,26 @@ class TensorELBO(ELBO, ABC):
         return traces(partial(model, **kwargs), partial(guide, **kwargs), args, 1)
 
     def _runs(self) -> Iterator[int]:
-        """How many samples to draw in each run of the programs."""
+        """Number of samples in each run of the programs."""
         return iter([self.num_particles] if self.vectorize_particles else [1] * self.num_particles)
 
 
 def _taking(program: Program, name: str) -> Program:
-    """The program with its first argument given by name."""
+    """The program with its first parameter, `name`, made positional."""
     return lambda x, **kwargs: program(**{name: x}, **kwargs)
 
 
 class ImportanceWeightedELBO(TensorELBO):
-    r"""The importance-weighted bound of K samples, the objective of the IWAE.
+    r"""The importance-weighted bound with K samples, the objective of the IWAE.
 
     .. math:: \mathcal{L}_K = \mathbb{E} \log \tfrac{1}{K} \sum_k w_k, \qquad \mathcal{L}_1 \le \mathcal{L}_K \le \log p(x)
 
-    By the reparameterization :math:`z_k = z(\epsilon_k, \phi)` its gradient is
-    :math:`\sum_k \tilde w_k \nabla \log w_k` with :math:`\tilde w_k = w_k / \sum_j w_j`. In the guide's parameters the
-    signal of that estimate fades with K (Rainforth et al., 2018); DReG's does not. The weights are never annealed: a scale
-    other than 1 is refused.
+    With reparameterized samples :math:`z_k = z(\epsilon_k, \phi)` its gradient is :math:`\sum_k \tilde w_k \nabla \log w_k`
+    with :math:`\tilde w_k = w_k / \sum_j w_j`. For the guide's parameters the signal-to-noise ratio of that estimate falls with
+    K (Rainforth et al., 2018); that of `DReGELBO` does not. Scales other than 1, such as beta, are not supported.
 
     See also:
-        `pyro.infer.RenyiELBO` with alpha = 0 has the same value and gradient, but reads its loss as a number.
+        `pyro.infer.RenyiELBO` with alpha = 0 has the same value and gradient, but no tensor loss.
 
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016)
@@ -111,7 +113,7 @@ class ImportanceWeightedELBO(TensorELBO):
         vectorize_particles: Draw them all at once, in a plate at dim -2; otherwise one after the other.
 
     Raises:
-        ValueError: If there are no samples.
+        ValueError: If `num_particles` is not positive.
 
     Example:
         >>> import pyro.distributions as dist
@@ -144,13 +146,12 @@ class ImportanceWeightedELBO(TensorELBO):
 
 
 class PathELBO(TensorELBO, ABC):
-    r"""A bound whose gradient reaches the guide's parameters only along the path of its draws.
+    r"""A bound whose gradient reaches the guide's parameters only through the path of its samples.
 
-    The parameters play three roles: in the density of the guide, in the path :math:`z(\epsilon, \phi)` of its draws, and in
-    the density of the model. Each draw is cut off from its path, the densities are taken at the cut draws, and their gradient
-    there is handed back along the path, with weights of its own; what the guide's density has of :math:`\phi` besides is
-    dropped. Roles belong to places in the programs, not to parameters: an encoder that the prior shares, as in a VampPrior,
-    is trained by the model's density too.
+    The parameters :math:`\phi` enter in three places: the density of the guide, the path :math:`z(\epsilon, \phi)` of its
+    samples, and, if shared as in a VampPrior, the density of the model. The samples are detached from their paths, the densities
+    are evaluated at the detached samples, and the gradient with respect to the samples is propagated through the paths with
+    weights of its own. The direct gradient of the guide's density is dropped; that of the model's density is kept.
 
     To write your own, subclass it and write `bound` and `weights`.
 
@@ -159,7 +160,7 @@ class PathELBO(TensorELBO, ABC):
         vectorize_particles: Draw them all at once, in a plate at dim -2; otherwise one after the other.
 
     Attributes:
-        scaled: Whether the scales of sites, such as beta, enter; if not, they are refused.
+        scaled: Whether scales of sites, such as beta, are supported.
     """
 
     scaled = False
@@ -170,7 +171,7 @@ class PathELBO(TensorELBO, ABC):
 
     @abstractmethod
     def weights(self, log_weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights of the samples, each `(K, N)`, in the gradient of the model's density and in that along the path."""
+        """Weights of the samples, each `(K, N)`, in the gradient of the model's density and in the path gradient."""
 
     def tensor_loss(self, model: Program, guide: Program, args: tuple[Any, ...]) -> Tensor:
         x, cut = args[0], _Cut()
@@ -191,14 +192,14 @@ class PathELBO(TensorELBO, ABC):
 
 
 class StickingTheLandingELBO(PathELBO):
-    r"""The ELBO, with a gradient whose variance vanishes as the guide becomes exact.
+    r"""The ELBO with a gradient estimator whose variance vanishes as the guide becomes exact.
 
-    The gradient of :math:`\log q_\phi(z)` in :math:`\phi` at a fixed z has mean zero, and is left out:
+    The score :math:`\nabla_\phi \log q_\phi(z)` at fixed z has mean zero and is omitted:
 
     .. math:: \nabla_\phi \mathcal{L} =
         \mathbb{E} \Big[ \tfrac{\partial}{\partial z} \log w \; \nabla_\phi z(\epsilon, \phi) \Big]
 
-    With the exact posterior :math:`\log w` is constant in z, so every single draw gives zero.
+    With the exact posterior :math:`\log w` is constant in z, so that every sample gives zero.
 
     References:
         | Sticking the Landing: Simple, Lower-Variance Gradient Estimators for Variational Inference (Roeder et al., 2017)
@@ -209,7 +210,7 @@ class StickingTheLandingELBO(PathELBO):
         vectorize_particles: Draw them all at once, in a plate at dim -2; otherwise one after the other.
 
     Raises:
-        ValueError: If there are no samples.
+        ValueError: If `num_particles` is not positive.
     """
 
     scaled = True
@@ -223,16 +224,16 @@ class StickingTheLandingELBO(PathELBO):
 
 
 class DReGELBO(PathELBO):
-    r"""The importance-weighted bound of K samples, with its doubly reparameterized gradient.
+    r"""The importance-weighted bound with K samples and its doubly reparameterized gradient.
 
-    In the guide's parameters the gradient of the IWAE holds a score function, :math:`\nabla_\phi \log q_\phi(z_k)` at a
-    fixed z. Reparameterizing that once more leaves, with :math:`\tilde w_k = w_k / \sum_j w_j`,
+    The IWAE's gradient for the guide's parameters contains a score function, :math:`\nabla_\phi \log q_\phi(z_k)` at fixed z.
+    Reparameterizing it again gives, with :math:`\tilde w_k = w_k / \sum_j w_j`,
 
     .. math:: \nabla_\phi \mathcal{L}_K =
         \mathbb{E} \Big[ \sum_k \tilde w_k^2 \tfrac{\partial}{\partial z_k} \log w_k \; \nabla_\phi z(\epsilon_k, \phi) \Big],
 
-    whose signal does not fade with K. In the model's density, a VampPrior's encoder included, it is the IWAE's gradient,
-    :math:`\sum_k \tilde w_k \nabla_\theta \log p(x, z_k)`.
+    whose signal-to-noise ratio does not fall with K. For the model's density, including a VampPrior's encoder, it is the IWAE's
+    gradient, :math:`\sum_k \tilde w_k \nabla_\theta \log p(x, z_k)`.
 
     References:
         | Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives (Tucker et al., 2019)
@@ -243,7 +244,7 @@ class DReGELBO(PathELBO):
         vectorize_particles: Draw them all at once, in a plate at dim -2; otherwise one after the other.
 
     Raises:
-        ValueError: If there are no samples.
+        ValueError: If `num_particles` is not positive.
     """
 
     def __init__(self, num_particles: int = 5, vectorize_particles: bool = True) -> None:
@@ -258,7 +259,7 @@ class DReGELBO(PathELBO):
 
 
 class _Cut(Messenger):
-    """Cuts the draws of a guide off from the path that leads to them, and takes gradients back along it."""
+    """Detaches the samples of a guide from their paths, and propagates gradients through the paths later."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -272,9 +273,9 @@ class _Cut(Messenger):
             self.draws.append((path, msg["value"]))
 
     def along_path(self, target: Tensor) -> Tensor:
-        """A scalar whose gradient in the guide's parameters is that of `target` along the path of the draws alone.
+        """A scalar whose gradient for the guide's parameters is that of `target` through the paths of the samples.
 
-        From the last draw to the first, for the path of one may start from another.
+        It goes from the last sample to the first, because the path of a sample may start from an earlier one.
         """
         total = target.new_zeros(())
         for path, draw in reversed(self.draws):
@@ -284,21 +285,21 @@ class _Cut(Messenger):
 
 
 class FreeBitsELBO(TensorELBO):
-    r"""The ELBO, in which a group of latent dimensions may carry some nats for free, so that it is not given up.
+    r"""The ELBO in which the KL of each group of latent dimensions is not reduced below a number of free nats.
 
     .. math:: \mathbb{E} \log p(x \mid z) - \beta \sum_g \max\big(\lambda, \; \overline{\mathrm{KL}}_g \big)
 
-    where the KL of a group g is averaged over the batch, by its closed form where there is one latent site and a closed form,
-    and else by the draws.
+    The KL of a group g is averaged over the batch. It is computed in closed form if there is one latent site and torch has a
+    closed form, otherwise from the samples.
 
     References:
         | Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016), appendix C.8
         | https://arxiv.org/abs/1606.04934
 
     Arguments:
-        floor: The free nats of each group.
-        groups: Number of equal groups, of neighbouring dimensions, in each latent site; None makes each dimension a group.
-            More than one needs a prior and a posterior whose dimensions are independent.
+        floor: Free nats per group.
+        groups: Number of equal groups of neighbouring dimensions in each latent site; None makes each dimension a group.
+            More than one group requires a prior and a posterior with independent dimensions.
         num_particles: Number of samples to average over.
         vectorize_particles: Draw them all at once, in a plate at dim -2; otherwise one after the other.
 
@@ -310,10 +311,7 @@ class FreeBitsELBO(TensorELBO):
         self, floor: float = 0.25, groups: int | None = None, num_particles: int = 1, vectorize_particles: bool = True
     ) -> None:
         super().__init__(num_particles, vectorize_particles)
-        if not 0 < floor < float("inf"):
-            raise ValueError(f"floor must be positive, but is {floor}: without free bits use Trace_ELBO")
-        if groups is not None and groups < 1:
-            raise ValueError(f"groups must be positive, but is {groups}")
+        check_positive(floor=floor, groups=groups)
         self.floor, self.groups = floor, groups
 
     def tensor_loss(self, model: Program, guide: Program, args: tuple[Any, ...]) -> Tensor:
@@ -322,19 +320,32 @@ class FreeBitsELBO(TensorELBO):
 
 
 class ScheduledELBO(TensorELBO, ABC):
-    """An ELBO with a quantity that changes during training: call `set_step` before each step, as `pyro_vae.fit` does."""
+    """An ELBO with a quantity that changes during training; `fit` calls `set_step` before each step.
 
-    @abstractmethod
+    Arguments:
+        schedule: The quantity at each step.
+        num_particles: Number of samples for each row of the data.
+        vectorize_particles: Draw them all at once, in a plate at dim -2; otherwise one after the other.
+
+    Attributes:
+        target: The quantity at the present step, a tensor that is updated in place; NaN before the first `set_step`.
+    """
+
+    def __init__(self, schedule: Schedule, num_particles: int = 1, vectorize_particles: bool = True) -> None:
+        super().__init__(num_particles, vectorize_particles)
+        self.schedule, self.target = schedule, torch.tensor(torch.nan)
+
     def set_step(self, step: int) -> None:
-        """Set what is scheduled to its value at `step`, the number of steps already taken, in the tensors that hold it."""
+        """Set `target` to its value at `step`, the number of steps already taken."""
+        self.target.fill_(value_at(self.schedule, step))
 
 
 class CapacityELBO(ScheduledELBO):
-    r"""The KL held at a capacity that grows during training, which takes the place of beta.
+    r"""The ELBO with the KL held at a capacity that grows during training, instead of weighted by beta.
 
     .. math:: \mathbb{E} \log p(x \mid z) - \gamma \, \big| \overline{\mathrm{KL}} - C(t) \big|
 
-    where the KL is averaged over the batch, as in `FreeBitsELBO`.
+    The KL is averaged over the batch, as in `FreeBitsELBO`.
 
     References:
         | Understanding disentangling in beta-VAE (Burgess et al., 2018)
@@ -342,7 +353,7 @@ class CapacityELBO(ScheduledELBO):
 
     Arguments:
         gamma: Weight of the distance from the capacity.
-        capacity: The capacity C in nats at each step; None is a straight rise to 25 nats within 10,000 steps.
+        capacity: The capacity C in nats at each step; None is a linear rise to 25 nats in 10,000 steps.
         num_particles: Number of samples to average over.
         vectorize_particles: Draw them all at once, in a plate at dim -2; otherwise one after the other.
 
@@ -353,14 +364,9 @@ class CapacityELBO(ScheduledELBO):
     def __init__(
         self, gamma: float = 100.0, capacity: Schedule | None = None, num_particles: int = 1, vectorize_particles: bool = True
     ) -> None:
-        super().__init__(num_particles, vectorize_particles)
-        if not 0 < gamma < float("inf"):
-            raise ValueError(f"gamma must be positive, but is {gamma}")
-        self.gamma, self.capacity = gamma, capacity or Linear(steps=10_000, end=25.0)
-        self.target = torch.tensor(value_at(self.capacity, 0))
-
-    def set_step(self, step: int) -> None:
-        self.target.fill_(value_at(self.capacity, step))
+        super().__init__(capacity or Linear(steps=10_000, end=25.0), num_particles, vectorize_particles)
+        check_positive(gamma=gamma)
+        self.gamma = gamma
 
     def tensor_loss(self, model: Program, guide: Program, args: tuple[Any, ...]) -> Tensor:
         self.target = self.target.to(args[0].device)
@@ -372,7 +378,7 @@ class CapacityELBO(ScheduledELBO):
 def _reconstruction_and_rates(
     objective: TensorELBO, model: Program, guide: Program, args: tuple[Any, ...], groups: int | None
 ) -> tuple[Tensor, list[tuple[Any, Tensor]]]:
-    """Nats a row, averaged over rows and samples: of the observed sites, and of each latent site's groups with its scale."""
+    """The mean reconstruction per row, and for each latent site its scale and the mean KL per row of each group."""
     reconstructions, rates = [], []
     for count in objective._runs():
         given = traces(model, guide, args, count)
@@ -391,18 +397,18 @@ def _rate(q: Site, p: Site, alone: bool, groups: int | None) -> Tensor:
     if groups == 1:
         return _divergence(q["fn"], p["fn"], q["value"], alone).mean().unsqueeze(0)
     if not all(isinstance(fn, Independent) and fn.reinterpreted_batch_ndims == 1 for fn in (q["fn"], p["fn"])):
-        raise ValueError(
-            f"free bits for several groups need independent dimensions in prior and posterior, but at site {q['name']} they"
-            " are not: use --objective.groups 1"
+        raise RequestError(
+            f"free bits with several groups require independent dimensions in prior and posterior, which site {q['name']}"
+            " does not have; use groups=1"
         )
     each = _divergence(q["fn"].base_dist, p["fn"].base_dist, q["value"], alone).flatten(0, -2).mean(0)
     if len(each) % (groups or 1):
-        raise ValueError(f"{len(each)} latent dimensions do not make {groups} equal groups")
+        raise RequestError(f"{len(each)} latent dimensions cannot be divided into {groups} equal groups; change groups")
     return each.reshape(groups or len(each), -1).sum(-1)
 
 
 def _divergence(q: Any, p: Any, z: Tensor, alone: bool) -> Tensor:
-    """The closed form holds only where nothing that p depends on is drawn after z."""
+    """log q / p at the samples, or the KL in closed form, which is right only if no other latent site depends on z."""
     try:
         return kl_divergence(q, p) if alone else q.log_prob(z) - p.log_prob(z)
     except NotImplementedError:
@@ -411,44 +417,47 @@ def _divergence(q: Any, p: Any, z: Tensor, alone: bool) -> Tensor:
 
 def _refuse_draws(site: Site) -> None:
     if not site["fn"].has_rsample:
-        raise RequestError(f"site {site['name']} has no reparameterized draws, which this objective needs: use Trace_ELBO")
+        raise RequestError(f"this objective requires reparameterized samples, which site {site['name']} lacks; use Trace_ELBO")
 
 
 def _refuse_discrete(guide: Trace) -> None:
-    """Without reparameterized draws the gradient would lack what the guide's parameters do to them."""
+    """Without reparameterized samples the gradient would lack their dependence on the guide's parameters."""
     for site in sample_sites(guide).values() if torch.is_grad_enabled() else ():
         _refuse_draws(site)
 
 
 def _refuse_scales(*given: Trace) -> None:
-    """A tensor is looked at only in the validated first run: its value must not steer a graph."""
+    """Tensor scales are only checked in the validated dry run: reading them would break the tracing of a graph."""
     scales = [site["scale"] for trace in given for site in sample_sites(trace).values()]
     if any(scale != 1 for scale in scales if is_validation_enabled() or not isinstance(scale, Tensor)):
-        raise ValueError(UNSCALED)
+        raise RequestError(UNSCALED)
 
 
-UNSCALED = "importance weights take no beta and no scale, for a scaled weight is no weight: leave beta at 1"
+UNSCALED = "importance-weighted objectives do not support beta != 1 or other scales; leave beta at 1"
 
 
 OTHER_LOOPS = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO, ReweightedWakeSleep)
-"""Objectives that take every batch to be of one size, or have two losses."""
+"""Objectives that require batches of one size, or have two losses."""
 
 
 def check_objective(objective: Any, beta: Schedule, model: Trace, guide: Trace) -> None:
-    """Refuse an objective that would compute something else than it says, given traces of the programs.
+    """Raise `RequestError` if an objective is not correct for these programs or this beta.
 
-    Raises:
-        RequestError: If there is a beta that it cannot take, or no closed form of a KL that needs one.
+    Arguments:
+        objective: The objective.
+        beta: The schedule of beta.
+        model: A trace of the model.
+        guide: A trace of the guide.
     """
     name = type(objective).__name__
     annealed = not (isinstance(beta, Constant) and beta.value == 1)
     weighted = isinstance(objective, RenyiELBO | ImportanceWeightedELBO)
     if annealed and (weighted or (isinstance(objective, PathELBO) and not objective.scaled)):
-        raise RequestError(f"{name} cannot be annealed: {UNSCALED}")
+        raise RequestError(f"{name}: {UNSCALED}")
     if annealed and isinstance(objective, CapacityELBO):
-        raise RequestError(f"{name} takes the place of beta: leave beta at 1, and set --objective.gamma and its capacity")
+        raise RequestError(f"{name} replaces beta; leave beta at 1, and set gamma and capacity")
     if isinstance(objective, OTHER_LOOPS):
-        raise RequestError(f"{name} does not go with this training: use Trace_ELBO, with the compiled engine for speed")
+        raise RequestError(f"{name} is not supported by fit; use Trace_ELBO, with the compiled engine for speed")
     if isinstance(objective, TensorELBO):
         _refuse_discrete(guide)
     if isinstance(objective, TraceMeanField_ELBO):
@@ -458,11 +467,11 @@ def check_objective(objective: Any, beta: Schedule, model: Trace, guide: Trace) 
 def _check_closed_forms(name: str, p: Trace, q: Trace) -> None:
     latent = {site_name: site for site_name, site in sample_sites(p).items() if not site["is_observed"]}
     if len(latent) > 1:
-        raise RequestError(f"{name} is wrong for a guide of several stochastic layers: use Trace_ELBO")
+        raise RequestError(f"{name} is incorrect for a guide with several stochastic layers; use Trace_ELBO")
     for site_name, site in latent.items():
         try:
             kl_divergence(sample_sites(q)[site_name]["fn"], site["fn"])
         except NotImplementedError as error:
             raise RequestError(
-                f"{name} needs a closed form of the KL, and this posterior and prior have none: use Trace_ELBO"
+                f"{name} requires a closed-form KL, which this posterior and prior do not have; use Trace_ELBO"
             ) from error

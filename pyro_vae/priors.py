@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from math import log, prod
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
-from pyro_vae.flows import MAF, NSF, Flow, FlowDistribution, RealNVP
+from pyro_vae.distributions import MAF, NSF, EncoderMixture, Flow, FlowDistribution, RealNVP
+from pyro_vae.errors import RequestError, check_positive
 from pyro_vae.networks import Shape
 from pyro_vae.posteriors import Posterior
 
@@ -25,10 +25,12 @@ class Prior(nn.Module, ABC):
         class Cauchy(Prior):
             def __init__(self, latent_dim: int) -> None:
                 super().__init__()
-                self.register_buffer("zeros", torch.zeros(latent_dim))
+                self.register_buffer("loc", torch.zeros(latent_dim))
 
             def forward(self):
-                return dist.Cauchy(self.zeros, 1.0).to_event(1)
+                return dist.Cauchy(self.loc, 1.0).to_event(1)
+
+    Constructor parameters named `latent_dim`, `data_shape`, `encoder` and `posterior` are filled in by the command line.
     """
 
     @abstractmethod
@@ -36,7 +38,7 @@ class Prior(nn.Module, ABC):
         """The distribution: batch_shape `()`, event_shape `(latent_dim,)`."""
 
     def initialize(self, x: Tensor) -> None:
-        """Start from training images `x`, as grey values from 0 to 1; called once before training. Most have nothing to do."""
+        """Initialize from training images `x`, grey values in [0, 1]; called once before training. Does nothing by default."""
 
 
 class StandardNormal(Prior):
@@ -63,7 +65,7 @@ class StandardNormal(Prior):
 
 
 class Normal(Prior):
-    r"""A Gaussian with learned means and scales, :math:`\mathcal{N}(z; \mu, \operatorname{diag} \sigma^2)`.
+    r"""A Gaussian with learned mean and standard deviation, :math:`p(z) = \mathcal{N}(z; \mu, \operatorname{diag} \sigma^2)`.
 
     Arguments:
         latent_dim: Number of latent dimensions.
@@ -79,7 +81,7 @@ class Normal(Prior):
 
 
 class Laplace(Prior):
-    r"""Independent Laplace dimensions of variance 1, :math:`\prod_d \frac{1}{2b} e^{-|z_d| / b}` with :math:`b = \sqrt{1/2}`.
+    r"""Independent Laplace dimensions with variance 1, :math:`\prod_d \frac{1}{2b} e^{-|z_d| / b}` with :math:`b = \sqrt{1/2}`.
 
     Arguments:
         latent_dim: Number of latent dimensions.
@@ -96,11 +98,11 @@ class Laplace(Prior):
 
 
 class StudentT(Prior):
-    """Independent dimensions of Student's t distribution, of scale 1: tails that let a code go far.
+    """Independent dimensions with Student's t distribution of scale 1: heavier tails than a Gaussian.
 
     Arguments:
         latent_dim: Number of latent dimensions.
-        df: Degrees of freedom; more are closer to a Gaussian.
+        df: Degrees of freedom; larger values are closer to a Gaussian.
 
     Raises:
         ValueError: If `df` is not positive.
@@ -110,8 +112,7 @@ class StudentT(Prior):
 
     def __init__(self, latent_dim: int, df: float = 5.0) -> None:
         super().__init__()
-        if not 0 < df < float("inf"):
-            raise ValueError(f"df must be positive, but is {df}; for infinitely many use StandardNormal")
+        check_positive(df=df)
         self.register_buffer("df", torch.full((latent_dim,), float(df)), persistent=False)
 
     def forward(self) -> TorchDistribution:
@@ -121,19 +122,19 @@ class StudentT(Prior):
 class GaussianMixture(Prior):
     r"""A mixture of learned Gaussians, :math:`\sum_k \pi_k \, \mathcal{N}(z; \mu_k, \operatorname{diag} \sigma_k^2)`.
 
-    The means start as draws from the standard Gaussian.
+    The means are initialized with draws from the standard Gaussian.
 
     Arguments:
         latent_dim: Number of latent dimensions.
         components: Number of components.
 
     Raises:
-        ValueError: If there are no components.
+        ValueError: If `components` is not positive.
     """
 
     def __init__(self, latent_dim: int, components: int = 10) -> None:
         super().__init__()
-        _check_components(components)
+        check_positive(components=components)
         self.logits = nn.Parameter(torch.zeros(components))
         self.loc = nn.Parameter(torch.randn(components, latent_dim))
         self.log_scale = nn.Parameter(torch.zeros(components, latent_dim))
@@ -146,76 +147,52 @@ class GaussianMixture(Prior):
 class VampPrior(Prior):
     r"""The posterior averaged over learned pseudo-inputs, :math:`p(z) = \frac{1}{K} \sum_k q(z \mid u_k)`.
 
-    It shares the posterior, of any family, with the guide: what moves the encoder moves the prior. A FlowPosterior scores a
-    given z in one pass a dimension, and here for every component: that is slow, so take few. The pseudo-inputs stay
-    within the range of the pixels.
+    It shares the encoder and the posterior, of any family, with the guide. A FlowPosterior scores a given z in one pass per
+    dimension and component: use few components with it. The pseudo-inputs are clamped to [0, 1], the range of the images.
 
     References:
         | VAE with a VampPrior (Tomczak & Welling, 2018)
         | https://arxiv.org/abs/1705.07120
 
     Arguments:
+        encoder: The guide's encoder.
         posterior: The guide's posterior.
         data_shape: Shape of an image.
         components: Number of pseudo-inputs.
-        start: Where the pseudo-inputs start: "noise", as in the paper, Gaussian with mean 0.05 and standard deviation 0.01
-            on grey values from 0 to 1, or "data", random training images.
+        start: Initial pseudo-inputs: "noise", as in the paper, Gaussian with mean 0.05 and standard deviation 0.01 on grey
+            values in [0, 1], or "data", random training images.
 
     Raises:
-        ValueError: If there are no components, or more than images.
+        ValueError: If `components` is not positive, or exceeds the number of training images.
     """
 
     def __init__(
         self,
+        encoder: nn.Module,
         posterior: Posterior,
         data_shape: Shape,
         components: int = 500,
         start: Literal["noise", "data"] = "noise",
     ) -> None:
         super().__init__()
-        _check_components(components)
-        self.posterior, self.start = posterior, start
+        check_positive(components=components)
+        self.encoder, self.posterior, self.start = encoder, posterior, start
         self.inputs = nn.Parameter(0.05 + 0.01 * torch.randn(components, *data_shape))
 
     def forward(self) -> TorchDistribution:
-        return Mixture(self.posterior, self.inputs.clamp(0, 1))
+        return EncoderMixture(lambda u: self.posterior(self.encoder(u)), self.inputs.clamp(0, 1))
 
     def initialize(self, x: Tensor) -> None:
         if len(self.inputs) > len(x):
-            raise ValueError(f"components must be at most {len(x)}, the number of training images, but is {len(self.inputs)}")
+            raise RequestError(f"components={len(self.inputs)} exceeds the {len(x)} training images; use fewer components")
         if self.start == "data":
             self.inputs.data = x[torch.randperm(len(x), device=x.device)[: len(self.inputs)]]
-
-
-class Mixture(TorchDistribution):
-    r"""The mixture :math:`\frac{1}{K} \sum_k q(z \mid u_k)` of a posterior at K inputs; a draw needs only its own.
-
-    Arguments:
-        posterior: From inputs, shape `(n, *data_shape)`, to distributions, batch_shape `(n,)`.
-        inputs: The K inputs.
-    """
-
-    arg_constraints: ClassVar[dict[str, Any]] = {}
-    support = dist.constraints.real_vector
-    has_rsample = False
-
-    def __init__(self, posterior: Callable[[Tensor], TorchDistribution], inputs: Tensor) -> None:
-        self.posterior, self.inputs, self.parts = posterior, inputs, posterior(inputs)
-        super().__init__(torch.Size(), self.parts.event_shape, validate_args=False)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        return self.parts.log_prob(value.unsqueeze(-2)).logsumexp(-1) - log(len(self.inputs))
-
-    @torch.no_grad()
-    def sample(self, sample_shape: Shape | list[int] = ()) -> Tensor:
-        chosen = torch.randint(len(self.inputs), (prod(sample_shape),), device=self.inputs.device)
-        return self.posterior(self.inputs[chosen]).sample().reshape(*sample_shape, -1)
 
 
 class FlowPrior(Prior):
     r"""A normalizing flow, :math:`p(z) = \mathcal{N}(f(z); 0, I) \, |\det \partial f / \partial z|`, with f learned.
 
-    The autoregressive flows (MAF, NSF) score in one pass and sample in one pass a dimension; coupling needs one for either.
+    The autoregressive flows (MAF, NSF) score in one pass and sample in one pass per dimension; coupling takes one pass for each.
 
     References:
         | Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017)
@@ -229,10 +206,10 @@ class FlowPrior(Prior):
         latent_dim: Number of latent dimensions.
         flow: "MAF" (affine autoregressive), "NSF" (autoregressive splines) or "coupling" (affine coupling).
         transforms: Number of transformations.
-        hidden: Widths of the hidden layers of each.
+        hidden: Widths of the hidden layers of each transformation.
 
     Raises:
-        ValueError: If there are no transformations, or one dimension is to be coupled.
+        ValueError: If `transforms` is not positive, or a coupling flow has fewer than 2 dimensions.
     """
 
     def __init__(
@@ -243,10 +220,9 @@ class FlowPrior(Prior):
         hidden: Sequence[int] = (64, 64),
     ) -> None:
         super().__init__()
-        if transforms < 1:
-            raise ValueError(f"transforms must be positive, but is {transforms}")
+        check_positive(transforms=transforms)
         if flow == "coupling" and latent_dim < 2:
-            raise ValueError("coupling needs at least 2 latent dimensions: use flow MAF or NSF")
+            raise RequestError("a coupling flow needs at least 2 latent dimensions; use flow MAF or NSF")
         self.flow = FLOWS[flow](latent_dim, transforms=transforms, hidden_features=hidden)
 
     def forward(self) -> TorchDistribution:
@@ -254,8 +230,3 @@ class FlowPrior(Prior):
 
 
 FLOWS: dict[str, Callable[..., Flow]] = {"MAF": MAF, "NSF": NSF, "coupling": RealNVP}
-
-
-def _check_components(components: int) -> None:
-    if components < 1:
-        raise ValueError(f"components must be positive, but is {components}")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from math import cos, exp, inf, pi
 
-from pyro_vae.errors import RequestError
+from pyro_vae.errors import RequestError, check_positive
 
 SMALLEST = 1e-30
-"""What a schedule may give is raised to this, for much less would be zero in float32."""
+"""Lower limit of scheduled values: Pyro rejects a scale of 0, and smaller values may underflow to 0 in float32."""
 
 
 class Schedule(ABC):
-    """The weight beta of the KL at each step: strictly positive, for Pyro refuses a scale of 0.
+    """The weight beta of the KL divergence at each step; strictly positive, because Pyro rejects a scale of 0.
 
     To write your own, subclass it and write `__call__`:
 
@@ -25,16 +25,19 @@ class Schedule(ABC):
     def __call__(self, step: int) -> float:
         """The value at `step`, the number of steps already taken."""
 
+    def set_training_length(self, steps_per_epoch: int, epochs: int) -> None:
+        """Resolve lengths that are given in epochs or as a share of the training; `fit` calls it before the first step."""
+
 
 def value_at(schedule: Schedule, step: int) -> float:
     """The value of a schedule at a step.
 
     Raises:
-        RequestError: If it is no positive, finite number.
+        ValueError: If it is not a positive, finite number.
     """
     value = schedule(step)
     if not (isinstance(value, int | float) and 0 < value < inf):
-        raise RequestError(f"beta is {value!r} at step {step}: a schedule must give positive, finite numbers")
+        raise RequestError(f"beta is {value!r} at step {step}; a schedule must return positive, finite numbers")
     return max(value, SMALLEST)
 
 
@@ -46,7 +49,7 @@ class Constant(Schedule):
         | https://openreview.net/forum?id=Sy2fzU9gl
 
     Arguments:
-        value: The value; 1 is the ELBO, more asks for a simpler code.
+        value: The value; 1 gives the ELBO, larger values a lower rate.
 
     Raises:
         ValueError: If `value` is not positive.
@@ -57,50 +60,71 @@ class Constant(Schedule):
     """
 
     def __init__(self, value: float = 1.0) -> None:
-        if not 0 < value < inf:
-            raise ValueError(f"value must be positive, but is {value}; for almost no KL use a small value such as 1e-6")
+        check_positive(value=value)
         self.value = value
 
     def __call__(self, step: int) -> float:
         return self.value
 
 
-class Ramp(Schedule):
-    r"""A rise to `end` within a number of steps, :math:`\beta_t = \mathrm{end} \cdot f((t + 1) / \mathrm{steps})`.
-
-    The step after the last of the ramp has its end. To write your own, subclass it and write `shape`.
+class Periodic(Schedule):
+    """A schedule with a characteristic length: given in steps, in epochs, or by default as a share of the training.
 
     Arguments:
-        epochs: Length of the ramp in epochs, or
-        steps: its length in steps.
-        end: The value after it.
-        steps_per_epoch: Steps in an epoch, if the length is given in epochs.
+        epochs: Length in epochs.
+        steps: Length in steps.
+        end: Final value.
 
     Raises:
-        ValueError: If the length is not given exactly once, or a number is not positive.
+        ValueError: If both lengths are given, or a number is not positive.
     """
 
-    def __init__(
-        self,
-        epochs: float | None = None,
-        steps: int | None = None,
-        end: float = 1.0,
-        steps_per_epoch: int | None = None,
-    ) -> None:
-        self.steps, self.end = _length(epochs, steps, steps_per_epoch), end
-        if not 0 < end < inf:
-            raise ValueError(f"end must be positive, but is {end}")
+    default_share: float
+    """The length as a share of all training steps, if neither `epochs` nor `steps` is given."""
+
+    def __init__(self, epochs: float | None = None, steps: int | None = None, end: float = 1.0) -> None:
+        check_positive(epochs=epochs, steps=steps, end=end)
+        if epochs is not None and steps is not None:
+            raise RequestError(f"give the length in epochs ({epochs}) or in steps ({steps}), not both")
+        self.epochs, self.steps, self.end, self.length = epochs, steps, end, steps
+
+    def set_training_length(self, steps_per_epoch: int, epochs: int) -> None:
+        if self.steps is None:
+            self.length = max(1, round((self.epochs or self.default_share * epochs) * steps_per_epoch))
+
+    def progress(self, step: int) -> float:
+        """Position after `step`, in units of the length."""
+        if self.length is None:
+            raise RequestError("the length of the schedule is not known before training; give it in steps")
+        return (step + 1) / self.length
+
+
+class Ramp(Periodic):
+    r"""A rise to `end`, :math:`\beta_t = \mathrm{end} \cdot f((t + 1) / \mathrm{steps})`.
+
+    To write your own, subclass it and write `shape`.
+
+    Arguments:
+        epochs: Length of the ramp in epochs; by default half of the training.
+        steps: Length of the ramp in steps, instead of epochs.
+        end: The value after the ramp.
+
+    Raises:
+        ValueError: If both lengths are given, or a number is not positive.
+    """
+
+    default_share = 0.5
 
     def __call__(self, step: int) -> float:
-        return max(SMALLEST, self.end * self.shape((step + 1) / self.steps))
+        return max(SMALLEST, self.end * self.shape(self.progress(step)))
 
     @abstractmethod
     def shape(self, progress: float) -> float:
-        """The share of the end at `progress` through the ramp, which is over 0, and over 1 after its end."""
+        """The fraction of `end` at `progress` > 0 through the ramp; above 1 the ramp has ended."""
 
 
 class Linear(Ramp):
-    r"""A straight rise, the warm-up of Sønderby et al.: :math:`f(u) = \min(u, 1)`.
+    r"""A linear rise, the warm-up of Sønderby et al.: :math:`f(u) = \min(u, 1)`.
 
     References:
         | Ladder Variational Autoencoders (Sønderby et al., 2016)
@@ -123,61 +147,52 @@ class Cosine(Ramp):
 
 
 class Sigmoid(Ramp):
-    r"""A logistic rise about the middle of its length, :math:`f(u) = 1 / (1 + e^{-k (u - 1/2)})`.
-
-    It starts a little above 0 and goes on towards the end after its length.
+    r"""A logistic rise centred at half of its length, :math:`f(u) = 1 / (1 + e^{-k (u - 1/2)})`.
 
     References:
         | Generating Sentences from a Continuous Space (Bowman et al., 2016)
         | https://arxiv.org/abs/1511.06349
 
     Arguments:
-        epochs: Length of the ramp in epochs, or
-        steps: its length in steps.
-        end: The value that it goes towards.
-        steepness: The factor k.
-        steps_per_epoch: Steps in an epoch, if the length is given in epochs.
+        epochs: Length of the ramp in epochs; by default half of the training.
+        steps: Length of the ramp in steps, instead of epochs.
+        end: The value that is approached.
+        steepness: The factor k, below 100.
 
     Raises:
-        ValueError: If the length is not given exactly once, or a number is not positive.
+        ValueError: If both lengths are given, or a number is out of range.
     """
 
     def __init__(
-        self,
-        epochs: float | None = None,
-        steps: int | None = None,
-        end: float = 1.0,
-        steepness: float = 10.0,
-        steps_per_epoch: int | None = None,
+        self, epochs: float | None = None, steps: int | None = None, end: float = 1.0, steepness: float = 10.0
     ) -> None:
-        super().__init__(epochs, steps, end, steps_per_epoch)
+        super().__init__(epochs, steps, end)
         if not 0 < steepness < 100:
-            raise ValueError(f"steepness must be positive and under 100, but is {steepness}")
+            raise RequestError(f"steepness must be positive and below 100, but is {steepness}")
         self.steepness = steepness
 
     def shape(self, progress: float) -> float:
         return 1 / (1 + exp(-self.steepness * (progress - 0.5)))
 
 
-class Cyclical(Schedule):
-    r"""Linear rises, each followed by a time at the end: a code that has collapsed is given another chance.
+class Cyclical(Periodic):
+    r"""Repeated linear rises, each followed by a constant phase.
 
-    Each cycle rises during its first `rise` of the length; after the last cycle the end stays.
+    Each cycle rises during the fraction `rise` of its length. After the last cycle the value stays at `end`.
 
     References:
         | Cyclical Annealing Schedule: A Simple Approach to Mitigating KL Vanishing (Fu et al., 2019)
         | https://arxiv.org/abs/1903.10145
 
     Arguments:
-        epochs: Length of one cycle in epochs, or
-        steps: its length in steps.
+        epochs: Length of one cycle in epochs; by default the cycles divide the training.
+        steps: Length of one cycle in steps, instead of epochs.
         cycles: Number of cycles.
-        rise: Share of a cycle that the rise takes.
+        rise: Fraction of a cycle spent rising.
         end: The value after each rise.
-        steps_per_epoch: Steps in an epoch, if the length is given in epochs.
 
     Raises:
-        ValueError: If the length is not given exactly once, or a number is not positive, or `rise` is over 1.
+        ValueError: If both lengths are given, a number is not positive, or `rise` exceeds 1.
 
     Example:
         >>> [Cyclical(steps=4, cycles=2)(step) for step in range(9)]
@@ -191,25 +206,13 @@ class Cyclical(Schedule):
         cycles: int = 4,
         rise: float = 0.5,
         end: float = 1.0,
-        steps_per_epoch: int | None = None,
     ) -> None:
-        self.steps, self.cycles, self.rise, self.end = _length(epochs, steps, steps_per_epoch), cycles, rise, end
-        if cycles < 1 or not 0 < rise <= 1 or not 0 < end < inf:
-            raise ValueError(f"cycles, rise and end must be positive, and rise at most 1, but are {cycles}, {rise} and {end}")
+        super().__init__(epochs, steps, end)
+        check_positive(cycles=cycles, rise=rise)
+        if rise > 1:
+            raise RequestError(f"rise is a fraction of a cycle and must be at most 1, but is {rise}")
+        self.cycles, self.rise, self.default_share = cycles, rise, 1 / cycles
 
     def __call__(self, step: int) -> float:
-        if step >= self.cycles * self.steps:
-            return self.end
-        return self.end * min(1.0, (step % self.steps + 1) / (self.rise * self.steps))
-
-
-def _length(epochs: float | None, steps: int | None, steps_per_epoch: int | None) -> int:
-    if (epochs is None) == (steps is None):
-        raise ValueError("give the length either in epochs or in steps")
-    if steps is None:
-        if steps_per_epoch is None:
-            raise ValueError("a length in epochs needs steps_per_epoch too: give it in steps")
-        steps = round((epochs or 0) * steps_per_epoch)
-    if steps < 1:
-        raise ValueError(f"the length must be at least one step, but is {steps}")
-    return steps
+        cycle, position = divmod(step, self.length or 1)
+        return self.end if cycle >= self.cycles else self.end * min(1.0, self.progress(position) / self.rise)

@@ -20,7 +20,7 @@ from pyro.distributions.torch_distribution import TorchDistribution, TorchDistri
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
-from pyro_vae.importance import pareto_k
+from pyro_vae.inference.importance import pareto_k
 from pyro_vae.likelihoods import LEVELS, Likelihood, Normal
 from pyro_vae.networks import Linear, Shape
 from pyro_vae.posteriors import FullRankNormal, Posterior

@@ -1,97 +1,121 @@
-"""The variational autoencoder: two Pyro programs, p(z) p(x | z) and q(z | x)."""
+"""The variational autoencoder: a generative program p(z) p(x | z) and an inference program q(z | x)."""
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
+from pyro_vae.errors import RequestError, check_positive
 from pyro_vae.likelihoods import Likelihood, Pixels
-from pyro_vae.networks import batched
+from pyro_vae.networks import MLP, batched
 from pyro_vae.posteriors import Posterior
 from pyro_vae.priors import Prior
 
 _instances = count()
 
 
-def _new_name() -> str:
-    """A name for Pyro's parameter store, which is global: no two models of a process share one."""
-    return f"vae{next(_instances)}"
-
-
 class Model(nn.Module, ABC):
-    """A generative model of images and its guide, with a code z for each image.
+    """A generative model of images and its guide.
 
-    To write your own, subclass it and write `model`, `guide` and `sample`. Every site of both programs lies in one plate over
-    the images, and `poutine.scale` by beta holds every latent site, in both. Call `self.register()` first in each: it hands
-    the parameters to Pyro.
+    To write your own, subclass it and write the two programs. Call `self.register()` first in each, put every site in one
+    plate over the images, name the decoder's input `z` and the image `x`, and scale every latent site by beta in both programs:
+
+        class Shifted(Model):
+            def __init__(self, encoder, posterior, decoder, likelihood, latent_dim: int) -> None:
+                super().__init__(encoder, posterior, decoder, likelihood)
+                self.loc = nn.Parameter(torch.zeros(latent_dim))
+
+            def model(self, x, y=None, beta=1.0):
+                self.register()
+                with pyro.plate("images", len(x)):
+                    with poutine.scale(scale=beta):
+                        z = pyro.sample("z", dist.Normal(self.loc, 1.0).to_event(1))
+                    pyro.sample("x", self.decode(z), obs=x)
+
+            def guide(self, x, y=None, beta=1.0):
+                self.register()
+                with pyro.plate("images", len(x)), poutine.scale(scale=beta):
+                    pyro.sample("z", self.encode(x))
+
+    Constructor parameters named `prior`, `encoder`, `posterior`, `decoder`, `likelihood`, `latent_dim` and `data_shape` are
+    filled in by the command line.
 
     Arguments:
-        posterior: The distribution q(z | x), with its encoder.
+        encoder: Network from images, `(N, *data_shape)`, to the posterior's parameters, `(N, num_params, latent_dim)`.
+        posterior: The distribution q(z | x).
         decoder: Network from codes, `(N, latent_dim)`, to the likelihood's parameters, `(N, num_params, *data_shape)`.
         likelihood: The distribution p(x | z).
     """
 
-    def __init__(self, posterior: Posterior, decoder: nn.Module, likelihood: Likelihood) -> None:
+    def __init__(self, encoder: nn.Module, posterior: Posterior, decoder: nn.Module, likelihood: Likelihood) -> None:
         super().__init__()
-        self.posterior, self.decoder, self.likelihood = posterior, decoder, likelihood
-        self._name = _new_name()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copy, or one read from a file, has parameters of its own and so a name of its own."""
-        super().__setstate__(state)
-        self._name = _new_name()
+        self.encoder, self.posterior, self.decoder, self.likelihood = encoder, posterior, decoder, likelihood
+        self._set_name()
 
     @abstractmethod
-    def model(self, x: Tensor, beta: float | Tensor = 1.0) -> None:
-        """The generative program, for images `x`, shape `(N, *data_shape)`, as the likelihood's pixels."""
+    def model(self, x: Tensor, y: Tensor | None = None, beta: float | Tensor = 1.0) -> None:
+        """The generative program.
+
+        Arguments:
+            x: Images as the likelihood's pixels, shape `(N, *data_shape)`.
+            y: Their labels, for models that use them.
+            beta: Weight of the KL divergence.
+        """
 
     @abstractmethod
-    def guide(self, x: Tensor, beta: float | Tensor = 1.0) -> None:
-        """The inference program, for images `x`, shape `(N, *data_shape)`, as the likelihood's pixels."""
-
-    @abstractmethod
-    def sample(self, n: int) -> Tensor:
-        """Images of `n` codes from the model: the means of p(x | z), shape `(n, *data_shape)`."""
-
-    @property
-    @abstractmethod
-    def latent_dim(self) -> int:
-        """Number of dimensions of a code."""
-
-    @property
-    def pixels(self) -> Pixels:
-        """The data that the likelihood scores."""
-        return self.likelihood.pixels
+    def guide(self, x: Tensor, y: Tensor | None = None, beta: float | Tensor = 1.0) -> None:
+        """The inference program; arguments as for `model`."""
 
     def register(self) -> None:
-        """Hand the parameters to Pyro, under a name that no other instance has."""
+        """Register the parameters with Pyro, under a name that is unique to this instance."""
         pyro.module(self._name, self)
 
     def encode(self, x: Tensor) -> TorchDistribution:
-        """The posterior q(z | x) at each image: batch_shape `(N,)`, event_shape `(latent_dim,)`."""
-        return self.posterior(self.likelihood.unit(x))
+        """The posterior q(z | x) of each image: batch_shape `(N,)`, event_shape `(latent_dim,)`."""
+        return self.posterior(self.encoder(self.likelihood.unit(x)))
 
     def decode(self, z: Tensor) -> TorchDistribution:
         """The likelihood p(x | z) at each code of `z`, shape `(..., latent_dim)`: batch_shape `(...)`."""
         return self.likelihood(batched(self.decoder, z))
 
+    def sample(self, n: int) -> Tensor:
+        """Draws x ~ p(x | z) with z ~ p(z), shape `(n, *data_shape)`."""
+        return self._generate(n)["x"]["value"]
+
+    def sample_mean(self, n: int) -> Tensor:
+        """The means of p(x | z) at `n` draws z ~ p(z), shape `(n, *data_shape)`."""
+        return self._generate(n)["x"]["fn"].mean
+
     @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """Images of a draw z from q(z | x) for each image: the means of p(x | z), shape `(N, *data_shape)`."""
+    def reconstruct_mean(self, x: Tensor) -> Tensor:
+        """The mean of p(x | z) at one draw z ~ q(z | x) for each image, shape `(N, *data_shape)`."""
         return self.decode(self.encode(x).sample()).mean
+
+    @property
+    def latent_dim(self) -> int:
+        """Number of latent dimensions, that of the site `z`."""
+        return self._generate(1)["z"]["value"].shape[-1]
+
+    @property
+    def pixels(self) -> Pixels:
+        """The kind of data that the likelihood scores."""
+        return self.likelihood.pixels
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Start from training images `x`, as pixels: the decoder's last bias where every reconstruction is their mean.
+        """Initialize the decoder's last bias so that every reconstruction is the mean of the training images `x`.
 
-        A bias for each pixel, or for each channel, is set if the likelihood says what it should be.
+        The bias may have one element per pixel or one per channel. Other decoders are left unchanged.
         """
         bias = [param for name, param in self.decoder.named_parameters() if name.endswith("bias")][-1:]
         params = [self.likelihood.params_at(mean) for mean in (x.mean(0), x.mean((0, -2, -1))[:, None, None])]
@@ -99,9 +123,36 @@ class Model(nn.Module, ABC):
             if value is not None and value.numel() == target.numel():
                 target.copy_(value.flatten())
 
+    @torch.no_grad()
+    def _generate(self, n: int) -> Any:
+        """The sites of the generative program for `n` images; an unconditioned model reads nothing of x but its length."""
+        images = next(self.parameters()).new_empty(n, 0)
+        return poutine.trace(poutine.uncondition(self.model)).get_trace(images).nodes
+
+    def _set_name(self) -> None:
+        """Take a new name in Pyro's global parameter store, and leave the store when this instance is deleted."""
+        self._name = f"vae{next(_instances)}"
+        weakref.finalize(self, _forget, self._name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        for param in self.parameters():
+            vars(param).pop("unconstrained", None)  # a weak reference of Pyro's, which cannot be pickled
+        return vars(self).copy()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy has its own parameters, and so needs its own name."""
+        super().__setstate__(state)
+        self._set_name()
+
+
+def _forget(name: str) -> None:
+    store = pyro.get_param_store()
+    for key in [key for key in store.keys() if key.startswith(f"{name}$$$")]:  # noqa: SIM118
+        del store[key]
+
 
 class VAE(Model):
-    r"""A variational autoencoder, :math:`p(x, z) = p(z) \, p(x \mid z)` with the amortized guide :math:`q(z \mid x)`.
+    r"""A variational autoencoder, :math:`p(x, z) = p(z) \, p(x \mid z)` with the guide :math:`q(z \mid x)`.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014)
@@ -109,23 +160,31 @@ class VAE(Model):
 
     Arguments:
         prior: The distribution p(z).
-        posterior: The distribution q(z | x), with its encoder.
+        encoder: Network from images, `(N, *data_shape)`, to the posterior's parameters, `(N, num_params, latent_dim)`.
+        posterior: The distribution q(z | x).
         decoder: Network from codes, `(N, latent_dim)`, to the likelihood's parameters, `(N, num_params, *data_shape)`.
         likelihood: The distribution p(x | z).
 
     Example:
-        >>> from pyro_vae import MLP, Bernoulli, DiagonalNormal, StandardNormal
-        >>> encoder, decoder = MLP((1, 8, 8), (2, 5)), MLP((5,), (1, 1, 8, 8))
-        >>> vae = VAE(StandardNormal(5), DiagonalNormal(encoder), decoder, Bernoulli())
+        >>> import pyro_vae as pv
+        >>> vae = pv.VAE(
+        ...     prior=pv.StandardNormal(5),
+        ...     encoder=pv.MLP((1, 8, 8), (2, 5)),
+        ...     posterior=pv.DiagonalNormal(),
+        ...     decoder=pv.MLP((5,), (1, 1, 8, 8)),
+        ...     likelihood=pv.Bernoulli(),
+        ... )
         >>> vae.sample(3).shape
         torch.Size([3, 1, 8, 8])
     """
 
-    def __init__(self, prior: Prior, posterior: Posterior, decoder: nn.Module, likelihood: Likelihood) -> None:
-        super().__init__(posterior, decoder, likelihood)
+    def __init__(
+        self, prior: Prior, encoder: nn.Module, posterior: Posterior, decoder: nn.Module, likelihood: Likelihood
+    ) -> None:
+        super().__init__(encoder, posterior, decoder, likelihood)
         self.prior = prior
 
-    def model(self, x: Tensor, beta: float | Tensor = 1.0) -> None:
+    def model(self, x: Tensor, y: Tensor | None = None, beta: float | Tensor = 1.0) -> None:
         r"""The generative program, :math:`p(z)^\beta \, p(x \mid z)`."""
         self.register()
         with pyro.plate("images", len(x)):
@@ -133,20 +192,97 @@ class VAE(Model):
                 z = pyro.sample("z", self.prior())
             pyro.sample("x", self.decode(z), obs=x)
 
-    def guide(self, x: Tensor, beta: float | Tensor = 1.0) -> None:
+    def guide(self, x: Tensor, y: Tensor | None = None, beta: float | Tensor = 1.0) -> None:
         r"""The inference program, :math:`q(z \mid x)^\beta`."""
         self.register()
         with pyro.plate("images", len(x)), poutine.scale(scale=beta):
             pyro.sample("z", self.encode(x))
 
-    @torch.no_grad()
-    def sample(self, n: int) -> Tensor:
-        return self.decode(self.prior().sample(torch.Size([n]))).mean
-
-    @property
-    def latent_dim(self) -> int:
-        return self.prior().event_shape[0]
-
     def initialize(self, x: Tensor) -> None:
         super().initialize(x)
         self.prior.initialize(self.likelihood.unit(x))
+
+
+class HierarchicalVAE(VAE):
+    r"""A VAE with two stochastic layers, each a Gaussian given the other.
+
+    .. math:: p(z_2) \, p(z \mid z_2) \, p(x \mid z) \quad \text{with the guide} \quad q(z \mid x) \, q(z_2 \mid z)
+
+    Encoder and decoder see the code :math:`z` of `latent_dim` dimensions; the prior is over :math:`z_2`. Burda et al. (2016)
+    use 100 and 50 dimensions with tanh layers of width 100 between them.
+
+    References:
+        | Importance Weighted Autoencoders (Burda et al., 2016)
+        | https://arxiv.org/abs/1509.00519
+
+    Arguments:
+        prior: The distribution p(z_2), over `prior_dim` dimensions.
+        encoder: Network from images, `(N, *data_shape)`, to the posterior's parameters, `(N, num_params, latent_dim)`.
+        posterior: The distribution q(z | x).
+        decoder: Network from codes z, `(N, latent_dim)`, to the likelihood's parameters, `(N, num_params, *data_shape)`.
+        likelihood: The distribution p(x | z).
+        latent_dim: Number of dimensions of z.
+        prior_dim: Number of dimensions of z_2.
+        hidden: Widths of the layers from z to z_2; the layers from z_2 to z are the reverse.
+        activation: Constructor of their activation.
+
+    Raises:
+        ValueError: If the prior does not have `prior_dim` dimensions.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> encoder, decoder = MLP((1, 8, 8), (2, 10)), MLP((10,), (1, 1, 8, 8))
+        >>> prior, posterior = pv.StandardNormal(5), pv.DiagonalNormal()
+        >>> vae = HierarchicalVAE(prior, encoder, posterior, decoder, pv.Bernoulli(), latent_dim=10, prior_dim=5)
+        >>> vae.sample(3).shape
+        torch.Size([3, 1, 8, 8])
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        encoder: nn.Module,
+        posterior: Posterior,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        latent_dim: int,
+        prior_dim: int = 50,
+        hidden: Sequence[int] = (100, 100),
+        activation: Callable[[], nn.Module] = nn.Tanh,
+    ) -> None:
+        super().__init__(prior, encoder, posterior, decoder, likelihood)
+        check_positive(prior_dim=prior_dim)
+        if prior().event_shape != (prior_dim,):
+            raise RequestError(f"prior has {prior().event_shape[0]} dimensions, but prior_dim={prior_dim}; make them equal")
+        self.up = MLP((latent_dim,), (2, prior_dim), hidden, activation)
+        self.down = MLP((prior_dim,), (2, latent_dim), tuple(reversed(hidden)), activation)
+
+    def model(self, x: Tensor, y: Tensor | None = None, beta: float | Tensor = 1.0) -> None:
+        r"""The generative program, :math:`(p(z_2) \, p(z \mid z_2))^\beta \, p(x \mid z)`."""
+        self.register()
+        with pyro.plate("images", len(x)):
+            with poutine.scale(scale=beta):
+                z2 = pyro.sample("z2", self.prior())
+                z = pyro.sample("z", _normal(self.down, z2))
+            pyro.sample("x", self.decode(z), obs=x)
+
+    def guide(self, x: Tensor, y: Tensor | None = None, beta: float | Tensor = 1.0) -> None:
+        r"""The inference program, :math:`(q(z \mid x) \, q(z_2 \mid z))^\beta`."""
+        self.register()
+        with pyro.plate("images", len(x)), poutine.scale(scale=beta):
+            z = pyro.sample("z", self.encode(x))
+            pyro.sample("z2", _normal(self.up, z))
+
+
+def _normal(network: nn.Module, z: Tensor) -> TorchDistribution:
+    loc, log_scale = batched(network, z).unbind(-2)
+    return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+
+OUTPUTS_PER_PASS = 2**21
+"""Decoder outputs computed at once: 8 MiB in float32, large enough for efficient products, small enough for CPU caches."""
+
+
+def default_batch_size(vae: Model, x: Tensor) -> int:
+    """Number of decoder rows per pass that is efficient for images of the shape of `x`, shape `(N, *data_shape)`."""
+    return max(1, OUTPUTS_PER_PASS // (vae.likelihood.num_params * x[0].numel()))

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae.train import main
 
 torch.set_num_threads(1)
 
@@ -60,7 +59,7 @@ def few(mnist_or_none, tmp_path_factory) -> Path:
 def vae() -> pv.VAE:
     """4x4 images, 3 latent dimensions."""
     encoder, decoder = pv.MLP((1, 4, 4), (2, 3), hidden=(8,)), pv.MLP((3,), (1, 1, 4, 4), hidden=(8,))
-    return pv.VAE(pv.StandardNormal(3), pv.DiagonalNormal(encoder), decoder, pv.Bernoulli())
+    return pv.VAE(pv.StandardNormal(3), encoder, pv.DiagonalNormal(), decoder, pv.Bernoulli())
 
 
 @pytest.fixture
@@ -80,6 +79,8 @@ def images(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def run_dir(tmp_path_factory) -> Path:
     """A run of two epochs on digits, two latent dimensions."""
+    from pyro_vae.train import main
+
     path = tmp_path_factory.mktemp("runs") / "run"
     assert main(["--data", "digits", "--latent_dim", "2", "--epochs", "2", "--run_dir", str(path), "--device", "cpu"]) == 0
     return path

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pyro_vae as pv
 from pyro_vae import likelihoods, networks, priors
-from pyro_vae.cli import concrete
+
 
 SHAPE = (1, 4, 4)
 
@@ -15,12 +15,16 @@ def encoder(num_params: int, latent_dim: int) -> networks.Network:
     return pv.MLP(SHAPE, (num_params, latent_dim), hidden=(8,))
 
 
+def vamp(posterior: pv.Posterior, dim: int) -> pv.VampPrior:
+    return pv.VampPrior(encoder(posterior.num_params, dim), posterior, SHAPE, components=4)
+
+
 POSTERIORS: dict[str, Callable[[int], pv.Posterior]] = {
-    "DiagonalNormal": lambda dim: pv.DiagonalNormal(encoder(2, dim)),
-    "LowRankNormal": lambda dim: pv.LowRankNormal(encoder(3, dim), dim),
-    "LowRankNormal, full": lambda dim: pv.LowRankNormal(encoder(2 + dim, dim), dim, rank=dim),
-    "FullRankNormal": lambda dim: pv.FullRankNormal(encoder(1 + dim, dim), dim),
-    "FlowPosterior": lambda dim: pv.FlowPosterior(encoder(3, dim), dim, hidden=(16,)),
+    "DiagonalNormal": lambda dim: pv.DiagonalNormal(),
+    "LowRankNormal": lambda dim: pv.LowRankNormal(dim),
+    "LowRankNormal, full": lambda dim: pv.LowRankNormal(dim, rank=dim),
+    "FullRankNormal": lambda dim: pv.FullRankNormal(dim),
+    "FlowPosterior": lambda dim: pv.FlowPosterior(dim, hidden=(16,)),
 }
 
 PRIORS: dict[str, Callable[[int], pv.Prior]] = {
@@ -32,8 +36,8 @@ PRIORS: dict[str, Callable[[int], pv.Prior]] = {
     "FlowPrior": lambda dim: pv.FlowPrior(dim, transforms=2, hidden=(16,)),
     "FlowPrior, NSF": lambda dim: pv.FlowPrior(dim, flow="NSF", transforms=1, hidden=(16,)),
     "FlowPrior, coupling": lambda dim: pv.FlowPrior(max(dim, 2), flow="coupling", hidden=(16,)),
-    "VampPrior": lambda dim: pv.VampPrior(POSTERIORS["DiagonalNormal"](dim), SHAPE, components=4),
-    "VampPrior, flow": lambda dim: pv.VampPrior(POSTERIORS["FlowPosterior"](dim), SHAPE, components=4),
+    "VampPrior": lambda dim: vamp(POSTERIORS["DiagonalNormal"](dim), dim),
+    "VampPrior, flow": lambda dim: vamp(POSTERIORS["FlowPosterior"](dim), dim),
 }
 
 LIKELIHOODS: dict[str, Callable[[], pv.Likelihood]] = {
@@ -58,3 +62,10 @@ def own(base: type) -> set[str]:
     """Names of the package's own concrete subclasses, at any depth."""
     modules = {cls.__name__: cls.__module__ for cls in concrete(base)}
     return {name for name, home in modules.items() if home.startswith("pyro_vae.") and home != "pyro_vae.testing"}
+
+
+def concrete(base: type) -> list[type]:
+    """The subclasses of a class, at any depth, that can be instantiated."""
+    children: list[type] = base.__subclasses__()
+    found = [cls for child in children for cls in (child, *concrete(child))]
+    return [cls for cls in found if not getattr(cls, "__abstractmethods__", ())]

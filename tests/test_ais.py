@@ -7,7 +7,7 @@ import torch
 from statistics_ import assert_likely
 
 import pyro_vae as pv
-from pyro_vae.ais import annealed_log_weights, bidirectional_bounds
+from pyro_vae.evaluation.ais import annealed_log_weights, bidirectional_bounds
 from pyro_vae.testing import LinearGaussianVAE
 
 

@@ -13,7 +13,7 @@ from torch.distributions import Normal
 from torch.optim import Adam
 
 import pyro_vae as pv
-from pyro_vae.diagnostics import inference_gap, information, linear_probe
+from pyro_vae.evaluation.diagnostics import inference_gap, information, linear_probe
 from pyro_vae.networks import Linear
 from pyro_vae.testing import LinearGaussianVAE, probabilistic_pca
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae import distributed
+from pyro_vae.inference import distributed
 from pyro_vae.train import main as train
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")

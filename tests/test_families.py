@@ -10,7 +10,7 @@ import pyro_vae as pv
 from pyro_vae import testing
 from pyro_vae.cli import constructors, train_parser
 from pyro_vae.data import to_pixels
-from pyro_vae.diagnostics import codes
+from pyro_vae.evaluation.diagnostics import codes
 
 
 def test_every_family_is_here():

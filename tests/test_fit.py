@@ -10,8 +10,8 @@ from pyro.infer import Trace_ELBO
 from torch.optim import SGD, Adam
 
 import pyro_vae as pv
-from pyro_vae.diagnostics import activity
-from pyro_vae.importance import terms
+from pyro_vae.evaluation.diagnostics import activity
+from pyro_vae.inference.importance import terms
 
 
 def build(data, seed=0):

@@ -14,7 +14,7 @@ from torch.optim import Adam
 
 import pyro_vae as pv
 from pyro_vae.data import to_pixels
-from pyro_vae.graphs import Graph, has_compiler, pick_engine, rehearse
+from pyro_vae.inference.graphs import Graph, has_compiler, pick_engine, rehearse
 
 STEPS = 100
 
@@ -189,7 +189,7 @@ def test_values_that_steer_the_program_run_eagerly_and_say_so_once():
 
 def test_without_a_compiler_it_is_traced(monkeypatch):
     said = []
-    monkeypatch.setattr("pyro_vae.graphs._compiled", lambda *args: 1 / 0)
+    monkeypatch.setattr("pyro_vae.inference.graphs._compiled", lambda *args: 1 / 0)
     graph = Graph(lambda x: [x + 1], "compiled", said.append)
     assert [graph(torch.ones(2))[0].sum().item() for _ in range(2)] == [4.0, 4.0]
     assert said == ["engine: traced, because the graph cannot be compiled: division by zero"]

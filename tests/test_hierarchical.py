@@ -9,7 +9,7 @@ from torch.distributions import Bernoulli, Normal
 
 import pyro_vae as pv
 from pyro_vae.generate import main as generate
-from pyro_vae.importance import log_weights
+from pyro_vae.inference.importance import log_weights
 from pyro_vae.train import main as train
 
 

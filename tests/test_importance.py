@@ -7,8 +7,8 @@ import torch
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO
 
-from pyro_vae.importance import log_likelihood, log_weights, terms
-from pyro_vae.scores import in_chunks
+from pyro_vae.inference.importance import log_likelihood, log_weights, terms
+from pyro_vae.evaluation.metrics import in_chunks
 
 X = torch.tensor([[0.3], [-1.2], [2.0], [0.0]])
 

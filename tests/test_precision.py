@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae.precision import ROUNDING, products
+from pyro_vae.inference.precision import ROUNDING, products
 
 
 def test_float32_is_exact_to_rounding():

@@ -158,7 +158,7 @@ def test_signals(tmp_path, number, code, name):
 
 def test_two_processes_in_one_folder(tmp_path, capfd):
     path = stopped(tmp_path)
-    from pyro_vae.runs import Run
+    from pyro_vae.cli.run_folder import Run
 
     with Run(path).lock():
         assert train(["--run_dir", str(path), "--resume", "--epochs", "9"]) == 2

@@ -11,10 +11,18 @@ from scipy import stats
 from statistics_ import assert_likely
 
 import pyro_vae as pv
-from pyro_vae.graphs import has_compiler
-from pyro_vae.importance import effective_sample_size, k_curve, log_likelihood, log_weights, monte_carlo_error, pareto_k, terms
+from pyro_vae.inference.graphs import has_compiler
+from pyro_vae.inference.importance import (
+    effective_sample_size,
+    k_curve,
+    log_likelihood,
+    log_weights,
+    monte_carlo_error,
+    pareto_k,
+    terms,
+)
 from pyro_vae.memory import Counter
-from pyro_vae.scores import in_chunks, score
+from pyro_vae.evaluation.metrics import in_chunks, score
 from pyro_vae.testing import LinearGaussianVAE
 
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from pyro_vae import plots, views
 from pyro_vae.cli import add_saved_run, device, new_parser, parse, run
 from pyro_vae.data import Split
-from pyro_vae.diagnostics import codes
+from pyro_vae.evaluation.diagnostics import codes
 from pyro_vae.errors import RequestError
-from pyro_vae.runs import Run, load_run, run_data
+from pyro_vae.cli.run_folder import Run, load_run, run_data
 from pyro_vae.vae import Model
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Importance weights of any pair of Pyro programs, and the figures that follow from them."""
+"""Importance weights of any pair of Pyro programs, and the estimates based on them."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vae.errors import RequestError
+from pyro_vae.errors import RequestError, check_positive
 
 Program = Callable[..., Any]
 Site = Any
 
 LEAST_SAMPLES = 25
-"""For an estimate of the tail of importance weights."""
+"""With fewer, the tail that PSIS fits has fewer than the 5 weights it requires."""
 
 
 class Terms(NamedTuple):
-    r"""The two terms of :math:`\log w = \log p(x, z) - \log q(z \mid x)`, each in nats, of one shape."""
+    r"""The two terms of :math:`\log w = \log p(x, z) - \log q(z \mid x)`, in nats, of equal shape."""
 
     reconstruction: Tensor
-    """Of the observed sites, log p(x | z)."""
+    """log p(x | z), the observed sites."""
     kl: Tensor
-    """Of the latent sites, log q(z | x) - log p(z), whose mean is the KL divergence."""
+    """log q(z | x) - log p(z), the latent sites; its mean is the KL divergence."""
 
     @property
     def log_weights(self) -> Tensor:
@@ -39,9 +39,9 @@ class Terms(NamedTuple):
         return self.reconstruction - self.kl
 
 
-def terms(model: Program, guide: Program, x: Tensor, num_samples: int) -> Terms:
+def terms(model: Program, guide: Program, x: Tensor, *more: Any, num_samples: int) -> Terms:
     """The terms of the log-weights, each of shape `(num_samples, N)`; arguments as for `log_weights`."""
-    p, q = traces(model, guide, (x,), num_samples)
+    p, q = traces(model, guide, (x, *more), num_samples)
     observed = site_sum(p, x, num_samples, lambda site: site["is_observed"])
     latent = site_sum(p, x, num_samples, lambda site: not site["is_observed"])
     return Terms(observed, site_sum(q, x, num_samples) - latent)
@@ -53,13 +53,13 @@ def traces(
     """The traces of the model and of the guide, both under a plate of samples at dim -2.
 
     Arguments:
-        model: As for `log_weights`, called with `args`; the first is the data.
-        guide: Likewise.
-        args: Their arguments.
+        model: As for `log_weights`, called with `args`.
+        guide: As for `log_weights`, called with `args`.
+        args: Arguments of the programs; the first is the data.
         num_samples: Number of samples.
-        at_draws: An effect handler that sees, and may change, what the guide draws before its trace does.
+        at_draws: An effect handler around the guide, inside its trace.
     """
-    check_num_samples(num_samples)
+    check_positive(num_samples=num_samples)
     with pyro.plate("importance samples", num_samples, dim=-2):
         with at_draws or Messenger():
             q = poutine.trace(guide).get_trace(*args)
@@ -68,27 +68,28 @@ def traces(
     return p, q
 
 
-def log_weights(model: Program, guide: Program, x: Tensor, num_samples: int) -> Tensor:
+def log_weights(model: Program, guide: Program, x: Tensor, *more: Any, num_samples: int) -> Tensor:
     r"""Log importance weights, :math:`\log p(x, z_k) - \log q(z_k \mid x)` with :math:`z_k \sim q(z \mid x)`, in nats.
 
-    They are never annealed: `poutine.scale`, and the factor of a subsampled plate, do not enter; masks do. The programs run
-    once for all samples, under a plate to the left of theirs, so they must broadcast, as for `vectorize_particles=True`.
+    Masks apply, but scales (`poutine.scale`, subsampling) do not. The programs run once for all samples, under a plate at
+    dim -2, so they must broadcast, as for `vectorize_particles=True`.
 
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016)
         | https://arxiv.org/abs/1509.00519
 
     Arguments:
-        model: A Pyro program, called as `model(x)`. Every site must lie in one plate of size `len(x)`, at dim -1.
-        guide: A Pyro program, called as `guide(x)`, that samples what the model does not observe; the same holds for it.
-        x: The data, one row for each element of that plate.
+        model: A Pyro program, called as `model(x, *more)`. Every site must be in one plate of size `len(x)` at dim -1.
+        guide: A Pyro program, called as `guide(x, *more)`, that samples the latent sites of the model, in such a plate.
+        x: The data, one row for each element of the plate.
+        *more: Further arguments of both programs, such as labels.
         num_samples: Number of samples for each row.
 
     Returns:
         The log-weights, shape `(num_samples, len(x))`, differentiable.
 
     Raises:
-        ValueError: If a site lies outside the plate, or model and guide do not have the same latent sites.
+        ValueError: If a site is outside the plate, or model and guide do not have the same latent sites.
 
     Example:
         >>> import pyro.distributions as dist
@@ -105,11 +106,11 @@ def log_weights(model: Program, guide: Program, x: Tensor, num_samples: int) -> 
         >>> dist.Normal(0.0, 2**0.5).log_prob(x)
         tensor([-1.2655, -1.5155, -3.5155])
     """
-    return terms(model, guide, x, num_samples).log_weights
+    return terms(model, guide, x, *more, num_samples=num_samples).log_weights
 
 
 def log_likelihood(log_weights: Tensor) -> Tensor:
-    r"""The importance-weighted bound :math:`\log \frac{1}{K} \sum_k w_k \le \log p(x)` in expectation, in nats, shape `(N,)`.
+    r"""The importance-weighted bound :math:`\log \frac{1}{K} \sum_k w_k` in nats, shape `(N,)`; at most log p(x) in expectation.
 
     Arguments:
         log_weights: Shape `(K, N)`.
@@ -118,7 +119,7 @@ def log_likelihood(log_weights: Tensor) -> Tensor:
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
-    r"""How many equally weighted draws the weights are worth, :math:`(\sum_k w_k)^2 / \sum_k w_k^2`, from 1 to K, shape `(N,)`.
+    r"""Effective sample size of the weights, :math:`(\sum_k w_k)^2 / \sum_k w_k^2`, between 1 and K, shape `(N,)`.
 
     Arguments:
         log_weights: Shape `(K, N)`.
@@ -131,7 +132,8 @@ def monte_carlo_error(log_weights: Tensor) -> Tensor:
 
     .. math:: \operatorname{sd}(w) / (\bar w \sqrt{K})
 
-    It means something only where the weights have a variance: where `pareto_k` is clearly under 0.7. NaN for one sample.
+    It requires weights with a finite variance: `pareto_k` clearly below 0.7. It only sees the part of the posterior that the
+    samples reached. NaN for one sample.
 
     Arguments:
         log_weights: Shape `(K, N)`.
@@ -143,10 +145,11 @@ def monte_carlo_error(log_weights: Tensor) -> Tensor:
 
 
 def pareto_k(log_weights: Tensor) -> Tensor:
-    """The tail index k-hat of the weights, by Pareto-smoothed importance sampling as in ArviZ, shape `(N,)`.
+    """The Pareto tail index k-hat of the weights, from PSIS as implemented in ArviZ, shape `(N,)`.
 
-    Up to 0.7 the estimate is reliable, above it is not: its error may have no bound. The estimate needs about a hundred
-    samples; of fewer than 25 it is NaN, and minus infinity where all weights are the same.
+    Above 0.7 the importance-weighted estimate is unreliable. A value below 0.7 is necessary, not sufficient: a guide that misses
+    a mode of the posterior has light-tailed weights and a small k-hat, and the estimate is too low by the mass of that mode.
+    Use at least 100 samples. NaN for fewer than 25, minus infinity for equal weights.
 
     References:
         | Pareto Smoothed Importance Sampling (Vehtari et al., 2024)
@@ -158,7 +161,7 @@ def pareto_k(log_weights: Tensor) -> Tensor:
     if len(log_weights) < LEAST_SAMPLES:
         return torch.full(log_weights.shape[1:], torch.nan)
     log_weights = log_weights.detach()
-    relative = (log_weights - log_weights.amax(0)).double().clamp(min=-700).cpu().numpy()
+    relative = (log_weights - log_weights.amax(0)).double().clamp(min=-700).cpu().numpy()  # exp(-700) is not yet zero
     return torch.tensor([_tail_index(column) for column in relative.T], dtype=torch.float64)
 
 
@@ -166,41 +169,40 @@ def _tail_index(log_weights: np.ndarray) -> float:
     from arviz_stats.base.array import array_stats
 
     try:
-        with np.errstate(all="ignore"):  # weights that underflow
-            _, k = array_stats.psislw(-log_weights)  # it takes log-likelihoods, and turns them over
-    except ValueError:  # the largest weights are all the same
+        with np.errstate(all="ignore"):  # underflow of small weights
+            _, k = array_stats.psislw(-log_weights)  # it expects log-likelihoods, the negative log-weights of LOO
+    except ValueError:  # the largest weights are equal
         return -inf
     return inf if np.isnan(k) else float(k)
 
 
 def k_curve(log_weights: Tensor) -> dict[int, Tensor]:
-    """The importance-weighted bounds of 1, 2, 4, ... and of all K samples, in nats, each `(N,)`, from the same weights.
+    """The importance-weighted bounds with 1, 2, 4, ... and all K samples, in nats, each `(N,)`, from the same weights.
 
-    A bound of fewer samples is averaged over disjoint blocks of them, and so has less noise than K draws of its own.
+    A bound with fewer samples is averaged over disjoint blocks of the K samples.
 
     Arguments:
         log_weights: Shape `(K, N)`.
     """
     total = len(log_weights)
-    lengths = [2**i for i in range(total.bit_length()) if 2**i < total] + [total]
-    return {k: log_likelihood(log_weights[: total // k * k].unflatten(0, (-1, k)).transpose(0, 1)).mean(0) for k in lengths}
+    blocks = {k: log_weights[: total // k * k].unflatten(0, (-1, k)).transpose(0, 1) for k in curve_lengths(total)}
+    return {k: log_likelihood(block).mean(0) for k, block in blocks.items()}
 
 
-def check_num_samples(num_samples: int) -> None:
-    """Refuse a number of samples that is not positive."""
-    if num_samples < 1:
-        raise RequestError(f"num_samples must be positive, but is {num_samples}")
+def curve_lengths(num_samples: int) -> list[int]:
+    """1, 2, 4, ... and `num_samples`."""
+    return [2**i for i in range(num_samples.bit_length()) if 2**i < num_samples] + [num_samples]
 
 
 def log_prob(site: Site) -> Tensor:
-    """Log-probability of a site of a Pyro program, neither annealed nor subsampled."""
+    """Log-probability of a site, masked but not scaled."""
     return scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
 
 
 def site_sum(
     trace: Trace, x: Tensor, num_samples: int, which: Callable[[Site], bool] = lambda site: True, scaled: bool = False
 ) -> Tensor:
-    """The log-probability of all sites of a trace on data `x`, or of some, shape `(num_samples, N)`."""
+    """The summed log-probability of those sites of a trace that `which` selects, shape `(num_samples, N)`."""
     sites = [site for site in sample_sites(trace).values() if which(site)]
     parts = (log_prob(site) * site["scale"] if scaled else log_prob(site) for site in sites)
     return sum(parts, torch.zeros((), device=x.device)).expand(num_samples, len(x))
@@ -212,7 +214,7 @@ def sample_sites(trace: Trace) -> dict[str, Site]:
 
 
 def is_random(site: Site) -> bool:
-    """Whether a site draws or scores a value: not a plate, and not `pyro.deterministic`."""
+    """Whether a site has a random value: neither a plate nor `pyro.deterministic`."""
     return site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
 
 
@@ -220,18 +222,18 @@ def _check_sites(model: Trace, guide: Trace, size: int) -> None:
     latent = {name for name, site in sample_sites(model).items() if not site["is_observed"]}
     sampled = {name for name, site in sample_sites(guide).items() if not site["infer"].get("is_auxiliary")}
     if latent != sampled:
-        raise ValueError(
-            f"model and guide need the same latent sites, but {', '.join(sorted(latent ^ sampled))} is in only one of them"
+        raise RequestError(
+            f"model and guide need the same latent sites, but only one of them has {', '.join(sorted(latent ^ sampled))}"
         )
     check_plates({**sample_sites(model), **sample_sites(guide)}, size)
 
 
 def check_plates(sites: Mapping[str, Site], size: int) -> None:
-    """Refuse sites that do not all lie in one plate over the data, and one more, over samples, to its left."""
+    """Raise `RequestError` unless each site is in one plate over the data and, to its left, one over samples."""
     for name, site in sites.items():
         _, *plates = sorted(site["cond_indep_stack"], key=lambda frame: frame.dim or 0)
         if [(plate.dim, plate.size) for plate in plates] != [(-1, size)]:
-            raise ValueError(
-                f"site {name} does not lie in exactly one plate of {size} rows at dim -1: write"
-                f" `with pyro.plate('data', len(x))` around every site of model and guide"
+            raise RequestError(
+                f"site {name} is not in exactly one plate of {size} rows at dim -1; put every site of model and guide"
+                " inside `with pyro.plate('data', len(x))`"
             )

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vae.errors import RequestError
-from pyro_vae.graphs import Engine, Graph
-from pyro_vae.importance import Program, Site, check_plates, log_likelihood, sample_sites, site_sum
+from pyro_vae.inference.graphs import Engine, Graph
+from pyro_vae.inference.importance import Program, Site, check_plates, log_likelihood, sample_sites, site_sum
 
 LEAPFROGS = 10
 ADAPTING = 8

@@ -19,11 +19,11 @@ from filelock import FileLock, Timeout
 from jsonargparse import ArgumentError, Namespace
 
 from pyro_vae import checkpoints
-from pyro_vae.checkpoints import storing
+from pyro_vae.cli.checkpoints import storing
 from pyro_vae.cli import PARTS, build, constructors, one_line, parse, train_parser
 from pyro_vae.data import Data, load_data
 from pyro_vae.errors import RequestError
-from pyro_vae.fit import Record, Training
+from pyro_vae.inference.fit import Record, Training
 from pyro_vae.vae import Model
 
 TRUSTED = ("pyro_vae", "torch.nn", "torch.optim", "pyro.infer", "pyro.nn", "pyro.optim")

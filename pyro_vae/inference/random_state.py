@@ -1,4 +1,4 @@
-"""The state of every global generator of random numbers."""
+"""The state of the global random number generators."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """The state of torch's, Python's and NumPy's global generators, as tensors and plain values."""
+    """The states of torch's, Python's and NumPy's global generators, as tensors and plain values."""
     _, keys, *numbers = np.random.get_state()  # noqa: NPY002
     return {
         "torch": torch.get_rng_state(),
@@ -22,7 +22,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Put the generators into a state that `random_state` gave; a GPU's only where there was one."""
+    """Restore the states that `random_state` returned; CUDA's only if it was saved."""
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"], device)

@@ -12,19 +12,17 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.optim import Adam
 
-from pyro_vae import distributed
+from pyro_vae.inference import distributed
 from pyro_vae.data import Split
 from pyro_vae.errors import RequestError
-from pyro_vae.graphs import Engine
-from pyro_vae.importance import log_likelihood, log_weights
+from pyro_vae.inference.graphs import Engine
+from pyro_vae.inference.importance import log_likelihood, log_weights
 from pyro_vae.memory import rows_at_once
-from pyro_vae.scores import Scores, in_chunks, score
+from pyro_vae.evaluation.metrics import Scores, in_chunks, score
+from pyro_vae.inference.codes import ACTIVE, activity, codes
 from pyro_vae.vae import Model
 
 ELBO_SAMPLES = 10
-
-ACTIVE = 0.01
-"""A latent dimension is active if its posterior mean varies by more over the images (Burda et al., 2016)."""
 
 RELIABLE = 0.7
 """The largest k-hat at which an importance-weighted estimate is to be trusted (Vehtari et al., 2024)."""
@@ -82,10 +80,10 @@ def score_images(
         raise RequestError("there are no images to score")
     vae.eval()
     x = images.to(_device(vae)).scored(vae.pixels)
-    own = distributed.share(len(x))
+    own = distributed.shard(len(x))
     with _own_noise():
         scores = score(vae.model, vae.guide, x[own], num_samples, memory_mb, engine, on_images)
-    return scores.map(lambda values: distributed.gathered(values, len(x)))
+    return scores.map(lambda values: distributed.all_gather(values, len(x)))
 
 
 def summarized(vae: Model, images: Split, scores: Scores, num_samples: int) -> Metrics:
@@ -111,11 +109,11 @@ def summarized(vae: Model, images: Split, scores: Scores, num_samples: int) -> M
 def _terms(vae: Model, images: Split) -> tuple[Tensor, Tensor]:
     """The mean reconstruction and KL of each image, with a few draws."""
     x = images.to(_device(vae)).scored(vae.pixels)
-    own = distributed.share(len(x))
+    own = distributed.shard(len(x))
     with _own_noise():
         chunks = list(in_chunks(vae.model, vae.guide, x[own], ELBO_SAMPLES))
     reconstruction, kl = (torch.cat([part.double().mean(0).cpu() for part in parts]) for parts in zip(*chunks, strict=True))
-    return distributed.gathered(reconstruction, len(x)), distributed.gathered(kl, len(x))
+    return distributed.all_gather(reconstruction, len(x)), distributed.all_gather(kl, len(x))
 
 
 def _reliability(scores: Scores) -> dict[str, Any]:
@@ -150,58 +148,6 @@ def summary(values: Tensor, num_samples: int) -> dict[str, Any]:
         "num_samples": num_samples,
         "num_images": len(values),
     }
-
-
-class Codes(NamedTuple):
-    """Means and scales of q(z | x), each of shape `(N, latent_dim)`."""
-
-    loc: Tensor
-    scale: Tensor
-
-
-@torch.no_grad()
-def codes(vae: Model, x: Tensor) -> Codes:
-    """The posterior means and standard deviations at each image of `x`, as pixels; by draws where they have no closed form."""
-    parts = [_moments(vae.encode(rows)) for rows in x.split(rows_at_once(lambda x: _moments(vae.encode(x)), x))]
-    return Codes(*(torch.cat(part) for part in zip(*parts, strict=True)))
-
-
-def _moments(q: TorchDistribution) -> tuple[Tensor, Tensor]:
-    try:
-        return q.mean, q.stddev
-    except NotImplementedError:
-        draws = q.sample(torch.Size([DRAWS]))
-        return draws.mean(0), draws.std(0)
-
-
-@torch.no_grad()
-def activity(vae: Model, x: Tensor) -> Tensor:
-    r"""The variance over the images of each dimension's posterior mean, :math:`\operatorname{Var}_x \mathbb{E}[z \mid x]`.
-
-    Where the mean has no closed form it is estimated twice, and the variance is the covariance of the two: one noisy mean
-    alone would vary by its noise.
-
-    References:
-        | Importance Weighted Autoencoders (Burda et al., 2016)
-        | https://arxiv.org/abs/1509.00519
-
-    Arguments:
-        vae: A VAE.
-        x: Images, as the likelihood's pixels, at least two.
-
-    Returns:
-        The variances, shape `(latent_dim,)`.
-    """
-    parts = [_two_means(vae.encode(rows)) for rows in x.split(rows_at_once(lambda x: _two_means(vae.encode(x)), x))]
-    first, second = (torch.cat(means).double() for means in zip(*parts, strict=True))
-    return ((first - first.mean(0)) * (second - second.mean(0))).sum(0) / max(1, len(x) - 1)
-
-
-def _two_means(q: TorchDistribution) -> tuple[Tensor, Tensor]:
-    try:
-        return q.mean, q.mean
-    except NotImplementedError:
-        return q.sample(torch.Size([DRAWS])).mean(0), q.sample(torch.Size([DRAWS])).mean(0)
 
 
 class Information(NamedTuple):
@@ -332,7 +278,7 @@ def inference_gap(
         RequestError: If the posterior has no reparameterized draws.
     """
     vae.eval()
-    at_once = rows_at_once(lambda x: log_weights(vae.model, vae.guide, x, DRAWS), x, memory_mb)
+    at_once = rows_at_once(lambda x: log_weights(vae.model, vae.guide, x, num_samples=DRAWS), x, memory_mb)
     parts = [_gap(vae, rows, num_samples, steps, learning_rate, draws, on_step) for rows in x.split(at_once)]
     return Gap(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
@@ -347,15 +293,17 @@ def _gap(
     on_step: Callable[[int], object],
 ) -> Gap:
     with torch.no_grad():
-        params = vae.posterior.encoder(vae.likelihood.unit(x))
+        params = vae.encoder(vae.likelihood.unit(x))
     params.requires_grad_()
-    if not vae.posterior.distribution(params).has_rsample:
+    if not vae.posterior(params).has_rsample:
         raise RequestError("the inference gap needs a posterior with reparameterized draws")
     elbo = _bounds(vae, x, num_samples)[0]
     optimizer = Adam([params], lr=learning_rate)
     with _local_posterior(vae, params):
         for _ in range(steps):
-            (params.grad,) = torch.autograd.grad(-log_weights(vae.model, vae.guide, x, draws).mean(0).sum(), [params])
+            (params.grad,) = torch.autograd.grad(
+                -log_weights(vae.model, vae.guide, x, num_samples=draws).mean(0).sum(), [params]
+            )
             optimizer.step()
             on_step(len(x))
         local_elbo, log_p = _bounds(vae, x, num_samples)
@@ -365,14 +313,16 @@ def _gap(
 @torch.no_grad()
 def _bounds(vae: Model, x: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
     """The ELBO and the importance-weighted bound of each image."""
-    weights = torch.cat([log_weights(vae.model, vae.guide, x, DRAWS) for _ in range(-(-num_samples // DRAWS))])[:num_samples]
+    weights = torch.cat([log_weights(vae.model, vae.guide, x, num_samples=DRAWS) for _ in range(-(-num_samples // DRAWS))])[
+        :num_samples
+    ]
     return weights.mean(0), log_likelihood(weights)
 
 
 @contextmanager
 def _local_posterior(vae: Model, params: Tensor) -> Iterator[None]:
     """Have the guide take these parameters of the posterior, whatever image it is given."""
-    vae.encode = lambda x: vae.posterior.distribution(params)  # type: ignore[method-assign]
+    vae.encode = lambda x: vae.posterior(params)  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -382,7 +332,7 @@ def _local_posterior(vae: Model, params: Tensor) -> Iterator[None]:
 @contextmanager
 def _own_noise() -> Iterator[None]:
     """Let each of several processes draw noise of its own; all then go on from the same random state."""
-    if distributed.size() == 1:
+    if distributed.world_size() == 1:
         yield
         return
     with torch.random.fork_rng():

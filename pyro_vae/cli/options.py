@@ -23,20 +23,20 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vae import distributed
+from pyro_vae.inference import distributed
 from pyro_vae.data import NAMED, Binarization
 from pyro_vae.errors import LostWorkerError, NotFiniteError, RequestError, StorageError, TerminatedError
-from pyro_vae.fit import OnNaN
-from pyro_vae.graphs import Engine
-from pyro_vae.hierarchical import HierarchicalVAE
-from pyro_vae.importance import terms
+from pyro_vae.inference.fit import OnNaN
+from pyro_vae.inference.graphs import Engine
+from pyro_vae.vae import HierarchicalVAE
+from pyro_vae.inference.importance import terms
 from pyro_vae.likelihoods import Likelihood, Pixels
 from pyro_vae.networks import Network, Shape
 from pyro_vae.posteriors import Posterior
-from pyro_vae.precision import Precision
+from pyro_vae.inference.precision import Precision
 from pyro_vae.priors import Prior
 from pyro_vae.schedules import Schedule
-from pyro_vae.svi import MakeOptimizer
+from pyro_vae.inference.svi import MakeOptimizer
 from pyro_vae.vae import VAE, Model
 
 MODELS = (VAE, HierarchicalVAE)

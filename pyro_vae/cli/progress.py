@@ -11,8 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pyro_vae import distributed
-from pyro_vae.fit import Record
+from pyro_vae.inference import distributed
+from pyro_vae.inference.fit import Record
 from pyro_vae.likelihoods import Likelihood
 
 LINES = 20

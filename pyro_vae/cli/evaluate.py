@@ -17,20 +17,28 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from pyro_vae import distributed, plots, progress
-from pyro_vae.ais import Bounds, annealed_log_weights, bidirectional_bounds
-from pyro_vae.checkpoints import storing
+from pyro_vae.inference import distributed, plots, progress
+from pyro_vae.evaluation.ais import Bounds, annealed_log_weights, bidirectional_bounds
+from pyro_vae.cli.checkpoints import storing
 from pyro_vae.cli import add_saved_run, device, new_parser, parse, run
 from pyro_vae.data import Data, Split
-from pyro_vae.diagnostics import evaluate, inference_gap, information, linear_probe, score_images, summarized, summary
+from pyro_vae.evaluation.diagnostics import (
+    evaluate,
+    inference_gap,
+    information,
+    linear_probe,
+    score_images,
+    summarized,
+    summary,
+)
 from pyro_vae.errors import RequestError
-from pyro_vae.graphs import Engine, pick_engine
-from pyro_vae.importance import log_likelihood, monte_carlo_error, terms
+from pyro_vae.inference.graphs import Engine, pick_engine
+from pyro_vae.inference.importance import log_likelihood, monte_carlo_error, terms
 from pyro_vae.memory import rows_at_once
-from pyro_vae.runs import Run, load_run, run_data
-from pyro_vae.scores import Scores
+from pyro_vae.cli.run_folder import Run, load_run, run_data
+from pyro_vae.evaluation.metrics import Scores
 from pyro_vae.vae import Model
-from pyro_vae.views import seen
+from pyro_vae.viz.views import seen
 
 __all__ = ["evaluate", "main"]
 

@@ -1,4 +1,4 @@
-"""Several processes as one: each works on its share of the rows of every batch, with the noise that one process would draw."""
+"""Data-parallel processes: each works on its shard of every batch, with the noise that a single process would draw."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pyro_vae.errors import LostWorkerError, RequestError
 
 
-def size() -> int:
-    """Number of processes that work together: 1 outside of `torchrun`."""
+def world_size() -> int:
+    """Number of processes; 1 without `torchrun`."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this process among them, from 0."""
+    """Index of this process; 0 without `torchrun`."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def is_lead() -> bool:
-    """Whether this process is the one that writes and prints."""
+def is_main_process() -> bool:
+    """Whether this process writes files and prints."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[None]:
-    """Work together with the other processes that `torchrun` has started, if it has."""
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join the processes that `torchrun` started, if any, for the `with` block."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
@@ -44,50 +44,50 @@ def joined(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def lead_first() -> Iterator[None]:
-    """Have the lead run this before the others do, such as a download."""
-    if not is_lead():
-        wait_for_all()
+def main_process_first() -> Iterator[None]:
+    """Run the `with` block in the main process before the others, for example for a download."""
+    if not is_main_process():
+        barrier()
     yield
-    if is_lead():
-        wait_for_all()
+    if is_main_process():
+        barrier()
 
 
-def share(rows: int) -> slice:
-    """This process's rows among `rows`, which are spread as evenly as can be."""
-    return slice(rows * rank() // size(), rows * (rank() + 1) // size())
+def shard(rows: int) -> slice:
+    """This process's part of `rows`; the parts differ by at most one row."""
+    return slice(rows * rank() // world_size(), rows * (rank() + 1) // world_size())
 
 
-def sum_over_all(*tensors: Tensor) -> None:
+def all_reduce(*tensors: Tensor) -> None:
     """Sum each tensor over the processes, in place.
 
     Raises:
-        LostWorkerError: If one of them has ended.
+        LostWorkerError: If a worker process exited.
     """
-    if size() > 1 and tensors:
+    if world_size() > 1 and tensors:
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         _collective(dist.all_reduce, flat)
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
 
-def gathered(values: Tensor, rows: int) -> Tensor:
-    """The values of all `rows`, in order, given those of this process's share."""
+def all_gather(values: Tensor, rows: int) -> Tensor:
+    """The values of all `rows`, in order, from those of each process's shard."""
     whole = values.new_zeros(rows, *values.shape[1:])
-    whole[share(rows)] = values
-    sum_over_all(whole)
+    whole[shard(rows)] = values
+    all_reduce(whole)
     return whole
 
 
-def wait_for_all() -> None:
-    """Go on when every process is here."""
-    if size() > 1:
+def barrier() -> None:
+    """Wait for all processes."""
+    if world_size() > 1:
         _collective(dist.barrier)
 
 
-def from_lead(tensor: Tensor) -> Tensor:
-    """The lead's tensor, in place."""
-    if size() > 1:
+def broadcast(tensor: Tensor) -> Tensor:
+    """Copy the main process's tensor to all processes, in place."""
+    if world_size() > 1:
         _collective(dist.broadcast, tensor, src=0)
     return tensor
 
@@ -96,7 +96,7 @@ def _collective(function: Any, *args: Any, **kwargs: Any) -> None:
     try:
         function(*args, **kwargs)
     except RuntimeError as error:
-        raise LostWorkerError("another of the processes that train together has ended") from error
+        raise LostWorkerError("a worker process exited") from error
 
 
 aten = torch.ops.aten
@@ -105,21 +105,21 @@ MAKERS = {aten.rand, aten.randn, aten.rand_like, aten.randn_like}
 
 
 class WholeNoise(TorchDispatchMode):
-    """Draws what one process would draw for a whole batch, and keeps the rows of this process's share.
+    """Draws the noise of the whole batch and keeps the rows of this process's shard.
 
-    The rows are the first dimension, or, under a plate of particles, the second.
+    Rows are the first dimension or, under a plate of particles, the second.
 
     Arguments:
-        rows: Number of rows in the whole batch.
-        particles: Number of particles that are drawn at once.
+        rows: Number of rows of the whole batch.
+        particles: Number of particles drawn at once.
 
     Raises:
-        RequestError: If there is a draw of another kind, such as one whose parameters are tensors.
+        ValueError: If the programs draw from another kind of operation, such as one with tensor parameters.
     """
 
     def __init__(self, rows: int, particles: int = 1) -> None:
         super().__init__()
-        self.rows, self.particles, own = rows, particles, share(rows)
+        self.rows, self.particles, own = rows, particles, shard(rows)
         self.start, self.own_rows = own.start, own.stop - own.start
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -127,7 +127,7 @@ class WholeNoise(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded not in func.tags or "attention" in str(kind):
             return func(*args, **kwargs)
         if kind not in FILLERS | MAKERS or any(isinstance(arg, Tensor) for arg in args[1:]):
-            raise RequestError(f"several processes cannot share the draws of {kind}: use one process")
+            raise RequestError(f"{kind} is not supported with several processes; use one process")
         shape = list(args[0].shape if isinstance(args[0], Tensor) else args[0])
         dim = int(shape[:2] == [self.particles, self.own_rows] != [1, 1])
         if shape[dim : dim + 1] != [self.own_rows]:

@@ -1,4 +1,4 @@
-"""A function of tensors as one flat graph of tensor operations: traced once, then run without the Python that wrote it."""
+"""Tracing a function of tensors into a flat graph of tensor operations, compiling it, and replaying it as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,33 +16,35 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from pyro_vae.errors import RequestError
+from pyro_vae.errors import RequestError, check_choice
+
+logger = logging.getLogger("pyro_vae")
 
 Engine = Literal["eager", "traced", "compiled"]
 
 TRACED_STEPS = 500
 COMPILED_STEPS = 8_000
-"""From so many steps on, tracing, and on the CPU compiling too, take less time than they save."""
+"""Numbers of steps from which tracing (0.5 s) and, on the CPU, compiling (about 10 s) save more time than they take."""
 
 WARM_UPS = 3
-"""Calls before a CUDA graph is captured, as torch asks for."""
+"""Calls before a CUDA graph is captured, as torch's documentation recommends."""
 
 
 class Graph:
-    """A function of tensors, traced into a graph for the shapes that it is called with first.
+    """A function of tensors, traced into a graph on its first call.
 
-    The graph reads and changes, in place, the same tensors that the function does: parameters, buffers, running sums. Tracing
-    runs the function, but leaves no trace in them or in the random state. Other shapes run as they are written, until they
-    come twice in succession: the odd last batch of an epoch is not worth a graph. Python's own control flow is fixed by the
-    first call.
+    The graph reads and updates in place the tensors that the function uses: parameters, buffers, running sums. Tracing has no
+    side effects on them or on the random state. Python control flow is fixed by the first call. Arguments of other shapes run
+    eagerly unless they occur twice in a row, so that the smaller last batch of an epoch does not cost a graph.
+
+    If the function cannot be traced or compiled, a warning is logged and a simpler engine is used.
 
     Arguments:
-        function: Returns a list of tensors without gradients. Arguments that are no tensors are fixed in the graph.
-        engine: "eager" runs it as it is written; "traced" runs its operations one by one; "compiled" has Inductor fuse them.
-        say: Called once with the reason, if the function cannot be traced or compiled and a plainer engine takes over.
+        function: Returns a list of tensors without gradients. Arguments that are not tensors are constants of the graph.
+        engine: "eager" calls the function; "traced" runs its operations one by one; "compiled" fuses them with Inductor.
 
     Raises:
-        RequestError: If there is no such engine.
+        ValueError: If the engine is unknown.
 
     Example:
         >>> total = torch.zeros(())
@@ -54,12 +56,9 @@ class Graph:
         ([6.0, 12.0, 18.0], tensor(9.))
     """
 
-    def __init__(
-        self, function: Callable[..., list[Any]], engine: Engine = "compiled", say: Callable[[str], object] = lambda line: None
-    ) -> None:
-        if engine not in get_args(Engine):
-            raise RequestError(f"engine must be one of {', '.join(get_args(Engine))}, but is {engine}")
-        self.function, self.engine, self.say = function, engine, say
+    def __init__(self, function: Callable[..., list[Any]], engine: Engine = "compiled") -> None:
+        check_choice("engine", engine, Engine)
+        self.function, self.engine = function, engine
         self._graphs: dict[Any, Callable[..., list[Any]]] = {}
         self._last: Any = None
 
@@ -91,17 +90,17 @@ class Graph:
 
     def _fall_back(self, engine: Engine, problem: str, error: Exception) -> Callable[..., list[Any]]:
         self.engine = engine
-        self.say(f"engine: {engine}, because {problem}: {_reason(error)}")
+        logger.warning("using the %s engine: %s (%s)", engine, problem, _reason(error))
         return self.function
 
 
 class Replay:
-    """A function without results on CUDA tensors, captured into a CUDA graph: replayed without Python, launches or waiting.
+    """A function on CUDA tensors, without results, captured into a CUDA graph and replayed.
 
-    Every tensor that it changes must stay where it is. The first calls, and those of other shapes, run as they are written.
+    The tensors that it updates must keep their addresses. The first calls, and those with other shapes, run eagerly.
 
     Arguments:
-        function: Takes tensors on CUDA, and works only on tensors there.
+        function: Takes CUDA tensors and updates CUDA tensors in place.
     """
 
     def __init__(self, function: Callable[..., None]) -> None:
@@ -137,7 +136,7 @@ class Replay:
 
 
 def pick_engine(device: torch.device, steps: int) -> Engine:
-    """The engine that is worth starting up for so many steps on a device."""
+    """The fastest engine for a number of steps on a device, start-up included."""
     if steps < TRACED_STEPS:
         return "eager"
     if device.type == "cuda":
@@ -146,15 +145,12 @@ def pick_engine(device: torch.device, steps: int) -> Engine:
 
 
 def has_compiler() -> bool:
-    """Whether there is a C++ compiler, which Inductor needs on the CPU."""
+    """Whether a C++ compiler is on the path; Inductor needs one on the CPU."""
     return any(shutil.which(name) for name in ("g++", "c++", "clang++", "cl"))
 
 
 def trace(function: Callable[..., list[Any]], args: Sequence[Any]) -> tuple[Callable[..., Any], list[Tensor]]:
-    """The graph of a function at its arguments, and the tensors beyond them that it captures.
-
-    The graph is called with the arguments and then the captured tensors.
-    """
+    """The graph of a function at `args`, and the other tensors that it uses, which are further inputs of the graph."""
     census = _Census()
     with census.without_effect(), census:
         function(*args)
@@ -165,15 +161,15 @@ def trace(function: Callable[..., list[Any]], args: Sequence[Any]) -> tuple[Call
     return graph, captured
 
 
-def rehearse(function: Callable[..., Any], *args: Any) -> None:
-    """Run a function without effect on any tensor that it has not made, or on the random state."""
+def dry_run(function: Callable[..., Any], *args: Any) -> None:
+    """Call a function without side effects on existing tensors or on the random state."""
     census = _Census()
     with census.without_effect(), census:
         function(*args)
 
 
 class _Census(TorchDispatchMode):
-    """Notes each tensor that was not made meanwhile, and keeps what was in those that are written to."""
+    """Records the tensors that existed before and are used, and the contents of those that are written to."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -186,7 +182,7 @@ class _Census(TorchDispatchMode):
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         for tensor in tensors:
             self._note(tensor)
-        if func._schema.is_mutable or "batch_norm" in func._schema.name:
+        if func._schema.is_mutable or "batch_norm" in func._schema.name:  # whose schema hides that it updates its buffers
             for tensor in tensors:
                 self._keep(tensor)
         made = func(*args, **(kwargs or {}))
@@ -202,7 +198,7 @@ class _Census(TorchDispatchMode):
             self.captured.append(tensor)
 
     def _keep(self, tensor: Tensor) -> None:
-        """Keep the whole storage of a tensor that lies in one that was not made meanwhile: it may be a view."""
+        """Save the whole storage of a tensor that existed before: the tensor may be a view of it."""
         key = _storage(tensor)
         if key in self._storages and key not in self._before:
             whole = tensor.detach().as_strided((tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
@@ -210,7 +206,7 @@ class _Census(TorchDispatchMode):
 
     @contextmanager
     def without_effect(self) -> Iterator[None]:
-        """Undo, at the end, every change to tensors that were not made meanwhile, and to the random state."""
+        """Restore, at the end, the tensors that existed before and the random state."""
         with torch.random.fork_rng():
             try:
                 yield
@@ -224,16 +220,12 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _kind(args: Sequence[Any]) -> tuple[Any, ...]:
-    """What a graph is made for: shapes and types of tensors, and the other arguments themselves.
-
-    Raises:
-        RequestError: If one of these cannot be told from others.
-    """
+    """The key of a graph: shapes, dtypes and devices of tensors, and the values of other arguments."""
     kind = tuple((arg.shape, arg.dtype, arg.device) if isinstance(arg, Tensor) else arg for arg in args)
     try:
         hash(kind)
     except TypeError as error:
-        raise RequestError(f"a graph takes tensors and plain values, but there is an {error}: pass tensors") from error
+        raise RequestError(f"arguments must be tensors or hashable values ({error}); pass tensors") from error
     return kind
 
 
@@ -243,15 +235,15 @@ def _tensors(args: Sequence[Any]) -> list[Tensor]:
 
 def _reason(error: Exception) -> str:
     if "get value out of a tracing tensor" in str(error):
-        return "the value of a tensor steers what they do"
+        return "their control flow depends on the value of a tensor"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _compiled(graph: Any, inputs: Sequence[Tensor]) -> Callable[..., Any]:
-    """Through Inductor, with torch's own random numbers, so that every engine draws the same."""
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of CUDA's compiler without a GPU
+    """Compile with Inductor, with torch's own random numbers, so that all engines draw the same."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns about nvcc on machines without a GPU
     import torch._inductor
 
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch, about itself
+        warnings.simplefilter("ignore")  # torch's deprecation warnings about its own code
         return torch._inductor.compile(graph, list(inputs), options={"fallback_random": True})

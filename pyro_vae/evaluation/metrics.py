@@ -9,12 +9,11 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import NotFiniteError
-from pyro_vae.graphs import Engine, Graph
-from pyro_vae.importance import (
+from pyro_vae.errors import NotFiniteError, check_positive
+from pyro_vae.inference.graphs import Engine, Graph
+from pyro_vae.inference.importance import (
     Program,
     Terms,
-    check_num_samples,
     effective_sample_size,
     k_curve,
     log_likelihood,
@@ -23,7 +22,7 @@ from pyro_vae.importance import (
     terms,
 )
 from pyro_vae.memory import Counter
-from pyro_vae.precision import products
+from pyro_vae.inference.precision import products
 
 PROBE = 32
 """Samples of the first image, from which it is seen what one takes."""
@@ -133,10 +132,10 @@ def in_chunks(
 
     Memory stays bounded however large `num_samples` and `x` are. No gradients.
     """
-    check_num_samples(num_samples)
+    check_positive(num_samples=num_samples)
     probe = min(num_samples, PROBE)
     with torch.no_grad(), Counter() as counter:
-        first = terms(model, guide, x[:1], probe)
+        first = terms(model, guide, x[:1], num_samples=probe)
     at_once = counter.rows_at_once(probe, memory_mb)
     graphs = _Graphs(model, guide, engine)
     yield _joined([first, *graphs.passes(x[:1], num_samples - probe, at_once)])
@@ -161,7 +160,7 @@ class _Graphs:
 
     def _graph(self, count: int) -> Graph:
         if count not in self.graphs:
-            self.graphs[count] = Graph(lambda x: list(terms(self.model, self.guide, x, count)), self.engine)
+            self.graphs[count] = Graph(lambda x: list(terms(self.model, self.guide, x, num_samples=count)), self.engine)
         return self.graphs[count]
 
 

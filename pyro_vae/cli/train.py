@@ -15,8 +15,8 @@ from jsonargparse import Namespace
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vae import distributed, plots, progress, views
-from pyro_vae.checkpoints import storing
+from pyro_vae.inference import distributed, plots, progress, views
+from pyro_vae.cli.checkpoints import storing
 from pyro_vae.cli import (
     build,
     build_objective,
@@ -30,11 +30,11 @@ from pyro_vae.cli import (
     train_parser,
 )
 from pyro_vae.data import NAMED, Data, load_data, to_pixels
-from pyro_vae.diagnostics import codes, evaluate
+from pyro_vae.evaluation.diagnostics import codes, evaluate
 from pyro_vae.errors import RequestError
-from pyro_vae.fit import Record, Training, fit
-from pyro_vae.graphs import pick_engine
-from pyro_vae.runs import Run, is_of, new_run
+from pyro_vae.inference.fit import Record, Training, fit
+from pyro_vae.inference.graphs import pick_engine
+from pyro_vae.cli.run_folder import Run, is_of, new_run
 from pyro_vae.schedules import value_at
 from pyro_vae.vae import Model
 

@@ -12,15 +12,15 @@ import torch
 Precision = Literal["float32", "tf32", "bf16"]
 
 ROUNDING = 1e-6
-"""Products in float32 are off by less, relative to their norm; those in tf32 by some 3e-4, those in bf16 by some 3e-3."""
+"""Relative error that float32 products stay below; tf32 has about 3e-4, bf16 about 3e-3."""
 
 
 @contextmanager
 def products(precision: Precision = "float32") -> Iterator[None]:
-    """Have torch take the products of float32 tensors in a precision, on the CPU and on CUDA; the user's setting is restored.
+    """Set the precision of matrix products of float32 tensors in a `with` block.
 
-    "tf32" and "bf16" allow these where the hardware is faster at them: torch has bf16 products on CPUs with matrix units, and
-    takes tf32 for them on CUDA. "float32" is exact to rounding, by whichever of torch's libraries is the faster.
+    "tf32" and "bf16" allow lower precision where the hardware supports it: bf16 on CPUs with matrix units, tf32 on CUDA for
+    both. "float32" is accurate to rounding, with the fastest backend that passes an accuracy check.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision({"float32": _float32(), "tf32": "high", "bf16": "medium"}[precision])
@@ -32,7 +32,7 @@ def products(precision: Precision = "float32") -> Iterator[None]:
 
 @cache
 def _float32() -> str:
-    """The fastest setting that is exact: on CPUs without matrix units "medium" is, and may be twice as fast as "highest"."""
+    """The fastest accurate setting. On CPUs without matrix units "medium" stays in float32, and may select a faster library."""
     if torch.cuda.is_available():
         return "highest"
     before = torch.get_float32_matmul_precision()

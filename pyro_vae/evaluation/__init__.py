@@ -1,0 +1,1 @@
+"""How good a trained model is: held-out metrics, diagnostics and annealed importance sampling."""

@@ -1,0 +1,73 @@
+"""Codes of images: moments of the posterior q(z | x), and how much they vary over images."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+
+from pyro_vae.vae import Model
+
+ACTIVE = 0.01
+"""A latent dimension is active if the variance of its posterior mean over the images exceeds this (Burda et al., 2016)."""
+
+DRAWS = 100
+IMAGES = 1000
+"""Images encoded in one pass."""
+
+
+class Codes(NamedTuple):
+    """Moments of q(z | x), each of shape `(N, latent_dim)`."""
+
+    loc: Tensor
+    scale: Tensor
+
+
+@torch.no_grad()
+def codes(vae: Model, x: Tensor) -> Codes:
+    """The posterior means and standard deviations at images `x`, as the likelihood's pixels.
+
+    They are estimated with 100 draws where the posterior has no closed form.
+    """
+    parts = [_moments(vae.encode(rows)) for rows in x.split(IMAGES)]
+    return Codes(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _moments(q: TorchDistribution) -> tuple[Tensor, Tensor]:
+    try:
+        return q.mean, q.stddev
+    except NotImplementedError:
+        draws = q.sample(torch.Size([DRAWS]))
+        return draws.mean(0), draws.std(0)
+
+
+@torch.no_grad()
+def activity(vae: Model, x: Tensor) -> Tensor:
+    r"""The variance of the posterior mean over images, :math:`\operatorname{Var}_x \mathbb{E}[z \mid x]`.
+
+    Where the mean has no closed form it is estimated twice, and the covariance of the two estimates is returned: the variance
+    of one estimate would include its noise.
+
+    References:
+        | Importance Weighted Autoencoders (Burda et al., 2016)
+        | https://arxiv.org/abs/1509.00519
+
+    Arguments:
+        vae: A model.
+        x: At least two images, as the likelihood's pixels.
+
+    Returns:
+        The variances, shape `(latent_dim,)`.
+    """
+    parts = [_two_means(vae.encode(rows)) for rows in x.split(IMAGES)]
+    first, second = (torch.cat(means).double() for means in zip(*parts, strict=True))
+    return ((first - first.mean(0)) * (second - second.mean(0))).sum(0) / max(1, len(x) - 1)
+
+
+def _two_means(q: TorchDistribution) -> tuple[Tensor, Tensor]:
+    try:
+        return q.mean, q.mean
+    except NotImplementedError:
+        return q.sample(torch.Size([DRAWS])).mean(0), q.sample(torch.Size([DRAWS])).mean(0)

@@ -1,0 +1,450 @@
+"""The training loop: `fit` returns an iterator with one record per epoch, which can be stopped and resumed."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any, Literal, TypedDict
+
+import pyro
+import torch
+from pyro.infer import ELBO, Trace_ELBO
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from tqdm import tqdm
+
+from pyro_vae.data import Data, to_pixels
+from pyro_vae.errors import NotFiniteError, RequestError, check_choice, check_positive
+from pyro_vae.inference import distributed
+from pyro_vae.inference.codes import ACTIVE, activity
+from pyro_vae.inference.graphs import Engine, logger, pick_engine
+from pyro_vae.inference.importance import traces
+from pyro_vae.inference.meter import Meter
+from pyro_vae.inference.precision import Precision, products
+from pyro_vae.inference.random_state import random_state, set_random_state
+from pyro_vae.inference.svi import SVI, MakeOptimizer
+from pyro_vae.objectives import CapacityELBO, FreeBitsELBO, ScheduledELBO, check_objective
+from pyro_vae.schedules import Constant, Schedule, value_at
+from pyro_vae.vae import Model, default_batch_size
+
+MakeScheduler = Callable[[Optimizer], LRScheduler]
+OnNaN = Literal["stop", "rewind"]
+AnyEngine = Literal["auto", "eager", "traced", "compiled"]
+
+BATCH_SIZE = 128
+EPOCHS = 20
+STEPS = 3000
+"""Least number of steps by default: 20 epochs are too few for small data sets."""
+FIRST_PIXELS = 50_000_000
+"""Pixels of the training images that initialize the model, to bound memory."""
+CHECK_SECONDS = 1.0
+"""Time between checks for a loss that is not finite, which wait for the device."""
+REWINDS = 3
+
+
+class Record(TypedDict):
+    """Metrics of one epoch; losses, ELBO and its terms in nats per image.
+
+    `elbo` = `reconstruction` - `kl` is at beta = 1, `loss` is the value that was minimized; they are means over the epoch's steps.
+    `beta` and `learning_rate` are those of the last step. `active_units` counts the latent dimensions whose posterior mean
+    varies over the validation images by more than 0.01.
+    """
+
+    epoch: int
+    step: int
+    beta: float
+    learning_rate: float
+    loss: float
+    elbo: float
+    reconstruction: float
+    kl: float
+    validation_loss: float
+    validation_elbo: float
+    validation_reconstruction: float
+    validation_kl: float
+    active_units: int
+    rewinds: int
+    seconds: float
+    images_per_second: float
+
+
+def fit(
+    vae: Model,
+    data: Data,
+    *,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    optimizer: MakeOptimizer | None = None,
+    objective: ELBO | None = None,
+    beta: Schedule | None = None,
+    lr_scheduler: MakeScheduler | None = None,
+    clip_grad_norm: float | None = None,
+    patience: int | None = None,
+    engine: AnyEngine = "auto",
+    precision: Precision = "float32",
+    on_nan: OnNaN = "stop",
+) -> Training:
+    """Train a model on the device that it is on. The test set is not used.
+
+    With the same seed before the model is built (`pyro.set_rng_seed(seed)`) and as `seed`, the parameters equal those of
+    `python -m pyro_vae.train` with the same options, bit for bit.
+
+    Arguments:
+        vae: The model and the guide; initialized from the training images first (`Model.initialize`).
+        data: The `train` split is fitted, the `validation` split is scored after each epoch.
+        epochs: Passes over the training images; None is 20 epochs or 3,000 steps, whichever is longer.
+        batch_size: Images per step; None is 128, or all training images if there are fewer.
+        seed: Seed of torch's, NumPy's and Python's global generators; None leaves them as they are.
+        optimizer: Makes a torch optimizer from a list of parameters; None is fused Adam with learning rate 1e-3.
+        objective: The loss; None is `pyro.infer.Trace_ELBO()`.
+        beta: Weight of the KL at each step; None is 1.
+        lr_scheduler: Makes one of torch's learning-rate schedulers from the optimizer; it is stepped after each epoch.
+        clip_grad_norm: Maximum norm of the gradient over all parameters; None does not clip.
+        patience: Number of epochs without a better validation ELBO (at beta = 1) after which training stops; None never stops.
+        engine: What runs the steps, see `SVI`; "auto" depends on the device and the number of steps.
+        precision: Precision of matrix products in training, see `products`; validation uses float32.
+        on_nan: If the loss is not finite, "stop", or "rewind" to the previous epoch with half the learning rate, up to 3 times.
+
+    Returns:
+        An iterator that trains one epoch per record.
+
+    Raises:
+        ValueError: If an argument is out of range, or the parts do not fit together.
+        NotFiniteError: If the loss becomes NaN or infinite, while iterating.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> pyro.set_rng_seed(0)
+        >>> data = pv.load_data("digits")
+        >>> encoder, decoder = pv.MLP(data.shape, (2, 5)), pv.MLP((5,), (1, *data.shape))
+        >>> vae = pv.VAE(pv.StandardNormal(5), encoder, pv.DiagonalNormal(), decoder, pv.Bernoulli())
+        >>> first, second = pv.fit(vae, data, epochs=2, seed=0)
+        >>> first["validation_elbo"] < second["validation_elbo"]
+        True
+    """
+    check_positive(epochs=epochs, batch_size=batch_size, clip_grad_norm=clip_grad_norm, patience=patience)
+    for name, value, choices in (("engine", engine, AnyEngine), ("precision", precision, Precision), ("on_nan", on_nan, OnNaN)):
+        check_choice(name, value, choices)
+    if seed is not None:
+        pyro.set_rng_seed(seed)
+    batch_size = _batch_size(batch_size, len(data.train))
+    steps_per_epoch = math.ceil(len(data.train) / batch_size)
+    epochs = epochs or max(EPOCHS, math.ceil(STEPS / steps_per_epoch))
+    objective, beta = objective or Trace_ELBO(), beta or Constant()
+    for schedule in [beta, objective.schedule] if isinstance(objective, ScheduledELBO) else [beta]:
+        schedule.set_training_length(steps_per_epoch, epochs)
+    loop = Loop(vae, data, batch_size, objective, beta, precision)
+    vae.initialize(loop.first_pixels())
+    loop.prepare(optimizer or partial(Adam, fused=True), lr_scheduler, clip_grad_norm, _engine(engine, loop, epochs))
+    return Training(loop, epochs, patience, on_nan)
+
+
+class Training(Iterator[Record]):
+    """Training in progress: each record drawn from it trains one epoch. Made by `fit`.
+
+    Attributes:
+        epochs: Number of epochs to train.
+        epoch: Number of epochs trained.
+        best: The best validation ELBO so far, in nats per image.
+        improved: Whether the last epoch's is the best.
+        ended: Whether no epoch remains.
+        engine: The engine that runs the steps.
+    """
+
+    def __init__(self, loop: Loop, epochs: int, patience: int | None, on_nan: OnNaN) -> None:
+        self.loop, self.epochs, self.patience, self.on_nan = loop, epochs, patience, on_nan
+        self.epoch, self.best, self.waited, self.rewinds = 0, -math.inf, 0, 0
+
+    @property
+    def improved(self) -> bool:
+        return self.epoch > 0 and self.waited == 0
+
+    @property
+    def ended(self) -> bool:
+        return self.epoch >= self.epochs or (self.patience is not None and self.waited >= self.patience)
+
+    @property
+    def engine(self) -> Engine:
+        return self.loop.svi.engine
+
+    def __next__(self) -> Record:
+        if self.ended:
+            raise StopIteration
+        before = copy.deepcopy(self.state_dict()) if self.on_nan == "rewind" else None
+        try:
+            metrics = self.loop.epoch(f"epoch {self.epoch + 1}/{self.epochs}")
+        except NotFiniteError as error:
+            if before is None or self.rewinds == REWINDS:
+                raise
+            return self._rewind(before, error)
+        self.epoch += 1
+        self.waited = 0 if metrics["validation_elbo"] > self.best else self.waited + 1
+        self.best = max(self.best, metrics["validation_elbo"])
+        return {"epoch": self.epoch, **metrics, "rewinds": self.rewinds}  # type: ignore[typeddict-item]
+
+    def _rewind(self, before: Mapping[str, Any], error: NotFiniteError) -> Record:
+        self.load_state_dict(before)
+        self.rewinds += 1
+        rate = self.loop.scale_learning_rate(0.5)
+        logger.warning("%s; rewinding to epoch %d with learning rate %.3g", error, self.epoch, rate)
+        return next(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state at the end of the last epoch, as tensors and plain values: training continues from it bit for bit."""
+        names = ("epoch", "best", "waited", "rewinds")
+        return {**{name: getattr(self, name) for name in names}, **self.loop.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a `state_dict`."""
+        self.loop.load_state_dict(state)
+        for name in ("epoch", "best", "waited", "rewinds"):
+            setattr(self, name, state[name])
+
+
+class Loop:
+    """One epoch at a time: the training steps, then the validation."""
+
+    svi: SVI
+    scheduler: LRScheduler | None
+
+    def __init__(self, vae: Model, data: Data, batch_size: int, objective: ELBO, beta: Schedule, precision: Precision) -> None:
+        self.vae, self.batch_size, self.objective, self.schedule, self.precision = vae, batch_size, objective, beta, precision
+        self.device = next(vae.parameters()).device
+        self.train, validation = data.train.to(self.device), data.validation.to(self.device)
+        self.validation, self.validation_labels = validation.scored(vae.pixels), validation.labels
+        self.beta, self.meter, self.step = torch.ones((), device=self.device), Meter(self.device), 0
+        self._set_step()
+        if objective.max_plate_nesting == math.inf:
+            objective.max_plate_nesting = 1 + (objective.vectorize_particles and objective.num_particles > 1)
+
+    def first_pixels(self) -> Tensor:
+        """The training images that initialize the model, as the likelihood's pixels."""
+        images = self.train.images
+        return to_pixels(images[: max(1, FIRST_PIXELS // images[0].numel())], self.vae.pixels)
+
+    def prepare(
+        self, optimizer: MakeOptimizer, lr_scheduler: MakeScheduler | None, clip_grad_norm: float | None, engine: Engine
+    ) -> None:
+        """Make the optimizer and the scheduler, and run the programs once without side effects."""
+        model, guide = self.meter.model(self.vae.model), self.meter.guide(self.vae.guide)
+        self.svi = SVI(
+            model,
+            guide,
+            lambda params: self._hooked(optimizer(params), params, clip_grad_norm),
+            self.objective,
+            mean=True,
+            prepare=self._batch,
+            engine=engine,
+        )
+        with self._shard(self.batch_size) as own:
+            self.svi.dry_run(torch.arange(self.batch_size, device=self.device)[own], check=self._check)
+        self.scheduler = None if lr_scheduler is None else lr_scheduler(self.optimizer)
+
+    def epoch(self, label: str) -> dict[str, Any]:
+        """Train one epoch and score the validation images."""
+        start = time.perf_counter()
+        self.vae.train()
+        with products(self.precision):
+            trained = self._train(label)
+        seconds = time.perf_counter() - start
+        self.vae.eval()
+        with products("float32"):
+            validated = self._validate(label)
+            active = int((activity(self.vae, self.validation) > ACTIVE).sum())
+        metrics = {
+            "step": self.step,
+            "beta": value_at(self.schedule, self.step - 1),
+            "learning_rate": self._learning_rate(),
+            **trained,
+            **{f"validation_{name}": value for name, value in validated.items()},
+            "active_units": active,
+            "seconds": seconds,
+            "images_per_second": len(self.train) / seconds,
+        }
+        self._step_scheduler(validated["elbo"])
+        return metrics
+
+    def _train(self, label: str) -> dict[str, float]:
+        order = distributed.broadcast(torch.randperm(len(self.train), device=self.device))
+        checked = time.perf_counter()
+        with _progress(len(self.train), label) as progress:
+            for index in order.split(self.batch_size):
+                self._set_step()
+                with self._shard(len(index)) as own:
+                    self.svi.update(index[own])
+                self.step += 1
+                progress.update(len(index))
+                if time.perf_counter() - checked > CHECK_SECONDS and distributed.world_size() == 1:
+                    self._check_finite(label)
+                    checked = time.perf_counter()
+        return self._read(label, len(self.train))
+
+    def _validate(self, label: str) -> dict[str, float]:
+        chunks = torch.arange(len(self.validation), device=self.device).split(default_batch_size(self.vae, self.validation))
+        for index in chunks:
+            with self._shard(len(index)) as own:
+                rows = index[own]
+                labels = None if self.validation_labels is None else self.validation_labels[rows]
+                if len(rows):
+                    self.svi.total += len(rows) * self.svi.evaluate_loss(self.validation[rows], labels, self.beta)
+        return self._read(f"{label}, validation", len(self.validation))
+
+    def _batch(self, index: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The arguments of the programs: images, labels and beta."""
+        labels = None if self.train.labels is None else self.train.labels[index]
+        return to_pixels(self.train.images[index], self.vae.pixels), labels, self.beta
+
+    def _set_step(self) -> None:
+        """Update what is scheduled in place, so that graphs stay valid."""
+        self.beta.fill_(value_at(self.schedule, self.step))
+        if isinstance(self.objective, ScheduledELBO):
+            self.objective.set_step(self.step)
+
+    def _read(self, label: str, rows: int) -> dict[str, float]:
+        """Metrics per row since the last call."""
+        distributed.all_reduce(self.meter.sums, self.svi.total)
+        self._check_finite(label)
+        loss = self.svi.total.item() / rows
+        reconstruction, kl = (self.meter.sums / (rows * self.objective.num_particles)).tolist()
+        self.svi.total.zero_()
+        self.meter.sums.zero_()
+        return {"loss": loss, "elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
+
+    def _check_finite(self, label: str) -> None:
+        if not math.isfinite(self.svi.total.item() + self.meter.sums.sum().item()):
+            raise NotFiniteError(
+                f"the loss became NaN or infinite in {label}, at or before step {self.step}; lower the learning rate"
+                " (optimizer.lr), set clip_grad_norm=100, or use on_nan=rewind"
+            )
+
+    @contextmanager
+    def _shard(self, rows: int) -> Iterator[slice]:
+        """This process's rows of a batch, with the noise that a single process would draw."""
+        own = distributed.shard(rows)
+        self.weight = (own.stop - own.start) / rows
+        particles = self.objective.num_particles if self.objective.vectorize_particles else 1
+        with distributed.WholeNoise(rows, particles) if distributed.world_size() > 1 else nullcontext():
+            yield own
+
+    def _hooked(self, optimizer: Optimizer, params: Sequence[Tensor], clip_grad_norm: float | None) -> Optimizer:
+        """The optimizer, with operations on the gradients before each step."""
+        if distributed.world_size() > 1:
+            optimizer.register_step_pre_hook(lambda *_: self._average_gradients(params))
+        if clip_grad_norm is not None:
+            optimizer.register_step_pre_hook(lambda *_: _clip(params, clip_grad_norm))
+        return optimizer
+
+    def _average_gradients(self, params: Sequence[Tensor]) -> None:
+        """Turn gradients of the mean over this process's rows into those of the mean over the whole batch."""
+        grads = [param.grad for param in params if param.grad is not None]
+        for grad in grads:
+            grad *= self.weight
+        distributed.all_reduce(*grads)
+
+    def _check(self, x: Tensor, y: Tensor | None, beta: Tensor) -> None:
+        """Raise `RequestError` if the parts do not fit together."""
+        _check_shapes(self.vae, x)
+        check_objective(self.objective, self.schedule, *traces(self.vae.model, self.vae.guide, (x, y), 1))
+        _check_distributed(self.objective, len(self.train), self.batch_size, self.svi.engine)
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer of all parameters."""
+        assert self.svi.optimizer is not None
+        return self.svi.optimizer
+
+    def _learning_rate(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def _step_scheduler(self, elbo: float) -> None:
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(-elbo)
+        elif self.scheduler is not None:
+            self.scheduler.step()
+
+    def scale_learning_rate(self, factor: float) -> float:
+        """Scale the learning rate and the scheduler's base rate, and return the new one."""
+        for group in self.optimizer.param_groups:
+            for name in group.keys() & {"lr", "initial_lr"}:
+                group[name] *= factor
+        if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.base_lrs = [rate * factor for rate in self.scheduler.base_lrs]
+        return self._learning_rate()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step, the parameters, the optimizer, the scheduler and the random state."""
+        return {
+            "step": self.step,
+            "vae": self.vae.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "random": random_state(self.device),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a `state_dict`; sums of an unfinished epoch are dropped."""
+        self.step = state["step"]
+        self.vae.load_state_dict(state["vae"])
+        self.svi.load_optimizer(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["lr_scheduler"])
+        self.svi.total.zero_()
+        self.meter.sums.zero_()
+        set_random_state(state["random"], self.device)
+
+
+def _batch_size(asked: int | None, rows: int) -> int:
+    if asked is not None and asked > rows:
+        raise RequestError(f"batch_size={asked} exceeds the {rows} training images; use a smaller batch_size")
+    if asked is None and rows < BATCH_SIZE:
+        logger.info("batch_size: using all %d training images", rows)
+    return asked or min(BATCH_SIZE, rows)
+
+
+def _engine(asked: AnyEngine, loop: Loop, epochs: int) -> Engine:
+    if asked != "auto":
+        return asked
+    steps = epochs * math.ceil(len(loop.train) / loop.batch_size)
+    return pick_engine(loop.device, steps) if distributed.world_size() == 1 else "eager"
+
+
+def _check_shapes(vae: Model, x: Tensor) -> None:
+    dim = vae.latent_dim
+    codes, images = (vae.posterior.num_params, dim), (vae.likelihood.num_params, *x.shape[1:])
+    given = {
+        "encoder": (vae.encoder, vae.likelihood.unit(x), codes),
+        "decoder": (vae.decoder, x.new_zeros(len(x), dim), images),
+    }
+    for name, (network, value, wanted) in given.items():
+        shape = tuple(network(value).shape[1:])
+        if shape != wanted:
+            raise RequestError(f"{name} returns shape {shape} per image, but must return {wanted}")
+
+
+def _check_distributed(objective: ELBO, images: int, batch_size: int, engine: Engine) -> None:
+    size = distributed.world_size()
+    if size == 1:
+        return
+    if batch_size < size or 0 < images % batch_size < size:
+        raise RequestError(f"batch_size={batch_size} leaves a batch with fewer rows than the {size} processes; change it")
+    if engine != "eager":
+        raise RequestError(f"engine={engine} is not supported with several processes; use engine=eager")
+    if isinstance(objective, FreeBitsELBO | CapacityELBO):
+        raise RequestError(f"{type(objective).__name__} is not supported with several processes; use one process")
+
+
+def _progress(images: int, label: str) -> tqdm[Any]:
+    """A progress bar, on a terminal only."""
+    disable = None if distributed.is_main_process() else True
+    return tqdm(total=images, desc=label, unit=" images", unit_scale=True, leave=False, disable=disable, dynamic_ncols=True)
+
+
+def _clip(params: Sequence[Tensor], norm: float) -> None:
+    clip_grad_norm_(params, norm)

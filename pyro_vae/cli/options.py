@@ -1,418 +1,298 @@
-"""The command line: what can be asked for, and a VAE built from what was."""
+"""The options of the commands: flags and YAML keys, whose schema is the constructors' signatures."""
 
 from __future__ import annotations
 
-import io
 import os
 import re
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
-from inspect import signature
+from argparse import SUPPRESS
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from inspect import isabstract, signature
 from pkgutil import resolve_name
-from typing import Any, Literal, get_args
+from types import ModuleType
+from typing import Any, Literal
 
+import pyro.infer
 import torch
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 from jsonargparse.typing import PositiveFloat, PositiveInt, restricted_number_type
 from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer, SparseAdam, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vae.inference import distributed
+from pyro_vae import likelihoods, networks, objectives, posteriors, priors, schedules, vae
 from pyro_vae.data import NAMED, Binarization
-from pyro_vae.errors import LostWorkerError, NotFiniteError, RequestError, StorageError, TerminatedError
-from pyro_vae.inference.fit import OnNaN
-from pyro_vae.inference.graphs import Engine
-from pyro_vae.vae import HierarchicalVAE
-from pyro_vae.inference.importance import terms
-from pyro_vae.likelihoods import Likelihood, Pixels
-from pyro_vae.networks import Network, Shape
-from pyro_vae.posteriors import Posterior
+from pyro_vae.errors import RequestError
+from pyro_vae.inference.fit import AnyEngine, OnNaN
 from pyro_vae.inference.precision import Precision
-from pyro_vae.priors import Prior
-from pyro_vae.schedules import Schedule
-from pyro_vae.inference.svi import MakeOptimizer
-from pyro_vae.vae import VAE, Model
 
-MODELS = (VAE, HierarchicalVAE)
-"""Imported so that their names are known."""
-
-PARTS: dict[str, type] = {
-    "model": Model,
-    "prior": Prior,
-    "posterior": Posterior,
-    "likelihood": Likelihood,
-    "encoder": Network,
-    "decoder": Network,
-    "objective": ELBO,
-    "optimizer": Optimizer,
-    "lr_scheduler": LRScheduler,
-    "beta": Schedule,
-}
-
-Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)], docstring="A seed, from 0 to 2**32 - 1.")
-
-SUPPLIED = {
-    "latent_dim",
-    "data_shape",
-    "in_shape",
-    "out_shape",
-    "encoder",
-    "decoder",
-    "prior",
-    "posterior",
-    "likelihood",
-    "params",
-    "steps_per_epoch",
-    *("optimizer", "last_epoch"),
-    *("max_plate_nesting", "max_iarange_nesting", "retain_graph", "strict_enumeration_warning"),
-    *("ignore_jit_warnings", "jit_options", "tail_adaptive_beta"),
-}
-"""Constructor parameters that the run fills in, or that its programs have no use for: none of them is a flag."""
-
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "model": {"class_path": "pyro_vae.VAE"},
-    "prior": {"class_path": "pyro_vae.priors.StandardNormal"},
-    "posterior": {"class_path": "pyro_vae.posteriors.DiagonalNormal"},
-    "likelihood": {"class_path": "pyro_vae.likelihoods.Bernoulli"},
-    "encoder": {"class_path": "pyro_vae.networks.MLP"},
-    "decoder": {"class_path": "pyro_vae.networks.MLP"},
-    "objective": {"class_path": "pyro.infer.Trace_ELBO"},
-    "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"fused": True}},
-    "beta": {"class_path": "pyro_vae.schedules.Constant"},
-}
+Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)], docstring="A seed from 0 to 2**32 - 1.")
 
 
-def new_parser(prog: str, description: str) -> ArgumentParser:
-    """A parser that knows `--help` only."""
-    return ArgumentParser(prog=f"python -m {prog}", description=description, allow_abbrev=False, exit_on_error=False)
+@dataclass(frozen=True)
+class Part:
+    """A part of a run that a flag exchanges.
 
-
-def parse(parser: ArgumentParser, argv: list[str] | None) -> Namespace:
-    """The options in `argv`, or in `sys.argv`; classes of the user's own are looked for in the current folder too.
-
-    Raises:
-        RequestError: If they cannot be understood; one line, however the parser puts it.
+    Attributes:
+        base: The base class.
+        home: The module whose classes are known by name.
+        supplied: Constructor parameters that the run fills in; they are not flags.
+        default: The class that is used by default.
+        options: Its options that differ from the constructor's defaults.
+        others: Further known classes.
+        unsupported: Classes of `home` that do not work here.
     """
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        config = parser.parse_args(argv)
-        if _new_defaults(parser, config):
-            config = parser.parse_args(argv)
-        return config
-    except (ArgumentError, OSError, UnicodeDecodeError) as error:
-        raise RequestError(one_line(str(error))) from error
+
+    base: type
+    home: ModuleType
+    supplied: frozenset[str]
+    default: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    others: tuple[type, ...] = ()
+    unsupported: tuple[type, ...] = ()
+
+    def known(self) -> list[type]:
+        """The classes that are known by name and may be named by a run folder."""
+        classes = [cls for cls in vars(self.home).values() if isinstance(cls, type) and issubclass(cls, self.base)]
+        usable = [cls for cls in classes if not isabstract(cls) and cls not in (self.base, *self.unsupported)]
+        return sorted({*usable, *self.others}, key=lambda cls: cls.__name__)
 
 
-def _new_defaults(parser: ArgumentParser, config: Namespace) -> bool:
-    """Take the defaults of the classes that were named: the parser keeps those of its default class where the names agree."""
-    named = {name: config[name].class_path for name in DEFAULTS if config.get(name)}
-    other = {name: _default(name, path) for name, path in named.items() if parser.get_default(name)["class_path"] != path}
-    parser.set_defaults(other)
-    return bool(other)
+NETWORK = Part(
+    networks.Network,
+    networks,
+    frozenset({"in_shape", "out_shape"}),
+    "pyro_vae.networks.MLP",
+    unsupported=(networks.GatedLayer,),
+)
+
+PARTS: dict[str, Part] = {
+    "model": Part(
+        vae.Model,
+        vae,
+        frozenset({"prior", "encoder", "posterior", "decoder", "likelihood", "latent_dim", "data_shape"}),
+        "pyro_vae.VAE",
+    ),
+    "prior": Part(
+        priors.Prior,
+        priors,
+        frozenset({"latent_dim", "data_shape", "encoder", "posterior"}),
+        "pyro_vae.priors.StandardNormal",
+    ),
+    "posterior": Part(
+        posteriors.Posterior, posteriors, frozenset({"latent_dim"}), "pyro_vae.posteriors.DiagonalNormal"
+    ),
+    "likelihood": Part(
+        likelihoods.Likelihood, likelihoods, frozenset({"data_shape"}), "pyro_vae.likelihoods.Bernoulli"
+    ),
+    "encoder": NETWORK,
+    "decoder": NETWORK,
+    "objective": Part(
+        ELBO,
+        objectives,
+        frozenset(
+            {
+                *("max_plate_nesting", "max_iarange_nesting", "retain_graph", "strict_enumeration_warning"),
+                *("ignore_jit_warnings", "jit_options", "tail_adaptive_beta"),
+            }
+        ),
+        "pyro.infer.Trace_ELBO",
+        others=(Trace_ELBO, TraceMeanField_ELBO, RenyiELBO),
+        unsupported=objectives.OTHER_LOOPS,
+    ),
+    "optimizer": Part(
+        Optimizer,
+        torch.optim,
+        frozenset({"params"}),
+        "torch.optim.Adam",
+        {"fused": True},
+        unsupported=(LBFGS, SparseAdam),
+    ),
+    "lr_scheduler": Part(
+        LRScheduler,
+        lr_scheduler,
+        frozenset({"optimizer", "last_epoch"}),
+        unsupported=(lr_scheduler.ChainedScheduler, lr_scheduler.SequentialLR, lr_scheduler._LRScheduler),
+    ),
+    "beta": Part(schedules.Schedule, schedules, frozenset(), "pyro_vae.schedules.Constant"),
+}
+
+HELP = {
+    "config": "Options as YAML; the config.yaml of a run repeats the run.",
+    "data": f"auto, {', '.join(NAMED)}, or a path to your own images: .npy, .npz or a folder.",
+    "data_dir": "Folder of the downloaded data sets.",
+    "image_size": "Height and width to resize every image to, up to 1024.",
+    "binarization": "How grey pixels become binary: drawn at each presentation, drawn once, or not at all.",
+    "latent_dim": "Number of latent dimensions.",
+    "epochs": "Passes over the training images; by default 20 epochs or 3,000 steps, whichever is longer.",
+    "batch_size": "Images per step; by default 128, or all if there are fewer.",
+    "seed": "Seed of the random number generators.",
+    "device": "Where to compute.",
+    "run_dir": "New folder for everything that the run writes; by default runs/DATA-TIME.",
+    "resume": "Continue the run in --run_dir from its last checkpoint; with auto, start it if it does not exist.",
+    "trust": "Import any class that the run folder names. This runs code from its module.",
+    "checkpoint_every": "Epochs between checkpoints.",
+    "patience": "Stop after this many epochs without a better validation ELBO; by default never.",
+    "clip_grad_norm": "Maximum norm of the gradient; by default unlimited.",
+    "on_nan": "If the loss is not finite, stop, or rewind to the previous epoch with half the learning rate.",
+    "engine": "What runs the steps: Pyro as written, its traced graph, or the compiled graph; auto chooses.",
+    "precision": "Precision of matrix products in training.",
+}
+"""The flags of `train` and the description of each."""
 
 
-def _default(part: str, class_path: str) -> dict[str, Any]:
-    accepted = signature(resolve_name(class_path)).parameters
-    options = DEFAULTS[part].get("init_args", {})
-    return {"class_path": class_path, "init_args": {key: value for key, value in options.items() if key in accepted}}
+class HelpFormatter(DefaultHelpFormatter):
+    """Shows descriptions and defaults, without jsonargparse's types and lists of subclasses."""
+
+    def _get_help_string(self, action: Any) -> str:
+        plain = action.default in (None, False, SUPPRESS) or action.dest in PARTS
+        return str(action.help) if plain else f"{action.help} (default: %(default)s)"
+
+
+def new_parser(command: str, description: str) -> ArgumentParser:
+    """A parser without options."""
+    return ArgumentParser(
+        prog=f"pyro-vae {command}",
+        description=description,
+        allow_abbrev=False,
+        exit_on_error=False,
+        formatter_class=HelpFormatter,
+    )
+
+
+def add_option(parser: ArgumentParser, name: str, kind: Any, default: Any = None) -> None:
+    """Add a flag of `HELP`."""
+    parser.add_argument(f"--{name}", type=kind if default is not None else kind | None, default=default, help=HELP[name])
 
 
 def train_parser() -> ArgumentParser:
-    """The options of `python -m pyro_vae.train`, which are those of a run's config.yaml."""
-    parser = new_parser("pyro_vae.train", "Train a variational autoencoder as a Pyro program, score it and draw it.")
-    parser.add_argument("--config", action="config", help="Options as YAML; a run's own config.yaml repeats the run.")
-    add_data(parser)
-    parser.add_argument("--binarization", type=Binarization | None, help=_BINARIZATION)
-    parser.add_argument("--latent_dim", type=PositiveInt, default=20, help="Number of latent dimensions.")
-    parser.add_argument("--epochs", type=PositiveInt | None, help="Passes over the training images; default 20 or 3,000 steps.")
-    parser.add_argument("--batch_size", type=PositiveInt, default=128, help="Images in a step.")
-    parser.add_argument("--seed", type=Seed, default=0, help="Seed of everything random, but for the data's own.")
-    add_device(parser)
-    parser.add_argument("--run_dir", type=str | None, help="New folder for all that the run leaves; default runs/DATA-TIME.")
-    parser.add_argument("--resume", action="store_true", help="Go on with the run in --run_dir from its last checkpoint.")
-    parser.add_argument("--trust", action="store_true", help=_TRUST)
-    parser.add_argument("--checkpoint_every", type=PositiveInt, default=1, help="Epochs between checkpoints.")
-    parser.add_argument("--patience", type=PositiveInt | None, help=_PATIENCE)
-    parser.add_argument("--clip_grad_norm", type=PositiveFloat | None, help="Longest gradient of a step; default any.")
-    parser.add_argument("--on_nan", type=OnNaN, default="stop", help=_ON_NAN)
-    parser.add_argument("--engine", type=Literal["auto", *get_args(Engine)], default="auto", help=_ENGINE)
-    parser.add_argument("--precision", type=Precision, default="float32", help="Of the matrix products in training.")
-    add_parts(parser)
+    """The options of `train`, which are those of config.yaml."""
+    parser = new_parser("train", "Train a variational autoencoder, score it on the test set and draw figures.")
+    parser.add_argument("--config", action="config", help=HELP["config"])
+    add_option(parser, "data", str, "auto")
+    add_option(parser, "data_dir", str, "data")
+    add_option(parser, "image_size", PositiveInt)
+    add_option(parser, "binarization", Binarization)
+    add_option(parser, "latent_dim", PositiveInt, 20)
+    add_option(parser, "epochs", PositiveInt)
+    add_option(parser, "batch_size", PositiveInt)
+    add_option(parser, "seed", Seed, 0)
+    add_option(parser, "device", Literal["auto", "cpu", "cuda"], "auto")
+    add_option(parser, "run_dir", str)
+    resume = Literal["never", "always", "auto"]
+    parser.add_argument("--resume", nargs="?", const="always", type=resume, default="never", help=HELP["resume"])
+    parser.add_argument("--trust", action="store_true", help=HELP["trust"])
+    add_option(parser, "checkpoint_every", PositiveInt, 1)
+    add_option(parser, "patience", PositiveInt)
+    add_option(parser, "clip_grad_norm", PositiveFloat)
+    add_option(parser, "on_nan", OnNaN, "stop")
+    add_option(parser, "engine", AnyEngine, "auto")
+    add_option(parser, "precision", Precision, "float32")
+    for name, part in PARTS.items():
+        _add_part(parser, name, part)
     return parser
 
 
-_PATIENCE = "Stop after so many epochs without a better ELBO, at beta = 1, on the validation images; default never."
-_ON_NAN = "If the loss is not finite, stop; or rewind to the epoch before with half the learning rate, at most 3 times."
-_ENGINE = (
-    "What runs the steps: the programs as they are written, their tensor operations traced once, or these compiled by Inductor."
-    " Default: by the device and the number of steps."
-)
-_TRUST = "Import the saved run's classes that pyro_vae, torch.nn, torch.optim and pyro do not define."
-_BINARIZATION = (
-    "How grey pixels become binary ones: drawn afresh at each presentation, drawn once, or not at all. Default: dynamic where"
-    " the likelihood scores binary pixels, else none."
-)
+def _add_part(parser: ArgumentParser, name: str, part: Part) -> None:
+    group = parser.add_argument_group(name)
+    default = part.default and {"class_path": part.default, **({"init_args": part.options} if part.options else {})}
+    text = f"{_choices(part)}; options of one: --{name}.help CLASS (default: {(part.default or 'none').split('.')[-1]})"
+    group.add_subclass_arguments(
+        part.base, name, as_group=False, required=False, default=default, skip=part.supplied, metavar="CLASS", help=text
+    )
 
 
-def add_data(parser: ArgumentParser) -> None:
-    """Add the flags that name a data set."""
-    parser.add_argument("--data", type=str, default="auto", help=f"auto, {', '.join(NAMED)}, or a path to your own images.")
-    parser.add_argument("--data_dir", type=str, default="data", help="Folder of the downloaded data sets.")
-    parser.add_argument("--image_size", type=PositiveInt | None, help="Height and width to resize every image to, up to 1024.")
+def _choices(part: Part) -> str:
+    return f"{', '.join(cls.__name__ for cls in part.known())}, or an import path such as my_module.MyClass"
 
 
-def add_device(parser: ArgumentParser) -> None:
-    """Add the flag that names a device."""
-    parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="Where to compute.")
+def add_run_options(parser: ArgumentParser) -> None:
+    """Add the options of a command on a saved run."""
+    parser.add_argument("run_dir", help="Folder of a run.")
+    checkpoint = Literal["last", "best"]
+    parser.add_argument("--checkpoint", type=checkpoint, default="last", help="Last epoch, or the best by validation ELBO.")
+    parser.add_argument("--split", type=Literal["train", "validation", "test"], default="test", help="Images to use.")
+    parser.add_argument("--data_dir", type=str | None, help="Folder of the downloaded data sets, if it was moved.")
+    add_option(parser, "seed", Seed, 0)
+    parser.add_argument("--trust", action="store_true", help=HELP["trust"])
+    add_option(parser, "device", Literal["auto", "cpu", "cuda"], "auto")
 
 
-def add_saved_run(parser: ArgumentParser) -> None:
-    """Add the flags of a command on a saved run."""
-    parser.add_argument("run_dir", help="Folder of a run of pyro_vae.train.")
-    parser.add_argument("--checkpoint", type=Literal["last", "best"], default="last", help="Last epoch or best on validation.")
-    parser.add_argument("--split", type=Literal["train", "validation", "test"], default="test", help="Images to take.")
-    parser.add_argument("--data_dir", type=str | None, help="Folder of the downloaded data sets, if it has moved since.")
-    parser.add_argument("--seed", type=Seed, default=0, help="Seed of everything random.")
-    parser.add_argument("--trust", action="store_true", help=_TRUST)
-    add_device(parser)
+def parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
+    """The options in `argv`.
 
-
-def resolve_binarization(asked: Binarization | None, likelihood: Likelihood) -> Binarization:
-    """The binarization that was asked for, or the one that fits the likelihood.
+    Modules are looked up in the current folder only if they are not found elsewhere.
 
     Raises:
-        RequestError: If they contradict each other.
+        ValueError: If the options are wrong.
     """
-    name, pixels = type(likelihood).__name__, getattr(likelihood, "pixels", None)
-    if pixels not in get_args(Pixels):
-        raise RequestError(f"likelihood: {name} must declare its pixels, one of {', '.join(get_args(Pixels))}")
-    binary = pixels == "binary"
-    if binary and asked == "none":
-        raise RequestError(
-            f"binarization: {name} scores binary pixels, and with none they stay grey: use dynamic or static, or a likelihood"
-            " on grey pixels (--likelihood.relaxed true for the cross-entropy of the classic examples)"
-        )
-    if not binary and asked in ("dynamic", "static"):
-        raise RequestError(f"binarization: {name} scores {pixels} pixels: drop --binarization {asked}")
-    return asked or ("dynamic" if binary else "none")
-
-
-def add_parts(parser: ArgumentParser) -> None:
-    """Add a flag for each part of a VAE and its training: a class, and the parameters of its constructor."""
-    for name, base in PARTS.items():
-        parser.add_subclass_arguments(base, name, required=False, default=DEFAULTS.get(name), skip=SUPPLIED)
-
-
-def constructors(config: Namespace) -> Namespace:
-    """Each part that was parsed, as its constructor with the options filled in; `supply` gives it the rest and calls it."""
-    return Namespace({name: config.get(name) and _constructor(name, config[name]) for name in PARTS})
-
-
-def rehearse_optimizer(optimizer: MakeOptimizer, lr_scheduler: Callable[..., Any] | None) -> None:
-    """Take one step on a parameter of no account, so that optimizers and schedulers of other kinds are refused before training.
-
-    Raises:
-        RequestError: If one cannot be made, or needs more than gradients.
-    """
-    param = nn.Parameter(torch.zeros(2))
-    param.grad = torch.zeros(2)
-    made = supply("optimizer", optimizer, params=[param])
-    scheduler = None if lr_scheduler is None else supply("lr_scheduler", lr_scheduler, optimizer=made)
-    supply("optimizer", made.step)
-    if scheduler is not None:
-        supply("lr_scheduler", scheduler.step, metrics=0.0)
-        supply("lr_scheduler", scheduler.state_dict)
-
-
-def build_objective(make: Callable[..., Any]) -> ELBO:
-    """Build the objective.
-
-    Raises:
-        RequestError: If its constructor refuses, or an option that Pyro does not check is of the wrong kind.
-    """
-    objective = supply("objective", make)
-    if not isinstance(objective.num_particles, int) or objective.num_particles < 1:
-        raise RequestError(f"objective: num_particles must be a positive integer, but is {objective.num_particles}")
-    return objective
-
-
-def _constructor(name: str, part: Namespace) -> Callable[..., Any]:
-    cls = resolve_name(part.class_path)
-    if not isinstance(cls, type):
-        raise RequestError(f"{name}: {part.class_path} is no class: name one")
-    options = ArgumentParser(exit_on_error=False)
-    options.add_class_arguments(cls, skip=SUPPLIED, instantiate=False)
-    return partial(cls, **supply(name, lambda: options.instantiate(part.get("init_args", Namespace())).as_dict()))
-
-
-def build(parts: Namespace, latent_dim: int, shape: Shape) -> Model:
-    """Build the model of parts given by `constructors`, for images of `shape`.
-
-    Raises:
-        RequestError: If a part's constructor refuses; the message names the part.
-    """
-    likelihood = supply("likelihood", parts.likelihood, data_shape=shape)
-    given = {"latent_dim": latent_dim, "data_shape": shape, "likelihood": likelihood}
-    posterior = supply("posterior", parts.posterior, **given, encoder=nn.Identity())
-    codes = (posterior.num_params, latent_dim)
-    posterior.encoder = supply("encoder", parts.encoder, in_shape=shape, out_shape=codes)
-    images = (likelihood.num_params, *shape)
-    decoder = supply("decoder", parts.decoder, **given, in_shape=(latent_dim,), out_shape=images)
-    given |= {"posterior": posterior, "decoder": decoder}
-    prior_dim = parts.model.keywords.get("prior_dim", latent_dim)
-    prior = supply("prior", parts.prior, **{**given, "latent_dim": prior_dim})
-    model = supply("model", parts.model, **given, prior=prior)
-    _rehearse(model, shape)
-    return model
-
-
-@torch.no_grad()
-def _rehearse(vae: Model, shape: Shape) -> None:
-    """Run the programs once, so that parts that do not fit are refused before training; it leaves no trace in the seed."""
-    x = torch.full((2, *shape), 0.5 if vae.pixels == "dequantized" else 0.0)
     try:
-        with torch.random.fork_rng():
-            terms(vae.model, vae.guide, x, num_samples=2)
-            mean = vae.reconstruct(x)
-    except Exception as error:
-        raise RequestError(f"the parts do not fit together: {one_line(str(error))}") from error
-    if not mean.isfinite().all():
-        raise RequestError("likelihood: the mean of p(x | z) is not finite, so there would be nothing to draw")
+        return _with_own_defaults(parser, argv)
+    except (ArgumentError, OSError, UnicodeDecodeError) as error:
+        if "No module named" not in str(error) or os.getcwd() in sys.path:
+            raise RequestError(one_line(str(error), parser)) from error
+    sys.path.append(os.getcwd())
+    return parse(parser, argv)
 
 
-def supply(name: str, make: Callable[..., Any], **context: Any) -> Any:
-    """Call the constructor of a part with those of `context` that it has a parameter for.
-
-    Raises:
-        RequestError: If it refuses.
-    """
-    accepted = signature(make).parameters
-    try:
-        return make(**{key: value for key, value in context.items() if key in accepted})
-    except Exception as error:
-        raise RequestError(f"{name}: {one_line(str(error)) or type(error).__name__}") from error
+def _with_own_defaults(parser: ArgumentParser, argv: list[str]) -> Namespace:
+    """Parse again with the defaults of the classes that were named; jsonargparse keeps those of the default class."""
+    config = parser.parse_args(argv)
+    named = {name: config[name].class_path for name, part in PARTS.items() if part.default and config.get(name)}
+    other = {name: _defaults(name, path) for name, path in named.items() if parser.get_default(name)["class_path"] != path}
+    if not other:
+        return config
+    parser.set_defaults(other)
+    return parser.parse_args(argv)
 
 
-def device(name: str) -> torch.device:
-    """The device that "auto", "cpu" or "cuda" stands for.
-
-    Raises:
-        RequestError: If there is no CUDA device and one is asked for.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise RequestError("there is no CUDA device here: use --device cpu")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+def _defaults(name: str, class_path: str) -> dict[str, Any]:
+    accepted = signature(resolve_name(class_path)).parameters
+    options = {key: value for key, value in PARTS[name].options.items() if key in accepted}
+    return {"class_path": class_path, "init_args": options}
 
 
-def run(command: Callable[[list[str] | None], None], argv: list[str] | None) -> int:
-    """Run a command and give its exit code: 0, 2 for a wrong request, 130 for Ctrl-C, 143 for SIGTERM, 1 else.
-
-    One line says what is wrong, and what can be done where the exception has a note of it.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    try:
-        with _termination():
-            command(argv)
-    except RequestError as error:
-        return _stop(2, f"error: {error}", error)
-    except (NotFiniteError, StorageError, LostWorkerError) as error:
-        return _stop(1, f"error: {error}", error)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt as error:
-        return _stop(130, "stopped by Ctrl-C", error)
-    except TerminatedError as error:
-        return _stop(143, "stopped by SIGTERM", error)
-    return 0
-
-
-@contextmanager
-def _termination() -> Iterator[None]:
-    """Have SIGTERM raise an exception, as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _raise_terminated)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _raise_terminated(number: int, frame: Any) -> None:
-    raise TerminatedError
-
-
-def _stop(code: int, line: str, error: BaseException) -> int:
-    if not distributed.is_lead() and isinstance(error, RequestError | NotFiniteError | LostWorkerError):
-        return code
-    print("; ".join([line, *getattr(error, "__notes__", [])]), file=sys.stderr)
-    return code
-
-
-def one_line(message: str) -> str:
-    """jsonargparse's nested message, as `part.option: what is wrong`."""
+def one_line(message: str, parser: ArgumentParser | None = None) -> str:
+    """The part of jsonargparse's nested message that names the option and the problem, in one line."""
+    keys = ".".join(re.findall(r'Parser key "(.*?)":', message))
+    message = re.sub(r"""Parser key ".*?":|Problem with given class_path '[^']*':\s*(?=Parser key)""", "", message)
     lines = [line.strip(" -") for line in message.splitlines()]
-    line = " ".join(line for line in lines if line and "Expected a path but" not in line)
-    for pattern, replacement in _REWORDED:
-        line = re.sub(pattern, replacement, line)
-    part, _, problem = line.partition(": ")
-    if part in PARTS and ("no class" in problem or problem.startswith(f"expected {PARTS[part].__name__},")):
-        line += f"; choose from {', '.join(_names(part))}, or give an import path, such as my_module.MyClass"
-    return line
+    line = " ".join(line for line in lines if line and not line.startswith(_BOILERPLATE))
+    line = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", line).replace("a typing.Literal", "one of ")
+    known = f"; choose from {_choices(PARTS[keys])}" if keys in PARTS and "class_path" not in line else ""
+    return f"{keys}: {line}{known}" if keys else f"{line}{_suggestion(line, parser)}"
 
 
-def _names(part: str) -> list[str]:
-    """The classes that are known by name alone."""
-    home = "torch.optim" if part in ("optimizer", "lr_scheduler") else "pyro_vae"
-    foreign = [Trace_ELBO, TraceMeanField_ELBO, RenyiELBO] if part == "objective" else []
-    known = {cls for cls in concrete(PARTS[part]) if cls.__module__.startswith(home) and cls.__module__ != "pyro_vae.testing"}
-    return sorted({cls.__name__ for cls in known.union(foreign)} - UNUSABLE)
+_BOILERPLATE = (
+    "Expected a path but",
+    "Does not validate against any",
+    "Subtypes:",
+    "Errors:",
+    "Expected a <class 'NoneType'>",
+    "Given value type:",
+)
+"""Lines of jsonargparse's messages about other ways in which it tried to read a value."""
 
 
-UNUSABLE = {"_LRScheduler", "ChainedScheduler", "SequentialLR"}
-"""Learning-rate schedulers that are abstract, or made of others."""
-
-_REWORDED = [
-    (r'^Parser key "(.*?)":', r"\1:"),
-    (r"Problem with given class_path '[^']*': Parser key \"(.*?)\":", r".\1:"),
-    (r"Problem with given class_path '([^']*)': Option '(.*?)' is not accepted", r"\1 has no option \2"),
-    (r"Problem with given class_path '([^']*)': Key '(.*?)' is required.*", r"\1 needs its option \2"),
-    (r": \.", "."),
-    (r"Expected a <class '(?:[\w.]+\.)?(\w+)'>\. Got value: (.*)", r"expected \1, but got \2"),
-    (
-        r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .*Given value: (.*)",
-        r"expected \1, but got \2",
-    ),
-    (r"<class '(?:[\w.]+\.)?(\w+)'>, <class '(?:[\w.]+\.)?(\w+)'>", r"\1 or \2"),
-    (r"(,? <class 'NoneType'>|,| or NoneType)(?=, but got)", ""),
-    (r"[Ee]xpected a? ?typing\.Literal\[(.*?)\](?:\. Got value: |, but got )(.*)", r"choose from \1, not \2"),
-    (r"Not of type PositiveInt: (?:.*base 10: )?(\S+).*", r"must be a positive integer, but is \1"),
-    (r"Not of type Seed: (?:.*base 10: )?(\S+).*", r"must be an integer from 0 to 2**32 - 1, but is \1"),
-    (r"Not of type NonNegativeInt: (?:.*base 10: )?(\S+).*", r"must be an integer of at least 0, but is \1"),
-    (r"expected PositiveInt", "expected a positive integer"),
-    (r"Expected a dot import path string: (\S+)", r"there is no class \1"),
-    (r"Problem with given class_path '([^']*)': (?=there is no|No module|module)", ""),
-    (r"Import path (\S+) does not correspond to a subclass of (\w+)", r"\1 is not a \2"),
-    (r"No module named '([\w.]+)'", r"there is no module \1"),
-    (r"module '([\w.]+)' has no attribute '(\w+)'", r"there is no class \2 in the module \1"),
-]
+def _suggestion(line: str, parser: ArgumentParser | None) -> str:
+    flag = re.match(r"unrecognized arguments: (--[\w.]+)", line)
+    options = [name for action in (parser._actions if parser else []) for name in action.option_strings]
+    close = get_close_matches(flag[1], options, 1, 0.7) if flag else []
+    return f"; did you mean {close[0]}?" if close else ""
 
 
-def concrete(base: type) -> list[type]:
-    """The subclasses of a class, at any depth, that can be instantiated."""
-    children: list[type] = base.__subclasses__()
-    found = [cls for child in children for cls in (child, *concrete(child))]
-    return [cls for cls in found if not getattr(cls, "__abstractmethods__", ())]
+def known_paths() -> set[str]:
+    """The import paths that a run folder may name without `trust`: the known classes and torch's activations."""
+    classes = {cls for part in PARTS.values() for cls in part.known()}
+    activations = {cls for cls in vars(nn.modules.activation).values() if isinstance(cls, type) and issubclass(cls, nn.Module)}
+    modules = (vae, pyro.infer, torch.optim, lr_scheduler, nn, nn.modules.activation, sys.modules["pyro_vae"])
+    homes = {*modules, *(sys.modules[cls.__module__] for cls in classes)}
+    known = classes | activations
+    return {
+        f"{home.__name__}.{name}"
+        for home in homes
+        for name, value in vars(home).items()
+        if isinstance(value, type) and value in known
+    }

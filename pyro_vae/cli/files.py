@@ -1,0 +1,131 @@
+"""Reading and writing the files of a run: atomic writes, checkpoints with a digest, and YAML in a strict subset."""
+
+from __future__ import annotations
+
+import io
+import os
+import platform
+import re
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+import yaml
+
+from pyro_vae.errors import RequestError, StorageError
+
+FORMAT = 3
+DIGEST = 32
+YAML_BYTES = 2**20
+YAML_DEPTH = 20
+YAML_SCALAR = 4096
+
+
+def write(path: Path, content: bytes) -> Path:
+    """Replace a file so that at any time the old or the new content is there, whole; the path.
+
+    Raises:
+        StorageError: If it cannot be written; the old content is still there.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)  # left by a process that was killed; "xb" follows no link
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written ({error.strerror or error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def read(path: Path, limit: int | None = None) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        ValueError: If it is missing, is not a regular file, exceeds `limit` bytes, or cannot be read.
+    """
+    try:
+        if not path.is_file():
+            raise RequestError(f"{path} {'is not a regular file' if path.exists() else 'does not exist'}")
+        if limit is not None and path.stat().st_size > limit:
+            raise RequestError(f"{path} has more than {limit:,} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read ({error.strerror or error})") from error
+
+
+def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Write tensors and plain values, with the versions of the libraries and a digest of the file.
+
+    Raises:
+        StorageError: If it cannot be written; the old checkpoint is still there.
+    """
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__), "pyro": str(pyro.__version__)}
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, "versions": versions, **content}, buffer)
+    # torch does not verify the CRC of each record. The digest becomes the comment of the zip archive, which ends with the
+    # length of its comment, so that torch.load still reads the file.
+    archive = buffer.getvalue()
+    write(path, archive[:-2] + DIGEST.to_bytes(2, "little") + sha256(archive).digest())
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote, as tensors and plain values only: no file can run code.
+
+    Raises:
+        ValueError: If it cannot be read, is damaged, or was written by another version.
+    """
+    content = read(path)
+    archive, digest = content[: -DIGEST - 2] + bytes(2), content[-DIGEST:]
+    if sha256(archive).digest() != digest:
+        raise RequestError(f"{path} is damaged or not a checkpoint of this version; use the other --checkpoint, or train again")
+    loaded = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
+    if not isinstance(loaded, dict) or loaded.get("format") != FORMAT:
+        raise RequestError(f"{path} was written by another version of pyro_vae; train again")
+    return loaded
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping in YAML's core schema: no tags, no anchors, bounded in size and depth, identifiers as keys.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    try:
+        text = read(path, YAML_BYTES).decode()
+        _check_events(text)
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise RequestError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise RequestError(f"{path} does not hold options")
+    _check_keys(content, path)
+    return content
+
+
+def _check_events(text: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > YAML_DEPTH:
+            raise ValueError(f"nested deeper than {YAML_DEPTH} levels")
+        if getattr(event, "anchor", None) or getattr(event, "tag", None):
+            raise ValueError(f"anchors, aliases and tags are not supported (line {event.start_mark.line + 1})")
+        if len(getattr(event, "value", "")) > YAML_SCALAR:
+            raise ValueError(f"a value is longer than {YAML_SCALAR} characters")
+
+
+def _check_keys(content: Any, path: Path) -> None:
+    for key in content if isinstance(content, dict) else ():
+        if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z_]\w*", key):
+            raise RequestError(f"{path}: {key!r} is not the name of an option")
+    for value in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
+        _check_keys(value, path)

@@ -24,17 +24,15 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#b
 """Six colours of Okabe and Ito's palette and four more: any two differ by a CIEDE2000 distance of at least 21, and of at
 least 10 with any colour blindness as simulated by Machado et al. (2009)."""
 
-PICTURE_SIZE = 8.0
-"""Largest width and height of a grid of images, in inches."""
-
 TERMS = {"elbo": "ELBO", "reconstruction": "reconstruction, log p(x | z)", "kl": "KL(q(z | x) || p(z))"}
 
 
-def _figure(width: float, height: float) -> Figure:
-    """An empty figure, size in inches. Imports matplotlib here because that takes most of a second."""
+def _subplots(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
+    """A figure, size in inches, and its axes. Imports matplotlib only when needed because that takes most of a second."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, columns)
 
 
 def png(figure: Figure) -> bytes:
@@ -57,14 +55,15 @@ def grid(images: Tensor, title: str, columns: int | None = None, row_labels: Lab
     height, width = images.shape[-2:]
     columns = min(columns or ceil(sqrt(len(images) * height / width)), len(images))
     rows = ceil(len(images) / columns)
-    inches = min(PICTURE_SIZE / (columns * width), PICTURE_SIZE / (rows * height), 1 / sqrt(height * width))  # per pixel
-    figure = _figure(columns * width * inches + 1, rows * height * inches + 1)
-    axes = figure.subplots()
+    inches = min(8 / (columns * width), 8 / (rows * height), 1 / sqrt(height * width))
+    inches = max(inches, 0.25 / max(height, width))  # per pixel
+    figure, axes = _subplots(columns * width * inches + 1, rows * height * inches + 1)
     axes.imshow(_tile(images, columns))
     axes.set_title(title, fontsize=11)
-    axes.set_xticks(_centres(width, len(column_labels)), labels=column_labels)
-    axes.set_yticks(_centres(height, len(row_labels)), labels=row_labels)
-    axes.tick_params(length=0, labelsize=8, labeltop=True, labelbottom=False)
+    # Font sizes in points at which one line of six characters fits a cell.
+    axes.set_xticks(_centres(width, len(column_labels)), labels=column_labels, fontsize=min(8, 20 * width * inches))
+    axes.set_yticks(_centres(height, len(row_labels)), labels=row_labels, fontsize=min(8, 60 * height * inches))
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
     return figure
 
@@ -107,16 +106,10 @@ def traversals(images: Tensor, dimension: int, width: float = 3.0) -> Figure:
 
 
 def manifold(images: Tensor, z: Tensor) -> Figure:
-    """Draw a `views.Manifold`: `images`, shape `(side, side, ...)`, at the values `z`, shape `(2, side)`."""
-    side = len(images)
-    figure = grid(images.flatten(0, 1), "means of p(x | z) on a grid of z, spaced by the quantiles of the prior", side)
-    (axes,) = figure.axes
-    cells = np.unique(np.linspace(0, side - 1, 7).round().astype(int))
-    x, y = (np.array(_centres(size, side)) for size in (images.shape[-1], images.shape[-2]))
-    axes.set_xticks(x[cells], labels=_numbers(z[0, cells]))
-    axes.set_yticks(y[::-1][cells], labels=_numbers(z[1, cells]))
-    axes.tick_params(labeltop=False, labelbottom=True)
-    axes.set(xlabel="z[0]", ylabel="z[1]")
+    """Draw the images of `views.manifold`, shape `(side, side, ...)`, and the values of z, shape `(2, side)`."""
+    title = "means of p(x | z) on a grid of z, spaced by the quantiles of the prior"
+    figure = grid(images.flatten(0, 1), title, len(images), _numbers(z[1].flip(0)), _numbers(z[0]))
+    figure.axes[0].set(xlabel="z[0]", ylabel="z[1]")
     return figure
 
 
@@ -125,30 +118,17 @@ def _numbers(values: Tensor) -> list[str]:
     return [f"{round(value, 2) + 0.0:g}" for value in values.tolist()]
 
 
-def captioned(images: Tensor, title: str, captions: Sequence[str], columns: int = 5) -> Figure:
-    """Draw each image above its caption."""
-    rows = ceil(len(images) / columns)
-    figure = _figure(1.7 * columns, 1.8 * rows + 0.5)
-    figure.suptitle(title, fontsize=11)
-    for place, (image, caption) in enumerate(zip(images, captions, strict=True), start=1):
-        axes = figure.add_subplot(rows, columns, place, xticks=[], yticks=[], frame_on=False)
-        axes.imshow(_tile(image[None], 1))
-        axes.set_xlabel(caption, fontsize=8)
-    return figure
-
-
 def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw the ELBO, its two terms and the number of active units over the epochs, from the records of `fit`."""
-    figure = _figure(13, 3.2)
-    *panels, last = figure.subplots(1, 4)
+    figure, (*panels, last) = _subplots(13, 3.2, columns=4)
     for axes, (key, title) in zip(panels, TERMS.items(), strict=True):
         _curve(axes, records, [record[key] for record in records], "training", COLOURS[0])
         _curve(axes, records, [record[f"validation_{key}"] for record in records], "validation", COLOURS[1])
-        axes.set(title=title, ylabel="nats per image")
+        axes.set(title=title, xlabel="epoch", ylabel="nats per image")
     if any(abs(record["loss"] + record["elbo"]) > 1e-3 * abs(record["elbo"]) for record in records):
         _curve(panels[0], records, [-record["loss"] for record in records], "training, -loss", COLOURS[2])
     _curve(last, records, [record["active_units"] for record in records], "validation", COLOURS[1])
-    last.set(title="active units", ylabel="latent dimensions", ylim=(0, None))
+    last.set(title="active units", xlabel="epoch", ylabel="latent dimensions", ylim=(0, None))
     last.yaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     return figure
 
@@ -156,7 +136,6 @@ def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
 def _curve(axes: Any, records: Sequence[Mapping[str, Any]], values: Sequence[float], label: str, colour: str) -> None:
     epochs = [record["epoch"] for record in records]
     axes.plot(epochs, values, color=colour, label=label, marker="o" if len(epochs) < 30 else None, markersize=3)
-    axes.set_xlabel("epoch")
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.legend(frameon=False)
 
@@ -166,17 +145,15 @@ def bounds(curve: Mapping[str, Mapping[str, Any]]) -> Figure:
 
     The band is the standard error of the gain over K = 1 on the same images.
     """
-    figure = _figure(5.6, 3.6)
-    axes = figure.subplots()
+    figure, axes = _subplots(5.6, 3.6)
     num_samples = [int(k) for k in curve]
     means, errors = (np.array([bound[key] or 0 for bound in curve.values()]) for key in ("mean", "gain_standard_error"))
     axes.plot(num_samples, means, color=COLOURS[0], marker="o", markersize=4)
     axes.fill_between(num_samples, means - errors, means + errors, color=COLOURS[0], alpha=0.25, linewidth=0)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.set(title="importance-weighted bound of K samples", xlabel="K", ylabel="nats per image")
-    note = "band: standard error of the gain over K = 1\non the same images"
-    axes.text(0.98, 0.05, note, transform=axes.transAxes, ha="right", fontsize=8)
+    axes.set_title("importance-weighted bound; band: standard error of\nthe gain over K = 1 on the same images", fontsize=11)
+    axes.set(xlabel="K, number of importance samples", ylabel="nats per image")
     return figure
 
 
@@ -189,16 +166,14 @@ def latent(codes: Tensor, labels: Tensor | None, title: str) -> Figure:
         labels = torch.zeros(len(codes))
     names, groups = labels.unique(return_inverse=True)
     points, (xlabel, ylabel) = _plane(codes.cpu().double())
-    figure = _figure(6.4, 5.4)
-    axes = figure.subplots()
+    figure, axes = _subplots(6.4, 5.4)
     x, y = points.T.numpy()
     axes.scatter(x, y, s=6 if len(points) > 1000 else 14, c=[COLOURS[group] for group in groups], linewidths=0)
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
     if len(names) > 1:
-        handles = [
-            axes.scatter([], [], color=colour, label=name) for name, colour in zip(names.tolist(), COLOURS, strict=False)
-        ]
-        axes.legend(handles=handles, title="label", frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
+        for name, colour in zip(names.tolist(), COLOURS, strict=False):
+            axes.scatter([], [], color=colour, label=name)
+        axes.legend(title="label", frameon=False, handletextpad=0, bbox_to_anchor=(1, 1), loc="upper left")
     return figure
 
 

@@ -95,16 +95,11 @@ def manifold(vae: Model, side: int = 20) -> tuple[Tensor, Tensor]:
     return decode_mean(vae, torch.stack([columns, rows], -1)), z
 
 
+@torch.no_grad()
 def _prior_quantiles(vae: Model, levels: Tensor) -> Tensor:
-    """Quantiles of each dimension of z, shape `(latent_dim, len(levels))`: exact for StandardNormal, otherwise from draws."""
+    """Quantiles of each dimension of z, shape `(latent_dim, len(levels))`: exact for StandardNormal, otherwise of draws."""
     if isinstance(vae, VAE) and type(vae.prior) is StandardNormal:
         return torch.special.ndtri(levels).expand(vae.latent_dim, -1)
-    return torch.quantile(_prior_draws(vae), levels, dim=0).T
-
-
-@torch.no_grad()
-def _prior_draws(vae: Model) -> Tensor:
-    """Draws of the site `z` of the model, which need not be a draw from `vae.prior` (HierarchicalVAE)."""
-    x = vae.sample(BATCH_SIZE)  # Only its shape matters: z does not depend on the observed images.
+    x = vae.sample(BATCH_SIZE)  # The model needs images of the right shape; its draws of z do not depend on them.
     sites: list[Any] = [poutine.trace(vae.model).get_trace(x).nodes["z"] for _ in range(PRIOR_DRAWS // BATCH_SIZE)]
-    return torch.cat([site["value"] for site in sites])
+    return torch.quantile(torch.cat([site["value"] for site in sites]), levels, dim=0).T

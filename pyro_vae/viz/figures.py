@@ -128,7 +128,7 @@ def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
     if any(abs(record["loss"] + record["elbo"]) > 1e-3 * abs(record["elbo"]) for record in records):
         _curve(panels[0], records, [-record["loss"] for record in records], "training, -loss", COLOURS[2])
     _curve(last, records, [record["active_units"] for record in records], "validation", COLOURS[1])
-    last.set(title="active units", xlabel="epoch", ylabel="latent dimensions", ylim=(0, None))
+    last.set(title="active units", xlabel="epoch", ylabel="latent dimensions", ylim=(-0.5, None))
     last.yaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     return figure
 
@@ -168,7 +168,7 @@ def latent(codes: Tensor, labels: Tensor | None, title: str) -> Figure:
     points, (xlabel, ylabel) = _plane(codes.cpu().double())
     figure, axes = _subplots(6.4, 5.4)
     x, y = points.T.numpy()
-    axes.scatter(x, y, s=6 if len(points) > 1000 else 14, c=[COLOURS[group] for group in groups], linewidths=0)
+    axes.scatter(x, y, s=6 if len(points) > 1000 else 14, c=[COLOURS[group] for group in groups.tolist()], linewidths=0)
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
     if len(names) > 1:
         for name, colour in zip(names.tolist(), COLOURS, strict=False):

@@ -28,7 +28,7 @@ TERMS = {"elbo": "ELBO", "reconstruction": "reconstruction, log p(x | z)", "kl":
 
 
 def _subplots(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
-    """A figure, size in inches, and its axes. Imports matplotlib only when needed because that takes most of a second."""
+    """Create a figure, size in inches, and its axes. The import is local because it takes most of a second."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -69,10 +69,10 @@ def grid(images: Tensor, title: str, columns: int | None = None, row_labels: Lab
 
 
 def _tile(images: Tensor, columns: int) -> np.ndarray:
-    """One RGB picture, shape `(height, width, 3)`, of all images with a white line between them."""
+    """Tile the images into one RGB picture, shape `(height, width, 3)`, with white lines between them."""
     from torchvision.utils import make_grid
 
-    images = images if images.shape[1] == 3 else 1 - images.mean(1, keepdim=True)
+    images = images[:, :3] if images.shape[1] in (3, 4) else 1 - images.mean(1, keepdim=True)
     return make_grid(images.cpu(), columns, padding=1, pad_value=1.0).permute(1, 2, 0).numpy()
 
 

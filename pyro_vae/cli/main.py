@@ -38,7 +38,7 @@ pyro-vae COMMAND --help lists the options of a command."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `pyro-vae COMMAND ...` and return its exit code."""
-    name, *options = [*(sys.argv[1:] if argv is None else argv), "--help"][: None if argv or sys.argv[1:] else 1]
+    name, *options = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
         print(USAGE)
         return 0

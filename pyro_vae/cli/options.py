@@ -155,6 +155,7 @@ def new_parser(command: str, description: str) -> ArgumentParser:
     """A parser without options."""
     return ArgumentParser(
         prog=f"pyro-vae {command}",
+        usage="%(prog)s [--OPTION VALUE ...]",
         description=description,
         allow_abbrev=False,
         exit_on_error=False,

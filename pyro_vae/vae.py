@@ -101,10 +101,14 @@ class Model(nn.Module, ABC):
         """The mean of p(x | z) at one draw z ~ q(z | x) for each image, shape `(N, *data_shape)`."""
         return self.decode(self.encode(x).sample()).mean
 
+    def sample_codes(self, n: int) -> Tensor:
+        """Draws z ~ p(z), shape `(n, latent_dim)`."""
+        return self._generate(n)["z"]["value"]
+
     @property
     def latent_dim(self) -> int:
-        """Number of latent dimensions, that of the site `z`."""
-        return self._generate(1)["z"]["value"].shape[-1]
+        """Number of latent dimensions."""
+        return self.sample_codes(1).shape[-1]
 
     @property
     def pixels(self) -> Pixels:

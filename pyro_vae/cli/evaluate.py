@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyro
@@ -26,7 +26,10 @@ from pyro_vae.inference.fit import AnyEngine
 from pyro_vae.vae import Model
 from pyro_vae.viz import figures, views
 
-WORST = 20
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WORST = 10
 PROBED = 5000
 PER_IMAGE = ("elbo", "log_likelihood", "monte_carlo_error", "effective_sample_size", "pareto_k")
 
@@ -100,18 +103,22 @@ def _write(
 ) -> None:
     """Write the results and figures under a name that tells what was asked for."""
     name = f"{config.split}-{config.checkpoint}-{config.method}-K{config.num_samples}-N{len(index)}-seed{config.seed}"
-    order = scores.log_likelihood.argsort()[:WORST]
-    worst = views.to_grey(vae, split[index][order.to(index.device)].scored(vae.pixels))
-    captions = [f"{scores.log_likelihood[i]:.0f}, k-hat {scores.pareto_k[i]:.2f}" for i in order.tolist()]
-    title = "the least likely images: log p(x) in nats, k-hat"
     files = [
         run.save_results(results, f"results-{name}"),
         write(run.path / "figures" / f"k_curve-{name}.png", figures.png(figures.bounds(results["k_curve"]))),
-        write(run.path / "figures" / f"worst-{name}.png", figures.png(figures.captioned(worst, title, captions))),
+        write(run.path / "figures" / f"worst-{name}.png", figures.png(_worst(vae, split[index], scores))),
     ]
     if config.per_image:
         files.append(write(Path(config.per_image), _per_image(split, index, scores)))
     print("\nwritten:", *(f"  {file}" for file in files), sep="\n")
+
+
+def _worst(vae: Model, images: Split, scores: Scores) -> Figure:
+    """The images that the model finds least likely."""
+    order = scores.log_likelihood.argsort()[:WORST]
+    x = views.to_grey(vae, images[order.to(images.images.device)].scored(vae.pixels))
+    labels = [f"{scores.log_likelihood[i]:.0f}\nk-hat {scores.pareto_k[i]:.2f}" for i in order.tolist()]
+    return figures.grid(x, "the least likely images: log p(x) in nats, k-hat", len(x), column_labels=labels)
 
 
 def _per_image(split: Split, index: Any, scores: Scores) -> bytes:

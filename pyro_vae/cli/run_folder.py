@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import torch
 from filelock import FileLock, Timeout
@@ -198,8 +198,8 @@ def _record(line: str) -> Record | None:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    kinds = {name: (int, float) if kind == "float" else int for name, kind in Record.__annotations__.items()}
-    valid = isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in kinds.items())
+    kinds = get_type_hints(Record).items()
+    valid = isinstance(record, dict) and all(isinstance(record.get(name), (int, kind)) for name, kind in kinds)
     return record if valid else None
 
 

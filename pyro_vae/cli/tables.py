@@ -46,8 +46,8 @@ def _log_likelihood(value: Values) -> list[str]:
     lines.append(f"  {'  effective samples':<20}{value['median_effective_sample_size']:>10.1f}  median over images")
     over = value["share_of_images_with_k_hat_over_0.7"]
     if over is not None:
-        note = "a lower bound" if over else "but modes that q(z | x) misses are not seen"
-        lines.append(f"  {'  k-hat over 0.7':<20}{over:>10.0%}  of images: {note}")
+        note = "unreliable there" if over else "necessary, not sufficient"
+        lines.append(f"  {'  k-hat over 0.7':<20}{over:>10.1%}  of images: {note}")
     return lines
 
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import RequestError
-from pyro_vae.evaluation.diagnostics import codes
-from pyro_vae.priors import StandardNormal
-from pyro_vae.vae import VAE, Model
+from pyro_vae.inference.codes import codes
+from pyro_vae.vae import Model
 
 BATCH_SIZE = 1000
 """Largest number of codes per pass of the decoder."""
 
-PRIOR_DRAWS = 10_000
+PRIOR_DRAWS = 20_000
 """Draws of z whose quantiles space the manifold."""
 
 
@@ -95,11 +91,7 @@ def manifold(vae: Model, side: int = 20) -> tuple[Tensor, Tensor]:
     return decode_mean(vae, torch.stack([columns, rows], -1)), z
 
 
-@torch.no_grad()
 def _prior_quantiles(vae: Model, levels: Tensor) -> Tensor:
-    """Quantiles of each dimension of z, shape `(latent_dim, len(levels))`: exact for StandardNormal, otherwise of draws."""
-    if isinstance(vae, VAE) and type(vae.prior) is StandardNormal:
-        return torch.special.ndtri(levels).expand(vae.latent_dim, -1)
-    x = vae.sample(BATCH_SIZE)  # The model needs images of the right shape; its draws of z do not depend on them.
-    sites: list[Any] = [poutine.trace(vae.model).get_trace(x).nodes["z"] for _ in range(PRIOR_DRAWS // BATCH_SIZE)]
-    return torch.quantile(torch.cat([site["value"] for site in sites]), levels, dim=0).T
+    """Empirical quantiles of each dimension of z under the prior, shape `(latent_dim, len(levels))`."""
+    draws = torch.cat([vae.sample_codes(BATCH_SIZE) for _ in range(PRIOR_DRAWS // BATCH_SIZE)])
+    return torch.quantile(draws, levels, dim=0).T

@@ -283,8 +283,8 @@ def _normal(network: nn.Module, z: Tensor) -> TorchDistribution:
     return dist.Normal(loc, log_scale.exp()).to_event(1)
 
 
+# Decoder outputs computed at once: 8 MiB in float32, large enough for efficient products, small enough for CPU caches.
 OUTPUTS_PER_PASS = 2**21
-"""Decoder outputs computed at once: 8 MiB in float32, large enough for efficient products, small enough for CPU caches."""
 
 
 def default_batch_size(vae: Model, x: Tensor) -> int:

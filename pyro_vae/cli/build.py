@@ -129,8 +129,8 @@ def build_training(config: Namespace, download: bool = True) -> tuple[Model, Dat
     return vae, data, training
 
 
+# Flags that are parameters of `fit`.
 FIT_OPTIONS = ("epochs", "batch_size", "seed", "clip_grad_norm", "patience", "engine", "precision", "on_nan")
-"""Flags that are parameters of `fit`."""
 
 
 def _objective(objective: ELBO) -> ELBO:

@@ -59,12 +59,18 @@ def _parser() -> ArgumentParser:
     parser = new_parser("evaluate", "Score a saved run, in nats per image, and check how far the numbers can be trusted.")
     add_run_options(parser)
     parser.add_argument("--num_samples", type=PositiveInt, default=5000, help="Importance samples per image.")
-    parser.add_argument("--num_images", type=PositiveInt | None, help="Size of a random subset for log p(x); all, or 100 for ais.")
+    parser.add_argument(
+        "--num_images", type=PositiveInt | None, help="Size of a random subset for log p(x); all, or 100 for ais."
+    )
     parser.add_argument("--method", type=Literal["is", "ais"], default="is", help="Importance sampling; ais adds annealing.")
     parser.add_argument("--num_chains", type=PositiveInt, default=16, help="AIS: chains per image.")
     parser.add_argument("--num_temperatures", type=PositiveInt, default=500, help="AIS: temperatures.")
-    parser.add_argument("--check_images", type=NonNegativeInt, default=10, help="Images checked by a second method; 0 for none.")
-    parser.add_argument("--gap_images", type=NonNegativeInt, default=0, help="Images for the inference gap; takes about 1 s each.")
+    parser.add_argument(
+        "--check_images", type=NonNegativeInt, default=10, help="Images checked by a second method; 0 for none."
+    )
+    parser.add_argument(
+        "--gap_images", type=NonNegativeInt, default=0, help="Images for the inference gap; takes about 1 s each."
+    )
     parser.add_argument("--batch_size", type=PositiveInt | None, help="Decoder rows per pass; bounds the memory.")
     parser.add_argument("--engine", type=AnyEngine, default="auto", help="What runs the passes.")
     parser.add_argument("--per_image", type=str | None, help="An .npz file for the scores of each image.")
@@ -98,9 +104,7 @@ def _results(vae: Model, split: Split, images: Split, scores: Scores, config: Na
     return results
 
 
-def _write(
-    vae: Model, split: Split, index: Any, scores: Scores, results: dict[str, Any], run: Run, config: Namespace
-) -> None:
+def _write(vae: Model, split: Split, index: Any, scores: Scores, results: dict[str, Any], run: Run, config: Namespace) -> None:
     """Write the results and figures under a name that tells what was asked for."""
     name = f"{config.split}-{config.checkpoint}-{config.method}-K{config.num_samples}-N{len(index)}-seed{config.seed}"
     files = [

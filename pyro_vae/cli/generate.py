@@ -48,7 +48,9 @@ def generate(argv: list[str]) -> None:
     device = pick_device(config.device)
     vae = load_run(config.run_dir, config.checkpoint, device, config.trust)
     pyro.set_rng_seed(config.seed)
-    output = KINDS[config.kind](vae, lambda: getattr(run_data(run, config.data_dir, config.trust), config.split).to(device), config)
+    output = KINDS[config.kind](
+        vae, lambda: getattr(run_data(run, config.data_dir, config.trust), config.split).to(device), config
+    )
     content = figures.png(output.figure()) if file.suffix == ".png" else _npz(output.arrays)
     print(f"written to {write(file, content)}")
 

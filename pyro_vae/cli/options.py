@@ -81,12 +81,8 @@ PARTS: dict[str, Part] = {
         frozenset({"latent_dim", "data_shape", "encoder", "posterior"}),
         "pyro_vae.priors.StandardNormal",
     ),
-    "posterior": Part(
-        posteriors.Posterior, posteriors, frozenset({"latent_dim"}), "pyro_vae.posteriors.DiagonalNormal"
-    ),
-    "likelihood": Part(
-        likelihoods.Likelihood, likelihoods, frozenset({"data_shape"}), "pyro_vae.likelihoods.Bernoulli"
-    ),
+    "posterior": Part(posteriors.Posterior, posteriors, frozenset({"latent_dim"}), "pyro_vae.posteriors.DiagonalNormal"),
+    "likelihood": Part(likelihoods.Likelihood, likelihoods, frozenset({"data_shape"}), "pyro_vae.likelihoods.Bernoulli"),
     "encoder": NETWORK,
     "decoder": NETWORK,
     "objective": Part(
@@ -119,6 +115,7 @@ PARTS: dict[str, Part] = {
     "beta": Part(schedules.Schedule, schedules, frozenset(), "pyro_vae.schedules.Constant"),
 }
 
+# The flags of `train` and the description of each.
 HELP = {
     "config": "Options as YAML; the config.yaml of a run repeats the run.",
     "data": f"auto, {', '.join(NAMED)}, or a path to your own images: .npy, .npz or a folder.",
@@ -140,7 +137,6 @@ HELP = {
     "engine": "What runs the steps: Pyro as written, its traced graph, or the compiled graph; auto chooses.",
     "precision": "Precision of matrix products in training.",
 }
-"""The flags of `train` and the description of each."""
 
 
 class HelpFormatter(DefaultHelpFormatter):
@@ -266,6 +262,7 @@ def one_line(message: str, parser: ArgumentParser | None = None) -> str:
     return f"{keys}: {line}{known}" if keys else f"{line}{_suggestion(line, parser)}"
 
 
+# Lines of jsonargparse's messages about other ways in which it tried to read a value.
 _BOILERPLATE = (
     "Expected a path but",
     "Does not validate against any",
@@ -274,7 +271,6 @@ _BOILERPLATE = (
     "Expected a <class 'NoneType'>",
     "Given value type:",
 )
-"""Lines of jsonargparse's messages about other ways in which it tried to read a value."""
 
 
 def _suggestion(line: str, parser: ArgumentParser | None) -> str:

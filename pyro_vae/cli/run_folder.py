@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,11 +26,11 @@ Which = Literal["last", "best"]
 
 FILES: dict[Which, str] = {"last": "checkpoint.pt", "best": "best.pt"}
 
+# Options that config.yaml does not hold.
 NOT_STORED = {"config", "run_dir", "resume", "trust"}
-"""Options that config.yaml does not hold."""
 
+# Options that may differ when a run is resumed.
 MAY_CHANGE = {*NOT_STORED, "epochs", "device", "data_dir", "checkpoint_every", "on_nan", "engine"}
-"""Options that may differ when a run is resumed."""
 
 
 @dataclass(frozen=True)
@@ -263,5 +262,7 @@ def run_data(run: Run, data_dir: str | None = None, trust: bool = False) -> Data
     if data.shape != shape:
         raise RequestError(f"{config.data} has images of shape {data.shape}, but {run.path} was trained on {shape}")
     if data.fingerprint != content["data"]:
-        logger.warning("%s has changed since %s was trained; its splits may overlap with those of training", config.data, run.path)
+        logger.warning(
+            "%s has changed since %s was trained; its splits may overlap with those of training", config.data, run.path
+        )
     return data

@@ -57,7 +57,13 @@ def _all_images(value: Values) -> list[str]:
 
 def _check(value: Values) -> list[str]:
     verdict = "DISAGREES" if value["disagree"] else "agrees"
-    return [_row(f"  {value['method']} - log p(x)", {"mean": value["difference"], **value}, f"  {verdict}, {value['num_images']} images")]
+    return [
+        _row(
+            f"  {value['method']} - log p(x)",
+            {"mean": value["difference"], **value},
+            f"  {verdict}, {value['num_images']} images",
+        )
+    ]
 
 
 def _annealed(value: Values) -> list[str]:
@@ -82,7 +88,9 @@ def _active(value: Values) -> list[str]:
 
 def _information(value: Values) -> list[str]:
     ceiling = f"  {value['num_images']:,} images, at most {log(value['num_images']):.2f}"
-    pairs = {key: {"mean": value[key], "standard_error": value[f"{key}_error"]} for key in ("mutual_information", "marginal_kl")}
+    pairs = {
+        key: {"mean": value[key], "standard_error": value[f"{key}_error"]} for key in ("mutual_information", "marginal_kl")
+    }
     return [_row("mutual information", pairs["mutual_information"], ceiling), _row("KL(q(z) || p(z))", pairs["marginal_kl"])]
 
 
@@ -95,6 +103,7 @@ def _gap(value: Values) -> list[str]:
     return [_row(name, value[key], f"  {value[key]['num_images']} images") for name, key in rows.items()]
 
 
+# The lines of each key of the results, in the order in which they are printed.
 SECTIONS: dict[str, Callable[[Values], list[str]]] = {
     "log_likelihood": _log_likelihood,
     "log_likelihood_all_images": _all_images,
@@ -108,4 +117,3 @@ SECTIONS: dict[str, Callable[[Values], list[str]]] = {
     "linear_probe": _probe,
     "inference_gap": _gap,
 }
-"""The lines of each key of the results, in the order in which they are printed."""

@@ -7,7 +7,9 @@ from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
+from timeit import repeat
 
+import torch
 from jsonargparse import Namespace
 
 from pyro_vae.cli.build import build_training, pick_device
@@ -28,10 +30,10 @@ from pyro_vae.viz import figures, views
 TEST_SAMPLES = 1000
 TEST_IMAGES = 1000
 LATENT_IMAGES = 5000
+# About how many epochs are printed.
 LINES = 20
-"""About how many epochs are printed."""
+# Consecutive steps with a collapsed posterior after which it is reported: it may recover in the first ones.
 COLLAPSED_STEPS = 1000
-"""Consecutive steps with a collapsed posterior after which it is reported: it may recover in the first ones."""
 
 
 def train(argv: list[str]) -> None:
@@ -113,9 +115,20 @@ def _summarize(vae: Model, data: Data, training: Training) -> None:
     sizes = " + ".join(f"{len(split):,}" for split in (data.train, data.validation, data.test))
     shape = "x".join(map(str, data.shape))
     logger.info("%s: %s images of %s (training + validation + test)", data.name, sizes, shape)
-    logger.info(
-        "%s: %s parameters, on %s, engine %s", type(vae).__name__, f"{parameters:,}", training.loop.device, training.engine
-    )
+    kind, device = type(vae).__name__, training.loop.device
+    logger.info("%s: %s parameters, on %s, engine %s", kind, f"{parameters:,}", device, training.engine)
+    if device.type == "cpu" and torch.get_num_threads() > 1 and _product_seconds() > 2 * _product_seconds(1):
+        logger.warning("other processes use the cores; OMP_NUM_THREADS=1 may be many times faster")
+
+
+def _product_seconds(threads: int | None = None) -> float:
+    """Seconds of a product as in training, with torch's number of threads or another."""
+    before, x = torch.get_num_threads(), torch.ones(128, 784)
+    torch.set_num_threads(threads or before)
+    try:
+        return min(repeat(lambda: x @ x.T, number=20, repeat=3))
+    finally:
+        torch.set_num_threads(before)
 
 
 def _train(vae: Model, data: Data, training: Training, run: Run | None, checkpoint_every: int) -> None:

@@ -9,11 +9,11 @@ from pyro_vae.errors import RequestError
 from pyro_vae.inference.codes import codes
 from pyro_vae.vae import Model
 
+# Largest number of codes per pass of the decoder.
 BATCH_SIZE = 1000
-"""Largest number of codes per pass of the decoder."""
 
+# Draws of z whose quantiles space the manifold.
 PRIOR_DRAWS = 20_000
-"""Draws of z whose quantiles space the manifold."""
 
 
 def to_grey(vae: Model, x: Tensor) -> Tensor:

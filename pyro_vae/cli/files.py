@@ -107,7 +107,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise RequestError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise RequestError(f"{path} does not hold options")
-    _check_keys(content, path)
+    _check_types(content, path)
     return content
 
 
@@ -123,9 +123,11 @@ def _check_events(text: str) -> None:
             raise ValueError(f"a value is longer than {YAML_SCALAR} characters")
 
 
-def _check_keys(content: Any, path: Path) -> None:
+def _check_types(content: Any, path: Path) -> None:
+    if not isinstance(content, dict | list | str | int | float | None):
+        raise RequestError(f"{path}: {content} is not text, a number, a list or a mapping")
     for key in content if isinstance(content, dict) else ():
         if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z_]\w*", key):
             raise RequestError(f"{path}: {key!r} is not the name of an option")
     for value in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
-        _check_keys(value, path)
+        _check_types(value, path)

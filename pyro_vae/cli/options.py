@@ -237,7 +237,10 @@ def parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
 def _with_own_defaults(parser: ArgumentParser, argv: list[str]) -> Namespace:
     """Parse again with the defaults of the classes that were named; jsonargparse keeps those of the default class."""
     config = parser.parse_args(argv)
-    named = {name: config[name].class_path for name, part in PARTS.items() if part.default and config.get(name)}
+    parts = {name: config[name] for name, part in PARTS.items() if part.default and name in config}
+    if missing := [name for name, value in parts.items() if value is None]:
+        raise RequestError(f"{', '.join(missing)} must be a class, but is null")
+    named = {name: value.class_path for name, value in parts.items()}
     other = {name: _defaults(name, path) for name, path in named.items() if parser.get_default(name)["class_path"] != path}
     if not other:
         return config

@@ -207,6 +207,8 @@ def _check_names(content: Mapping[str, Any], known: Collection[str], file: Path)
     for key, value in content.items():
         if key in ("data", "data_dir"):
             continue
+        if key in NOT_STORED:
+            raise RequestError(f"{file}: {key} is not an option of a run folder")
         if key in PARTS and not isinstance(value, dict | None):
             raise RequestError(f"{file}: {key} must be a class with its options, as pyro_vae writes it")
         for name in _strings(value):

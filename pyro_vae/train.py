@@ -116,7 +116,7 @@ def prepare(config: Namespace, download: bool = True) -> tuple[Model, Data, Trai
     rehearse_optimizer(parts.optimizer, parts.lr_scheduler)
     config.binarization = resolve_binarization(config.binarization, supply("likelihood", parts.likelihood))
     with distributed.lead_first():
-        data = load_data(config.data, config.data_dir, config.image_size, config.binarization, print, download)
+        data = load_data(config.data, config.data_dir, config.image_size, config.binarization, download)
     if config.batch_size > len(data.train):
         raise RequestError(f"batch_size is {config.batch_size}, but there are {len(data.train)} training images: use fewer")
     steps_per_epoch = ceil(len(data.train) / config.batch_size)

@@ -75,7 +75,7 @@ class Split:
             RequestError: If there are fewer images.
         """
         if not 1 <= count <= len(self):
-            raise RequestError(f"{count} of {len(self)} images were requested: request 1 to {len(self)}")
+            raise RequestError(f"{count} images were asked for, but there are {len(self)}: ask for 1 to {len(self)}")
         return self[_shuffled(len(self))[:count].to(self.images.device)]
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Split:
@@ -237,6 +237,7 @@ def _download(name: str, data_dir: Path, folder: Path) -> None:
     from torchvision import datasets
 
     new = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
+    logger.info("data: downloading %s to %s", name, data_dir)
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)  # torchvision sets none, and some networks drop packets without an answer
     advice = "put its files there as torchvision lays them out, or use digits, which needs no network"
@@ -287,7 +288,7 @@ def _own(name: str, size: int | None) -> Split:
         return Split(*read_array(path))
     if os.path.exists(name):
         raise RequestError(f"{path} is neither a folder of images nor an .npy or .npz file: save the images as one of these")
-    raise RequestError(f"no data set or path {str(name)[:200]}: choose from auto, {', '.join(NAMED)}, or give a path")
+    raise RequestError(f"there is no data set or path {str(name)[:200]}: choose from auto, {', '.join(NAMED)}, or give a path")
 
 
 def _split(name: str, train: Split, test: Split | None = None) -> Data:

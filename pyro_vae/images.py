@@ -22,6 +22,7 @@ from torch.nn.functional import interpolate
 from pyro_vae.errors import RequestError
 
 logger = logging.getLogger("pyro_vae")
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what Pillow logs on damaged files, it also raises
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
 # The formats that Pillow may try. By default it also tries EPS, which runs Ghostscript, whatever the file's suffix.
@@ -191,10 +192,9 @@ def _folder_labels(path: Path, files: list[Path], depth: int) -> Tensor | None:
 
 def _header(file: Path, folder: Path) -> tuple[int, int, int]:
     """Channels, height and width of an image file, which is not decoded."""
-    if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder)):
-        raise RequestError(f"{file} is a link that leads out of {folder}: copy the image there")
-    if not file.is_file():
-        raise RequestError(f"{file} is not a regular file: replace it by one, or remove it")
+    target = os.path.realpath(file)  # unlike Path.resolve, it does not raise on loops of links
+    if not (os.path.isfile(target) and Path(target).is_relative_to(os.path.realpath(folder))):
+        raise RequestError(f"{file} is not a regular file inside {folder}: copy the image there, or remove it")
     with _opened(file) as image:
         if image.width * image.height > IMAGE_PIXELS:
             raise RequestError(f"{file} has {image.width:,}x{image.height:,} pixels: make it smaller, or remove it")

@@ -128,7 +128,7 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path):
     (tmp_path / "images" / "inside.png").symlink_to(tmp_path / "images" / "3.png")
     assert len(pv.load_data(str(tmp_path / "images")).train) == 10
     (tmp_path / "images" / "outside.png").symlink_to(tmp_path / "secret.png")
-    with pytest.raises(pv.RequestError, match=r"outside.png is a link that leads out of"):
+    with pytest.raises(pv.RequestError, match=r"outside\.png"):
         pv.load_data(str(tmp_path / "images"))
 
 

@@ -63,26 +63,21 @@ def check_prior(prior: Prior) -> None:
         _check_module(prior, lambda module: module())
 
 
-def check_posterior(posterior: Posterior, x: Tensor) -> None:
-    """Check a posterior on images `x`, at least two, shape `(N, *data_shape)`: as `check_prior`, and gradients to the encoder.
+def check_posterior(posterior: Posterior, latent_dim: int = 3) -> None:
+    """Check a posterior on random parameters, shape `(N, num_params, latent_dim)`: as `check_prior`, and gradients to them.
 
     Raises:
         CheckError: If something is wrong.
 
     Example:
-        >>> from pyro_vae import MLP, DiagonalNormal
-        >>> check_posterior(DiagonalNormal(MLP((1, 4, 4), (2, 2))), torch.rand(3, 1, 4, 4))
+        >>> from pyro_vae import DiagonalNormal
+        >>> check_posterior(DiagonalNormal())
     """
     with _seeded():
-        params = posterior.encoder(x)
-        wanted = (len(x), posterior.num_params)
-        _require(
-            params.ndim == 3 and tuple(params.shape[:2]) == wanted,
-            f"the encoder must give {wanted} + (latent_dim,), but gives {_shape(params.shape)}",
-        )
-        _check_distribution(posterior, lambda: posterior(x), torch.Size([len(x)]), params.shape[2:])
-        _check_density(posterior(x[:1]).expand(torch.Size([1])))
-        _check_module(posterior, lambda module: module(_like(module, x)))
+        params = (torch.randn(4, posterior.num_params, latent_dim) / 2).requires_grad_()
+        _check_distribution(posterior, lambda: posterior(params), torch.Size([4]), torch.Size([latent_dim]), params)
+        _check_density(posterior(params[:1]).expand(torch.Size([1])))
+        _check_module(posterior, lambda module: module(_like(module, params.detach())))
 
 
 def check_likelihood(likelihood: Likelihood, data_shape: Shape = (1, 2, 3)) -> None:
@@ -148,9 +143,8 @@ class LinearGaussianVAE(VAE):
     """
 
     def __init__(self, data_shape: Shape, latent_dim: int, scale: float = 0.5) -> None:
-        posterior = FullRankNormal(Linear(data_shape, (1 + latent_dim, latent_dim)), latent_dim)
-        decoder = Linear((latent_dim,), (1, *data_shape))
-        super().__init__(StandardNormal(latent_dim), posterior, decoder, Normal(scale))
+        encoder, decoder = Linear(data_shape, (1 + latent_dim, latent_dim)), Linear((latent_dim,), (1, *data_shape))
+        super().__init__(StandardNormal(latent_dim), encoder, FullRankNormal(latent_dim), decoder, Normal(scale))
         self.sigma = scale
 
     def _affine(self, network: nn.Module) -> tuple[Tensor, Tensor]:
@@ -189,7 +183,7 @@ class LinearGaussianVAE(VAE):
     def make_guide_exact(self) -> None:
         """Set the guide's parameters so that it is the exact posterior of the model as it is."""
         d = self.latent_dim
-        weight, bias = self._affine(self.posterior.encoder)
+        weight, bias = self._affine(self.encoder)
         origin = self.exact_posterior(torch.zeros(1, weight.shape[1]).to(weight))
         slope = self.exact_posterior(torch.eye(weight.shape[1]).to(weight)).mean - origin.mean
         scale = origin.scale_tril[0].diagonal()

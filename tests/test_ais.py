@@ -40,9 +40,35 @@ def test_one_temperature_is_importance_sampling_from_the_prior():
     assert_likely((ratios.mean(0) - 1) / (ratios.std(0) / 5000**0.5))
 
 
+def test_batches_give_the_same_estimate():
+    vae, x = oracle(), torch.randn(5, 1, 2, 3)
+    rows = []
+    vae.decoder.register_forward_hook(lambda module, args, out: rows.append(len(out)))
+    options = {"num_chains": 100, "num_temperatures": 20, "engine": "eager"}
+    assert_unbiased(annealed_log_weights(vae.model, x, batch_size=200, **options), vae.log_p(x))
+    assert max(rows) == 200
+
+
+def test_labels_reach_the_model():
+    """The label shifts the image; one label for each row, in batches."""
+
+    def model(x, y):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z + y, 1.0), obs=x)
+
+    x, y = torch.tensor([0.3, 2.0, -1.0]), torch.tensor([0.0, 2.0, 1.0])
+    weights = annealed_log_weights(model, x, y, num_chains=200, num_temperatures=20, batch_size=400)
+    assert_unbiased(weights, dist.Normal(y, 2**0.5).log_prob(x))
+    simulated, bounds = bidirectional_bounds(model, x, y, num_chains=50, num_temperatures=30, batch_size=100)
+    exact = dist.Normal(y, 2**0.5).log_prob(simulated)
+    torch.testing.assert_close(bounds.lower.float(), exact, atol=0.3, rtol=0)
+    torch.testing.assert_close(bounds.upper.float(), exact, atol=0.3, rtol=0)
+
+
 def test_more_temperatures_give_less_variance():
     vae, x = oracle(), torch.randn(4, 1, 2, 3)
-    spread = [annealed_log_weights(vae.model, x, 50, t).std(0).mean() for t in (10, 200)]
+    spread = [annealed_log_weights(vae.model, x, num_chains=50, num_temperatures=t).std(0).mean() for t in (10, 200)]
     assert spread[1] < 0.5 * spread[0]
 
 
@@ -87,19 +113,19 @@ def test_any_real_prior(prior):
     """Annealing and importance sampling with a wide guide agree."""
     vae, x = oracle(prior(2)), torch.randn(3, 1, 2, 3)
     vae.make_guide_exact()
-    vae.posterior.encoder.layers[1].bias.data[[2, 5]] += 0.3
+    vae.encoder.layers[1].bias.data[[2, 5]] += 0.3
     with torch.no_grad():
-        exact = pv.log_likelihood(pv.log_weights(vae.model, vae.guide, x, 20_000))
+        exact = pv.log_likelihood(pv.log_weights(vae.model, vae.guide, x, num_samples=20_000))
     weights = annealed_log_weights(vae.model, x, num_chains=200, num_temperatures=100)
     torch.testing.assert_close(pv.log_likelihood(weights).float(), exact, atol=0.3, rtol=0)
 
 
 def test_a_hierarchical_vae():
-    posterior, decoder = pv.DiagonalNormal(pv.MLP((1, 4, 4), (2, 3))), pv.MLP((3,), (1, 1, 4, 4))
-    vae = pv.HierarchicalVAE(pv.StandardNormal(2), posterior, decoder, pv.Bernoulli(), 3, prior_dim=2, hidden=(4,)).eval()
+    encoder, decoder, prior = pv.MLP((1, 4, 4), (2, 3)), pv.MLP((3,), (1, 1, 4, 4)), pv.StandardNormal(2)
+    vae = pv.HierarchicalVAE(prior, encoder, pv.DiagonalNormal(), decoder, pv.Bernoulli(), 3, prior_dim=2, hidden=(4,)).eval()
     x = torch.bernoulli(torch.full((3, 1, 4, 4), 0.4))
     with torch.no_grad():
-        expected = pv.log_likelihood(pv.log_weights(vae.model, vae.guide, x, 20_000))
+        expected = pv.log_likelihood(pv.log_weights(vae.model, vae.guide, x, num_samples=20_000))
     weights = annealed_log_weights(vae.model, x, num_chains=100, num_temperatures=50)
     torch.testing.assert_close(pv.log_likelihood(weights).float(), expected, atol=0.3, rtol=0)
 
@@ -110,13 +136,13 @@ def test_codes_that_are_bounded_are_refused():
             z = pyro.sample("z", dist.Uniform(0.0, 1.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
-    with pytest.raises(pv.RequestError, match="those of z are bounded or discrete: use --method is"):
+    with pytest.raises(pv.RequestError, match="z is bounded or discrete"):
         annealed_log_weights(model, torch.zeros(3))
 
 
 @pytest.mark.parametrize("options", [{"num_chains": 0}, {"num_temperatures": 0}])
 def test_numbers_must_be_positive(options):
-    with pytest.raises(pv.RequestError, match="must be positive, but is 0"):
+    with pytest.raises(pv.RequestError, match="must be positive"):
         annealed_log_weights(oracle().model, torch.zeros(2, 1, 2, 3), **options)
 
 
@@ -138,12 +164,12 @@ def two_observed(x):
         pyro.sample("y", dist.Normal(z, 1.0), obs=x)
 
 
-@pytest.mark.parametrize(("model", "message"), [(without_plate, "site z does not lie in"), (without_codes, "no latent site")])
+@pytest.mark.parametrize(("model", "message"), [(without_plate, "site z"), (without_codes, "no latent site")])
 def test_models_that_annealing_does_not_fit(model, message):
     with pytest.raises(ValueError, match=message):
         annealed_log_weights(model, torch.zeros(3))
 
 
 def test_bounds_from_both_sides_need_one_observed_site():
-    with pytest.raises(pv.RequestError, match="need one observed site, but there are x, y"):
+    with pytest.raises(pv.RequestError, match="one observed site"):
         bidirectional_bounds(two_observed, torch.zeros(3))

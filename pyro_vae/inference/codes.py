@@ -8,6 +8,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
+from pyro_vae.errors import RequestError
 from pyro_vae.vae import Model
 
 ACTIVE = 0.01
@@ -30,9 +31,24 @@ def codes(vae: Model, x: Tensor) -> Codes:
     """The posterior means and standard deviations at images `x`, as the likelihood's pixels.
 
     They are estimated with 100 draws where the posterior has no closed form.
+
+    Raises:
+        RequestError: If `x` is not float32 or does not have the shape of the model's images.
     """
+    check_images(vae, x)
     parts = [_moments(vae.encode(rows)) for rows in x.split(IMAGES)]
     return Codes(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def check_images(vae: Model, x: Tensor) -> None:
+    """Raise `RequestError` unless `x` are floating-point images of the model's shape. Has no side effects."""
+    with torch.random.fork_rng():
+        shape = vae.sample(1).shape[1:]
+    if not x.is_floating_point() or x.shape[1:] != shape:
+        raise RequestError(
+            f"images must be the likelihood's pixels, float32 of shape (N, {', '.join(map(str, shape))}), but are {x.dtype} of"
+            f" shape {tuple(x.shape)}; use data.test.scored(vae.pixels)"
+        )
 
 
 def _moments(q: TorchDistribution) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import inf, log
 from typing import Any, NamedTuple
 
@@ -107,6 +107,29 @@ def log_weights(model: Program, guide: Program, x: Tensor, *more: Any, num_sampl
         tensor([-1.2655, -1.5155, -3.5155])
     """
     return terms(model, guide, x, *more, num_samples=num_samples).log_weights
+
+
+def joint_terms(
+    model: Program, args: tuple[Any, ...], latents: Mapping[str, Tensor], num_samples: int
+) -> tuple[Tensor, Tensor]:
+    """log p(z) and log p(x | z) at given latents, each of shape `(num_samples, N)`.
+
+    Arguments:
+        model: As for `log_weights`, called with `args`.
+        args: Arguments of the model; the first is the data.
+        latents: The value of each latent site; its batch shape must broadcast to `(num_samples, N)`.
+        num_samples: Number of values for each row.
+    """
+    with pyro.plate("importance samples", num_samples, dim=-2):
+        trace = poutine.trace(poutine.condition(model, data=dict(latents))).get_trace(*args)
+    prior = site_sum(trace, args[0], num_samples, lambda site: site["name"] in latents)
+    return prior, site_sum(trace, args[0], num_samples, lambda site: site["name"] not in latents)
+
+
+def split_rows(args: tuple[Any, ...], size: int) -> Iterator[tuple[Any, ...]]:
+    """Arguments of the programs, `size` rows at a time; an argument that is None stays None."""
+    for start in range(0, len(args[0]), size):
+        yield tuple(None if arg is None else arg[start : start + size] for arg in args)
 
 
 def log_likelihood(log_weights: Tensor) -> Tensor:

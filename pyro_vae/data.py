@@ -72,11 +72,16 @@ class Split:
         """A random subset of `count` images, the same at every call.
 
         Raises:
-            RequestError: If there are fewer images.
+            ValueError: If there are fewer images.
         """
+        return self[self.subset_index(count)]
+
+    def subset_index(self, count: int) -> Tensor:
+        """The positions of the images of `subset`, shape `(count,)`."""
         if not 1 <= count <= len(self):
-            raise RequestError(f"{count} images were asked for, but there are {len(self)}: ask for 1 to {len(self)}")
-        return self[_shuffled(len(self))[:count].to(self.images.device)]
+            raise RequestError(f"{count} images requested, but the split has {len(self)}; request 1 to {len(self)}")
+        index = torch.arange(count) if count == len(self) else _shuffled(len(self))[:count]
+        return index.to(self.images.device)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Split:
         labels, noise = (None if tensor is None else function(tensor) for tensor in (self.labels, self.noise))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyro
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
+from torch import Tensor
 
 from pyro_vae.cli.build import pick_device
 from pyro_vae.cli.files import write
@@ -19,10 +20,12 @@ from pyro_vae.cli.run_folder import Run, load_run, run_data
 from pyro_vae.cli.tables import table
 from pyro_vae.data import Split
 from pyro_vae.errors import RequestError
-from pyro_vae.evaluation.diagnostics import annealed, check_log_likelihood, gap_metrics, information, linear_probe
-from pyro_vae.evaluation.metrics import Scores, score_images, summarize
+from pyro_vae.evaluation.ais import annealed_log_weights, bidirectional_bounds
+from pyro_vae.evaluation.diagnostics import check_log_likelihood, inference_gap, information, linear_probe
+from pyro_vae.evaluation.metrics import Metrics, Scores, arguments, score_images, summarize, summary
 from pyro_vae.inference import distributed
 from pyro_vae.inference.fit import AnyEngine
+from pyro_vae.inference.importance import log_likelihood
 from pyro_vae.vae import Model
 from pyro_vae.viz import figures, views
 
@@ -48,7 +51,7 @@ def evaluate(argv: list[str]) -> None:
         pyro.set_rng_seed(config.seed)
         scores = score_images(vae, split[index], config.num_samples, config.batch_size, config.engine)
         results = _results(vae, split, split[index], scores, config)
-        if split.labels is not None and data.train.labels is not None:
+        if data.train.labels is not None and len(data.train.labels.unique()) > 1:
             results["linear_probe"] = linear_probe(vae, data.train[:PROBED], split[:PROBED])._asdict()
         if distributed.is_main_process():
             print(table(results, f"{data.name}, {config.split} set, {config.checkpoint} checkpoint", vae.likelihood))
@@ -77,7 +80,7 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _chosen(config: Namespace, split: Split) -> Any:
+def _chosen(config: Namespace, split: Split) -> Tensor:
     """The indices of the images to score; the request is checked before minutes are spent."""
     count = config.num_images or (min(100, len(split)) if config.method == "ais" else len(split))
     if count < distributed.world_size():
@@ -92,19 +95,39 @@ def _is_writable(file: Path) -> bool:
     return os.access(there, os.W_OK) and (there.is_file() if there == file.absolute() else there.is_dir())
 
 
-def _results(vae: Model, split: Split, images: Split, scores: Scores, config: Namespace) -> dict[str, Any]:
-    results: dict[str, Any] = summarize(vae, split, scores, config.num_samples)
+def _results(vae: Model, split: Split, images: Split, scores: Scores, config: Namespace) -> Metrics:
+    results = summarize(vae, split, scores, config.num_samples, config.batch_size)
+    x, y = arguments(vae, images)
     if config.check_images:
-        results["check"] = check_log_likelihood(vae, images[: config.check_images], scores)
+        results["check"] = check_log_likelihood(vae, x, y, scores, config.check_images)
     if config.method == "ais":
-        results |= annealed(vae, images, scores, config.num_chains, config.num_temperatures, config.batch_size)
-    results["information"] = information(vae, split[:PROBED].scored(vae.pixels))._asdict()
+        results |= _annealed(vae, x, y, scores, config)
+    results["information"] = information(vae, arguments(vae, split[:PROBED])[0])._asdict()
     if config.gap_images:
-        results["inference_gap"] = gap_metrics(vae, images[: config.gap_images], config.batch_size)
+        gap = inference_gap(vae, x[: config.gap_images], y if y is None else y[: config.gap_images])
+        parts = {"total": gap.log_likelihood - gap.elbo, "approximation": gap.approximation, "amortization": gap.amortization}
+        results["inference_gap"] = {name: summary(values, 1000) for name, values in parts.items()}
     return results
 
 
-def _write(vae: Model, split: Split, index: Any, scores: Scores, results: dict[str, Any], run: Run, config: Namespace) -> None:
+def _annealed(vae: Model, x: Tensor, y: Tensor | None, scores: Scores, config: Namespace) -> Metrics:
+    """Annealed importance sampling on the same images, and bounds from both sides on images drawn from the model."""
+    chains = config.num_chains
+    options = {name: config[name] for name in ("num_chains", "num_temperatures", "batch_size", "engine")}
+    log_p = log_likelihood(annealed_log_weights(vae.model, x, y, **options).cpu())
+    bounds = bidirectional_bounds(vae.model, x, y, **options)[1]
+    return {
+        "annealed": summary(log_p, chains),
+        "annealed_difference": summary(log_p - scores.log_likelihood, chains),
+        "simulated": {
+            "lower": summary(bounds.lower, chains),
+            "upper": summary(bounds.upper, chains),
+            "gap": summary(bounds.upper - bounds.lower, chains),
+        },
+    }
+
+
+def _write(vae: Model, split: Split, index: Tensor, scores: Scores, results: Metrics, run: Run, config: Namespace) -> None:
     """Write the results and figures under a name that tells what was asked for."""
     name = f"{config.split}-{config.checkpoint}-{config.method}-K{config.num_samples}-N{len(index)}-seed{config.seed}"
     files = [
@@ -125,7 +148,7 @@ def _worst(vae: Model, images: Split, scores: Scores) -> Figure:
     return figures.grid(x, "the least likely images: log p(x) in nats, k-hat", len(x), column_labels=labels)
 
 
-def _per_image(split: Split, index: Any, scores: Scores) -> bytes:
+def _per_image(split: Split, index: Tensor, scores: Scores) -> bytes:
     """Scores of each image, with its position in the split and its label."""
     arrays = {name: getattr(scores, name).numpy() for name in PER_IMAGE}
     labels = {} if split.labels is None else {"labels": split.labels[index].cpu().numpy()}

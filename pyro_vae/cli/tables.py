@@ -59,7 +59,7 @@ def _check(value: Values) -> list[str]:
     verdict = "DISAGREES" if value["disagree"] else "agrees"
     return [
         _row(
-            f"  {value['method']} - log p(x)",
+            f"  {value['method']} - IS",
             {"mean": value["difference"], **value},
             f"  {verdict}, {value['num_images']} images",
         )

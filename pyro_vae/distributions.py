@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid
 
-from pyro_vae.networks import Shape
+Size = torch.Size | list[int] | tuple[int, ...]
 
 _validate_args = Distribution._validate_args
 
@@ -36,14 +36,14 @@ class FlowDistribution(ZukoToPyro):
     arg_constraints: ClassVar[dict[str, Any]] = {}
     support = dist.constraints.real_vector
 
-    def rsample(self, sample_shape: Shape | list[int] = ()) -> Tensor:
+    def rsample(self, sample_shape: Size = ()) -> Tensor:
         return self(torch.Size(sample_shape))
 
     @torch.no_grad()
-    def sample(self, sample_shape: Shape | list[int] = ()) -> Tensor:
+    def sample(self, sample_shape: Size = ()) -> Tensor:
         return self.dist.sample(torch.Size(sample_shape))
 
-    def expand(self, batch_shape: Shape | list[int], _instance: None = None) -> FlowDistribution:
+    def expand(self, batch_shape: Size, _instance: None = None) -> FlowDistribution:
         return FlowDistribution(self.dist.expand(batch_shape))
 
 
@@ -69,7 +69,7 @@ class EncoderMixture(TorchDistribution):
         return self.parts.log_prob(value.unsqueeze(-2)).logsumexp(-1) - log(len(self.inputs))
 
     @torch.no_grad()
-    def sample(self, sample_shape: Shape | list[int] = ()) -> Tensor:
+    def sample(self, sample_shape: Size = ()) -> Tensor:
         chosen = torch.randint(len(self.inputs), (prod(sample_shape),), device=self.inputs.device)
         return self.encode(self.inputs[chosen]).sample().reshape(*sample_shape, -1)
 
@@ -112,7 +112,7 @@ class TruncatedExponential(TorchDistribution):
         self._size = logits.abs().masked_fill(self._small, 1.0)
         super().__init__(logits.shape)
 
-    def expand(self, batch_shape: Shape | list[int], _instance: None = None) -> TruncatedExponential:
+    def expand(self, batch_shape: Size, _instance: None = None) -> TruncatedExponential:
         return TruncatedExponential(self.logits.expand(batch_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class TruncatedExponential(TorchDistribution):
         exact = self.logits.sign() * (0.5 + 1 / torch.expm1(self._size) - 1 / self._size)
         return 0.5 + torch.where(self._small, self.logits / 12, exact)
 
-    def rsample(self, sample_shape: Shape | list[int] = ()) -> Tensor:
+    def rsample(self, sample_shape: Size = ()) -> Tensor:
         """The inverse CDF for |eta| at uniform noise, mirrored for negative eta."""
         u = torch.rand(self._extended_shape(torch.Size(sample_shape)), dtype=self.logits.dtype, device=self.logits.device)
         exact = 1 + torch.log(u + (1 - u) * torch.exp(-self._size)) / self._size
@@ -160,7 +160,7 @@ class LogisticBins(TorchDistribution):
         self.loc, self.log_scale = loc * (LEVELS - 1), log_scale.clamp(-7, 7) + log(LEVELS - 1)
         super().__init__(loc.shape)
 
-    def expand(self, batch_shape: Shape | list[int], _instance: None = None) -> LogisticBins:
+    def expand(self, batch_shape: Size, _instance: None = None) -> LogisticBins:
         new = object.__new__(LogisticBins)
         new.loc, new.log_scale = self.loc.expand(batch_shape), self.log_scale.expand(batch_shape)
         TorchDistribution.__init__(new, torch.Size(batch_shape))
@@ -174,7 +174,7 @@ class LogisticBins(TorchDistribution):
         inner = torch.where((value > 0) & (value < LEVELS - 1), torch.log(-torch.expm1(-rate)), 0.0)
         return left + right + inner
 
-    def sample(self, sample_shape: Shape | list[int] = ()) -> Tensor:
+    def sample(self, sample_shape: Size = ()) -> Tensor:
         u = torch.rand(self._extended_shape(torch.Size(sample_shape)), dtype=self.loc.dtype, device=self.loc.device)
         return (self.loc + self.log_scale.exp() * torch.logit(u, eps=1e-7)).round().clamp(0, LEVELS - 1)
 

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from pyro_vae.distributions import MAF, NSF, EncoderMixture, Flow, FlowDistribution, RealNVP
 from pyro_vae.errors import RequestError, check_positive
-from pyro_vae.networks import Shape
-from pyro_vae.posteriors import Posterior
 
 
 class Prior(nn.Module, ABC):
@@ -169,8 +167,8 @@ class VampPrior(Prior):
     def __init__(
         self,
         encoder: nn.Module,
-        posterior: Posterior,
-        data_shape: Shape,
+        posterior: nn.Module,
+        data_shape: tuple[int, ...],
         components: int = 500,
         start: Literal["noise", "data"] = "noise",
     ) -> None:

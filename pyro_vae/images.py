@@ -35,7 +35,9 @@ MIN_SIZE = 8
 
 
 def _memory() -> int:
-    """Bytes of physical memory, or of the container if it is limited to less."""
+    """Bytes of physical memory, or of the container if it is limited to less; 16 GiB on systems that do not tell."""
+    if not hasattr(os, "sysconf"):
+        return 2**34
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"

@@ -129,7 +129,9 @@ def _annealed(vae: Model, x: Tensor, y: Tensor | None, scores: Scores, config: N
 
 def _write(vae: Model, split: Split, index: Tensor, scores: Scores, results: Metrics, run: Run, config: Namespace) -> None:
     """Write the results and figures under a name that tells what was asked for."""
-    name = f"{config.split}-{config.checkpoint}-{config.method}-K{config.num_samples}-N{len(index)}-seed{config.seed}"
+    name = f"{config.split}-{config.checkpoint}-K{config.num_samples}-N{len(index)}-seed{config.seed}"
+    name += f"-ais{config.num_chains}x{config.num_temperatures}" if config.method == "ais" else ""
+    name += f"-gap{config.gap_images}" if config.gap_images else ""
     files = [
         run.save_results(results, f"results-{name}"),
         write(run.path / "figures" / f"k_curve-{name}.png", figures.png(figures.bounds(results["k_curve"]))),

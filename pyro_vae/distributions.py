@@ -81,6 +81,8 @@ class PreciseBeta(dist.Beta):
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
         a, b, x = self.concentration1.double(), self.concentration0.double(), value.double()
         normalizer = torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b)
         return (torch.xlogy(a - 1, x) + torch.special.xlog1py(b - 1, -x) - normalizer).to(value.dtype)

@@ -5,6 +5,7 @@ from torch import nn
 
 from pyro_vae import networks
 
+
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("image", [(1, 28, 28), (3, 7, 10), (1, 1, 1), (2, 5, 8)])
 def test_shapes_and_gradients_at_either_end(name, image):

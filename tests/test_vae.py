@@ -131,9 +131,7 @@ def test_decode_takes_any_leading_dimensions(vae, batch):
 def test_initialize_makes_every_mean_the_training_mean(network):
     x = torch.rand(50, 2, 6, 6) * torch.tensor([0.2, 0.8])[:, None, None]
     decoder = network((3,), (1, 2, 6, 6))
-    vae = pv.VAE(
-        pv.StandardNormal(3), pv.MLP((2, 6, 6), (2, 3)), pv.DiagonalNormal(), decoder, pv.Bernoulli(relaxed=True)
-    )
+    vae = pv.VAE(pv.StandardNormal(3), pv.MLP((2, 6, 6), (2, 3)), pv.DiagonalNormal(), decoder, pv.Bernoulli(relaxed=True))
     vae.initialize(x)
     weights = [param for name, param in decoder.named_parameters() if name.endswith("weight")]
     with torch.no_grad():

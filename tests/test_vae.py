@@ -102,6 +102,16 @@ def test_shapes_of_what_the_methods_return(make, x):
 
 
 @pytest.mark.parametrize("make", [make_vae, make_hierarchical])
+def test_latent_dim_changes_neither_the_random_state_nor_batch_normalization(make):
+    model = make()
+    model.decoder = torch.nn.Sequential(torch.nn.BatchNorm1d(model.latent_dim), model.decoder)
+    state = torch.get_rng_state()
+    assert model.latent_dim == {make_vae: 2, make_hierarchical: 3}[make]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.decoder[0].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("make", [make_vae, make_hierarchical])
 def test_sample_gives_draws_and_sample_mean_the_means_of_the_same_images(make):
     model = make()
     pyro.set_rng_seed(3)

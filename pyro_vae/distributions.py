@@ -81,6 +81,8 @@ class PreciseBeta(dist.Beta):
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
         a, b, x = self.concentration1.double(), self.concentration0.double(), value.double()
         normalizer = torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b)
         return (torch.xlogy(a - 1, x) + torch.special.xlog1py(b - 1, -x) - normalizer).to(value.dtype)
@@ -95,8 +97,8 @@ class RelaxedBernoulli(dist.Bernoulli):
 class TruncatedExponential(TorchDistribution):
     r"""The continuous Bernoulli by its natural parameter, :math:`p(x) = e^{\eta (x - 1/2) - L(|\eta|)}` on [0, 1].
 
-    The normalizer is :math:`L(s) = s / 2 + \log((1 - e^{-s}) / s)`, which is stable for large logits. Below s = 1e-3 it cancels,
-    so that log_prob, the mean and the samples use their Taylor series there; :math:`L(s) \approx s^2 / 24`.
+    The normalizer is :math:`L(s) = s / 2 + \log((1 - e^{-s}) / s)`, which is stable for large logits. Its terms cancel below
+    s = 1e-3, where log_prob, the mean and the samples use their Taylor series, such as :math:`L(s) \approx s^2 / 24`.
 
     Arguments:
         logits: The natural parameter, the logit of :math:`\pi`.

@@ -190,7 +190,7 @@ class VampPrior(Prior):
 class FlowPrior(Prior):
     r"""A normalizing flow, :math:`p(z) = \mathcal{N}(f(z); 0, I) \, |\det \partial f / \partial z|`, with f learned.
 
-    The autoregressive flows (MAF, NSF) score in one pass and sample in one pass per dimension; coupling takes one pass for each.
+    The density takes one pass through the flow. A sample takes one pass for "coupling", one per dimension for "MAF" and "NSF".
 
     References:
         | Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017)

@@ -25,7 +25,7 @@ class Schedule(ABC):
     def __call__(self, step: int) -> float:
         """The value at `step`, the number of steps already taken."""
 
-    def set_training_length(self, steps_per_epoch: int, epochs: int) -> None:
+    def set_training_length(self, steps_per_epoch: int, epochs: int) -> None:  # noqa: B027
         """Resolve lengths that are given in epochs or as a share of the training; `fit` calls it before the first step."""
 
 

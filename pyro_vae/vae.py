@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import count
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.poutine.runtime import NonlocalExit
 from torch import Tensor, nn
 
 from pyro_vae.errors import RequestError, check_positive
@@ -92,6 +94,7 @@ class Model(nn.Module, ABC):
         """Draws x ~ p(x | z) with z ~ p(z), shape `(n, *data_shape)`."""
         return self._generate(n)["x"]["value"]
 
+    @torch.no_grad()
     def sample_mean(self, n: int) -> Tensor:
         """The means of p(x | z) at `n` draws z ~ p(z), shape `(n, *data_shape)`."""
         return self._generate(n)["x"]["fn"].mean
@@ -101,14 +104,23 @@ class Model(nn.Module, ABC):
         """The mean of p(x | z) at one draw z ~ q(z | x) for each image, shape `(N, *data_shape)`."""
         return self.decode(self.encode(x).sample()).mean
 
+    @torch.no_grad()
     def sample_codes(self, n: int) -> Tensor:
         """Draws z ~ p(z), shape `(n, latent_dim)`."""
         return self._generate(n)["z"]["value"]
 
     @property
+    @torch.no_grad()
     def latent_dim(self) -> int:
-        """Number of latent dimensions."""
-        return self.sample_codes(1).shape[-1]
+        """Number of latent dimensions, that of the site `z`. It neither runs the decoder nor changes the random state."""
+        until_z = poutine.escape(poutine.uncondition(self.model), lambda site: site["name"] == "z")
+        try:
+            with torch.random.fork_rng(range(torch.cuda.device_count())):
+                until_z(self._no_images(1))
+        except NonlocalExit as exit_at_z:
+            site: Any = exit_at_z.site
+            return site["fn"].event_shape[0]
+        raise RequestError("the model has no site z; name the decoder's input z")
 
     @property
     def pixels(self) -> Pixels:
@@ -121,17 +133,20 @@ class Model(nn.Module, ABC):
 
         The bias may have one element per pixel or one per channel. Other decoders are left unchanged.
         """
-        bias = [param for name, param in self.decoder.named_parameters() if name.endswith("bias")][-1:]
-        params = [self.likelihood.params_at(mean) for mean in (x.mean(0), x.mean((0, -2, -1))[:, None, None])]
-        for target, value in zip(2 * bias, params, strict=False):
-            if value is not None and value.numel() == target.numel():
-                target.copy_(value.flatten())
+        biases = [param for name, param in self.decoder.named_parameters() if name.endswith("bias")]
+        for mean in (x.mean(0), x.mean((0, -2, -1))[:, None, None]):
+            params = self.likelihood.params_at(mean)
+            if biases and params is not None and params.numel() == biases[-1].numel():
+                biases[-1].copy_(params.flatten())
 
     @torch.no_grad()
     def _generate(self, n: int) -> Any:
-        """The sites of the generative program for `n` images; an unconditioned model reads nothing of x but its length."""
-        images = next(self.parameters()).new_empty(n, 0)
-        return poutine.trace(poutine.uncondition(self.model)).get_trace(images).nodes
+        """The sites of the generative program for `n` images."""
+        return poutine.trace(poutine.uncondition(self.model)).get_trace(self._no_images(n)).nodes
+
+    def _no_images(self, n: int) -> Tensor:
+        """A batch of `n` images without pixels: an unconditioned program uses only their number, dtype and device."""
+        return next(self.parameters()).new_empty(n, 0)
 
     def _set_name(self) -> None:
         """Take a new name in Pyro's global parameter store, and leave the store when this instance is deleted."""
@@ -152,7 +167,8 @@ class Model(nn.Module, ABC):
 def _forget(name: str) -> None:
     store = pyro.get_param_store()
     for key in [key for key in store.keys() if key.startswith(f"{name}$$$")]:  # noqa: SIM118
-        del store[key]
+        with suppress(KeyError):  # the store knows a parameter by its last name only, if a part was put elsewhere in the model
+            del store[key]
 
 
 class VAE(Model):

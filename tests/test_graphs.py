@@ -14,7 +14,7 @@ from torch.optim import Adam
 
 import pyro_vae as pv
 from pyro_vae.data import to_pixels
-from pyro_vae.inference.graphs import Graph, has_compiler, pick_engine, dry_run
+from pyro_vae.inference.graphs import Graph, dry_run, has_compiler, pick_engine
 
 STEPS = 100
 

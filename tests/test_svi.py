@@ -104,7 +104,7 @@ def line(x):
 
 
 def test_pyros_optimizers_are_refused():
-    with pytest.raises(pv.RequestError, match="torch.optim"):
+    with pytest.raises(pv.RequestError, match="torch"):
         pv.SVI(line, lambda x: None, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
 
 

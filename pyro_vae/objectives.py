@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from functools import partial
+from functools import cached_property, partial
 from inspect import signature
 from typing import Any
 
@@ -326,14 +326,16 @@ class ScheduledELBO(TensorELBO, ABC):
         schedule: The quantity at each step.
         num_particles: Number of samples for each row of the data.
         vectorize_particles: Draw them all at once, in a plate at dim -2; otherwise one after the other.
-
-    Attributes:
-        target: The quantity at the present step, a tensor that is updated in place; NaN before the first `set_step`.
     """
 
     def __init__(self, schedule: Schedule, num_particles: int = 1, vectorize_particles: bool = True) -> None:
         super().__init__(num_particles, vectorize_particles)
-        self.schedule, self.target = schedule, torch.tensor(torch.nan)
+        self.schedule = schedule
+
+    @cached_property
+    def target(self) -> Tensor:
+        """The quantity at the present step; `set_step` updates it in place, so that graphs stay valid."""
+        return torch.tensor(value_at(self.schedule, 0))
 
     def set_step(self, step: int) -> None:
         """Set `target` to its value at `step`, the number of steps already taken."""

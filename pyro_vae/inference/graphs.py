@@ -19,6 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from pyro_vae.errors import RequestError, check_choice
 
 logger = logging.getLogger("pyro_vae")
+aten = torch.ops.aten
 
 Engine = Literal["eager", "traced", "compiled"]
 
@@ -43,6 +44,10 @@ class Graph:
         function: Returns a list of tensors without gradients. Arguments that are not tensors are constants of the graph.
         engine: "eager" calls the function; "traced" runs its operations one by one; "compiled" fuses them with Inductor.
 
+    Attributes:
+        engine: The engine in use.
+        capturable: Whether a CUDA graph can replay the calls: False after a warning, if an operation waits for the host.
+
     Raises:
         ValueError: If the engine is unknown.
 
@@ -58,7 +63,7 @@ class Graph:
 
     def __init__(self, function: Callable[..., list[Any]], engine: Engine = "compiled") -> None:
         check_choice("engine", engine, Engine)
-        self.function, self.engine = function, engine
+        self.function, self.engine, self.capturable = function, engine, True
         self._graphs: dict[Any, Callable[..., list[Any]]] = {}
         self._last: Any = None
 
@@ -76,6 +81,7 @@ class Graph:
             graph, captured = trace(self.function, args)
         except Exception as error:
             return self._fall_back("eager", "the programs cannot be traced", error)
+        self._look_for_waits(graph, [*_tensors(args), *captured])
         if self.engine == "compiled":
             try:
                 graph = _compiled(graph, [*_tensors(args), *captured])
@@ -88,6 +94,13 @@ class Graph:
 
         return run
 
+    def _look_for_waits(self, graph: Any, inputs: Sequence[Tensor]) -> None:
+        waits = sorted({str(node.target) for node in graph.graph.nodes if _waits(node)})
+        waits += ["a CPU tensor"] * any(not tensor.is_cuda for tensor in inputs)
+        if waits and self.capturable and any(tensor.is_cuda for tensor in inputs):
+            self.capturable = False
+            logger.warning("steps run without a CUDA graph, which is slower: the programs use %s", ", ".join(waits))
+
     def _fall_back(self, engine: Engine, problem: str, error: Exception) -> Callable[..., list[Any]]:
         self.engine = engine
         logger.warning("using the %s engine: %s (%s)", engine, problem, _reason(error))
@@ -97,29 +110,30 @@ class Graph:
 class Replay:
     """A function on CUDA tensors, without results, captured into a CUDA graph and replayed.
 
-    The tensors that it updates must keep their addresses. The first calls, and those with other shapes, run eagerly.
+    The tensors that it updates must keep their addresses. The first calls, and those with other shapes or other values of
+    arguments that are not tensors, run eagerly.
 
     Arguments:
-        function: Takes CUDA tensors and updates CUDA tensors in place.
+        function: Updates CUDA tensors in place.
     """
 
     def __init__(self, function: Callable[..., None]) -> None:
         self.function = function
         self._warm_ups: list[Any] = []
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._args: list[Tensor] = []
+        self._args: list[Any] = []
 
-    def __call__(self, *args: Tensor) -> None:
+    def __call__(self, *args: Any) -> None:
         if self._graph is None and self._warm_ups.count(_kind(args)) == WARM_UPS:
             self._capture(args)
         if self._graph is not None and _kind(args) == _kind(self._args):
-            for own, given in zip(self._args, args, strict=True):
+            for own, given in zip(_tensors(self._args), _tensors(args), strict=True):
                 own.copy_(given)
             self._graph.replay()
         else:
             self._warm_up(args)
 
-    def _warm_up(self, args: Sequence[Tensor]) -> None:
+    def _warm_up(self, args: Sequence[Any]) -> None:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -128,8 +142,8 @@ class Replay:
         if self._graph is None:
             self._warm_ups.append(_kind(args))
 
-    def _capture(self, args: Sequence[Tensor]) -> None:
-        self._args = [arg.clone() for arg in args]
+    def _capture(self, args: Sequence[Any]) -> None:
+        self._args = [arg.clone() if isinstance(arg, Tensor) else arg for arg in args]
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self.function(*self._args)
@@ -231,6 +245,13 @@ def _kind(args: Sequence[Any]) -> tuple[Any, ...]:
 
 def _tensors(args: Sequence[Any]) -> list[Tensor]:
     return [arg for arg in args if isinstance(arg, Tensor)]
+
+
+def _waits(node: torch.fx.Node) -> bool:
+    """Whether an operation on CUDA tensors waits for the host, which a CUDA graph cannot contain."""
+    tags = getattr(node.target, "tags", ())
+    by_shape = torch.Tag.dynamic_output_shape in tags and node.target is not aten.index.Tensor  # which integers also index
+    return by_shape or torch.Tag.data_dependent_output in tags or node.target is aten._linalg_check_errors.default
 
 
 def _reason(error: Exception) -> str:

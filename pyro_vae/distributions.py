@@ -47,31 +47,31 @@ class FlowDistribution(ZukoToPyro):
         return FlowDistribution(self.dist.expand(batch_shape))
 
 
-class EncoderMixture(TorchDistribution):
-    r"""The uniform mixture :math:`\frac{1}{K} \sum_k q(z \mid u_k)` of posteriors at K inputs.
+class UniformMixture(TorchDistribution):
+    r"""The uniform mixture :math:`\frac{1}{K} \sum_k q(z; \lambda_k)` of one family at K parameters.
 
-    A sample evaluates the posterior only at the inputs that were chosen.
+    A sample costs no more than a sample of one component.
 
     Arguments:
-        encode: Maps inputs, shape `(n, *data_shape)`, to posteriors, batch_shape `(n,)`.
-        inputs: The K inputs.
+        family: Maps parameters, shape `(n, ...)`, to a distribution, batch_shape `(n,)`.
+        params: The K parameters.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     support = dist.constraints.real_vector
     has_rsample = False
 
-    def __init__(self, encode: Callable[[Tensor], TorchDistribution], inputs: Tensor) -> None:
-        self.encode, self.inputs, self.parts = encode, inputs, encode(inputs)
-        super().__init__(torch.Size(), self.parts.event_shape, validate_args=False)
+    def __init__(self, family: Callable[[Tensor], TorchDistribution], params: Tensor) -> None:
+        self.family, self.params, self.components = family, params, family(params)
+        super().__init__(torch.Size(), self.components.event_shape, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return self.parts.log_prob(value.unsqueeze(-2)).logsumexp(-1) - log(len(self.inputs))
+        return self.components.log_prob(value.unsqueeze(-2)).logsumexp(-1) - log(len(self.params))
 
     @torch.no_grad()
     def sample(self, sample_shape: Size = ()) -> Tensor:
-        chosen = torch.randint(len(self.inputs), (prod(sample_shape),), device=self.inputs.device)
-        return self.encode(self.inputs[chosen]).sample().reshape(*sample_shape, -1)
+        chosen = torch.randint(len(self.params), (prod(sample_shape),), device=self.params.device)
+        return self.family(self.params[chosen]).sample().reshape(*sample_shape, -1)
 
 
 class PreciseBeta(dist.Beta):
@@ -159,14 +159,12 @@ class LogisticBins(TorchDistribution):
     support = dist.constraints.integer_interval(0, LEVELS - 1)
 
     def __init__(self, loc: Tensor, log_scale: Tensor) -> None:
+        self.params = loc, log_scale
         self.loc, self.log_scale = loc * (LEVELS - 1), log_scale.clamp(-7, 7) + log(LEVELS - 1)
         super().__init__(loc.shape)
 
     def expand(self, batch_shape: Size, _instance: None = None) -> LogisticBins:
-        new = object.__new__(LogisticBins)
-        new.loc, new.log_scale = self.loc.expand(batch_shape), self.log_scale.expand(batch_shape)
-        TorchDistribution.__init__(new, torch.Size(batch_shape))
-        return new
+        return LogisticBins(*(param.expand(batch_shape) for param in self.params))
 
     def log_prob(self, value: Tensor) -> Tensor:
         rate = (-self.log_scale).exp()

@@ -96,6 +96,11 @@ def test_the_scale_must_be_positive(scale):
         Normal(scale)
 
 
+def test_an_unknown_way_to_learn_the_scale():
+    with pytest.raises(ValueError, match="learned"):
+        Normal(learned="pixels")
+
+
 def test_pixels_follow_from_the_options():
     assert (Bernoulli().pixels, Bernoulli(relaxed=True).pixels) == ("binary", "unit")
     assert (Normal().pixels, Normal(learned="scalar").pixels) == ("unit", "dequantized")

@@ -62,9 +62,10 @@ def test_vamp_prior_trains_the_encoder_and_the_pseudo_inputs():
 
 def test_vamp_prior_starts_from_data():
     x = torch.rand(9, *SHAPE)
-    prior = make_vamp_prior("DiagonalNormal", 3, components=9, start="data")
+    prior = make_vamp_prior("DiagonalNormal", 3, components=9, start="data").double()
     prior.initialize(x)
-    assert sorted(map(tuple, prior().inputs.flatten(1).tolist())) == sorted(map(tuple, x.flatten(1).tolist()))
+    assert prior.inputs.dtype == torch.float64
+    assert sorted(map(tuple, prior.inputs.flatten(1).tolist())) == sorted(map(tuple, x.flatten(1).tolist()))
 
 
 def test_vamp_prior_starts_from_noise_as_in_the_paper():
@@ -87,6 +88,8 @@ def test_flow_prior_starts_near_its_base():
         (lambda: pv.StudentT(3, df=0.0), "df"),
         (lambda: pv.FlowPrior(3, transforms=0), "transforms"),
         (lambda: pv.FlowPrior(1, flow="coupling"), "coupling"),
+        (lambda: pv.FlowPrior(2, flow="maf"), "flow"),
+        (lambda: make_vamp_prior("DiagonalNormal", 3, start="images"), "start"),
     ],
 )
 def test_impossible_options_are_named(make, parameter):

@@ -68,8 +68,9 @@ def test_the_length_of_the_training_does_not_change_a_length_in_steps(kind):
 
 @each
 def test_without_any_length_it_asks_for_one(kind):
-    with pytest.raises(ValueError, match="steps"):
-        kind()(0)
+    for step in (0, 100):
+        with pytest.raises(ValueError, match="steps"):
+            kind()(step)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

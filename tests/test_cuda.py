@@ -91,16 +91,16 @@ def assert_close(vae, other):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.fixture
 def batches():
+    torch.manual_seed(0)
     return torch.bernoulli(torch.full((20, 6, *SHAPE), 0.4, device="cuda"))
 
 
-def test_a_replayed_step_is_the_step(batches):
+def test_a_replayed_step_is_the_step():
     """Parameters and sums after many steps."""
     twins = [still(engine) for engine in ("eager", "traced")]
     for _, svi in twins:
-        for rows in batches:
+        for rows in batches():
             svi.update(rows)
     assert twins[0][1].total.item() == pytest.approx(twins[1][1].total.item(), rel=1e-5)
     assert twins[1][1]._replay._graph is not None
@@ -114,31 +114,31 @@ def set_options(svi, step):
         group["betas"], group["weight_decay"] = (0.5, 0.9), 0.1
 
 
-def test_options_of_the_optimizer_that_change_are_used(batches):
+def test_options_of_the_optimizer_that_change_are_used():
     twins = [still(engine) for engine in ("eager", "traced")]
     for _, svi in twins:
-        for step, rows in enumerate(batches):
+        for step, rows in enumerate(batches()):
             svi.update(rows)
             set_options(svi, step)
     assert twins[1][1]._replay._graph is not None
     assert_close(twins[0][0], twins[1][0])
 
 
-def test_arguments_that_are_not_tensors(batches):
+def test_arguments_that_are_not_tensors():
     twins = [still(engine, prepare=lambda x, power: (x, None, 2.0**power)) for engine in ("eager", "traced")]
     for _, svi in twins:
-        for step, rows in enumerate(batches):
+        for step, rows in enumerate(batches()):
             svi.update(rows, step % 2)
     assert twins[1][1]._replay._graph is not None
     assert_close(twins[0][0], twins[1][0])
 
 
-def test_a_cpu_tensor_that_the_programs_read_is_not_frozen(batches, caplog):
+def test_a_cpu_tensor_that_the_programs_read_is_not_frozen(caplog):
     twins = []
     for engine in ("eager", "traced"):
         beta = torch.tensor(1.0)
         vae, svi = still(engine, prepare=lambda x, beta=beta: (x, None, beta))
-        for step, rows in enumerate(batches):
+        for step, rows in enumerate(batches()):
             beta.fill_(1 + step)
             svi.update(rows)
         twins.append(vae)

@@ -21,7 +21,9 @@ def test_the_users_setting_is_restored(before):
         for precision, inside in {"float32": ("highest", "medium"), "tf32": ("high",), "bf16": ("medium",)}.items():
             with products(precision):
                 assert torch.get_float32_matmul_precision() in inside
+                assert torch.backends.cudnn.allow_tf32 == (precision != "float32")
             assert torch.get_float32_matmul_precision() == before
+            assert torch.backends.cudnn.allow_tf32
     finally:
         torch.set_float32_matmul_precision("highest")
 

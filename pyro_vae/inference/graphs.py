@@ -95,8 +95,10 @@ class Graph:
         return run
 
     def _look_for_waits(self, graph: Any, inputs: Sequence[Tensor]) -> None:
-        waits = sorted({str(node.target) for node in graph.graph.nodes if _waits(node)})
-        waits += ["a CPU tensor"] * any(not tensor.is_cuda for tensor in inputs)
+        nodes = graph.graph.nodes
+        waits = sorted({str(node.target) for node in nodes if _waits(node)})
+        used = [bool(node.users) for node in nodes if node.op == "placeholder"]
+        waits += ["a CPU tensor"] * any(use and not tensor.is_cuda for use, tensor in zip(used, inputs, strict=True))
         if waits and self.capturable and any(tensor.is_cuda for tensor in inputs):
             self.capturable = False
             logger.warning("steps run without a CUDA graph, which is slower: the programs use %s", ", ".join(waits))

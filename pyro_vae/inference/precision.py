@@ -1,4 +1,4 @@
-"""The precision of matrix products of float32 tensors."""
+"""The precision of matrix products and convolutions of float32 tensors."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ ROUNDING = 1e-6
 
 @contextmanager
 def products(precision: Precision = "float32") -> Iterator[None]:
-    """Set the precision of matrix products of float32 tensors in a `with` block.
+    """Set the precision of matrix products and convolutions of float32 tensors in a `with` block.
 
     "tf32" and "bf16" allow lower precision where the hardware supports it: bf16 on CPUs with matrix units, tf32 on CUDA for
     both. "float32" is accurate to rounding, with the fastest backend that passes an accuracy check.
     """
-    before = torch.get_float32_matmul_precision()
+    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision({"float32": _float32(), "tf32": "high", "bf16": "medium"}[precision])
+    torch.backends.cudnn.allow_tf32 = precision != "float32"  # True by default, whatever the precision of matrix products
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 @cache

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from math import prod
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
-from tqdm import tqdm
 
 from pyro_vae.errors import RequestError, check_positive
-from pyro_vae.inference.graphs import Engine, Graph, pick_engine
-from pyro_vae.inference.importance import Program, check_plates, joint_terms, log_likelihood, sample_sites, split_rows
+from pyro_vae.inference.fit import AnyEngine
+from pyro_vae.inference.graphs import Graph, pick_engine
+from pyro_vae.inference.importance import Program, Site, check_plates, joint_terms, log_likelihood, sample_sites, split_rows
 from pyro_vae.inference.progress import progress_bar
 
 LEAPFROGS = 10
@@ -40,7 +38,7 @@ def annealed_log_weights(
     num_chains: int = 16,
     num_temperatures: int = 500,
     batch_size: int | None = None,
-    engine: Engine | Literal["auto"] = "auto",
+    engine: AnyEngine = "auto",
 ) -> Tensor:
     r"""Log-weights of annealed importance sampling from the prior to the posterior, in nats.
 
@@ -71,12 +69,9 @@ def annealed_log_weights(
         RequestError: If a number is not positive, or a latent site is bounded or discrete, or there is none.
         ValueError: If a site is outside the plate.
     """
-    check_positive(num_chains=num_chains, num_temperatures=num_temperatures, batch_size=batch_size)
-    args, rows = (x, *more), max(1, (batch_size or num_chains * len(x)) // num_chains)
-    density = _Density(model, args, _engine(engine, x, num_temperatures, rows))
-    with progress_bar(2 * num_temperatures * len(x), "annealing", " temperatures") as bar:
-        parts = [_Sampler(density, part, num_temperatures, bar).forward(num_chains) for part in split_rows(args, rows)]
-    return torch.cat(parts, 1)
+    annealing = _Annealing(model, (x, *more), num_chains, num_temperatures, batch_size, engine, runs=2)
+    with annealing.bar:
+        return torch.cat([annealing.forward(args, annealing.adapt(args)) for args in annealing.batches], 1)
 
 
 def bidirectional_bounds(
@@ -86,7 +81,7 @@ def bidirectional_bounds(
     num_chains: int = 16,
     num_temperatures: int = 500,
     batch_size: int | None = None,
-    engine: Engine | Literal["auto"] = "auto",
+    engine: AnyEngine = "auto",
 ) -> tuple[Tensor, Bounds]:
     """Data simulated from the model, and bounds on their log p(x) from both sides.
 
@@ -112,32 +107,16 @@ def bidirectional_bounds(
     Raises:
         ValueError: As for `annealed_log_weights`, or if there is not exactly one observed site.
     """
-    check_positive(num_chains=num_chains, num_temperatures=num_temperatures, batch_size=batch_size)
-    args, rows = (x, *more), max(1, (batch_size or num_chains * len(x)) // num_chains)
-    density, results = _Density(model, args, _engine(engine, x, num_temperatures, rows)), []
-    with progress_bar(3 * num_temperatures * len(x), "annealing in both directions", " temperatures") as bar:
-        for part in split_rows(args, rows):
-            simulated, latents = _simulate(density, part, num_chains)
-            sampler = _Sampler(density, (simulated, *part[1:]), num_temperatures, bar)
-            lower, upper = log_likelihood(sampler.forward(num_chains)), -log_likelihood(-sampler.backward(latents))
-            results.append((simulated, lower, upper))
+    annealing, results = _Annealing(model, (x, *more), num_chains, num_temperatures, batch_size, engine, runs=3), []
+    with annealing.bar:
+        for args in annealing.batches:
+            simulated, latents = annealing.simulate(args)
+            args = (simulated, *args[1:])
+            steps = annealing.adapt(args)
+            lower, upper = annealing.forward(args, steps), annealing.backward(args, steps, latents)
+            results.append((simulated, log_likelihood(lower), -log_likelihood(-upper)))
     simulated, lower, upper = (torch.cat(values) for values in zip(*results, strict=True))
     return simulated, Bounds(lower, upper)
-
-
-def _engine(engine: Engine | Literal["auto"], x: Tensor, num_temperatures: int, rows: int) -> Engine:
-    return pick_engine(x.device, LEAPFROGS * num_temperatures * -(-len(x) // rows)) if engine == "auto" else engine
-
-
-@torch.no_grad()
-def _simulate(density: _Density, args: tuple[Any, ...], chains: int) -> tuple[Tensor, Tensor]:
-    """Data from the model, and the latents they were simulated from, repeated for each chain."""
-    given = sample_sites(poutine.trace(density.model).get_trace(*args))
-    observed, *others = (name for name, site in given.items() if site["is_observed"])
-    if others:
-        raise RequestError(f"bounds from both sides need one observed site, but there are {', '.join([observed, *others])}")
-    trace = poutine.trace(poutine.uncondition(density.model)).get_trace(*args)
-    return trace.nodes[observed]["value"], density.pack(trace, chains, len(args[0]))
 
 
 class _State(NamedTuple):
@@ -156,31 +135,84 @@ class _State(NamedTuple):
         return self.prior_slope + beta * self.likelihood_slope
 
 
-class _Density:
-    """The density of all latent sites of a model, packed into one vector per row."""
+class _Annealing:
+    """Chains between the prior and the posterior of all latent sites of a model, packed into one vector per row."""
 
-    def __init__(self, model: Program, args: tuple[Any, ...], engine: Engine) -> None:
-        self.model, self.shapes = model, _latent_shapes(model, args)
+    def __init__(
+        self,
+        model: Program,
+        args: tuple[Any, ...],
+        num_chains: int,
+        num_temperatures: int,
+        batch_size: int | None,
+        engine: AnyEngine,
+        runs: int,
+    ) -> None:
+        check_positive(num_chains=num_chains, num_temperatures=num_temperatures, batch_size=batch_size)
+        self.model, self.shapes, self.chains = model, _latent_shapes(model, args), num_chains
+        self.batches = list(split_rows(args, max(1, batch_size // num_chains) if batch_size else len(args[0])))
+        ramp = torch.linspace(-4, 4, num_temperatures + 1, dtype=torch.float64).sigmoid()
+        self.betas: list[float] = ((ramp - ramp[0]) / (ramp[-1] - ramp[0])).tolist()
+        if engine == "auto":
+            engine = pick_engine(args[0].device, LEAPFROGS * num_temperatures * len(self.batches))
         self.graph = Graph(self._evaluate, engine)
+        self.bar = progress_bar(runs * num_temperatures * len(args[0]), "annealing", " temperatures")
 
-    def at(self, latents: Tensor, args: tuple[Any, ...]) -> _State:
-        return _State(latents, *self.graph(latents, *args))
+    def adapt(self, args: tuple[Any, ...]) -> list[Tensor]:
+        """A step size for each temperature and row, from a run of a few chains."""
+        state = self._at(self._draw(args, ADAPTING), args)
+        steps = [torch.full_like(state.prior[0], FIRST_STEP)]
+        for beta in self.betas[1:]:
+            state, accepted = self._transition(state, args, beta, steps[-1])
+            steps.append(steps[-1] * torch.where(accepted.double().mean(0) > ACCEPTANCE, 1.1, 0.9).to(steps[-1]))
+        return steps[:-1]
+
+    def forward(self, args: tuple[Any, ...], steps: list[Tensor]) -> Tensor:
+        """Log-weights of chains from the prior to the posterior."""
+        state = self._at(self._draw(args, self.chains), args)
+        log_weights = torch.zeros_like(state.prior, dtype=torch.float64)
+        for t, step in enumerate(steps):
+            log_weights += (self.betas[t + 1] - self.betas[t]) * state.likelihood
+            state, _ = self._transition(state, args, self.betas[t + 1], step)
+        return log_weights
+
+    def backward(self, args: tuple[Any, ...], steps: list[Tensor], latents: Tensor) -> Tensor:
+        """Log-weights of chains from draws of the posterior to the prior, with the sign of `forward`."""
+        state = self._at(latents, args)
+        log_weights = torch.zeros_like(state.prior, dtype=torch.float64)
+        for t, step in reversed(list(enumerate(steps))):
+            state, _ = self._transition(state, args, self.betas[t + 1], step)
+            log_weights += (self.betas[t + 1] - self.betas[t]) * state.likelihood
+        return log_weights
 
     @torch.no_grad()
-    def draw(self, args: tuple[Any, ...], chains: int) -> Tensor:
-        """Latents from the prior."""
-        with pyro.plate("chains", chains, dim=-2):
-            trace = poutine.trace(self.model).get_trace(*args)
-        return self.pack(trace, chains, len(args[0]))
+    def simulate(self, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        """Data from the model, and the latents they were simulated from, repeated for each chain."""
+        sites = sample_sites(poutine.trace(self.model).get_trace(*args))
+        observed, *others = (name for name, site in sites.items() if site["is_observed"])
+        if others:
+            raise RequestError(f"bounds from both sides need one observed site, but there are {', '.join([observed, *others])}")
+        sites = sample_sites(poutine.trace(poutine.uncondition(self.model)).get_trace(*args))
+        return sites[observed]["value"], self._pack(sites, self.chains, len(args[0]))
 
-    def pack(self, trace: Trace, chains: int, rows: int) -> Tensor:
-        values = [trace.nodes[name]["value"].expand(chains, rows, *shape) for name, shape in self.shapes.items()]
-        return torch.cat([value.reshape(chains, rows, -1) for value in values], -1)
+    def _transition(self, state: _State, args: tuple[Any, ...], beta: float, step: Tensor) -> tuple[_State, Tensor]:
+        """A Hamiltonian transition that leaves the density at beta invariant, and where it was accepted."""
+        step = step[:, None]
+        momentum = new_momentum = torch.randn_like(state.latents)
+        new = state
+        for _ in range(LEAPFROGS):
+            new_momentum = new_momentum + step / 2 * new.slope(beta)
+            new = self._at(new.latents + step * new_momentum, args)
+            new_momentum = new_momentum + step / 2 * new.slope(beta)
+        kinetic = 0.5 * (new_momentum.square() - momentum.square()).sum(-1)
+        log_ratio = new.density(beta) - state.density(beta) - kinetic
+        accepted = torch.rand_like(log_ratio).log() < log_ratio
+        self.bar.update(len(args[0]))
+        kept = (torch.where(accepted if a.ndim == 2 else accepted[..., None], a, b) for a, b in zip(new, state, strict=True))
+        return _State(*kept), accepted
 
-    def _unpack(self, latents: Tensor) -> dict[str, Tensor]:
-        parts = latents.split([prod(shape) for shape in self.shapes.values()], -1)
-        pairs = zip(self.shapes.items(), parts, strict=True)
-        return {name: part.reshape(*latents.shape[:2], *shape) for (name, shape), part in pairs}
+    def _at(self, latents: Tensor, args: tuple[Any, ...]) -> _State:
+        return _State(latents, *self.graph(latents, *args))
 
     def _evaluate(self, latents: Tensor, *args: Any) -> list[Tensor]:
         with torch.enable_grad(), pyro.validation_enabled(False):
@@ -189,61 +221,20 @@ class _Density:
             slopes = [torch.autograd.grad(value.sum(), latents, retain_graph=True)[0] for value in values]
             return [*(value.detach() for value in values), *slopes]
 
+    @torch.no_grad()
+    def _draw(self, args: tuple[Any, ...], chains: int) -> Tensor:
+        """Latents from the prior."""
+        with pyro.plate("chains", chains, dim=-2):
+            return self._pack(sample_sites(poutine.trace(self.model).get_trace(*args)), chains, len(args[0]))
 
-class _Sampler:
-    """Annealing for some rows of data, with step sizes that were adapted in a run of a few chains."""
+    def _pack(self, sites: dict[str, Site], chains: int, rows: int) -> Tensor:
+        values = [sites[name]["value"].expand(chains, rows, *shape) for name, shape in self.shapes.items()]
+        return torch.cat([value.reshape(chains, rows, -1) for value in values], -1)
 
-    def __init__(self, density: _Density, args: tuple[Any, ...], num_temperatures: int, bar: tqdm[Any]) -> None:
-        self.unnormalized, self.args, self.bar = density, args, bar
-        ramp = torch.linspace(-4, 4, num_temperatures + 1, dtype=torch.float64).sigmoid()
-        self.betas: list[float] = ((ramp - ramp[0]) / (ramp[-1] - ramp[0])).tolist()
-        self.steps: list[Tensor] = []
-        self._adapt()
-
-    def _adapt(self) -> None:
-        state = self._at(self.unnormalized.draw(self.args, ADAPTING))
-        step = torch.full_like(state.prior[0], FIRST_STEP)
-        for beta in self.betas[1:]:
-            self.steps.append(step)
-            state, accepted = self._transition(state, beta, step)
-            step = step * torch.where(accepted.double().mean(0) > ACCEPTANCE, 1.1, 0.9).to(step)
-
-    def forward(self, chains: int) -> Tensor:
-        """Log-weights of chains from the prior to the posterior."""
-        state = self._at(self.unnormalized.draw(self.args, chains))
-        log_weights = torch.zeros_like(state.prior, dtype=torch.float64)
-        for t, step in enumerate(self.steps):
-            log_weights += (self.betas[t + 1] - self.betas[t]) * state.likelihood
-            state, _ = self._transition(state, self.betas[t + 1], step)
-        return log_weights
-
-    def backward(self, latents: Tensor) -> Tensor:
-        """Log-weights of chains from draws of the posterior to the prior, in the direction of `forward`."""
-        state = self._at(latents)
-        log_weights = torch.zeros_like(state.prior, dtype=torch.float64)
-        for t, step in reversed(list(enumerate(self.steps))):
-            state, _ = self._transition(state, self.betas[t + 1], step)
-            log_weights += (self.betas[t + 1] - self.betas[t]) * state.likelihood
-        return log_weights
-
-    def _transition(self, state: _State, beta: float, step: Tensor) -> tuple[_State, Tensor]:
-        """A Hamiltonian transition that leaves the density at beta invariant, and where it was accepted."""
-        step = step[:, None]
-        momentum = new_momentum = torch.randn_like(state.latents)
-        new = state
-        for _ in range(LEAPFROGS):
-            new_momentum = new_momentum + step / 2 * new.slope(beta)
-            new = self._at(new.latents + step * new_momentum)
-            new_momentum = new_momentum + step / 2 * new.slope(beta)
-        kinetic = 0.5 * (new_momentum.square() - momentum.square()).sum(-1)
-        log_ratio = new.density(beta) - state.density(beta) - kinetic
-        accepted = torch.rand_like(log_ratio).log() < log_ratio
-        self.bar.update(len(self.args[0]))
-        kept = (torch.where(accepted if a.ndim == 2 else accepted[..., None], a, b) for a, b in zip(new, state, strict=True))
-        return _State(*kept), accepted
-
-    def _at(self, latents: Tensor) -> _State:
-        return self.unnormalized.at(latents, self.args)
+    def _unpack(self, latents: Tensor) -> dict[str, Tensor]:
+        parts = latents.split([shape.numel() for shape in self.shapes.values()], -1)
+        pairs = zip(self.shapes.items(), parts, strict=True)
+        return {name: part.reshape(*latents.shape[:2], *shape) for (name, shape), part in pairs}
 
 
 def _latent_shapes(model: Program, args: tuple[Any, ...]) -> dict[str, torch.Size]:

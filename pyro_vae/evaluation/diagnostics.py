@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from math import log
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -18,7 +18,8 @@ from pyro_vae.evaluation.ais import annealed_log_weights
 from pyro_vae.evaluation.metrics import ELBO_SAMPLES, Metrics, Scores, arguments, chunks, score, summary
 from pyro_vae.evaluation.quadrature import has_two_dimensions, quadrature_log_likelihood
 from pyro_vae.inference.codes import codes
-from pyro_vae.inference.graphs import Engine, Graph, pick_engine
+from pyro_vae.inference.fit import AnyEngine
+from pyro_vae.inference.graphs import Graph, pick_engine
 from pyro_vae.inference.importance import log_likelihood, log_weights, monte_carlo_error, split_rows
 from pyro_vae.inference.progress import progress_bar
 from pyro_vae.vae import OUTPUTS_PER_PASS, Model, default_batch_size
@@ -129,11 +130,11 @@ def inference_gap(
     y: Tensor | None = None,
     *,
     num_samples: int = 1000,
-    steps: int = 500,
-    learning_rate: float = 0.02,
+    steps: int = 200,
+    learning_rate: float = 0.05,
     draws: int = 10,
     batch_size: int | None = None,
-    engine: Engine | Literal["auto"] = "auto",
+    engine: AnyEngine = "auto",
 ) -> Gap:
     r"""Split :math:`\log p(x) - \mathrm{ELBO}` into the approximation gap and the amortization gap.
 
@@ -227,9 +228,9 @@ def check_log_likelihood(
     y: Tensor | None,
     scores: Scores,
     num_images: int = 10,
-    num_chains: int = 10,
-    num_temperatures: int = 100,
-    engine: Engine | Literal["auto"] = "auto",
+    num_chains: int = 8,
+    num_temperatures: int = 200,
+    engine: AnyEngine = "auto",
 ) -> Metrics:
     """Compare the importance-weighted log p(x) of a few images with a second method that does not use the guide.
 
@@ -258,21 +259,17 @@ def check_log_likelihood(
     index = torch.linspace(0, len(x) - 1, min(num_images, len(x))).long()
     args = (x[index.to(x.device)], y if y is None else y[index.to(x.device)])
     if has_two_dimensions(vae, *args):
-        method, second = "quadrature", quadrature_log_likelihood(vae, *args)
-        second_error = torch.zeros_like(second)
+        method, second, error = "quadrature", quadrature_log_likelihood(vae, *args), scores.monte_carlo_error[index]
     else:
         options: dict[str, Any] = {"num_chains": num_chains, "num_temperatures": num_temperatures, "engine": engine}
         weights = annealed_log_weights(vae.model, *args, **options).cpu()
-        method, second, second_error = "ais", log_likelihood(weights), monte_carlo_error(weights)
+        method, second = "ais", log_likelihood(weights)
+        error = torch.hypot(scores.monte_carlo_error[index], monte_carlo_error(weights))
     difference = second - scores.log_likelihood[index]
-    error = torch.hypot(scores.monte_carlo_error[index], second_error)
-    return {"method": method, **_compare(difference, error)}
-
-
-def _compare(difference: Tensor, error: Tensor) -> Metrics:
     mean, mean_error = difference.mean(), error.square().sum().sqrt() / len(error)
     values, errors = torch.cat([difference, mean[None]]), torch.cat([error, mean_error[None]])
     return {
+        "method": method,
         "difference": mean.item(),
         "standard_error": mean_error.item(),
         "max_difference": difference.max().item(),

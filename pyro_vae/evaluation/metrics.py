@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 from functools import partial
 from math import isfinite, log
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -17,6 +16,7 @@ from pyro_vae.data import Split
 from pyro_vae.errors import NotFiniteError, RequestError, check_positive
 from pyro_vae.inference import distributed
 from pyro_vae.inference.codes import ACTIVE, activity, check_images
+from pyro_vae.inference.fit import AnyEngine
 from pyro_vae.inference.graphs import Engine, Graph, pick_engine
 from pyro_vae.inference.importance import (
     Program,
@@ -39,8 +39,7 @@ ELBO_SAMPLES = 10
 Metrics = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Scores:
+class Scores(NamedTuple):
     """Metrics of each image, in nats, float64 on the CPU; each of shape `(N,)`, except the curve.
 
     Attributes:
@@ -66,15 +65,6 @@ class Scores:
         """The ELBO of each image."""
         return self.reconstruction - self.kl
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Scores:
-        """Apply a function to each metric."""
-        return Scores(*(function(getattr(self, field.name)) for field in fields(self)))
-
-    @classmethod
-    def joined(cls, parts: Sequence[Scores]) -> Scores:
-        """Concatenate the scores of several sets of images."""
-        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
-
 
 def evaluate(
     vae: Model,
@@ -82,7 +72,7 @@ def evaluate(
     num_samples: int = 5000,
     num_images: int | None = None,
     batch_size: int | None = None,
-    engine: Engine | Literal["auto"] = "auto",
+    engine: AnyEngine = "auto",
 ) -> Metrics:
     """Score held-out images, in nats per image.
 
@@ -120,7 +110,7 @@ def score_images(
     images: Split,
     num_samples: int = 5000,
     batch_size: int | None = None,
-    engine: Engine | Literal["auto"] = "auto",
+    engine: AnyEngine = "auto",
 ) -> Scores:
     """The metrics of each image; arguments as for `evaluate`. Several processes share the images."""
     if len(images) == 0:
@@ -133,7 +123,7 @@ def score_images(
         engine = pick_engine(args[0].device, len(images) * num_samples // batch_size)
     with _shard(args) as own:
         scores = score(vae.model, vae.guide, own, num_samples, batch_size, engine)
-    return scores.map(lambda values: _gather(values, args[0]))
+    return Scores(*(_gather(values, args[0]) for values in scores))
 
 
 def summarize(vae: Model, images: Split, scores: Scores, num_samples: int, batch_size: int | None = None) -> Metrics:
@@ -141,22 +131,40 @@ def summarize(vae: Model, images: Split, scores: Scores, num_samples: int, batch
     is_subset = len(scores.kl) < len(images)
     reconstruction, kl = _elbo_terms(vae, images, batch_size) if is_subset else (scores.reconstruction, scores.kl)
     draws = ELBO_SAMPLES if is_subset else num_samples
-    log_p = {**summary(scores.log_likelihood, num_samples), **_reliability(scores)}
     results: Metrics = {
         "elbo": summary(reconstruction - kl, draws),
         "reconstruction": summary(reconstruction, draws),
         "kl": summary(kl, draws),
-        "log_likelihood": {**log_p, "elbo_same_images": summary(scores.elbo, num_samples)},
-        "k_curve": {str(k): _gain(scores.curve, i, k) for i, k in enumerate(curve_lengths(num_samples))},
-        "active_units": _active_units(vae, images),
+        "log_likelihood": {
+            **summary(scores.log_likelihood, num_samples),
+            **_reliability(scores),
+            "elbo_same_images": summary(scores.elbo, num_samples),
+        },
+        "k_curve": _k_curve(scores.curve, num_samples),
+        "active_units": {"count": None, "latent_dim": vae.latent_dim},
     }
+    if len(images) > 1:
+        results["active_units"]["count"] = int((activity(vae, arguments(vae, images)[0]) > ACTIVE).sum())
     if is_subset:
         mean, error = two_phase_mean(scores.log_likelihood, scores.elbo, reconstruction - kl)
-        numbers = {"num_samples": num_samples, "num_images": len(images)}
-        results["log_likelihood_all_images"] = {"mean": mean, "standard_error": error, **numbers}
+        results["log_likelihood_all_images"] = {
+            "mean": mean,
+            "standard_error": error,
+            "num_samples": num_samples,
+            "num_images": len(images),
+        }
     if vae.pixels == "byte":
         dimensions = images.images[0].numel()
         results["bits_per_dimension"] = summary(-scores.log_likelihood / dimensions / log(2), num_samples)
+    return results
+
+
+def _k_curve(curve: Tensor, num_samples: int) -> Metrics:
+    """The bounds with 1, 2, 4, ... samples, and their paired differences from the first."""
+    results = {}
+    for k, bound in zip(curve_lengths(num_samples), curve.T, strict=True):
+        gain = summary(bound - curve[:, 0], k)
+        results[str(k)] = {**summary(bound, k), "gain": gain["mean"], "gain_standard_error": gain["standard_error"]}
     return results
 
 
@@ -223,7 +231,7 @@ def score(
     with products("float32"):
         for chunk in chunks(model, guide, args, num_samples, batch_size, engine):
             parts.append(_scores(chunk, first=sum(len(part.kl) for part in parts)))
-    return Scores.joined(parts)
+    return Scores(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
 def chunks(
@@ -289,17 +297,6 @@ def _reliability(scores: Scores) -> Metrics:
         "share_of_images_with_k_hat_over_0.7": None if k_hat.isnan().any() else (k_hat > 0.7).double().mean().item(),
         "median_effective_sample_size": scores.effective_sample_size.quantile(0.5).item(),
     }
-
-
-def _gain(curve: Tensor, i: int, k: int) -> Metrics:
-    """A point of the K-curve, with its paired difference from the first point."""
-    gain = summary(curve[:, i] - curve[:, 0], k)
-    return {**summary(curve[:, i], k), "gain": gain["mean"], "gain_standard_error": gain["standard_error"]}
-
-
-def _active_units(vae: Model, images: Split) -> Metrics:
-    count = int((activity(vae, arguments(vae, images)[0]) > ACTIVE).sum()) if len(images) > 1 else None
-    return {"count": count, "latent_dim": vae.latent_dim}
 
 
 @contextmanager

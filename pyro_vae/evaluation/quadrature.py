@@ -29,10 +29,10 @@ TOLERANCE = 1e-3
 
 @torch.no_grad()
 def quadrature_log_likelihood(vae: Model, x: Tensor, y: Tensor | None = None, batch_size: int | None = None) -> Tensor:
-    r"""log p(x) by quadrature over a two-dimensional code, in nats: unlike importance sampling it does not depend on the guide.
+    r"""log p(x) by quadrature over a two-dimensional code, in nats. It does not use the guide.
 
-    The integrand :math:`p(z) \, p(x \mid z)` is evaluated on a grid of 64 x 64 codes that covers the prior and the guide, and
-    that grows until it covers the posterior. It is refined where the posterior has mass, until log p(x) changes by less than
+    The integrand :math:`p(z) \, p(x \mid z)` is evaluated on a grid of 64 x 64 codes that covers the prior and that
+    grows until it covers the posterior. It is refined where the posterior has mass, until log p(x) changes by less than
     0.001 nats. A mode whose width is less than a tenth of a cell of the grid can be missed.
 
     Arguments:
@@ -47,13 +47,13 @@ def quadrature_log_likelihood(vae: Model, x: Tensor, y: Tensor | None = None, ba
     Raises:
         RequestError: If the model has other latent sites or dimensions.
     """
+    if not has_two_dimensions(vae, x, y):
+        raise RequestError("quadrature requires a model whose only latent site is z, with latent_dim=2")
     vae.eval()
-    with torch.random.fork_rng():
-        low, high = _box(vae, x, y)
-    results, batch_size = [], batch_size or default_batch_size(vae, x)
+    box, results, batch_size = _box(vae, x, y), [], batch_size or default_batch_size(vae, x)
     with progress_bar(len(x), "quadrature") as bar:
         for image in split_rows((x, y), 1):
-            results.append(_integral(partial(_log_joint, vae, image, batch_size), low, high))
+            results.append(_integral(partial(_log_joint, vae, image, batch_size), box))
             bar.update()
     return torch.stack(results)
 
@@ -65,15 +65,13 @@ def has_two_dimensions(vae: Model, x: Tensor, y: Tensor | None = None) -> bool:
     return {name: site["fn"].event_shape for name, site in sites.items() if not site["is_observed"]} == {"z": (2,)}
 
 
-def _box(vae: Model, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Two corners of a box that holds nearly all draws of the prior, and draws of the guide for each image."""
-    if not has_two_dimensions(vae, x, y):
-        raise RequestError("quadrature requires a model whose only latent site is z, with latent_dim=2")
-    index = torch.randint(len(x), (DRAWS,), device=x.device)
-    prior = poutine.uncondition(vae.model)
-    z = poutine.trace(prior).get_trace(x[index], y if y is None else y[index]).nodes["z"]["value"]
-    q = vae.encode(x).sample(torch.Size([10])).flatten(0, 1)
-    return torch.minimum(z.quantile(TAIL, 0), q.amin(0)), torch.maximum(z.quantile(1 - TAIL, 0), q.amax(0))
+def _box(vae: Model, x: Tensor, y: Tensor | None) -> Tensor:
+    """Two corners, `(2, 2)`, of a box that holds nearly all draws of the prior."""
+    with torch.random.fork_rng():
+        index = torch.randint(len(x), (DRAWS,), device=x.device)
+        trace = poutine.trace(poutine.uncondition(vae.model)).get_trace(x[index], y if y is None else y[index])
+    z: Any = trace.nodes["z"]["value"]
+    return z.quantile(torch.tensor([TAIL, 1 - TAIL]).to(z), 0)
 
 
 def _log_joint(vae: Model, image: tuple[Any, ...], batch_size: int, z: Tensor) -> Tensor:
@@ -82,8 +80,9 @@ def _log_joint(vae: Model, image: tuple[Any, ...], batch_size: int, z: Tensor) -
     return torch.cat([(prior.double() + likelihood.double()).squeeze(1).cpu() for prior, likelihood in parts])
 
 
-def _integral(log_joint: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
-    grid, values = _cover(log_joint, low, high)
+def _integral(log_joint: Callable[[Tensor], Tensor], box: Tensor) -> Tensor:
+    """The logarithm of the integral over all codes; the grid is refined where the integrand is not negligible."""
+    grid, values = _cover(log_joint, box)
     cell = grid[1, 1] - grid[0, 0]
     near = max_pool2d((values > values.max() - DEPTH)[None].double(), 3, stride=1, padding=1)[0] > 0
     old, new, split = _log_sum(values[::2, ::2], 2 * cell), _log_sum(values, cell), 1
@@ -95,12 +94,12 @@ def _integral(log_joint: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) 
     return torch.where((new - old).abs() > TOLERANCE, torch.nan, new)
 
 
-def _cover(log_joint: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+def _cover(log_joint: Callable[[Tensor], Tensor], box: Tensor) -> tuple[Tensor, Tensor]:
     """A grid of codes, `(POINTS, POINTS, 2)`, at whose border the integrand is negligible, and log p(x, z) on it."""
     for _ in range(GROWTHS):
-        low, high = low - (high - low) / 4, high + (high - low) / 4
-        sides = [torch.linspace(a, b, POINTS).to(low) for a, b in zip(low.tolist(), high.tolist(), strict=True)]
-        grid = torch.cartesian_prod(*sides).unflatten(0, (POINTS, POINTS))
+        box = 1.25 * box - 0.25 * box.flip(0)  # a quarter of its width more on each side
+        sides = [torch.linspace(low, high, POINTS) for low, high in box.T.tolist()]
+        grid = torch.cartesian_prod(*sides).to(box).unflatten(0, (POINTS, POINTS))
         values = log_joint(grid.flatten(0, 1)).unflatten(0, (POINTS, POINTS))
         if torch.cat([values[[0, -1]].flatten(), values[:, [0, -1]].flatten()]).max() < values.max() - DEPTH:
             break

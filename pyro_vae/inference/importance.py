@@ -133,7 +133,7 @@ def split_rows(args: tuple[Any, ...], size: int) -> Iterator[tuple[Any, ...]]:
 
 
 def log_likelihood(log_weights: Tensor) -> Tensor:
-    r"""The importance-weighted bound :math:`\log \frac{1}{K} \sum_k w_k` in nats, shape `(N,)`; at most log p(x) in expectation.
+    r"""The importance-weighted bound :math:`\log \frac{1}{K} \sum_k w_k` in nats, `(N,)`; at most log p(x) in expectation.
 
     Arguments:
         log_weights: Shape `(K, N)`.
@@ -170,9 +170,9 @@ def monte_carlo_error(log_weights: Tensor) -> Tensor:
 def pareto_k(log_weights: Tensor) -> Tensor:
     """The Pareto tail index k-hat of the weights, from PSIS as implemented in ArviZ, shape `(N,)`.
 
-    Above 0.7 the importance-weighted estimate is unreliable. A value below 0.7 is necessary, not sufficient: a guide that misses
-    a mode of the posterior has light-tailed weights and a small k-hat, and the estimate is too low by the mass of that mode.
-    Use at least 100 samples. NaN for fewer than 25, minus infinity for equal weights.
+    Above 0.7 the importance-weighted estimate is unreliable. A value below 0.7 is necessary, not sufficient: a guide that
+    misses a mode of the posterior has light-tailed weights and a small k-hat, and the estimate is too low by the mass of that
+    mode. Use at least 100 samples. NaN for fewer than 25, minus infinity for equal weights.
 
     References:
         | Pareto Smoothed Importance Sampling (Vehtari et al., 2024)

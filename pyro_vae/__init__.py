@@ -5,7 +5,6 @@ Classes whose names are ambiguous (Normal, Laplace, Linear) are in their modules
 """
 
 from pyro_vae import likelihoods, networks, objectives, posteriors, priors, schedules
-
 from pyro_vae.cli.run_folder import load_run
 from pyro_vae.data import Data, Split, load_data
 from pyro_vae.errors import NotFiniteError, RequestError, StorageError

@@ -24,7 +24,7 @@ from pyro_vae.evaluation.ais import annealed_log_weights, bidirectional_bounds
 from pyro_vae.evaluation.diagnostics import check_log_likelihood, inference_gap, information, linear_probe
 from pyro_vae.evaluation.metrics import Metrics, Scores, arguments, score_images, summarize, summary
 from pyro_vae.inference import distributed
-from pyro_vae.inference.fit import AnyEngine
+from pyro_vae.inference.graphs import AnyEngine
 from pyro_vae.inference.importance import log_likelihood
 from pyro_vae.vae import Model
 from pyro_vae.viz import figures, views

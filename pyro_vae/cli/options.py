@@ -25,7 +25,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from pyro_vae import likelihoods, networks, objectives, posteriors, priors, schedules, vae
 from pyro_vae.data import NAMED, Binarization
 from pyro_vae.errors import RequestError
-from pyro_vae.inference.fit import AnyEngine, OnNaN
+from pyro_vae.inference.fit import OnNaN
+from pyro_vae.inference.graphs import AnyEngine
 from pyro_vae.inference.precision import Precision
 
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)], docstring="A seed from 0 to 2**32 - 1.")

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vae.errors import RequestError, check_positive
-from pyro_vae.inference.fit import AnyEngine
-from pyro_vae.inference.graphs import Graph, pick_engine
+from pyro_vae.inference.graphs import AnyEngine, Graph, pick_engine
 from pyro_vae.inference.importance import Program, Site, check_plates, joint_terms, log_likelihood, sample_sites, split_rows
 from pyro_vae.inference.progress import progress_bar
 

@@ -18,8 +18,7 @@ from pyro_vae.evaluation.ais import annealed_log_weights
 from pyro_vae.evaluation.metrics import ELBO_SAMPLES, Metrics, Scores, arguments, chunks, score, summary
 from pyro_vae.evaluation.quadrature import has_two_dimensions, quadrature_log_likelihood
 from pyro_vae.inference.codes import codes
-from pyro_vae.inference.fit import AnyEngine
-from pyro_vae.inference.graphs import Graph, pick_engine
+from pyro_vae.inference.graphs import AnyEngine, Graph, pick_engine
 from pyro_vae.inference.importance import log_likelihood, log_weights, monte_carlo_error, split_rows
 from pyro_vae.inference.progress import progress_bar
 from pyro_vae.vae import OUTPUTS_PER_PASS, Model, default_batch_size

@@ -16,8 +16,7 @@ from pyro_vae.data import Split
 from pyro_vae.errors import NotFiniteError, RequestError, check_positive
 from pyro_vae.inference import distributed
 from pyro_vae.inference.codes import ACTIVE, activity, check_images
-from pyro_vae.inference.fit import AnyEngine
-from pyro_vae.inference.graphs import Engine, Graph, pick_engine
+from pyro_vae.inference.graphs import AnyEngine, Engine, Graph, pick_engine
 from pyro_vae.inference.importance import (
     Program,
     Terms,

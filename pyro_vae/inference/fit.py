@@ -24,7 +24,7 @@ from pyro_vae.data import Data, to_pixels
 from pyro_vae.errors import NotFiniteError, RequestError, check_choice, check_positive
 from pyro_vae.inference import distributed
 from pyro_vae.inference.codes import ACTIVE, activity
-from pyro_vae.inference.graphs import Engine, logger, pick_engine
+from pyro_vae.inference.graphs import AnyEngine, Engine, logger, pick_engine
 from pyro_vae.inference.importance import traces
 from pyro_vae.inference.meter import Meter
 from pyro_vae.inference.precision import Precision, products
@@ -36,7 +36,6 @@ from pyro_vae.vae import Model, default_batch_size
 
 MakeScheduler = Callable[[Optimizer], LRScheduler]
 OnNaN = Literal["stop", "rewind"]
-AnyEngine = Literal["auto", "eager", "traced", "compiled"]
 
 BATCH_SIZE = 128
 EPOCHS = 20

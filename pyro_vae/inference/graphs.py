@@ -22,6 +22,7 @@ logger = logging.getLogger("pyro_vae")
 aten = torch.ops.aten
 
 Engine = Literal["eager", "traced", "compiled"]
+AnyEngine = Literal["auto", "eager", "traced", "compiled"]
 
 TRACED_STEPS = 500
 COMPILED_STEPS = 8_000

@@ -97,7 +97,7 @@ def _integral(log_joint: Callable[[Tensor], Tensor], box: Tensor) -> Tensor:
 
 
 def _cover(log_joint: Callable[[Tensor], Tensor], box: Tensor) -> tuple[Tensor, Tensor]:
-    """A grid of codes, `(POINTS, POINTS, 2)`, at whose border the integrand is negligible, and log p(x, z) on it; NaN if none is."""
+    """A grid of codes, `(POINTS, POINTS, 2)`, that covers the integrand, and log p(x, z) on it; NaN if no grid does."""
     for _ in range(GROWTHS):
         box = 1.25 * box - 0.25 * box.flip(0)  # a quarter of its width more on each side
         sides = [torch.linspace(low, high, POINTS) for low, high in box.T.tolist()]

@@ -180,7 +180,10 @@ def test_the_gap_needs_reparameterized_draws(x):
 
 @pytest.mark.parametrize("latent_dim", [2, 10])
 def test_a_linear_vae_gets_to_probabilistic_pca(digits, latent_dim):
-    """Dequantized pixels; the covariance has the variance of their noise, 1 / 12 of a level squared."""
+    """Dequantized pixels; the covariance has the variance of their noise, 1 / 12 of a level squared.
+
+    The closed form bounds the ELBO from above. Training comes within 0.5 nats of it, and within 2 % of its noise scale.
+    """
     pyro.set_rng_seed(0)
     encoder, decoder = Linear(digits.shape, (2, latent_dim)), Linear((latent_dim,), (1, *digits.shape))
     likelihood = pv.likelihoods.Normal(0.3, learned="scalar")

@@ -11,7 +11,7 @@ from scipy import stats
 from statistics_ import assert_likely
 
 import pyro_vae as pv
-from pyro_vae.evaluation.metrics import chunks, score, score_images, two_phase_mean
+from pyro_vae.evaluation.metrics import score, score_images, two_phase_mean
 from pyro_vae.inference.graphs import has_compiler
 from pyro_vae.inference.importance import (
     effective_sample_size,
@@ -102,7 +102,7 @@ def test_a_poor_guide_is_found_out():
 
 def test_the_elbo_in_closed_form():
     vae, x = oracle("narrow"), torch.randn(30, 1, 1, 3).double()
-    weights = torch.cat([part.log_weights for part in chunks(vae.model, vae.guide, (x,), 4000, 1000)], 1)
+    weights = log_weights(vae.model, vae.guide, x, num_samples=4000).detach()
     found = score(vae.model, vae.guide, (x,), 4000, 1000)
     error = weights.std(0) / 4000**0.5
     assert_likely(((found.elbo - vae.elbo(x).detach()) / error).abs())
@@ -160,9 +160,7 @@ def test_any_batch_size(batch_size, dtype):
 def test_no_pass_exceeds_the_batch_size(vae, x, batch_size, num_samples):
     rows = []
     vae.decoder.register_forward_hook(lambda module, args, out: rows.append(len(out)))
-    parts = list(chunks(vae.model, vae.guide, (x[:3], None), num_samples, batch_size))
-    assert sum(part.kl.shape[1] for part in parts) == 3
-    assert all(part.kl.shape[0] == num_samples for part in parts)
+    assert len(score(vae.model, vae.guide, (x[:3], None), num_samples, batch_size).kl) == 3
     assert max(rows) <= batch_size
     assert sum(rows) == num_samples * 3
     assert len(rows) <= 2 * sum(rows) / batch_size + 1

@@ -88,6 +88,15 @@ def test_quadrature_with_any_prior(prior):
     torch.testing.assert_close(quadrature_log_likelihood(vae, x), expected, atol=0.05, rtol=0)
 
 
+def test_quadrature_that_does_not_converge_is_nan():
+    """The posterior is the prior, whose tails are too heavy for any box; the check takes the other method."""
+    vae, x = LinearGaussianVAE((1, 1, 2), 2).eval(), torch.zeros(2, 1, 1, 2)
+    vae.prior = pv.StudentT(2, df=0.3)
+    vae.decoder.layers[1].weight.data.zero_()
+    assert quadrature_log_likelihood(vae, x).isnan().all()
+    assert check_log_likelihood(vae, x, None, score_images(vae, pv.Split(x), 30), num_temperatures=5)["method"] == "ais"
+
+
 def test_quadrature_leaves_the_random_state_alone():
     before = torch.random.get_rng_state()
     quadrature_log_likelihood(folded(2), X[:1])

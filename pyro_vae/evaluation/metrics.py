@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from math import isfinite, log
 from typing import Any, NamedTuple
@@ -120,20 +118,25 @@ def score_images(
     batch_size = batch_size or default_batch_size(vae, args[0])
     if engine == "auto":
         engine = pick_engine(args[0].device, len(images) * num_samples // batch_size)
-    with _shard(args) as own:
-        scores = score(vae.model, vae.guide, own, num_samples, batch_size, engine)
-    return Scores(*(_gather(values, args[0]) for values in scores))
+    if distributed.world_size() == 1:
+        return score(vae.model, vae.guide, args, num_samples, batch_size, engine)
+    own = distributed.shard(len(images))
+    with torch.random.fork_rng():  # each process draws random numbers of its own, and all return to the same random state
+        torch.manual_seed(torch.randint(2**62, ()).item() + distributed.rank())
+        shard = tuple(None if arg is None else arg[own] for arg in args)
+        scores = score(vae.model, vae.guide, shard, num_samples, batch_size, engine)
+    return Scores(*(distributed.all_gather(values.to(args[0].device), len(images)).cpu() for values in scores))
 
 
 def summarize(vae: Model, images: Split, scores: Scores, num_samples: int, batch_size: int | None = None) -> Metrics:
     """The results of `evaluate`, from the scores of all images or of a subset of them."""
     is_subset = len(scores.kl) < len(images)
-    reconstruction, kl = _elbo_terms(vae, images, batch_size) if is_subset else (scores.reconstruction, scores.kl)
     draws = ELBO_SAMPLES if is_subset else num_samples
+    whole = score_images(vae, images, draws, batch_size) if is_subset else scores
     results: Metrics = {
-        "elbo": summary(reconstruction - kl, draws),
-        "reconstruction": summary(reconstruction, draws),
-        "kl": summary(kl, draws),
+        "elbo": summary(whole.elbo, draws),
+        "reconstruction": summary(whole.reconstruction, draws),
+        "kl": summary(whole.kl, draws),
         "log_likelihood": {
             **summary(scores.log_likelihood, num_samples),
             **_reliability(scores),
@@ -145,7 +148,7 @@ def summarize(vae: Model, images: Split, scores: Scores, num_samples: int, batch
     if len(images) > 1:
         results["active_units"]["count"] = int((activity(vae, arguments(vae, images)[0]) > ACTIVE).sum())
     if is_subset:
-        mean, error = two_phase_mean(scores.log_likelihood, scores.elbo, reconstruction - kl)
+        mean, error = two_phase_mean(scores.log_likelihood, scores.elbo, whole.elbo)
         results["log_likelihood_all_images"] = {
             "mean": mean,
             "standard_error": error,
@@ -226,26 +229,17 @@ def score(
         RequestError: If a number is not positive.
         NotFiniteError: If a row has no finite weight, or one that is NaN.
     """
-    parts: list[Scores] = []
-    with products("float32"):
-        for chunk in chunks(model, guide, args, num_samples, batch_size, engine):
-            parts.append(_scores(chunk, first=sum(len(part.kl) for part in parts)))
-    return Scores(*(torch.cat(values) for values in zip(*parts, strict=True)))
-
-
-def chunks(
-    model: Program, guide: Program, args: tuple[Any, ...], num_samples: int, batch_size: int, engine: Engine = "eager"
-) -> Iterator[Terms]:
-    """The terms of `num_samples` samples, each `(num_samples, rows)`, a few rows of `args` at a time; as for `score`."""
     check_positive(num_samples=num_samples, batch_size=batch_size)
     passes = -(-num_samples // batch_size)
     counts = [num_samples * (i + 1) // passes - num_samples * i // passes for i in range(passes)]
     graphs = {count: Graph(partial(_pass, model, guide, count), engine) for count in set(counts)}
-    with progress_bar(len(args[0]), "scoring") as bar:
+    parts: list[Scores] = []
+    with products("float32"), progress_bar(len(args[0]), "scoring") as bar:
         for rows in split_rows(args, max(1, batch_size // num_samples)):
-            parts = [graphs[count](*rows) for count in counts]
-            yield Terms(*(torch.cat(part) for part in zip(*parts, strict=True)))
+            drawn = zip(*(graphs[count](*rows) for count in counts), strict=True)
+            parts.append(_scores(Terms(*map(torch.cat, drawn)), first=sum(len(part.kl) for part in parts)))
             bar.update(len(rows[0]))
+    return Scores(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
 @torch.no_grad()
@@ -254,13 +248,13 @@ def _pass(model: Program, guide: Program, num_samples: int, *args: Any) -> list[
     return list(terms(model, guide, *args, num_samples=num_samples))
 
 
-def _scores(chunk: Terms, first: int) -> Scores:
-    weights = chunk.log_weights.double().cpu()
+def _scores(drawn: Terms, first: int) -> Scores:
+    weights = drawn.log_weights.double().cpu()
     bad = weights.isnan().any(0) | (weights == -torch.inf).all(0)
     if bad.any():
         index = first + int(bad.nonzero()[0])
         raise NotFiniteError(f"image {index} has no finite importance weight: p(x, z) is 0 or NaN at every draw of the guide")
-    reconstruction, kl = (part.double().mean(0).cpu() for part in chunk)
+    reconstruction, kl = (part.double().mean(0).cpu() for part in drawn)
     return Scores(
         reconstruction,
         kl,
@@ -278,15 +272,6 @@ def arguments(vae: Model, images: Split) -> tuple[Tensor, Tensor | None]:
     return images.scored(vae.pixels), images.labels
 
 
-def _elbo_terms(vae: Model, images: Split, batch_size: int | None) -> tuple[Tensor, Tensor]:
-    """The mean reconstruction and KL of each image, with a few draws."""
-    args = arguments(vae, images)
-    with _shard(args) as own:
-        parts = list(chunks(vae.model, vae.guide, own, ELBO_SAMPLES, batch_size or default_batch_size(vae, args[0])))
-    reconstruction, kl = (torch.cat([value.double().mean(0).cpu() for value in values]) for values in zip(*parts, strict=True))
-    return _gather(reconstruction, args[0]), _gather(kl, args[0])
-
-
 def _reliability(scores: Scores) -> Metrics:
     """What is known of the error of the estimate itself."""
     k_hat = scores.pareto_k
@@ -296,20 +281,3 @@ def _reliability(scores: Scores) -> Metrics:
         "share_of_images_with_k_hat_over_0.7": None if k_hat.isnan().any() else (k_hat > 0.7).double().mean().item(),
         "median_effective_sample_size": scores.effective_sample_size.quantile(0.5).item(),
     }
-
-
-@contextmanager
-def _shard(args: tuple[Tensor, Tensor | None]) -> Iterator[tuple[Any, ...]]:
-    """This process's rows, with random numbers of its own; all processes continue from the same random state."""
-    if distributed.world_size() == 1:
-        yield args
-        return
-    own = distributed.shard(len(args[0]))
-    with torch.random.fork_rng():
-        torch.manual_seed(torch.randint(2**62, ()).item() + distributed.rank())
-        yield tuple(None if arg is None else arg[own] for arg in args)
-
-
-def _gather(values: Tensor, x: Tensor) -> Tensor:
-    """The values of all rows of `x`, from those of each process; NCCL needs them on the device of `x`."""
-    return values if distributed.world_size() == 1 else distributed.all_gather(values.to(x.device), len(x)).cpu()

@@ -24,7 +24,9 @@ DRAWS = 1000
 TAIL = 0.005
 GROWTHS = 12
 FINEST = 64
+"""Largest number of parts into which a cell is split, per dimension."""
 TOLERANCE = 1e-3
+"""Change of log p(x), in nats, at which the refinement stops."""
 
 
 @torch.no_grad()
@@ -95,15 +97,15 @@ def _integral(log_joint: Callable[[Tensor], Tensor], box: Tensor) -> Tensor:
 
 
 def _cover(log_joint: Callable[[Tensor], Tensor], box: Tensor) -> tuple[Tensor, Tensor]:
-    """A grid of codes, `(POINTS, POINTS, 2)`, at whose border the integrand is negligible, and log p(x, z) on it."""
+    """A grid of codes, `(POINTS, POINTS, 2)`, that covers the integrand, and log p(x, z) on it; NaN if no grid does."""
     for _ in range(GROWTHS):
         box = 1.25 * box - 0.25 * box.flip(0)  # a quarter of its width more on each side
         sides = [torch.linspace(low, high, POINTS) for low, high in box.T.tolist()]
         grid = torch.cartesian_prod(*sides).to(box).unflatten(0, (POINTS, POINTS))
         values = log_joint(grid.flatten(0, 1)).unflatten(0, (POINTS, POINTS))
         if torch.cat([values[[0, -1]].flatten(), values[:, [0, -1]].flatten()]).max() < values.max() - DEPTH:
-            break
-    return grid, values
+            return grid, values
+    return grid, torch.full_like(values, torch.nan)
 
 
 def _log_sum(values: Tensor, cell: Tensor) -> Tensor:

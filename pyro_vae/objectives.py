@@ -149,9 +149,9 @@ class PathELBO(TensorELBO, ABC):
     r"""A bound whose gradient reaches the guide's parameters only through the path of its samples.
 
     The parameters :math:`\phi` enter in three places: the density of the guide, the path :math:`z(\epsilon, \phi)` of its
-    samples, and, if shared as in a VampPrior, the density of the model. The samples are detached from their paths, the densities
-    are evaluated at the detached samples, and the gradient with respect to the samples is propagated through the paths with
-    weights of its own. The direct gradient of the guide's density is dropped; that of the model's density is kept.
+    samples, and, if shared as in a VampPrior, the density of the model. The samples are detached from their paths, the
+    densities are evaluated at the detached samples, and the gradient with respect to the samples is propagated through the
+    paths with weights of its own. The direct gradient of the guide's density is dropped; that of the model's density is kept.
 
     To write your own, subclass it and write `bound` and `weights`.
 

@@ -97,6 +97,23 @@ def test_the_test_set_is_not_touched(digits):
     assert metrics(record) == metrics(next(iter(pv.fit(build(digits), digits, epochs=1))))
 
 
+def test_an_interrupted_epoch_does_not_enter_the_next_record(digits):
+    training = pv.fit(build(digits), digits, epochs=2)
+    update, calls = training.loop.svi.update, iter([False, False, True])
+
+    def interrupted(*args):
+        if next(calls, False):
+            raise KeyboardInterrupt
+        update(*args)
+
+    training.loop.svi.update = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        next(training)
+    record = next(training)
+    assert record["step"] == 13
+    assert record["loss"] == pytest.approx(record["validation_loss"], rel=0.05)
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 1348, 1349])
 def test_any_batch_size(digits, batch_size):
     few = pv.Data("few", digits.train if batch_size > 100 else digits.train[:20], digits.validation[:3], digits.test)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal, TypedDict
@@ -18,16 +18,16 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from tqdm import tqdm
 
 from pyro_vae.data import Data, to_pixels
 from pyro_vae.errors import NotFiniteError, RequestError, check_choice, check_positive
 from pyro_vae.inference import distributed
 from pyro_vae.inference.codes import ACTIVE, activity
-from pyro_vae.inference.graphs import AnyEngine, Engine, logger, pick_engine
+from pyro_vae.inference.graphs import AnyEngine, Engine, dry_run, logger, pick_engine
 from pyro_vae.inference.importance import traces
 from pyro_vae.inference.meter import Meter
 from pyro_vae.inference.precision import Precision, products
+from pyro_vae.inference.progress import progress_bar
 from pyro_vae.inference.random_state import random_state, set_random_state
 from pyro_vae.inference.svi import SVI, MakeOptimizer
 from pyro_vae.objectives import CapacityELBO, FreeBitsELBO, ScheduledELBO, check_objective
@@ -127,8 +127,8 @@ def fit(
         >>> data = pv.load_data("digits")
         >>> encoder, decoder = pv.MLP(data.shape, (2, 5)), pv.MLP((5,), (1, *data.shape))
         >>> vae = pv.VAE(pv.StandardNormal(5), encoder, pv.DiagonalNormal(), decoder, pv.Bernoulli())
-        >>> first, second = pv.fit(vae, data, epochs=2, seed=0)
-        >>> first["validation_elbo"] < second["validation_elbo"]
+        >>> first, *_, last = pv.fit(vae, data, epochs=10, seed=0)
+        >>> first["validation_elbo"] < last["validation_elbo"]
         True
     """
     check_positive(epochs=epochs, batch_size=batch_size, clip_grad_norm=clip_grad_norm, patience=patience)
@@ -239,12 +239,14 @@ class Loop:
         """Make the optimizer and the scheduler, and run the programs once without side effects."""
         model, guide = self.meter.model(self.vae.model), self.meter.guide(self.vae.guide)
         self.svi = SVI(model, guide, optimizer, self.objective, mean=True, prepare=self._batch, engine=engine)
+        first = torch.arange(self.batch_size, device=self.device)
+        dry_run(self._check, first)
         with self._shard(self.batch_size) as own:
-            self.svi.dry_run(torch.arange(self.batch_size, device=self.device)[own], check=self._check)
+            self.svi.dry_run(first[own])
         if distributed.world_size() > 1:
-            self.optimizer.register_step_pre_hook(lambda *_: self._average_gradients())
+            self.optimizer.register_step_pre_hook(lambda optimizer, *_: self._average_gradients(_params(optimizer)))
         if clip_grad_norm is not None:
-            self.optimizer.register_step_pre_hook(lambda *_: _clip(self.vae.parameters(), clip_grad_norm))
+            self.optimizer.register_step_pre_hook(lambda optimizer, *_: _clip(_params(optimizer), clip_grad_norm))
         self.scheduler = None if lr_scheduler is None else lr_scheduler(self.optimizer)
 
     def epoch(self, label: str) -> dict[str, Any]:
@@ -265,9 +267,10 @@ class Loop:
 
     def _train(self, label: str) -> dict[str, float]:
         self.vae.train()
+        self._clear_sums()
         start = checked = time.perf_counter()
         order = distributed.broadcast(torch.randperm(len(self.train), device=self.device))
-        with products(self.precision), _progress(len(self.train), label) as progress:
+        with products(self.precision), progress_bar(len(self.train), label) as progress:
             for index in order.split(self.batch_size):
                 self._set_step()
                 with self._shard(len(index)) as own:
@@ -282,6 +285,7 @@ class Loop:
 
     def _validate(self, label: str) -> dict[str, float]:
         self.vae.eval()
+        self._clear_sums()
         labels = self.validation_labels
         chunks = torch.arange(len(self.validation), device=self.device).split(default_batch_size(self.vae, self.validation))
         with products("float32"):
@@ -307,14 +311,17 @@ class Loop:
             self.objective.set_step(self.step)
 
     def _read(self, label: str, rows: int) -> dict[str, float]:
-        """Metrics per row since the last call."""
+        """Metrics per row since the sums were cleared."""
         distributed.all_reduce(self.meter.sums, self.svi.total)
         self._check_finite(label)
         loss = self.svi.total.item() / rows
         reconstruction, kl = (self.meter.sums / (rows * self.objective.num_particles)).tolist()
+        return {"loss": loss, "elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
+
+    def _clear_sums(self) -> None:
+        """Start anew, even after an epoch that was interrupted."""
         self.svi.total.zero_()
         self.meter.sums.zero_()
-        return {"loss": loss, "elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
 
     def _check_finite(self, label: str) -> None:
         if not math.isfinite(self.svi.total.item() + self.meter.sums.sum().item()):
@@ -335,15 +342,16 @@ class Loop:
         with distributed.WholeNoise(rows, particles) if distributed.world_size() > 1 else nullcontext():
             yield own
 
-    def _average_gradients(self) -> None:
+    def _average_gradients(self, params: Sequence[Tensor]) -> None:
         """Turn gradients of the mean over this process's rows into those of the mean over the whole batch."""
-        grads = [param.grad for param in self.vae.parameters() if param.grad is not None]
+        grads = [param.grad for param in params if param.grad is not None]
         for grad in grads:
             grad *= self.weight
         distributed.all_reduce(*grads)
 
-    def _check(self, x: Tensor, y: Tensor | None, beta: Tensor) -> None:
+    def _check(self, index: Tensor) -> None:
         """Raise `RequestError` if the parts do not fit together."""
+        x, y, _ = self._batch(index)
         if any(param.isnan().any() for param in self.vae.parameters()):
             raise RequestError("the model has parameters that are NaN; build it anew, or load a state_dict before training")
         _check_shapes(self.vae, x, y)
@@ -385,14 +393,12 @@ class Loop:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a `state_dict`; sums of an unfinished epoch are dropped."""
+        """Restore a `state_dict`."""
         self.step = state["step"]
         self.vae.load_state_dict(state["vae"])
         self.svi.load_optimizer(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["lr_scheduler"])
-        self.svi.total.zero_()
-        self.meter.sums.zero_()
         set_random_state(state["random"], self.device)
 
 
@@ -412,10 +418,10 @@ def _engine(asked: AnyEngine, device: torch.device, steps: int) -> Engine:
 
 def _check_shapes(vae: Model, x: Tensor, y: Tensor | None) -> None:
     """Raise `RequestError` if a network's outputs have a wrong shape, and leave the model in training mode."""
-    vae.eval()  # in training mode, batch normalization refuses the single image from which latent_dim is read
+    vae.eval()  # in training mode, batch normalization rejects a single image
     with _outputs("decoder", vae.decoder, (vae.likelihood.num_params, *x.shape[1:])):
-        dim = vae.latent_dim
-    with _outputs("encoder", vae.encoder, (vae.posterior.num_params, dim)):
+        vae.sample(1)
+    with _outputs("encoder", vae.encoder, (vae.posterior.num_params, vae.latent_dim)):
         vae.guide(x, y)
     vae.train()
 
@@ -445,11 +451,9 @@ def _check_distributed(objective: ELBO, images: int, batch_size: int, engine: En
         raise RequestError(f"{type(objective).__name__} is not supported with several processes; use one process")
 
 
-def _progress(images: int, label: str) -> tqdm[Any]:
-    """A progress bar, on a terminal only."""
-    disable = None if distributed.is_main_process() else True
-    return tqdm(total=images, desc=label, unit=" images", unit_scale=True, leave=False, disable=disable, dynamic_ncols=True)
+def _params(optimizer: Optimizer) -> list[Tensor]:
+    return [param for group in optimizer.param_groups for param in group["params"]]
 
 
-def _clip(params: Iterable[Tensor], norm: float) -> None:
-    clip_grad_norm_(params, norm)
+def _clip(params: Sequence[Tensor], norm: float) -> None:
+    clip_grad_norm_(params, norm)  # whose result a hook must not return

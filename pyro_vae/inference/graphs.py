@@ -181,8 +181,12 @@ def trace(function: Callable[..., list[Any]], args: Sequence[Any]) -> tuple[Call
 def dry_run(function: Callable[..., Any], *args: Any) -> None:
     """Call a function without side effects on existing tensors or on the random state."""
     census = _Census()
-    with census.without_effect(), census:
-        function(*args)
+    try:
+        with census.without_effect(), census:
+            function(*args)
+    except Exception as error:
+        error.add_note("raised in the dry run before the first step")
+        raise
 
 
 class _Census(TorchDispatchMode):

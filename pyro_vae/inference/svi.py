@@ -84,19 +84,10 @@ class SVI:
         """The engine that runs the steps, which is simpler than the requested one if that failed."""
         return self._graph.engine
 
-    def dry_run(self, *args: Any, check: Callable[..., object] = lambda *args: None) -> None:
-        """Validate the programs and make the optimizer, without side effects; the first step does it otherwise.
-
-        Arguments:
-            *args: The arguments of `step`.
-            check: Called with the arguments of the programs before they run.
-        """
-        try:
-            with _Params() as seen:
-                dry_run(self._validate, check, *args)
-        except Exception as error:
-            error.add_note("raised in the dry run of model and guide, before the first step")
-            raise
+    def dry_run(self, *args: Any) -> None:
+        """Validate the programs and make the optimizer, without side effects; the first step does it otherwise."""
+        with _Params() as seen:
+            dry_run(self._validate, *args)
         self._adopt(seen.params)
         device = next(iter(seen.params.values()), self.total).device
         self.loss, self.total = self.loss.to(device), self.total.to(device)
@@ -133,11 +124,9 @@ class SVI:
         with pyro.validation_enabled(is_validation_enabled() and self.optimizer is None), tensor_losses(self.objective):
             return float(self.objective.loss(self.model, self.guide, *args)) / self._rows(args)
 
-    def _validate(self, check: Callable[..., object], *args: Any) -> None:
-        prepared = self.prepare(*args)
-        check(*prepared)
+    def _validate(self, *args: Any) -> None:
         with tensor_losses(self.objective):
-            self.objective.loss(self.model, self.guide, *prepared)
+            self.objective.loss(self.model, self.guide, *self.prepare(*args))
 
     def _take_step(self, *args: Any) -> None:
         loss, rows, *grads = self._graph(*args)
@@ -168,22 +157,20 @@ class SVI:
 
     def _replays(self) -> bool:
         """Whether whole steps run as a CUDA graph."""
-        return (
-            self.total.is_cuda
-            and self.engine != "eager"
-            and self._graph.capturable
-            and all("capturable" in group for group in self._groups)
-        )
+        capturable = self._graph.capturable and all("capturable" in group for group in self._groups)
+        return self.total.is_cuda and self.engine != "eager" and capturable
 
     def _refresh(self) -> None:
         """Keep replays valid: update learning rates in place, and capture anew if the optimizer's other options changed."""
         baked = [{key: group[key] for key in group.keys() - {"params", "lr", "capturable"}} for group in self._groups]
         if baked != self._options:
             self._options, self._replay = baked, Replay(self._take_step)
-            self._rates = [torch.as_tensor(group["lr"], device=self.total.device) for group in self._groups]
+            for group in self._groups:
+                group |= {"capturable": True, "lr": torch.as_tensor(group["lr"], device=self.total.device)}
+            self._rates = [group["lr"] for group in self._groups]
         for group, rate in zip(self._groups, self._rates, strict=True):
             if group["lr"] is not rate:
-                group |= {"lr": rate.fill_(group["lr"]), "capturable": True}
+                group["lr"] = rate.fill_(group["lr"])
 
     @property
     def _groups(self) -> list[dict[str, Any]]:

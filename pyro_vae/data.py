@@ -186,16 +186,8 @@ def load_data(
         raise RequestError(f"binarization must be one of {', '.join(get_args(Binarization))}, but is {binarization}")
     if image_size is not None and not 1 <= image_size <= MAX_SIZE:
         raise RequestError(f"image_size must be 1 to {MAX_SIZE}, but is {image_size}")
-    try:
-        data = _load(name, Path(data_dir), image_size, download)
-    except RequestError as error:
-        raise RequestError(_one_line(str(error))) from error.__cause__
+    data = _load(name, Path(data_dir), image_size, download)
     return data.map(_fixed_draw) if binarization == "static" else data
-
-
-def _one_line(text: str) -> str:
-    """Text with the characters escaped that are not printable: names of files may hold any."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _load(name: str, data_dir: Path, size: int | None, download: bool) -> Data:
@@ -213,7 +205,7 @@ def _pick(data_dir: Path, download: bool) -> str:
     try:
         _fetch("mnist", data_dir, download)
     except RequestError as error:
-        logger.warning("data: digits (8x8), because %s", _one_line(str(error)))
+        logger.warning("data: digits (8x8), because %s", error)
         return "digits"
     logger.info("data: mnist, from %s", data_dir)
     return "mnist"

@@ -5,7 +5,11 @@ from typing import Any, get_args
 
 
 class RequestError(ValueError):
-    """A request that cannot be carried out; the message says what to do instead. Exit code 2."""
+    """A request that cannot be carried out; the message is one line that says what to do instead. Exit code 2."""
+
+    def __init__(self, message: str) -> None:
+        line = message.partition("\nTrace Shapes:")[0]  # which Pyro appends to a ValueError that is raised in a program
+        super().__init__("".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line))
 
 
 class NotFiniteError(ArithmeticError):

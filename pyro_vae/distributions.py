@@ -26,8 +26,8 @@ Distribution.set_default_validate_args(_validate_args)
 
 __all__ = ["MAF", "NSF", "Flow", "NormalizingFlow", "RealNVP"]
 
+# Grey levels of a byte.
 LEVELS = 256
-"""Grey levels of a byte."""
 
 
 class FlowDistribution(ZukoToPyro):

@@ -17,8 +17,8 @@ Pixels = Literal["binary", "unit", "dequantized", "byte"]
 
 Learned = Literal["no", "scalar", "pixel"]
 
+# Channels, height and width.
 IMAGE_DIMS = 3
-"""Channels, height and width."""
 
 
 class Likelihood(nn.Module, ABC):

@@ -438,8 +438,8 @@ def _refuse_scales(*given: Trace) -> None:
 UNSCALED = "importance-weighted objectives do not support beta != 1 or other scales; leave beta at 1"
 
 
+# Objectives that require batches of one size, or have two losses.
 OTHER_LOOPS = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO, ReweightedWakeSleep)
-"""Objectives that require batches of one size, or have two losses."""
 
 
 def check_objective(objective: Any, beta: Schedule, model: Trace, guide: Trace) -> None:

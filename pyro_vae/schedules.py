@@ -7,8 +7,8 @@ from math import cos, exp, inf, pi
 
 from pyro_vae.errors import RequestError, check_positive
 
+# Lower limit of scheduled values: Pyro rejects a scale of 0, and smaller values may underflow to 0 in float32.
 SMALLEST = 1e-30
-"""Lower limit of scheduled values: Pyro rejects a scale of 0, and smaller values may underflow to 0 in float32."""
 
 
 class Schedule(ABC):

@@ -26,8 +26,8 @@ from pyro_vae.posteriors import FullRankNormal, Posterior
 from pyro_vae.priors import Prior, StandardNormal
 from pyro_vae.vae import VAE
 
+# Probability that a test of random numbers fails although nothing is wrong.
 FAILURE_RATE = 1e-4
-"""Probability that a test of random numbers fails although nothing is wrong."""
 
 SAMPLES = 20_000
 CENTRES = 8

@@ -16,11 +16,11 @@ from pyro_vae.inference.importance import Program, Site, check_plates, joint_ter
 from pyro_vae.inference.progress import progress_bar
 
 LEAPFROGS = 10
+# Chains that adapt the step sizes.
 ADAPTING = 8
-"""Chains that adapt the step sizes."""
 FIRST_STEP = 0.2
+# Target share of accepted proposals, optimal for Hamiltonian Monte Carlo in many dimensions (Neal, 2011).
 ACCEPTANCE = 0.65
-"""Target share of accepted proposals, optimal for Hamiltonian Monte Carlo in many dimensions (Neal, 2011)."""
 
 
 class Bounds(NamedTuple):

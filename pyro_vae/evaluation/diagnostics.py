@@ -24,10 +24,10 @@ from pyro_vae.inference.importance import log_likelihood, log_weights, monte_car
 from pyro_vae.inference.progress import progress_bar
 from pyro_vae.vae import OUTPUTS_PER_PASS, Model, default_batch_size
 
+# Difference of two estimates of log p(x), in nats, below which they agree whatever their errors.
 DIFFERENCE = 0.1
-"""Difference of two estimates of log p(x), in nats, below which they agree whatever their errors."""
+# Standard errors above which a difference is significant, for some hundred images at once.
 Z_SCORE = 4.0
-"""Standard errors above which a difference is significant, for some hundred images at once."""
 
 
 class Information(NamedTuple):

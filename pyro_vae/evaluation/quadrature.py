@@ -16,17 +16,17 @@ from pyro_vae.inference.importance import joint_terms, sample_sites, split_rows
 from pyro_vae.inference.progress import progress_bar
 from pyro_vae.vae import Model, default_batch_size
 
+# Points per dimension of the first grid.
 POINTS = 64
-"""Points per dimension of the first grid."""
+# Nats below its maximum at which the integrand is neglected, a factor of 1.5e-8.
 DEPTH = 18.0
-"""Nats below its maximum at which the integrand is neglected, a factor of 1.5e-8."""
 DRAWS = 1000
 TAIL = 0.005
 GROWTHS = 12
+# Largest number of parts into which a cell is split, per dimension.
 FINEST = 64
-"""Largest number of parts into which a cell is split, per dimension."""
+# Change of log p(x), in nats, at which the refinement stops.
 TOLERANCE = 1e-3
-"""Change of log p(x), in nats, at which the refinement stops."""
 
 
 @torch.no_grad()

@@ -11,12 +11,12 @@ from torch import Tensor
 from pyro_vae.errors import RequestError
 from pyro_vae.vae import Model
 
+# A latent dimension is active if the variance of its posterior mean over the images exceeds this (Burda et al., 2016).
 ACTIVE = 0.01
-"""A latent dimension is active if the variance of its posterior mean over the images exceeds this (Burda et al., 2016)."""
 
 DRAWS = 100
+# Images encoded in one pass.
 IMAGES = 1000
-"""Images encoded in one pass."""
 
 
 class Codes(NamedTuple):

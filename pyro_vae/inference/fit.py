@@ -39,15 +39,15 @@ OnNaN = Literal["stop", "rewind"]
 
 BATCH_SIZE = 128
 EPOCHS = 20
+# Least number of steps by default: 20 epochs are too few for small data sets.
 STEPS = 3000
-"""Least number of steps by default: 20 epochs are too few for small data sets."""
+# Pixels of the training images that initialize the model, to bound memory.
 FIRST_PIXELS = 50_000_000
-"""Pixels of the training images that initialize the model, to bound memory."""
+# Time between checks for a loss that is not finite, which wait for the device.
 CHECK_SECONDS = 1.0
-"""Time between checks for a loss that is not finite, which wait for the device."""
 REWINDS = 3
+# Attributes of `Training` in its `state_dict`.
 COUNTERS = ("epoch", "best", "waited", "rewinds")
-"""Attributes of `Training` in its `state_dict`."""
 
 
 class Record(TypedDict):

@@ -24,12 +24,12 @@ aten = torch.ops.aten
 Engine = Literal["eager", "traced", "compiled"]
 AnyEngine = Literal["auto", "eager", "traced", "compiled"]
 
+# Numbers of steps from which tracing (0.5 s) and, on the CPU, compiling (about 10 s) save more time than they take.
 TRACED_STEPS = 500
 COMPILED_STEPS = 8_000
-"""Numbers of steps from which tracing (0.5 s) and, on the CPU, compiling (about 10 s) save more time than they take."""
 
+# Calls before a CUDA graph is captured, as torch's documentation recommends.
 WARM_UPS = 3
-"""Calls before a CUDA graph is captured, as torch's documentation recommends."""
 
 
 class Graph:

@@ -21,8 +21,8 @@ from pyro_vae.errors import RequestError, check_positive
 Program = Callable[..., Any]
 Site = Any
 
+# With fewer, the tail that PSIS fits has fewer than the 5 weights it requires.
 LEAST_SAMPLES = 25
-"""With fewer, the tail that PSIS fits has fewer than the 5 weights it requires."""
 
 
 class Terms(NamedTuple):

@@ -76,6 +76,30 @@ def images(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """Final scores with few samples, and no figures: for runs whose outcome is not looked at."""
+    monkeypatch.setattr("pyro_vae.cli.train.TEST_SAMPLES", 10)
+    monkeypatch.setattr("pyro_vae.cli.train.draw", lambda vae, data, run: [])
+
+
+@pytest.fixture
+def refused(capfd):
+    """Run a command that must be refused: exit code 2, and one line on stderr, which is returned."""
+    from pyro_vae.cli.main import main
+
+    def run(*argv: object) -> str:
+        capfd.readouterr()
+        code = main([str(arg) for arg in argv])
+        _, err = capfd.readouterr()
+        assert code == 2, err
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1, err
+        return err
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def run_dir(tmp_path_factory) -> Path:
     """A run of two epochs on digits, two latent dimensions."""

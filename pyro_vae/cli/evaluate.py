@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pyro_vae.cli.build import pick_device
 from pyro_vae.cli.files import write
-from pyro_vae.cli.options import add_run_options, new_parser, parse
-from pyro_vae.cli.run_folder import Run, load_run, run_data
+from pyro_vae.cli.options import add, parse, run_parser, up_to
+from pyro_vae.cli.run_folder import Run
 from pyro_vae.cli.tables import table
 from pyro_vae.data import Split
 from pyro_vae.errors import RequestError
@@ -24,7 +24,7 @@ from pyro_vae.evaluation.ais import annealed_log_weights, bidirectional_bounds
 from pyro_vae.evaluation.diagnostics import check_log_likelihood, inference_gap, information, linear_probe
 from pyro_vae.evaluation.metrics import Metrics, Scores, arguments, score_images, summarize, summary
 from pyro_vae.inference import distributed
-from pyro_vae.inference.graphs import AnyEngine
+from pyro_vae.inference.graphs import AnyEngine, logger
 from pyro_vae.inference.importance import log_likelihood
 from pyro_vae.vae import Model
 from pyro_vae.viz import figures, views
@@ -43,9 +43,10 @@ def evaluate(argv: list[str]) -> None:
     device = pick_device(config.device)
     with distributed.process_group(device):
         run = Run.open(config.run_dir)
-        vae = load_run(config.run_dir, config.checkpoint, device, config.trust)
+        stored = run.config(config.trust)
+        vae = run.model(stored, config.checkpoint).to(device)
         with distributed.main_process_first():
-            data = run_data(run, config.data_dir, config.trust)
+            data = run.data(stored, config.checkpoint, config.data_dir)
         split: Split = getattr(data, config.split).to(device)
         index = _chosen(config, split)
         pyro.set_rng_seed(config.seed)
@@ -54,29 +55,22 @@ def evaluate(argv: list[str]) -> None:
         if data.train.labels is not None and len(data.train.labels.unique()) > 1:
             results["linear_probe"] = linear_probe(vae, data.train[:PROBED], split[:PROBED])._asdict()
         if distributed.is_main_process():
-            print(table(results, f"{data.name}, {config.split} set, {config.checkpoint} checkpoint", vae.likelihood))
+            logger.info(table(results, f"{data.name}, {config.split} set, {config.checkpoint} checkpoint", vae.likelihood))
             _write(vae, split, index, scores, results, run, config)
 
 
 def _parser() -> ArgumentParser:
-    parser = new_parser("evaluate", "Score a saved run, in nats per image, and check how far the numbers can be trusted.")
-    add_run_options(parser)
-    parser.add_argument("--num_samples", type=PositiveInt, default=5000, help="Importance samples per image.")
-    parser.add_argument(
-        "--num_images", type=PositiveInt | None, help="Size of a random subset for log p(x); all, or 100 for ais."
-    )
-    parser.add_argument("--method", type=Literal["is", "ais"], default="is", help="Importance sampling; ais adds annealing.")
-    parser.add_argument("--num_chains", type=PositiveInt, default=16, help="AIS: chains per image.")
-    parser.add_argument("--num_temperatures", type=PositiveInt, default=500, help="AIS: temperatures.")
-    parser.add_argument(
-        "--check_images", type=NonNegativeInt, default=10, help="Images checked by a second method; 0 for none."
-    )
-    parser.add_argument(
-        "--gap_images", type=NonNegativeInt, default=0, help="Images for the inference gap; takes about 1 s each."
-    )
-    parser.add_argument("--batch_size", type=PositiveInt | None, help="Decoder rows per pass; bounds the memory.")
-    parser.add_argument("--engine", type=AnyEngine, default="auto", help="What runs the passes.")
-    parser.add_argument("--per_image", type=str | None, help="An .npz file for the scores of each image.")
+    parser = run_parser("evaluate", "Score a saved run, in nats per image, and check how far the numbers can be trusted.")
+    add(parser, "num_samples", up_to(10_000_000), 5000, "Importance samples per image.")
+    add(parser, "num_images", PositiveInt, None, "Size of a random subset for log p(x); all, or 100 for ais.")
+    add(parser, "method", Literal["is", "ais"], "is", "Importance sampling; ais adds annealing.")
+    add(parser, "num_chains", up_to(100_000), 16, "AIS: chains per image.")
+    add(parser, "num_temperatures", up_to(1_000_000), 500, "AIS: temperatures.")
+    add(parser, "check_images", NonNegativeInt, 10, "Images checked by a second method; 0 for none.")
+    add(parser, "gap_images", NonNegativeInt, 0, "Images for the inference gap; takes about 1 s each.")
+    add(parser, "batch_size", PositiveInt, None, "Decoder rows per pass; bounds the memory.")
+    add(parser, "engine", AnyEngine, "auto", "What runs the passes.")
+    add(parser, "per_image", str, None, "An .npz file for the scores of each image.")
     return parser
 
 
@@ -139,7 +133,7 @@ def _write(vae: Model, split: Split, index: Tensor, scores: Scores, results: Met
     ]
     if config.per_image:
         files.append(write(Path(config.per_image), _per_image(split, index, scores)))
-    print("\nwritten:", *(f"  {file}" for file in files), sep="\n")
+    logger.info("\n  ".join(["\nwritten:", *map(str, files)]))
 
 
 def _worst(vae: Model, images: Split, scores: Scores) -> Figure:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import platform
-import re
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -14,18 +13,20 @@ from typing import Any
 import pyro
 import torch
 import yaml
+from jsonargparse import get_loader
 
 from pyro_vae.errors import RequestError, StorageError
 
 FORMAT = 3
 DIGEST = 32
+# Limits of a configuration, far above those that runs write.
 YAML_BYTES = 2**20
 YAML_DEPTH = 20
 YAML_SCALAR = 4096
 
 
 def write(path: Path, content: bytes) -> Path:
-    """Replace a file so that at any time the old or the new content is there, whole; the path.
+    """Replace a file so that at any time the old or the new content is there, whole; the path. Follows no links.
 
     Raises:
         StorageError: If it cannot be written; the old content is still there.
@@ -33,16 +34,17 @@ def write(path: Path, content: bytes) -> Path:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)  # left by a process that was killed; "xb" follows no link
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        temporary.unlink(missing_ok=True)  # left by a process that was killed
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"{path} cannot be written ({error.strerror or error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 
@@ -52,9 +54,9 @@ def read(path: Path, limit: int | None = None) -> bytes:
     Raises:
         ValueError: If it is missing, is not a regular file, exceeds `limit` bytes, or cannot be read.
     """
+    if not os.path.isfile(path):
+        raise RequestError(f"{path} {'is not a regular file' if os.path.lexists(path) else 'does not exist'}")
     try:
-        if not path.is_file():
-            raise RequestError(f"{path} {'is not a regular file' if path.exists() else 'does not exist'}")
         if limit is not None and path.stat().st_size > limit:
             raise RequestError(f"{path} has more than {limit:,} bytes")
         return path.read_bytes()
@@ -84,50 +86,49 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: If it cannot be read, is damaged, or was written by another version.
     """
     content = read(path)
-    archive, digest = content[: -DIGEST - 2] + bytes(2), content[-DIGEST:]
-    if sha256(archive).digest() != digest:
-        raise RequestError(f"{path} is damaged or not a checkpoint of this version; use the other --checkpoint, or train again")
-    loaded = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
+    archive, comment = content[: -DIGEST - 2] + bytes(2), content[-DIGEST - 2 :]
+    if comment != DIGEST.to_bytes(2, "little") + sha256(archive).digest():
+        raise RequestError(f"{path} is damaged, or of another version of pyro_vae; use the other --checkpoint, or train again")
+    try:
+        loaded = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
+    except Exception as error:  # it raises almost any class
+        raise RequestError(f"{path} is not a checkpoint: it holds more than tensors and plain values") from error
     if not isinstance(loaded, dict) or loaded.get("format") != FORMAT:
         raise RequestError(f"{path} was written by another version of pyro_vae; train again")
     return loaded
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping in YAML's core schema: no tags, no anchors, bounded in size and depth, identifiers as keys.
+    """The mapping that a YAML file holds.
+
+    Raises:
+        ValueError: If it cannot be read, or holds anything else.
+    """
+    try:
+        content = parse_yaml(read(path, YAML_BYTES).decode())
+    except ValueError as error:
+        raise RequestError(str(error) if isinstance(error, RequestError) else f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise RequestError(f"{path} does not hold options")
+    return content
+
+
+def parse_yaml(text: str) -> Any:
+    """The content of YAML's core schema, without tags and anchors, bounded in size and depth.
 
     Raises:
         ValueError: If it is anything else.
     """
-    try:
-        text = read(path, YAML_BYTES).decode()
-        _check_events(text)
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise RequestError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise RequestError(f"{path} does not hold options")
-    _check_types(content, path)
-    return content
-
-
-def _check_events(text: str) -> None:
+    if len(text) > YAML_BYTES:
+        raise ValueError(f"longer than {YAML_BYTES:,} characters")
     depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > YAML_DEPTH:
-            raise ValueError(f"nested deeper than {YAML_DEPTH} levels")
-        if getattr(event, "anchor", None) or getattr(event, "tag", None):
-            raise ValueError(f"anchors, aliases and tags are not supported (line {event.start_mark.line + 1})")
-        if len(getattr(event, "value", "")) > YAML_SCALAR:
-            raise ValueError(f"a value is longer than {YAML_SCALAR} characters")
-
-
-def _check_types(content: Any, path: Path) -> None:
-    if not isinstance(content, dict | list | str | int | float | None):
-        raise RequestError(f"{path}: {content} is not text, a number, a list or a mapping")
-    for key in content if isinstance(content, dict) else ():
-        if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z_]\w*", key):
-            raise RequestError(f"{path}: {key!r} is not the name of an option")
-    for value in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
-        _check_types(value, path)
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > YAML_DEPTH or len(getattr(event, "value", "")) > YAML_SCALAR:
+                raise ValueError(f"nested deeper than {YAML_DEPTH} levels, or with a value of over {YAML_SCALAR} characters")
+            if getattr(event, "anchor", None) or getattr(event, "tag", None):
+                raise ValueError("anchors, aliases and tags are not supported")
+        return get_loader("yaml")(text)
+    except (yaml.YAMLError, TypeError) as error:  # a mapping as a key is a TypeError
+        raise ValueError(" ".join(str(error).split())) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -11,23 +12,22 @@ import numpy as np
 import pyro
 import torch
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import NonNegativeInt
 from torch import Tensor
 
 from pyro_vae.cli.build import pick_device
 from pyro_vae.cli.files import write
-from pyro_vae.cli.options import add_run_options, new_parser, parse
-from pyro_vae.cli.run_folder import Run, load_run, run_data
+from pyro_vae.cli.options import add, parse, run_parser, up_to
+from pyro_vae.cli.run_folder import Run
 from pyro_vae.data import Split
 from pyro_vae.errors import RequestError
 from pyro_vae.inference.codes import codes
+from pyro_vae.inference.graphs import logger
 from pyro_vae.vae import Model
 from pyro_vae.viz import figures, views
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-MAX_COUNT = 1_000_000
 
 
 class Output(NamedTuple):
@@ -43,40 +43,43 @@ Images = Callable[[], Split]
 def generate(argv: list[str]) -> None:
     """Run the command."""
     config = parse(_parser(), argv)
-    run = Run.open(config.run_dir)
-    file = _file(config, run)
-    device = pick_device(config.device)
-    vae = load_run(config.run_dir, config.checkpoint, device, config.trust)
+    run, device = Run.open(config.run_dir), pick_device(config.device)
+    file, stored = _file(config, run), run.config(config.trust)
+    vae = run.model(stored, config.checkpoint).to(device)
+
+    def images() -> Split:
+        return getattr(run.data(stored, config.checkpoint, config.data_dir), config.split).to(device)
+
     pyro.set_rng_seed(config.seed)
-    output = KINDS[config.kind](
-        vae, lambda: getattr(run_data(run, config.data_dir, config.trust), config.split).to(device), config
-    )
+    output = KINDS[config.kind](vae, images, config)
     content = figures.png(output.figure()) if file.suffix == ".png" else _npz(output.arrays)
-    print(f"written to {write(file, content)}")
+    logger.info("written to %s", write(file, content))
 
 
 def _parser() -> ArgumentParser:
-    parser = new_parser("generate", "Write images or arrays from a saved run.")
-    add_run_options(parser)
+    parser = run_parser("generate", "Write images or arrays from a saved run.")
     parser.add_argument("kind", type=Literal[tuple(KINDS)], help="What to write.")  # type: ignore[valid-type]
-    parser.add_argument("--format", type=Literal["png", "npz"] | None, help="Picture or arrays; png, but npz for codes.")
-    parser.add_argument("--count", type=PositiveInt | None, help="Number of images or rows; 64 samples, 10 of others.")
-    parser.add_argument("--mean", type=bool | None, help="Samples: means of p(x | z) or draws; means for png, draws for npz.")
-    parser.add_argument("--columns", type=PositiveInt | None, help="Columns of a grid of samples; a square by default.")
-    parser.add_argument("--dimension", type=NonNegativeInt, default=0, help="Latent dimension of a traversal.")
-    parser.add_argument("--out", type=str | None, help="File to write; RUN_DIR/generated/KIND.FORMAT by default.")
+    add(parser, "format", Literal["png", "npz"], None, "Picture or arrays; png, but npz for codes.")
+    add(parser, "count", up_to(1_000_000), None, "Number of images or rows; 64 samples, 10 of others.")
+    add(parser, "mean", bool, None, "Samples: means of p(x | z) or draws; means for png, draws for npz.")
+    add(parser, "columns", up_to(100), None, "Columns of a grid of samples or of the manifold.")
+    add(parser, "dimension", NonNegativeInt, 0, "Latent dimension of a traversal.")
+    add(parser, "out", str, None, "File to write; RUN_DIR/generated/KIND.FORMAT by default.")
     return parser
 
 
 def _file(config: Namespace, run: Run) -> Path:
-    """The file to write; its suffix and `--format` must agree."""
-    asked = Path(config.out) if config.out else run.path / "generated" / config.kind
-    suffix = config.format or asked.suffix[1:] or ("npz" if config.kind == "codes" else "png")
-    if suffix not in ("png", "npz") or asked.suffix not in ("", f".{suffix}") or asked.is_dir():
-        raise RequestError(f"--out {asked} must be a file that ends in .png or .npz, as --format says")
-    if config.count is not None and config.count > MAX_COUNT:
-        raise RequestError(f"--count {config.count} exceeds {MAX_COUNT:,}; generate several files with different seeds")
-    return asked.with_suffix(f".{suffix}")
+    """The file to write; its suffix is the format."""
+    path = Path(config.out) if config.out else run.path / "generated" / config.kind
+    config.format = config.format or path.suffix[1:] or ("npz" if config.kind == "codes" else "png")
+    if (
+        config.format not in ("png", "npz")
+        or path.suffix not in ("", f".{config.format}")
+        or os.path.isdir(path)
+        or "\0" in str(path)
+    ):
+        raise RequestError(f"--out {path} must be a file that ends in .png or .npz, as --format says")
+    return path.with_suffix(f".{config.format}")
 
 
 def _npz(arrays: dict[str, Tensor]) -> bytes:
@@ -86,8 +89,7 @@ def _npz(arrays: dict[str, Tensor]) -> bytes:
 
 
 def _samples(vae: Model, images: Images, config: Namespace) -> Output:
-    arrays = config.format == "npz" or str(config.out).endswith(".npz")
-    mean = not arrays if config.mean is None else config.mean
+    mean = config.format == "png" if config.mean is None else config.mean
     made = views.samples(vae, config.count or 64, mean)
     return Output({"images": _bytes(made)}, lambda: figures.samples(made, mean, config.columns))
 

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 import torch
 from filelock import FileLock, Timeout
 from jsonargparse import Namespace
+from torch import Tensor
+from torch.optim import Optimizer
 
 from pyro_vae.cli.build import build_model
-from pyro_vae.cli.files import load_checkpoint, read, read_yaml, save_checkpoint, write
-from pyro_vae.cli.options import PARTS, known_paths, parse, train_parser
+from pyro_vae.cli.files import load_checkpoint, parse_yaml, read, read_yaml, save_checkpoint, write
+from pyro_vae.cli.options import known_paths, parse_training, train_parser
 from pyro_vae.data import Data, load_data
 from pyro_vae.errors import RequestError, StorageError, check_choice
 from pyro_vae.inference.fit import Record, Training
 from pyro_vae.inference.graphs import logger
+from pyro_vae.inference.random_state import set_random_state
 from pyro_vae.vae import Model
 
 Which = Literal["last", "best"]
@@ -28,6 +35,8 @@ FILES: dict[Which, str] = {"last": "checkpoint.pt", "best": "best.pt"}
 
 # Options that config.yaml does not hold.
 NOT_STORED = {"config", "run_dir", "resume", "trust"}
+
+METRICS_BYTES = 2**28
 
 # Options that may differ when a run is resumed.
 MAY_CHANGE = {*NOT_STORED, "epochs", "device", "data_dir", "checkpoint_every", "on_nan", "engine"}
@@ -50,8 +59,11 @@ class Run:
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
                 raise RequestError(f"{path} exists already; use another run_dir, or remove it")
             path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RequestError(f"{path} cannot be made ({error.strerror}); use another run_dir") from error
+        except (OSError, ValueError) as error:
+            if isinstance(error, RequestError):
+                raise
+            reason = getattr(error, "strerror", error)
+            raise RequestError(f"run_dir={path} cannot be made ({reason}); use another run_dir") from error
         run = cls(path)
         run.save_config(config)
         return run
@@ -61,19 +73,19 @@ class Run:
         """An existing run folder.
 
         Raises:
-            ValueError: If it is not one, or contains links.
+            ValueError: If it is not one, or contains links, through which files outside it would be written.
         """
         run = cls(Path(path))
         if not run.exists():
             raise RequestError(f"config.yaml not found in {path}; give the run_dir of a training run")
-        for file in run.path.rglob("*"):
-            if file.is_symlink():
+        for file in run.path.iterdir():
+            if file.is_symlink() or (file.name == ".lock" and file.stat().st_nlink > 1):
                 raise RequestError(f"{file} is a link, which run folders may not contain; replace it by the file itself")
         return run
 
     def exists(self) -> bool:
         """Whether the folder holds a run."""
-        return (self.path / "config.yaml").is_file()
+        return os.path.isfile(self.path / "config.yaml")
 
     def config(self, trust: bool = False, allowed: Collection[str] = ()) -> Namespace:
         """The options of the run.
@@ -92,7 +104,7 @@ class Run:
         if not trust:
             _check_names(content, {*known_paths(), *allowed}, file)
         try:
-            return parse(train_parser(), ["--config", json.dumps(content)])
+            return parse_training(["--config", json.dumps(content)])
         except RequestError as error:
             raise RequestError(f"{file}: {error}") from error
 
@@ -131,7 +143,11 @@ class Run:
     def records(self) -> list[Record]:
         """The well-formed records of metrics.jsonl, in order; a warning says how many lines are not."""
         file = self.path / "metrics.jsonl"
-        lines = read(file).decode(errors="replace").split("\n")[:-1] if file.is_file() else []
+        try:
+            lines = read(file, METRICS_BYTES).decode(errors="replace").split("\n")[:-1] if os.path.lexists(file) else []
+        except RequestError as error:
+            logger.warning("%s; its records are lost", error)
+            return []
         records = [record for line in lines if (record := _record(line)) is not None]
         if len(records) < len(lines):
             logger.warning("%s: ignoring %d damaged lines", file, len(lines) - len(records))
@@ -139,8 +155,11 @@ class Run:
 
     def keep_records(self, epochs: int) -> None:
         """Drop the records after an epoch: it is the last with a checkpoint."""
+        file = self.path / "metrics.jsonl"
         kept = [record for record in self.records() if record["epoch"] <= epochs]
-        write(self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept).encode())
+        if file.is_dir():
+            file.rename(file.with_suffix(".damaged"))
+        write(file, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def save_checkpoint(self, which: Which, training: Training, data: Data) -> None:
         """Write the state of a training.
@@ -150,14 +169,6 @@ class Run:
         """
         content = {"shape": list(data.shape), "data": data.fingerprint, "training": training.state_dict()}
         save_checkpoint(self.path / FILES[which], content)
-
-    def load_checkpoint(self, which: Which) -> dict[str, Any]:
-        """Read a checkpoint.
-
-        Raises:
-            ValueError: If it is missing or damaged.
-        """
-        return load_checkpoint(self.path / FILES[which])
 
     def save_config(self, config: Namespace) -> None:
         """Write the options of the run, except those about the folder itself.
@@ -176,43 +187,145 @@ class Run:
         """
         return write(self.path / f"{name}.json", (json.dumps(results, indent=2) + "\n").encode())
 
+    def load_checkpoint(self, which: Which) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Raises:
+            ValueError: If it is missing, damaged, or not of a training.
+        """
+        file = self.path / FILES[which]
+        content = load_checkpoint(file)
+        training = content.get("training")
+        if not isinstance(training, dict) or "vae" not in training or not _shape(content):
+            raise RequestError(f"{file} is not the checkpoint of a training; use the other --checkpoint, or train again")
+        return content
+
+    def model(self, config: Namespace, which: Which) -> Model:
+        """The model of the run, in evaluation mode.
+
+        Raises:
+            ValueError: If the checkpoint cannot be read, or does not fit the configuration.
+        """
+        content = self.load_checkpoint(which)
+        vae = build_model(config, _shape(content))
+        _check_layout({"vae": content["training"]["vae"]}, {"vae": vae.state_dict()}, self.path / FILES[which])
+        vae.load_state_dict(content["training"]["vae"])
+        return vae.eval()
+
+    def data(self, config: Namespace, which: Which, data_dir: str | None = None) -> Data:
+        """The data set of the run; it is downloaded only to a folder that the user names.
+
+        Raises:
+            ValueError: If the data are missing, or have another shape.
+        """
+        content, where = self.load_checkpoint(which), data_dir or config.data_dir
+        data = load_data(config.data, where, config.image_size, config.binarization, download=data_dir is not None)
+        if data.shape != _shape(content):
+            raise RequestError(
+                f"{config.data} has images of shape {data.shape}, but {self.path} was trained on {_shape(content)}"
+            )
+        if data.fingerprint != content.get("data"):
+            text = "%s has changed since %s was trained; its splits may overlap with those of training"
+            logger.warning(text, config.data, self.path)
+        return data
+
     def resumed_config(self, asked: Namespace, argv: list[str]) -> Namespace:
         """The options of the run, with those in `argv` that may change.
 
-        Classes that `argv` names are accepted: the user has typed them.
+        Classes that `argv` names, itself or in its configuration file, are accepted: they are the user's.
 
         Raises:
             ValueError: If other options differ.
         """
-        stored = self.config(asked.trust, {name for arg in argv for name in arg.split("=")})
-        config = parse(train_parser(), ["--config", json.dumps(read_yaml(self.path / "config.yaml")), *argv])
+        stored = self.config(asked.trust, set(_strings(parse_yaml(train_parser().dump(asked)))))
+        config = parse_training(["--config", json.dumps(read_yaml(self.path / "config.yaml")), *argv])
+        if config.data == "auto" or os.path.abspath(config.data) == stored.data:
+            config.data = stored.data
         differing = {key.split(".")[0] for key in {*stored.keys(), *config.keys()} if config.get(key) != stored.get(key)}
         if fixed := sorted(differing - MAY_CHANGE):
             raise RequestError(f"the run in {self.path} has other values of {', '.join(fixed)}; use a new run_dir")
         return config
 
+    def resume(self, training: Training, data: Data, content: Mapping[str, Any]) -> None:
+        """Continue a training from the content of the last checkpoint.
+
+        Raises:
+            ValueError: If the checkpoint is of another training.
+        """
+        file, state = self.path / FILES["last"], content["training"]
+        if data.fingerprint != content.get("data"):
+            raise RequestError(f"{data.name} has changed since {self.path} was trained; restore it, or start a new run")
+        expected = training.state_dict()
+        expected["optimizer"]["state"] = _state_after_a_step(training.loop.optimizer)
+        _check_layout({**state, "random": None}, {**expected, "random": None}, file)
+        try:
+            set_random_state(state["random"], training.loop.device)
+        except (KeyError, RuntimeError, TypeError, ValueError, OverflowError) as error:
+            raise RequestError(f"{file} is damaged: its random state is not valid") from error
+        if not 0 <= state["epoch"] <= training.epochs:
+            raise RequestError(f"--epochs {training.epochs} is less than the {state['epoch']} epochs already trained; use more")
+        training.load_state_dict(state)
+
+
+def _state_after_a_step(optimizer: Optimizer) -> Any:
+    """The state of an optimizer, from a step of a copy."""
+    trial = copy.deepcopy(optimizer)
+    for param in (param for group in trial.param_groups for param in group["params"]):
+        param.grad = torch.zeros_like(param)
+    trial.step()
+    return trial.state_dict()["state"]
+
+
+def _check_layout(state: Any, expected: Any, file: Path) -> None:
+    """Check the names, types and shapes in a state; parameters without a gradient have no state in the optimizer."""
+    given, wanted = _layout(state, "training"), _layout(expected, "training")
+    for name in sorted({*given, *wanted}):
+        param = re.match(r"training\.optimizer\.state\.\d+", name)
+        if given.get(name) != wanted.get(name) and not (param and param[0] not in given):
+            is_, must = given.get(name, "missing"), wanted.get(name, "absent")
+            raise RequestError(f"{file} does not fit its config.yaml: {name} is {is_}, but must be {must}")
+
+
+def _layout(value: Any, name: str) -> dict[str, str]:
+    """The types and shapes of everything in nested containers, by name."""
+    if isinstance(value, dict | list | tuple):
+        children = value.items() if isinstance(value, dict) else enumerate(value)
+        parts = [_layout(child, f"{name}.{key}") for key, child in children]
+        return {name: "a mapping" if isinstance(value, dict) else "a list", **{k: v for part in parts for k, v in part.items()}}
+    if isinstance(value, Tensor) and value.ndim:
+        return {name: f"{'NaN, ' if value.isnan().any() else ''}{value.dtype} of shape {tuple(value.shape)}"}
+    if value is None or isinstance(value, int | float | Tensor):
+        return {name: "a number" if value is None or abs(value) < 1e300 or abs(value) == inf else "not a number"}
+    return {name: type(value).__name__}
+
+
+def _shape(content: Mapping[str, Any]) -> tuple[int, ...]:
+    """The shape of the images of a checkpoint."""
+    shape = content.get("shape")
+    valid = isinstance(shape, list) and all(isinstance(size, int) and size > 0 for size in shape)
+    return tuple(shape) if valid and shape else ()
+
 
 def _record(line: str) -> Record | None:
+    """A line of metrics.jsonl, if it has the keys and types of a record."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    kinds = get_type_hints(Record).items()
-    valid = isinstance(record, dict) and all(isinstance(record.get(name), (int, kind)) for name, kind in kinds)
-    return record if valid else None
+    if not isinstance(record, dict):
+        return None
+    values = [(record.get(name), kind) for name, kind in get_type_hints(Record).items()]
+    return record if all(isinstance(value, int | kind) and abs(value) < 1e300 for value, kind in values) else None  # type: ignore[return-value]
 
 
 def _check_names(content: Mapping[str, Any], known: Collection[str], file: Path) -> None:
     """Reject every string that could be an import path or a file, unless it is known; before anything is imported."""
     for key, value in content.items():
-        if key in ("data", "data_dir"):
-            continue
         if key in NOT_STORED:
             raise RequestError(f"{file}: {key} is not an option of a run folder")
-        if key in PARTS and not isinstance(value, dict | None):
-            raise RequestError(f"{file}: {key} must be a class with its options, as pyro_vae writes it")
-        for name in _strings(value):
-            if name not in known and not (name.isidentifier() and not Path(name).is_file()):
+        for name in () if key in ("data", "data_dir") and isinstance(value, str) else _strings(value):
+            is_file = os.path.lexists(name) and not os.path.isdir(name)
+            if name not in known and (is_file or not name.isidentifier()):
                 raise RequestError(f"{file} names {name}; if you trust it, add --trust, which runs its module's code")
 
 
@@ -237,34 +350,4 @@ def load_run(path: str | Path, checkpoint: Which = "last", device: torch.device 
     """
     check_choice("checkpoint", checkpoint, Which)
     run = Run.open(path)
-    config, content = run.config(trust), run.load_checkpoint(checkpoint)
-    vae = build_model(config, tuple(content["shape"]))
-    try:
-        vae.load_state_dict(content["training"]["vae"])
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise RequestError(f"{FILES[checkpoint]} of {path} does not fit its config.yaml: {reason}") from error
-    return vae.to(device).eval()
-
-
-def run_data(run: Run, data_dir: str | None = None, trust: bool = False) -> Data:
-    """The data set that a run was trained on; nothing is downloaded to a folder that only the run names.
-
-    Arguments:
-        run: The run.
-        data_dir: Folder of the downloaded data sets, if it was moved.
-        trust: As for `load_run`.
-
-    Raises:
-        ValueError: If the data are missing, or have another shape.
-    """
-    config, content = run.config(trust), run.load_checkpoint("last")
-    where, shape = data_dir or config.data_dir, tuple(content["shape"])
-    data = load_data(config.data, where, config.image_size, config.binarization, download=data_dir is not None)
-    if data.shape != shape:
-        raise RequestError(f"{config.data} has images of shape {data.shape}, but {run.path} was trained on {shape}")
-    if data.fingerprint != content["data"]:
-        logger.warning(
-            "%s has changed since %s was trained; its splits may overlap with those of training", config.data, run.path
-        )
-    return data
+    return run.model(run.config(trust), checkpoint).to(device)

@@ -7,14 +7,15 @@ from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
+from shlex import quote
 from timeit import repeat
 
 import torch
 from jsonargparse import Namespace
 
-from pyro_vae.cli.build import build_training, pick_device
+from pyro_vae.cli.build import build_training, naming_the_part, pick_device
 from pyro_vae.cli.files import write
-from pyro_vae.cli.options import known_paths, parse, train_parser
+from pyro_vae.cli.options import known_paths, parse_training
 from pyro_vae.cli.run_folder import Run
 from pyro_vae.cli.tables import epoch_line, table
 from pyro_vae.data import Data
@@ -38,18 +39,14 @@ COLLAPSED_STEPS = 1000
 
 def train(argv: list[str]) -> None:
     """Run the command."""
-    config = parse(train_parser(), argv)
-    with distributed.process_group(pick_device(config.device)):
-        if _resumes(config):
+    config = parse_training(argv)
+    with distributed.process_group(pick_device(config.device)), naming_the_part(config):
+        if config.resume != "never" and config.run_dir is None:
+            raise RequestError("--resume continues the run in --run_dir; add its folder")
+        if config.resume == "always" or (config.resume == "auto" and Run(Path(config.run_dir)).exists()):
             _resume(config, argv)
         else:
             _start(config)
-
-
-def _resumes(config: Namespace) -> bool:
-    if config.resume != "never" and config.run_dir is None:
-        raise RequestError("--resume continues the run in --run_dir; add its folder")
-    return config.resume == "always" or (config.resume == "auto" and Run(Path(config.run_dir)).exists())
 
 
 def _start(config: Namespace) -> None:
@@ -65,17 +62,12 @@ def _resume(asked: Namespace, argv: list[str]) -> None:
     run = Run.open(asked.run_dir)
     with run.lock() if distributed.is_main_process() else nullcontext():
         config, checkpoint = run.resumed_config(asked, argv), run.load_checkpoint("last")
-        state = checkpoint["training"]
-        if config.epochs is not None and state["epoch"] > config.epochs:
-            raise RequestError(f"--epochs {config.epochs} is less than the {state['epoch']} epochs already trained; use more")
         vae, data, training = build_training(config, download=config.data_dir == asked.data_dir)
-        if data.fingerprint != checkpoint["data"]:
-            raise RequestError(f"{config.data} has changed since {run.path} was trained; restore it, or start a new run")
-        training.load_state_dict(state)
-        logger.info("resuming after epoch %d of %d", state["epoch"], config.epochs)
+        run.resume(training, data, checkpoint)
+        logger.info("resuming after epoch %d of %d", training.epoch, training.epochs)
         if distributed.is_main_process():
             run.save_config(config)
-            run.keep_records(state["epoch"])
+            run.keep_records(training.epoch)
         with _how_to_resume(run, config):
             _finish(vae, data, training, run if distributed.is_main_process() else None, config)
 
@@ -87,9 +79,9 @@ def _how_to_resume(run: Run | None, config: Namespace) -> Iterator[None]:
         yield
     except BaseException as error:
         if run and not isinstance(error, NotFiniteError):
-            paths = [value for key, value in config.items() if key.endswith("class_path")]
-            trust = "" if {str(path) for path in paths} <= known_paths() else " --trust"
-            error.add_note(f"to continue: python -m pyro_vae.train --run_dir {run.path} --resume{trust}")
+            paths = {str(value) for key, value in config.items() if key.endswith("class_path")}
+            trust = "" if paths <= known_paths() else " --trust"
+            error.add_note(f"to continue: python -m pyro_vae.train --run_dir {quote(str(run.path))} --resume{trust}")
         raise
 
 
@@ -106,8 +98,8 @@ def _finish(vae: Model, data: Data, training: Training, run: Run | None, config:
     results = evaluate(vae, data.test, TEST_SAMPLES, min(TEST_IMAGES, len(data.test)))
     if run:
         run.save_results(results)
-        print(table(results, f"\n{data.name}, test set", vae.likelihood))
-        print(f"\nrun folder: {run.path}", *(f"  {file}" for file in draw(vae, data, run)), sep="\n")
+        logger.info(table(results, f"\n{data.name}, test set", vae.likelihood))
+        logger.info("\n  ".join([f"\nrun folder: {run.path}", *map(str, draw(vae, data, run))]))
 
 
 def _summarize(vae: Model, data: Data, training: Training) -> None:

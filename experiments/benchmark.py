@@ -1,15 +1,17 @@
-"""Speed of training and of evaluation, side by side with their peers: each in a process of its own, taking turns.
+"""Speed of training and evaluation, compared with other libraries.
 
     python experiments/benchmark.py train --rounds 5 --out experiments/results
-    python experiments/benchmark.py evaluate --rounds 5 --out experiments/results
+    python experiments/benchmark.py evaluate --rounds 3 --out experiments/results
     python experiments/benchmark.py scaling --out experiments/results
     python experiments/benchmark.py profile --out experiments/results
     python experiments/benchmark.py train --device cuda ...
 
-Training is an epoch of 60,000 images of 28x28, 784-400-50, ReLU, Bernoulli, Adam 1e-3, batches of 128, the images in memory
-as bytes and binarized at each presentation ("static": binarized beforehand). Evaluation is 300 images with 5,000 samples each,
-compiling included.
-Medians over the rounds; ratios are within a round. Peers that are not installed are left out.
+Training: one epoch of 60,000 images of 28x28 pixels, 784-400-50, ReLU, Bernoulli, Adam 1e-3, batches of 128. The images are
+in memory as bytes and are binarized at each presentation ("static": beforehand). Evaluation: 300 images with 5,000 samples
+each, including compilation.
+
+Each contestant runs in its own process. They take turns, so that a drift of the machine's speed affects all of them. Seconds
+are medians over the rounds; ratios are medians of the ratios within a round. Libraries that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -33,261 +35,247 @@ import torch
 
 LATENT_DIM, HIDDEN, BATCH = 50, 400, 128
 IMAGES, SCORED, SAMPLES = 60_000, 300, 5_000
-PAUSE = 0.3
-"""Seconds between turns, for the threads of the last one to fall asleep."""
+PAUSE = 0.3  # seconds between turns, until the threads of the last one sleep
 
+# The libraries are imported by the contestants that use them, so that each one's peak memory and first turn are its own.
 Turn = Callable[[], object]
 
 
-def training_images(device: str) -> torch.Tensor:
-    """As sparse as MNIST: four fifths black."""
+def training_images(device: str, count: int = IMAGES) -> torch.Tensor:
+    """Random bytes, four fifths of them 0, about as sparse as MNIST."""
     torch.manual_seed(0)
-    images = torch.randint(0, 256, (IMAGES, 1, 28, 28), dtype=torch.uint8)
+    images = torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8)
     for rows in images.split(1000):
         rows *= torch.rand(rows.shape) > 0.8
     return images.to(device)
 
 
-def new_vae(device: str = "cpu", latent_dim: int = LATENT_DIM) -> Any:
+def test_images(device: str) -> torch.Tensor:
+    return (training_images(device)[:SCORED] > 127).float()
+
+
+def new_vae(device: str, latent_dim: int = LATENT_DIM) -> Any:
     import pyro_vae as pv
 
     encoder, decoder = pv.MLP((1, 28, 28), (2, latent_dim), (HIDDEN,)), pv.MLP((latent_dim,), (1, 1, 28, 28), (HIDDEN,))
-    return pv.VAE(pv.StandardNormal(latent_dim), pv.DiagonalNormal(encoder), decoder, pv.Bernoulli()).to(device)
+    return pv.VAE(pv.StandardNormal(latent_dim), encoder, pv.DiagonalNormal(), decoder, pv.Bernoulli()).to(device)
 
 
-def ours(
-    engine: str,
+def our_epoch(
+    device: str,
+    engine: Any = "compiled",
     static: bool = False,
-    precision: str = "float32",
+    precision: Any = "float32",
     batch: int = BATCH,
     latent_dim: int = LATENT_DIM,
-    objective: Callable[[], Any] | None = None,
-) -> Callable[[str], Turn]:
-    def make(device: str) -> Turn:
-        from pyro.infer import Trace_ELBO
-        from torch.optim import Adam
+    num_particles: int | None = None,
+    count: int = IMAGES,
+) -> Turn:
+    """One epoch of `pv.SVI`; with `num_particles`, of the importance-weighted bound."""
+    from pyro.infer import Trace_ELBO
 
-        import pyro_vae as pv
-        from pyro_vae.precision import products
+    import pyro_vae as pv
+    from pyro_vae.inference.precision import products
 
-        vae, images = new_vae(device, latent_dim), training_images(device)
-        images = (images > 127).float() if static else images
-        svi = pv.SVI(
-            vae.model,
-            vae.guide,
-            lambda params: Adam(params, lr=1e-3, fused=True),
-            (objective or Trace_ELBO)(),
-            mean=True,
-            prepare=lambda index: (images[index] if static else pv.data.to_pixels(images[index], "binary"),),
-            engine=engine,  # type: ignore[arg-type]
-            say=print,
-        )
+    vae, images = new_vae(device, latent_dim), training_images(device, count)
+    images = (images > 127).float() if static else images
+    svi = pv.SVI(
+        vae.model,
+        vae.guide,
+        partial(torch.optim.Adam, lr=1e-3, fused=True),
+        pv.ImportanceWeightedELBO(num_particles) if num_particles else Trace_ELBO(),
+        mean=True,
+        prepare=lambda index: (images[index] if static else pv.data.to_pixels(images[index], "binary"),),
+        engine=engine,
+    )
 
-        def epoch() -> float:
-            with products(precision):  # type: ignore[arg-type]
-                for index in torch.randperm(len(images), device=device).split(batch):
-                    svi.update(index)
-            return svi.read_total()
+    def epoch() -> float:
+        with products(precision):
+            for index in torch.randperm(count, device=device).split(batch):
+                svi.update(index)
+        return svi.total.item()
 
-        return epoch
-
-    return make
+    return epoch
 
 
-def pyro_svi(objective: str, validation: bool) -> Callable[[str], Turn]:
-    def make(device: str) -> Turn:
-        import pyro
-        from pyro import infer
+def pyro_epoch(device: str, objective: str = "Trace_ELBO", validation: bool = False) -> Turn:
+    """One epoch of `pyro.infer.SVI`."""
+    import pyro
+    from pyro import infer
 
-        import pyro_vae as pv
+    import pyro_vae as pv
 
-        vae, images = new_vae(device), training_images(device)
-        svi = infer.SVI(vae.model, vae.guide, pyro.optim.PyroOptim(torch.optim.Adam, {"lr": 1e-3}), getattr(infer, objective)())
+    vae, images = new_vae(device), training_images(device)
+    svi = infer.SVI(vae.model, vae.guide, pyro.optim.PyroOptim(torch.optim.Adam, {"lr": 1e-3}), getattr(infer, objective)())
+    used = IMAGES // BATCH * BATCH if "Jit" in objective else IMAGES  # a smaller last batch would be compiled on its own
 
-        def epoch() -> float:
-            with pyro.validation_enabled(validation):
-                order = torch.randperm(len(images), device=device)
-                batches = (order[: len(images) // BATCH * BATCH] if "Jit" in objective else order).split(BATCH)
-                return sum(svi.step(pv.data.to_pixels(images[index], "binary")) for index in batches)
+    def epoch() -> float:
+        with pyro.validation_enabled(validation):
+            batches = torch.randperm(IMAGES, device=device)[:used].split(BATCH)
+            return sum(svi.step(pv.data.to_pixels(images[index], "binary")) for index in batches)
 
-        return epoch
-
-    return make
+    return epoch
 
 
-def by_hand(compiled: bool, static: bool = False) -> Callable[[str], Turn]:
-    def make(device: str) -> Turn:
-        from torch import nn
-        from torch.nn import functional
-        from torch.optim import Adam
+def plain_epoch(device: str, compiled: bool = False) -> Turn:
+    """One epoch in plain PyTorch."""
+    from torch import nn
+    from torch.nn import functional
 
-        images = training_images(device)
-        images = (images > 127).float() if static else images
-        encoder = nn.Sequential(nn.Flatten(), nn.Linear(784, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2 * LATENT_DIM)).to(device)
-        decoder = nn.Sequential(nn.Linear(LATENT_DIM, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 784)).to(device)
-        optimizer = Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3, fused=True)
+    images = training_images(device)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(784, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2 * LATENT_DIM)).to(device)
+    decoder = nn.Sequential(nn.Linear(LATENT_DIM, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 784)).to(device)
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3, fused=True)
 
-        def step(index: torch.Tensor) -> torch.Tensor:
-            x = images[index] if static else (torch.rand(len(index), 1, 28, 28, device=device) < images[index] / 255).float()
-            loc, log_scale = encoder(x).chunk(2, -1)
-            z = loc + log_scale.exp() * torch.randn_like(loc)
-            distortion = functional.binary_cross_entropy_with_logits(decoder(z), x.flatten(1), reduction="sum")
-            rate = 0.5 * (loc.square() + (2 * log_scale).exp() - 1 - 2 * log_scale).sum()
-            loss = (distortion + rate) / len(x)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            return loss.detach()
+    def step(index: torch.Tensor) -> torch.Tensor:
+        x = (torch.rand(len(index), 1, 28, 28, device=device) < images[index] / 255).float()
+        loc, log_scale = encoder(x).chunk(2, -1)
+        z = loc + log_scale.exp() * torch.randn_like(loc)
+        distortion = functional.binary_cross_entropy_with_logits(decoder(z), x.flatten(1), reduction="sum")
+        rate = 0.5 * (loc.square() + (2 * log_scale).exp() - 1 - 2 * log_scale).sum()
+        loss = (distortion + rate) / len(x)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return loss.detach()
 
-        run = torch.compile(step) if compiled else step
+    run = torch.compile(step) if compiled else step
 
-        def epoch() -> float:
-            total = torch.zeros((), device=device)
-            for index in torch.randperm(len(images), device=device).split(BATCH):
-                total += run(index)
-            return total.item()
+    def epoch() -> float:
+        total = torch.zeros((), device=device)
+        for index in torch.randperm(IMAGES, device=device).split(BATCH):
+            total += run(index)
+        return total.item()
 
-        return epoch
-
-    return make
+    return epoch
 
 
-def numpyro_epoch(static: bool) -> Callable[[str], Turn]:
-    """As in NumPyro's example: the whole epoch in one jitted loop; but with logits, and ReLU as everywhere here."""
+def numpyro_epoch(device: str, static: bool = False) -> Turn:
+    """One epoch in a single jitted loop, as in NumPyro's example, but with logits and ReLU as in the other contestants."""
+    import jax
+    import jax.numpy as jnp
+    import numpyro
+    import numpyro.distributions as dist
+    from jax.example_libraries import stax
+    from numpyro.infer import SVI, Trace_ELBO
 
-    def make(device: str) -> Turn:
-        import jax
-        import jax.numpy as jnp
-        import numpyro
-        import numpyro.distributions as dist
-        from jax.example_libraries import stax
-        from numpyro.infer import SVI, Trace_ELBO
+    images = jnp.asarray(training_images("cpu").flatten(1).numpy())
+    images = (images > 127).astype(jnp.float32) if static else images
+    dense = [stax.Dense(HIDDEN), stax.Relu]
+    head = [stax.FanOut(2), stax.parallel(stax.Dense(LATENT_DIM), stax.serial(stax.Dense(LATENT_DIM), stax.Exp))]
+    encoder, decoder = stax.serial(*dense, *head), stax.serial(*dense, stax.Dense(784))
 
-        images = jnp.asarray(training_images("cpu").flatten(1).numpy())
-        images = (images > 127).astype(jnp.float32) if static else images
-        dense = [stax.Dense(HIDDEN), stax.Relu]
-        head = [stax.FanOut(2), stax.parallel(stax.Dense(LATENT_DIM), stax.serial(stax.Dense(LATENT_DIM), stax.Exp))]
-        encoder, decoder = stax.serial(*dense, *head), stax.serial(*dense, stax.Dense(784))
+    def model(x: Any) -> None:
+        decode = numpyro.module("decoder", decoder, (BATCH, LATENT_DIM))
+        with numpyro.plate("images", x.shape[0]):
+            z = numpyro.sample("z", dist.Normal(0, 1).expand([LATENT_DIM]).to_event(1))
+            numpyro.sample("x", dist.BernoulliLogits(decode(z)).to_event(1), obs=x)
 
-        def model(x: Any) -> None:
-            decode = numpyro.module("decoder", decoder, (BATCH, LATENT_DIM))
-            with numpyro.plate("images", x.shape[0]):
-                z = numpyro.sample("z", dist.Normal(0, 1).expand([LATENT_DIM]).to_event(1))
-                numpyro.sample("x", dist.BernoulliLogits(decode(z)).to_event(1), obs=x)
+    def guide(x: Any) -> None:
+        encode = numpyro.module("encoder", encoder, (BATCH, 784))
+        loc, scale = encode(x)
+        with numpyro.plate("images", x.shape[0]):
+            numpyro.sample("z", dist.Normal(loc, scale).to_event(1))
 
-        def guide(x: Any) -> None:
-            encode = numpyro.module("encoder", encoder, (BATCH, 784))
-            loc, scale = encode(x)
-            with numpyro.plate("images", x.shape[0]):
-                numpyro.sample("z", dist.Normal(loc, scale).to_event(1))
+    svi = SVI(model, guide, numpyro.optim.Adam(1e-3), Trace_ELBO())
 
-        svi = SVI(model, guide, numpyro.optim.Adam(1e-3), Trace_ELBO())
-        key = jax.random.PRNGKey(0)
-        state = svi.init(key, jnp.zeros((BATCH, 784)))
-        steps = IMAGES // BATCH
+    @jax.jit
+    def epoch(state: Any, key: Any) -> tuple[Any, Any]:
+        order = jax.random.permutation(key, IMAGES)
 
-        @jax.jit
-        def epoch(state: Any, key: Any) -> tuple[Any, Any]:
-            order = jax.random.permutation(key, IMAGES)
+        def step(i: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+            state, total = carry
+            x = images[jax.lax.dynamic_slice_in_dim(order, i * BATCH, BATCH)]
+            x = x if static else jax.random.bernoulli(jax.random.fold_in(key, i), x / 255.0).astype(jnp.float32)
+            state, loss = svi.update(state, x)
+            return state, total + loss
 
-            def step(i: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-                state, total = carry
-                x = images[jax.lax.dynamic_slice_in_dim(order, i * BATCH, BATCH)]
-                x = x if static else jax.random.bernoulli(jax.random.fold_in(key, i), x / 255.0).astype(jnp.float32)
-                state, loss = svi.update(state, x)
-                return state, total + loss
+        return jax.lax.fori_loop(0, IMAGES // BATCH, step, (state, 0.0))
 
-            return jax.lax.fori_loop(0, steps, step, (state, 0.0))
+    key = jax.random.PRNGKey(0)
+    state = svi.init(key, jnp.zeros((BATCH, 784)))
 
-        held = {"state": state, "key": key}
+    def turn() -> float:
+        nonlocal state, key
+        key, own = jax.random.split(key)
+        state, total = epoch(state, own)
+        return float(total)
 
-        def turn() -> float:
-            held["key"], own = jax.random.split(held["key"])
-            held["state"], total = epoch(held["state"], own)
-            return float(total)
-
-        return turn
-
-    return make
+    return turn
 
 
-def matrix_products(training: bool, chosen: bool) -> Callable[[str], Turn]:
-    """The matrix products alone, of random numbers: three a layer, forwards, for the weights and for the inputs.
+def matrix_products(device: str, training: bool, fastest: bool = False) -> Turn:
+    """The matrix products alone, of random numbers: three per layer in training, those of the decoder in evaluation.
 
-    By torch's own choice of library, or by that which pyro_vae has found to be faster and as exact.
+    With torch's default backend, or with the fastest backend that is accurate, which pyro_vae selects.
     """
+    sizes = [(784, HIDDEN), (HIDDEN, 2 * LATENT_DIM), (LATENT_DIM, HIDDEN), (HIDDEN, 784)]
+    rows = BATCH if training else SAMPLES // 5
+    weights = [torch.randn(*size, device=device) for size in sizes]
+    outputs = [torch.randn(rows, size[1], device=device) for size in sizes]
+    inputs = [torch.randn(rows, size[0], device=device) for size in sizes]
 
-    def make(device: str) -> Turn:
-        sizes = [(784, HIDDEN), (HIDDEN, 2 * LATENT_DIM), (LATENT_DIM, HIDDEN), (HIDDEN, 784)]
-        rows = BATCH if training else SAMPLES // 5
-        weights = [torch.randn(*size, device=device) for size in sizes]
-        outputs = [torch.randn(rows, size[1], device=device) for size in sizes]
-        inputs = [torch.randn(rows, size[0], device=device) for size in sizes]
+    def train() -> None:
+        for layer, (weight, a, b) in enumerate(zip(weights, inputs, outputs, strict=True)):
+            torch.mm(a, weight)
+            torch.mm(a.T, b)
+            if layer:
+                torch.mm(b, weight.T)
 
-        def step() -> None:
-            for index, (weight, a, b) in enumerate(zip(weights, inputs, outputs, strict=True)):
-                torch.mm(a, weight)
-                torch.mm(a.T, b)
-                if index:
-                    torch.mm(b, weight.T)
+    def decode() -> None:
+        torch.mm(inputs[2], weights[2])
+        torch.mm(inputs[3], weights[3])
 
-        def decode() -> None:
-            torch.mm(inputs[2], weights[2])
-            torch.mm(inputs[3], weights[3])
+    step, steps = (train, IMAGES // BATCH) if training else (decode, SCORED * 5)
 
-        def turn() -> None:
-            from pyro_vae.precision import products
+    def turn() -> None:
+        from pyro_vae.inference.precision import products
 
-            with products("float32") if chosen else nullcontext():
-                for _ in range(IMAGES // BATCH if training else SCORED * 5):
-                    step() if training else decode()
+        with products("float32") if fastest else nullcontext():
+            for _ in range(steps):
+                step()
 
-        return turn
-
-    return make
+    return turn
 
 
-def our_evaluation(engine: str) -> Callable[[str], Turn]:
-    def make(device: str) -> Turn:
-        from pyro_vae.scores import score
+def our_evaluation(device: str, engine: Any = "compiled") -> Turn:
+    import pyro_vae as pv
+    from pyro_vae.evaluation.metrics import score_images
 
-        vae, x = new_vae(device).eval(), (training_images(device)[:SCORED] > 127).float()
-        return lambda: score(vae.model, vae.guide, x, SAMPLES, engine=engine)  # type: ignore[arg-type]
-
-    return make
+    vae, images = new_vae(device), pv.Split(test_images(device))
+    return lambda: score_images(vae, images, SAMPLES, engine=engine)
 
 
+@torch.no_grad()
 def plain_evaluation(device: str) -> Turn:
-    """PyTorch by hand, a thousand samples at a time."""
+    """PyTorch by hand, 1,000 samples of one image at a time."""
     from torch.distributions import Normal
     from torch.nn import functional
 
-    vae, x = new_vae(device).eval(), (training_images(device)[:SCORED] > 127).float()
+    vae, x = new_vae(device).eval(), test_images(device)
+
+    def log_weights(image: torch.Tensor) -> torch.Tensor:
+        loc, log_scale = vae.encoder(image[None]).unbind(-2)
+        q, p = Normal(loc, log_scale.exp()), Normal(0.0, 1.0)
+        z = q.sample(torch.Size([1000]))[:, 0]
+        logits = vae.decoder(z).flatten(1)
+        pixels = image.flatten().expand_as(logits)
+        cross = functional.binary_cross_entropy_with_logits(logits, pixels, reduction="none").sum(-1)
+        return (p.log_prob(z) - q.log_prob(z)).sum(-1) - cross
 
     @torch.no_grad()
-    def turn() -> torch.Tensor:
-        found = []
-        for image in x:
-            loc, log_scale = vae.posterior.encoder(image[None]).unbind(-2)
-            q, p, parts = Normal(loc, log_scale.exp()), Normal(0.0, 1.0), []
-            for _ in range(SAMPLES // 1000):
-                z = q.sample(torch.Size([1000]))[:, 0]
-                logits = vae.decoder(z).flatten(1)
-                pixels = image.flatten().expand_as(logits)
-                cross = functional.binary_cross_entropy_with_logits(logits, pixels, reduction="none").sum(-1)
-                parts.append((p.log_prob(z) - q.log_prob(z)).sum(-1) - cross)
-            found.append(torch.cat(parts).logsumexp(0))
-        return torch.stack(found)
+    def turn() -> list[torch.Tensor]:
+        return [torch.cat([log_weights(image) for _ in range(SAMPLES // 1000)]).logsumexp(0) for image in x]
 
     return turn
 
 
 def renyi_evaluation(device: str) -> Turn:
-    """Pyro's own, a thousand samples of an image at a time: its bound needs all samples of an image at once for K = 5,000."""
+    """Pyro's RenyiELBO, 1,000 samples of one image at a time: with K = 5,000 it would need all of them in one pass."""
     import pyro
     from pyro.infer import RenyiELBO
 
-    vae, x = new_vae(device).eval(), (training_images(device)[:SCORED] > 127).float()
+    vae, x = new_vae(device).eval(), test_images(device)
     renyi = RenyiELBO(alpha=0, num_particles=1000, vectorize_particles=True, max_plate_nesting=1)
 
     def turn() -> float:
@@ -297,41 +285,40 @@ def renyi_evaluation(device: str) -> Turn:
     return turn
 
 
+REFERENCES = ("pyro_vae, compiled", "matrix products alone", "matrix products alone, the faster library")
+
 CONTESTANTS: dict[str, dict[str, Callable[[str], Turn]]] = {
     "train": {
-        "pyro_vae, compiled": ours("compiled"),
-        "pyro_vae, traced": ours("traced"),
-        "pyro_vae, eager": ours("eager"),
-        "pyro_vae, compiled, bf16": ours("compiled", precision="bf16"),
-        "pyro_vae, compiled, static": ours("compiled", static=True),
-        "Pyro SVI": pyro_svi("Trace_ELBO", validation=True),
-        "Pyro SVI, validation off": pyro_svi("Trace_ELBO", validation=False),
-        "Pyro SVI, JitTrace_ELBO": pyro_svi("JitTrace_ELBO", validation=False),
-        "PyTorch by hand": by_hand(compiled=False),
-        "PyTorch by hand, compiled": by_hand(compiled=True),
-        "NumPyro, jitted epoch": numpyro_epoch(static=False),
-        "NumPyro, jitted epoch, static": numpyro_epoch(static=True),
-        "matrix products alone": matrix_products(training=True, chosen=False),
-        "matrix products alone, the faster library": matrix_products(training=True, chosen=True),
+        "pyro_vae, compiled": our_epoch,
+        "pyro_vae, traced": partial(our_epoch, engine="traced"),
+        "pyro_vae, eager": partial(our_epoch, engine="eager"),
+        "pyro_vae, compiled, bf16": partial(our_epoch, precision="bf16"),
+        "pyro_vae, compiled, static": partial(our_epoch, static=True),
+        "Pyro SVI": partial(pyro_epoch, validation=True),
+        "Pyro SVI, validation off": pyro_epoch,
+        "Pyro SVI, JitTrace_ELBO": partial(pyro_epoch, objective="JitTrace_ELBO"),
+        "PyTorch by hand": plain_epoch,
+        "PyTorch by hand, compiled": partial(plain_epoch, compiled=True),
+        "NumPyro, jitted epoch": numpyro_epoch,
+        "NumPyro, jitted epoch, static": partial(numpyro_epoch, static=True),
+        "matrix products alone": partial(matrix_products, training=True),
+        "matrix products alone, the faster library": partial(matrix_products, training=True, fastest=True),
     },
     "evaluate": {
-        "pyro_vae, compiled": our_evaluation("compiled"),
-        "pyro_vae, traced": our_evaluation("traced"),
-        "pyro_vae, eager": our_evaluation("eager"),
+        "pyro_vae, compiled": our_evaluation,
+        "pyro_vae, traced": partial(our_evaluation, engine="traced"),
+        "pyro_vae, eager": partial(our_evaluation, engine="eager"),
         "PyTorch by hand": plain_evaluation,
         "Pyro RenyiELBO": renyi_evaluation,
-        "matrix products alone": matrix_products(training=False, chosen=False),
-        "matrix products alone, the faster library": matrix_products(training=False, chosen=True),
+        "matrix products alone": partial(matrix_products, training=False),
+        "matrix products alone, the faster library": partial(matrix_products, training=False, fastest=True),
     },
 }
 
 
-REFERENCES = ("pyro_vae, compiled", "matrix products alone", "matrix products alone, the faster library")
-
-
 def serve(make: Callable[[str], Turn], device: str) -> None:
-    """A contestant's process: warm up, then take a turn for each line that comes in."""
-    channel, sys.stdout = sys.stdout, sys.stderr
+    """The process of a contestant: warm up, then take one turn for each line of stdin."""
+    channel, sys.stdout = sys.stdout, sys.stderr  # so that nothing that a library prints is read as an answer
     start = time.perf_counter()
     turn = make(device)
     turn()
@@ -339,7 +326,7 @@ def serve(make: Callable[[str], Turn], device: str) -> None:
     for _ in sys.stdin:
         start = time.perf_counter()
         turn()
-        if device == "cuda" and torch.cuda.is_available():
+        if device == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -347,121 +334,116 @@ def serve(make: Callable[[str], Turn], device: str) -> None:
 
 
 class Contestant:
+    """A process that runs `serve`."""
+
     def __init__(self, task: str, name: str, device: str) -> None:
         argv = [sys.executable, __file__, task, "--contestant", name, "--device", device]
         self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        self.name = name
+        line = self.process.stdout.readline() if self.process.stdout else ""
+        self.first = json.loads(line)["first"] if line else None
+        self.turns: list[dict[str, float]] = []
 
-    def answer(self) -> dict[str, float] | None:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        return json.loads(line) if line else None
-
-    def turn(self) -> dict[str, float] | None:
+    def turn(self) -> None:
         assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
-        return self.answer()
+        line = self.process.stdout.readline()
+        assert line, self.last_words()
+        self.turns.append(json.loads(line))
 
-    def complaint(self) -> str:
-        _, err = self.process.communicate()
-        return (err.strip().splitlines() or ["no reason given"])[-1]
+    def last_words(self) -> str:
+        """Wait for the process to end, and return the last line of its stderr."""
+        _, stderr = self.process.communicate()
+        return (stderr.strip().splitlines() or ["no message"])[-1]
 
 
-def compare(task: str, rounds: int, device: str, chosen: list[str] | None) -> dict[str, Any]:
-    """Turns of all contestants, one after the other, round by round."""
-    contestants = []
-    for name in chosen or CONTESTANTS[task]:
-        contestant = Contestant(task, name, device)
-        first = contestant.answer()
-        if first is None:
-            print(f"left out: {name} ({contestant.complaint()})", flush=True)
-        else:
-            contestants.append((contestant, first["first"]))
-    turns: dict[str, list[dict[str, float]]] = {contestant.name: [] for contestant, _ in contestants}
+def compare(task: str, rounds: int, device: str, names: list[str]) -> dict[str, Any]:
+    """Let all contestants take turns, round by round."""
+    contestants = {name: Contestant(task, name, device) for name in names}
+    for name in [name for name, contestant in contestants.items() if contestant.first is None]:
+        print(f"left out: {name} ({contestants.pop(name).last_words()})", flush=True)
     for _ in range(rounds):
-        for contestant, _ in contestants:
+        for contestant in contestants.values():
             time.sleep(PAUSE)
-            taken = contestant.turn()
-            assert taken is not None, contestant.complaint()
-            turns[contestant.name].append(taken)
-    for contestant, _ in contestants:
-        contestant.process.communicate()
-    return {name: summary(name, turns, first) for (contestant, first) in contestants for name in [contestant.name]}
+            contestant.turn()
+    for contestant in contestants.values():
+        contestant.last_words()
+    return {name: summarize(contestant, contestants) for name, contestant in contestants.items()}
 
 
-def summary(name: str, turns: dict[str, list[dict[str, float]]], first: float) -> dict[str, Any]:
-    seconds = [turn["seconds"] for turn in turns[name]]
-    ratios = {
-        other: median(a["seconds"] / b["seconds"] for a, b in zip(turns[name], turns[other], strict=True))
-        for other in REFERENCES
-        if other in turns
-    }
+def summarize(contestant: Contestant, contestants: dict[str, Contestant]) -> dict[str, Any]:
+    seconds = [turn["seconds"] for turn in contestant.turns]
+    pairs = {name: zip(contestant.turns, contestants[name].turns, strict=True) for name in REFERENCES if name in contestants}
     return {
         "seconds": median(seconds),
         "fastest": min(seconds),
         "slowest": max(seconds),
-        "ratio": ratios,
-        "first_turn_seconds": first,
-        "peak_mib": max(turn["peak_mib"] for turn in turns[name]),
+        "ratio": {name: median(a["seconds"] / b["seconds"] for a, b in turns) for name, turns in pairs.items()},
+        "first_turn_seconds": contestant.first,
+        "peak_mib": max(turn["peak_mib"] for turn in contestant.turns),
     }
 
 
-def scaling(device: str, engine: str) -> dict[str, Any]:
-    """Seconds a step over the batch size, the latent dimensions and the samples of an importance-weighted bound."""
-    import pyro_vae as pv
+def report(rows: dict[str, Any]) -> None:
+    columns = ("seconds (range)", "to pyro_vae, compiled", "to the products", "to the faster", "first turn, s", "peak MiB")
+    print(f"| contestant | {' | '.join(columns)} |\n|---|{'--:|' * len(columns)}")
+    for name, row in rows.items():
+        ratios = [f"{row['ratio'][key]:.2f}" if key in row["ratio"] else "" for key in REFERENCES]
+        span = f"{row['seconds']:.2f} ({row['fastest']:.2f} to {row['slowest']:.2f})"
+        print(f"| {name} | {span} | {' | '.join(ratios)} | {row['first_turn_seconds']:.1f} | {row['peak_mib']:.0f} |")
 
-    global IMAGES
-    IMAGES = 1 << 14
-    found: dict[str, dict[int, float]] = {"batch": {}, "latent_dim": {}, "K": {}}
-    for batch in (32, 128, 512, 2048, 4096):
-        found["batch"][batch] = seconds_a_step(ours(engine, batch=batch)(device), batch)
-    for latent_dim in (2, 10, 50, 200):
-        found["latent_dim"][latent_dim] = seconds_a_step(ours(engine, latent_dim=latent_dim)(device), BATCH)
-    for k in (1, 5, 20, 50):
-        found["K"][k] = seconds_a_step(ours(engine, objective=partial(pv.ImportanceWeightedELBO, k))(device), BATCH)
+
+def scaling(device: str, engine: str, out: Path) -> dict[str, Any]:
+    """Seconds per step over the batch size, the latent dimensions and the samples of the importance-weighted bound."""
+    epoch = partial(our_epoch, device, engine, count=1 << 14)
+    found = {
+        "batch": {batch: seconds_per_step(epoch(batch=batch), batch) for batch in (32, 128, 512, 2048, 4096)},
+        "latent_dim": {dim: seconds_per_step(epoch(latent_dim=dim)) for dim in (2, 10, 50, 200)},
+        "K": {k: seconds_per_step(epoch(num_particles=k)) for k in (1, 5, 20, 50)},
+    }
+    draw_scaling(found, out / f"scaling-{device}.png")
+    print(json.dumps(found, indent=2))
     return found
 
 
-def seconds_a_step(epoch: Turn, batch: int) -> float:
+def seconds_per_step(epoch: Turn, batch: int = BATCH) -> float:
     epoch()
     times = []
     for _ in range(3):
         start = time.perf_counter()
         epoch()
         times.append(time.perf_counter() - start)
-    return median(times) / -(-IMAGES // batch)
-
-
-def profile(device: str, engine: str, out: Path) -> None:
-    """Where the time of a hundred steps goes, operation by operation, kernel by kernel."""
-    global IMAGES
-    IMAGES = 100 * BATCH
-    epoch = ours(engine)(device)
-    epoch()
-    activities = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if device == "cuda" else [])]
-    with torch.profiler.profile(activities=activities) as profiler:
-        epoch()
-    key = "self_cuda_time_total" if device == "cuda" else "self_cpu_time_total"
-    table = profiler.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=70)
-    (out / f"profile-{device}.txt").write_text(table + "\n")
-    print(table)
+    return median(times) / -(-(1 << 14) // batch)
 
 
 def draw_scaling(found: dict[str, dict[int, float]], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    from pyro_vae.plots import COLOURS
+    from pyro_vae.viz.figures import COLOURS
 
     figure = Figure(figsize=(9, 3), layout="constrained")
+    labels = {"batch": "batch size", "latent_dim": "latent dimensions", "K": "samples K"}
     for axes, (name, values) in zip(figure.subplots(1, 3), found.items(), strict=True):
-        sizes = [int(size) for size in values]
-        axes.loglog(sizes, [1 / seconds for seconds in values.values()], color=COLOURS[0], marker="o", label="steps")
-        images = [(size if name == "batch" else BATCH) / seconds for size, seconds in zip(sizes, values.values(), strict=True)]
-        axes.loglog(sizes, images, color=COLOURS[1], marker="s", label="images")
-        axes.set(xlabel={"batch": "batch size", "latent_dim": "latent dimensions", "K": "samples K"}[name], ylabel="per second")
+        images = [(size if name == "batch" else BATCH) / seconds for size, seconds in values.items()]
+        axes.loglog(list(values), [1 / seconds for seconds in values.values()], color=COLOURS[0], marker="o", label="steps")
+        axes.loglog(list(values), images, color=COLOURS[1], marker="s", label="images")
+        axes.set(xlabel=labels[name], ylabel="per second")
         axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
+
+
+def profile(device: str, engine: str, out: Path) -> None:
+    """The time of 100 steps by operation."""
+    epoch = our_epoch(device, engine, count=100 * BATCH)
+    epoch()
+    activities = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if device == "cuda" else [])]
+    with torch.profiler.profile(activities=activities) as profiler:
+        epoch()
+    key = f"self_{device}_time_total"
+    table = profiler.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=70)
+    (out / f"profile-{device}.txt").write_text(table + "\n")
+    print(table)
 
 
 def machine(device: str) -> dict[str, str]:
@@ -471,25 +453,11 @@ def machine(device: str) -> dict[str, str]:
             versions[name] = __import__(name).__version__
         except ImportError:
             continue
-    model = next((line.split(":")[1].strip() for line in _cpu_info() if line.startswith("model name")), platform.processor())
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     named = torch.cuda.get_device_name() if device == "cuda" else f"{model}, {os.cpu_count()} cores"
     return {"date": time.strftime("%Y-%m-%d"), "machine": named, "threads": str(torch.get_num_threads()), **versions}
-
-
-def _cpu_info() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def report(rows: dict[str, Any]) -> None:
-    print(
-        "| contestant | seconds (range) | to pyro_vae, compiled | to the products | to the faster | first turn, s | peak MiB |"
-    )
-    print("|---|--:|--:|--:|--:|--:|--:|")
-    for name, row in rows.items():
-        ratios = [f"{row['ratio'][key]:.2f}" if key in row["ratio"] else "" for key in REFERENCES]
-        span = f"{row['seconds']:.2f} ({row['fastest']:.2f} to {row['slowest']:.2f})"
-        print(f"| {name} | {span} | {' | '.join(ratios)} | {row['first_turn_seconds']:.1f} | {row['peak_mib']:.0f} |")
 
 
 def main() -> None:
@@ -497,8 +465,8 @@ def main() -> None:
     parser.add_argument("task", choices=["train", "evaluate", "scaling", "profile"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--contestants", nargs="+")
-    parser.add_argument("--engine", default="compiled")
+    parser.add_argument("--contestants", nargs="+", help="some of the table's names; default all")
+    parser.add_argument("--engine", default="compiled", help="of scaling and profile")
     parser.add_argument("--out", type=Path, default=Path("experiments/results"))
     parser.add_argument("--contestant", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -510,11 +478,9 @@ def main() -> None:
         profile(args.device, args.engine, args.out)
         return
     if args.task == "scaling":
-        rows = scaling(args.device, args.engine)
-        draw_scaling(rows, args.out / f"scaling-{args.device}.png")
-        print(json.dumps(rows, indent=2))
+        rows = scaling(args.device, args.engine, args.out)
     else:
-        rows = compare(args.task, args.rounds, args.device, args.contestants)
+        rows = compare(args.task, args.rounds, args.device, args.contestants or list(CONTESTANTS[args.task]))
         report(rows)
     found = {**machine(args.device), "task": args.task, "rounds": args.rounds, "rows": rows}
     (args.out / f"{args.task}-{args.device}.json").write_text(json.dumps(found, indent=2) + "\n")

@@ -1,11 +1,11 @@
-"""Runs side by side, on the same test images: families, objectives and schedules, each over several seeds.
+"""Compare families, objectives and schedules on the same test images, over several seeds.
 
     python experiments/compare.py train --group priors --epochs 10 --data_dir DIR
     python experiments/compare.py report
     python experiments/compare.py product --data digits
 
-Each run leaves the ELBO and the importance-weighted log-likelihood of each of the same test images, so that differences have
-their paired standard error. What is there already is not run again.
+`train` stores the ELBO and the importance-weighted log-likelihood of each test image for every run, and skips runs that are
+stored already. `report` prints the tables of experiments/README.md, with paired errors of the differences.
 """
 
 from __future__ import annotations
@@ -17,24 +17,22 @@ from pathlib import Path
 import numpy as np
 
 import pyro_vae as pv
-from pyro_vae.cli import build, concrete, constructors, parse, train_parser
-from pyro_vae.data import to_pixels
-from pyro_vae.diagnostics import score_images
-from pyro_vae.train import prepare
+from pyro_vae.cli.build import build_model, build_training
+from pyro_vae.cli.options import parse, train_parser
+from pyro_vae.evaluation.metrics import score_images
 
+IMAGES, SAMPLES = 1000, 500
+
+# A Categorical has 256 outputs per pixel, which a fully connected last layer would multiply.
 SMALL = "--decoder Conv"
-"""A network whose last layer does not multiply with the pixels: a Categorical has 256 outputs for each."""
 
+# The network of Burda et al. (2016).
 BURDA = "--latent_dim 50 --batch_size 100 " + " ".join(
     f"--{end} MLP --{end}.hidden [200,200] --{end}.activation torch.nn.Tanh" for end in ("encoder", "decoder")
 )
-"""The network of Burda et al. (2016)."""
 
-PRONE = "--latent_dim 20 --encoder MLP --encoder.hidden [400,400,400] --decoder MLP --decoder.hidden [400,400,400,400]"
-"""A network prone to collapse: a deep decoder under a deep encoder."""
-
-IMAGES = 1000
-SAMPLES = 500
+# A deep decoder makes posterior collapse likely.
+DEEP = "--latent_dim 20 --encoder MLP --encoder.hidden [400,400,400] --decoder MLP --decoder.hidden [400,400,400,400]"
 
 GROUPS: dict[str, dict[str, str]] = {
     "priors": {
@@ -84,102 +82,119 @@ GROUPS: dict[str, dict[str, str]] = {
         "DReG, K = 50": f"{BURDA} --objective DReGELBO --objective.num_particles 50",
     },
     "schedules": {
-        "Constant": PRONE,
-        "Linear": f"{PRONE} --beta Linear --beta.epochs 5",
-        "Cosine": f"{PRONE} --beta Cosine --beta.epochs 5",
-        "Sigmoid": f"{PRONE} --beta Sigmoid --beta.epochs 5",
-        "Cyclical": f"{PRONE} --beta Cyclical --beta.epochs 2 --beta.cycles 4",
-        "free bits, 0.25 a dimension": f"{PRONE} --objective FreeBitsELBO",
-        "free bits, 0.25 a dimension, and Linear": f"{PRONE} --objective FreeBitsELBO --beta Linear --beta.epochs 5",
+        "Constant": DEEP,
+        "Linear": f"{DEEP} --beta Linear --beta.epochs 5",
+        "Cosine": f"{DEEP} --beta Cosine --beta.epochs 5",
+        "Sigmoid": f"{DEEP} --beta Sigmoid --beta.epochs 5",
+        "Cyclical": f"{DEEP} --beta Cyclical --beta.epochs 2 --beta.cycles 4",
+        "free bits, 0.25 a dimension": f"{DEEP} --objective FreeBitsELBO",
+        "free bits, 0.25 a dimension, and Linear": f"{DEEP} --objective FreeBitsELBO --beta Linear --beta.epochs 5",
         "capacity of 25 nats": (
-            f"{PRONE} --objective CapacityELBO --objective.gamma 10 --objective.capacity Linear"
+            f"{DEEP} --objective CapacityELBO --objective.gamma 10 --objective.capacity Linear"
             " --objective.capacity.end 25 --objective.capacity.steps 2000"
         ),
     },
 }
 
 
-def train(flags: str, args: argparse.Namespace, seed: int) -> dict[str, np.ndarray]:
-    asked = f"--data {args.data} --data_dir {args.data_dir} --seed {seed} --epochs {args.epochs} --engine {args.engine} {flags}"
-    vae, data, training = prepare(parse(train_parser(), asked.split()))
+Run = dict[str, np.ndarray]
+
+
+def run_all(args: argparse.Namespace) -> None:
+    for seed, group in itertools.product(args.seeds, args.group):
+        for name, flags in GROUPS[group].items():
+            file = path(args.out, group, name, seed)
+            if not file.exists():
+                options = f"--data {args.data} --data_dir {args.data_dir} --epochs {args.epochs} --engine {args.engine}"
+                run = train(f"{options} --seed {seed} {flags}")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                np.savez(file, allow_pickle=False, **run)
+                print(f"{group}, {name}, seed {seed}", flush=True)
+
+
+def train(flags: str) -> Run:
+    """The ELBO and log p(x) of each test image, and what the table says of the training."""
+    vae, data, training = build_training(parse(train_parser(), flags.split()))
     records = list(training)
-    images = data.test.subset(min(IMAGES, len(data.test)))
-    seconds = sum(record["seconds"] for record in records)
-    kept = {
-        "seconds": seconds,
-        "epochs": len(records),
-        "active_units": records[-1]["active_units"],
-        "kl": records[-1]["validation_kl"],
+    scores = score_images(vae, data.test.subset(min(IMAGES, len(data.test))), SAMPLES)
+    return {
+        "elbo": scores.elbo.numpy(),
+        "log_p": scores.log_likelihood.numpy(),
+        "seconds": np.array(sum(record["seconds"] for record in records)),
+        "epochs": np.array(len(records)),
+        "active_units": np.array(records[-1]["active_units"]),
+        "kl": np.array(records[-1]["validation_kl"]),
     }
-    return {**scores(vae, images), **{name: np.array(value) for name, value in kept.items()}}
-
-
-def scores(vae: pv.Model, images: pv.Split) -> dict[str, np.ndarray]:
-    """The ELBO and log p(x) of each image."""
-    found = score_images(vae, images, SAMPLES)
-    return {"elbo": found.elbo.numpy(), "log_p": found.log_likelihood.numpy()}
-
-
-def product(data: pv.Data) -> None:
-    """Every prior with every posterior with every likelihood: a step, samples, reconstructions and figures."""
-    few = pv.Data(data.name, data.train[:128], data.validation[:16], data.test[:16])
-    names = [[cls.__name__ for cls in concrete(base)] for base in (pv.Prior, pv.Posterior, pv.Likelihood)]
-    modules = (pv.priors, pv.posteriors, pv.likelihoods)
-    count = 0
-    for triple in itertools.product(*names):
-        paths = [f"{module.__name__}.{name}" for module, name in zip(modules, triple, strict=True)]
-        flags = "--prior {} --posterior {} --likelihood {} --latent_dim 3".format(*paths)
-        flags += " --prior.components 20" if triple[0] in ("VampPrior", "GaussianMixture") else ""
-        parts = constructors(parse(train_parser(), flags.split()))
-        vae = build(parts, 3, few.shape)
-        vae.initialize(to_pixels(few.train.images, vae.pixels))
-        (record,) = pv.fit(vae, few, epochs=1)
-        results = pv.evaluate(vae, few.test, num_samples=5)
-        shown = [vae.sample(4), vae.reconstruct(few.test.scored(vae.pixels))]
-        finite = [record["loss"], results["log_likelihood"]["mean"], *(image.sum().item() for image in shown)]
-        assert np.isfinite(finite).all(), triple
-        count += 1
-    print(f"{count} combinations of {' x '.join(str(len(table)) for table in names)}: each trained, sampled and scored")
-
-
-def report(out: Path) -> None:
-    for group, rows in GROUPS.items():
-        runs = {name: [load(out, group, name, seed) for seed in range(10)] for name in rows}
-        if any(run for table in runs.values() for run in table):
-            first = next(iter(rows))
-            print(
-                f"\n| {group} | ELBO | log p(x) | difference to {first} | seeds, lowest to highest | KL | active | s an epoch |"
-            )
-            print("|---|--:|--:|--:|--:|--:|--:|--:|")
-            for name, table in runs.items():
-                pairs = [(run, base) for run, base in zip(table, runs[first], strict=True) if run and base]
-                line(name, [run for run, _ in pairs], [base for _, base in pairs])
-
-
-def load(out: Path, group: str, name: str, seed: int) -> dict[str, np.ndarray] | None:
-    file = path(out, group, name, seed)
-    return dict(np.load(file)) if file.exists() else None
 
 
 def path(out: Path, group: str, name: str, seed: int) -> Path:
     return out / group / f"{name.replace(', ', '-').replace(' ', '_')}-{seed}.npz"
 
 
-def line(name: str, runs: list[dict[str, np.ndarray]], base: list[dict[str, np.ndarray]]) -> None:
-    """Means over the seeds; the paired error is over images, of the difference averaged over the seeds."""
-    if not runs:
-        return
+def report(out: Path) -> None:
+    for group, rows in GROUPS.items():
+        runs = {
+            name: {seed: np.load(file) for seed in range(10) if (file := path(out, group, name, seed)).exists()}
+            for name in rows
+        }
+        first = next(iter(rows))
+        if not runs[first]:
+            continue
+        columns = ("ELBO", "log p(x)", f"difference to {first}", "seeds, lowest to highest", "KL", "active", "s per epoch")
+        print(f"\n| {group} | {' | '.join(columns)} |\n|---|{'--:|' * len(columns)}")
+        for name, by_seed in runs.items():
+            seeds = [seed for seed in by_seed if seed in runs[first]]
+            if seeds:
+                print(line(name, [by_seed[seed] for seed in seeds], [runs[first][seed] for seed in seeds]))
+
+
+def line(name: str, runs: list[Run], base: list[Run]) -> str:
+    """A row of the table, over the seeds that the run and the base have in common."""
     elbo, log_p = (np.mean([run[key] for run in runs]) for key in ("elbo", "log_p"))
-    gain = np.mean([run["log_p"] - other["log_p"] for run, other in zip(runs, base, strict=True)], 0)
-    spread = sorted(run["log_p"].mean() for run in runs)
-    seconds = np.median([run["seconds"] / run["epochs"] for run in runs])
-    difference = f"{gain.mean():+.2f} ± {gain.std(ddof=1) / len(gain) ** 0.5:.2f}" if gain.any() else ""
-    kl, active = (
-        ", ".join(f"{run[key]:.{digits}f}" for run in runs) if key in runs[0] else ""
-        for key, digits in (("kl", 1), ("active_units", 0))
-    )
-    seeds = f"{len(runs)}: {spread[0]:.2f} to {spread[-1]:.2f}"
-    print(f"| {name} | {elbo:.2f} | {log_p:.2f} | {difference} | {seeds} | {kl} | {active} | {seconds:.1f} |")
+    by_seed = sorted(run["log_p"].mean() for run in runs)
+    kl, active = (", ".join(f"{run[key]:.{digits}f}" for run in runs) for key, digits in (("kl", 1), ("active_units", 0)))
+    cells = [
+        f"{elbo:.2f}",
+        f"{log_p:.2f}",
+        difference(runs, base) if runs[0] is not base[0] else "",
+        f"{len(runs)}: {by_seed[0]:.2f} to {by_seed[-1]:.2f}",
+        kl,
+        active,
+        f"{np.median([run['seconds'] / run['epochs'] for run in runs]):.1f}",
+    ]
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def difference(runs: list[Run], base: list[Run]) -> str:
+    """The mean difference in log p(x), and its standard error over the test images.
+
+    Runs of one seed are paired, image by image, then averaged over the seeds: the error is that of these trained models on
+    other test images. It does not include the variation between seeds.
+    """
+    gain = np.mean([run["log_p"] - other["log_p"] for run, other in zip(runs, base, strict=True)], axis=0)
+    return f"{gain.mean():+.2f} ± {gain.std(ddof=1) / len(gain) ** 0.5:.2f}"
+
+
+def product(data: pv.Data) -> None:
+    """Train every prior with every posterior and every likelihood for one epoch of one batch, sample and score."""
+    few = pv.Data(data.name, data.train[:128], data.validation[:16], data.test[:16])
+    bases: tuple[type, ...] = (pv.Prior, pv.Posterior, pv.Likelihood)
+    families = [[f"{cls.__module__}.{cls.__name__}" for cls in concrete(base)] for base in bases]
+    for prior, posterior, likelihood in itertools.product(*families):
+        flags = f"--prior {prior} --posterior {posterior} --likelihood {likelihood} --latent_dim 3"
+        flags += " --prior.components 20" if prior.endswith(("VampPrior", "GaussianMixture")) else ""
+        vae = build_model(parse(train_parser(), flags.split()), few.shape)
+        (record,) = pv.fit(vae, few, epochs=1)
+        log_p = pv.evaluate(vae, few.test, num_samples=5)["log_likelihood"]["mean"]
+        images = [vae.sample_mean(4), vae.reconstruct_mean(few.test.scored(vae.pixels))]
+        assert np.isfinite([record["loss"], log_p, *(image.sum().item() for image in images)]).all(), flags
+    print(f"{' x '.join(str(len(names)) for names in families)} combinations: each trained, sampled and scored")
+
+
+def concrete(base: type) -> list[type]:
+    """The subclasses of a class, at any depth, that can be instantiated."""
+    found = [cls for child in base.__subclasses__() for cls in (child, *concrete(child))]
+    return [cls for cls in found if not getattr(cls, "__abstractmethods__", None)]
 
 
 def main() -> None:
@@ -199,16 +214,6 @@ def main() -> None:
         product(pv.load_data(args.data, args.data_dir))
     else:
         run_all(args)
-
-
-def run_all(args: argparse.Namespace) -> None:
-    for seed, group in itertools.product(args.seeds, args.group):
-        for name, flags in GROUPS[group].items():
-            file = path(args.out, group, name, seed)
-            if not file.exists():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                np.savez(file, allow_pickle=False, **train(flags, args, seed))
-                print(f"{group}, {name}, seed {seed}", flush=True)
 
 
 if __name__ == "__main__":

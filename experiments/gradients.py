@@ -1,9 +1,9 @@
-"""The signal-to-noise ratio of the guide's gradient against the number of samples: IWAE, DReG, and the ELBO's two gradients.
+"""The signal-to-noise ratio of the encoder's gradient over the number of samples: IWAE, DReG and two gradients of the ELBO.
 
     python experiments/gradients.py
 
-On the linear-Gaussian model, with its guide moved off the exact posterior by 0.1 and widened by a factor of exp(0.2): the norm
-of the mean gradient over the root of its total variance, the mean's own noise taken out, from --count gradients at each K.
+The model is linear-Gaussian. Its guide is the exact posterior shifted by 0.1 and widened by a factor of exp(0.2). The ratio is
+the norm of the mean gradient over the root of the total variance, from `--count` gradients at each K.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import torch
 from pyro.infer import Trace_ELBO
 
 import pyro_vae as pv
-from pyro_vae.plots import COLOURS, INK
 from pyro_vae.testing import LinearGaussianVAE
+from pyro_vae.viz.figures import COLOURS, INK
 
 SAMPLES = (1, 3, 10, 30, 100, 300)
 OBJECTIVES: dict[str, Callable[[int], Any]] = {
@@ -29,35 +29,39 @@ OBJECTIVES: dict[str, Callable[[int], Any]] = {
     "ELBO": lambda k: Trace_ELBO(k, vectorize_particles=True, max_plate_nesting=1),
     "ELBO, sticking the landing": pv.StickingTheLandingELBO,
 }
-BLOCKS = 10
-"""The gradients are divided into so many groups, whose spread gives each ratio its error."""
+BLOCKS = 10  # groups of gradients, whose ratios give the standard error
 
 
 def widened() -> LinearGaussianVAE:
     pyro.set_rng_seed(1)
     vae = LinearGaussianVAE((1, 1, 3), 2).double()
     vae.make_guide_exact()
-    bias = list(vae.posterior.parameters())[-1].data
-    bias[:2] += 0.1
-    bias[[2, 5]] += 0.2
+    _, bias = vae.encoder.parameters()
+    bias.data[:2] += 0.1  # the means
+    bias.data[[2, 5]] += 0.2  # the log-scales
     return vae
 
 
 def gradients(objective: Any, vae: LinearGaussianVAE, x: torch.Tensor, count: int) -> torch.Tensor:
-    params = list(vae.posterior.parameters())
+    params = list(vae.encoder.parameters())
     losses = (objective.differentiable_loss(vae.model, vae.guide, x) for _ in range(count))
     return torch.stack([torch.cat([part.flatten() for part in torch.autograd.grad(loss, params)]) for loss in losses])
 
 
 def ratio(grads: torch.Tensor) -> float:
-    """Signal over noise; the mean's squared norm is too large by variance / count, and may be less than nothing."""
+    """Signal over noise. The squared norm of the mean is corrected for its bias, variance / count, and can become negative."""
     variance = grads.var(0).sum()
     signal = grads.mean(0).square().sum() - variance / len(grads)
     return float(signal.sign() * (signal.abs() / variance).sqrt())
 
 
+def standard_error(grads: torch.Tensor) -> float:
+    """The standard error of `ratio(grads)`, from the ratios of groups of gradients."""
+    return float(np.std([ratio(part) for part in grads.chunk(BLOCKS)], ddof=1)) / BLOCKS**0.5
+
+
 def draw(found: dict[str, tuple[list[float], list[float]]], path: str) -> None:
-    """Each ratio with its error; where it is lost in its noise, the arrow of an upper limit."""
+    """Draw each ratio with its error, or an upper limit of two errors where the ratio is smaller than that."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for (name, (ratios, errors)), colour, marker in zip(found.items(), COLOURS, "osd^", strict=False):
         k, r, e = np.array(SAMPLES), np.array(ratios), np.array(errors)
@@ -66,7 +70,7 @@ def draw(found: dict[str, tuple[list[float], list[float]]], path: str) -> None:
         axes.errorbar(k[~seen], 2 * e[~seen], 0.3 * e[~seen], uplims=True, linestyle="", color=colour)
     axes.plot(SAMPLES, 0.35 * np.sqrt(SAMPLES), ":", color=INK, linewidth=1, label=r"slope of $\sqrt{K}$")
     axes.set(xscale="log", yscale="log", xlabel="samples K", ylabel="signal-to-noise ratio")
-    axes.set_title("The gradient in the guide's parameters")
+    axes.set_title("Gradient of the encoder's parameters")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=150)
 
@@ -84,7 +88,7 @@ def main() -> None:
         pyro.set_rng_seed(0)
         drawn = [gradients(objective(k), vae, x, args.count) for k in SAMPLES]
         ratios = [ratio(grads) for grads in drawn]
-        errors = [float(np.std([ratio(part) for part in grads.chunk(BLOCKS)])) / BLOCKS**0.5 for grads in drawn]
+        errors = [standard_error(grads) for grads in drawn]
         found[name] = ratios, errors
         print(f"| {name} | " + " | ".join(f"{r:.3f} ± {e:.3f}" for r, e in zip(ratios, errors, strict=True)) + " |", flush=True)
     draw(found, args.out)

@@ -1,16 +1,17 @@
-"""A linear VAE trained on MNIST, against the maximum likelihood of probabilistic PCA in closed form.
+"""A linear VAE, trained and compared with the maximum likelihood of probabilistic PCA in closed form.
 
     python experiments/ppca.py --data_dir DIR
 
-Pixels are dequantized, (byte + u) / 256 with fresh u at every step; so is the covariance that the closed form is of. The
-closed form of the KL, one learned noise scale; the decoder's bias starts at the mean; the learning rate falls to 0, so that the
-last epoch's ELBO is of parameters that stand still.
+Pixels are dequantized, (byte + u) / 256 with new u at every step, and the closed form uses the covariance of such pixels. The
+KL is computed in closed form, one noise scale is learned, and the learning rate decreases to 0, so that the parameters hardly
+change during the last epoch. Its mean ELBO is compared.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 
 import pyro
 import torch
@@ -24,13 +25,13 @@ from pyro_vae.testing import probabilistic_pca
 
 
 def linear_vae(shape: tuple[int, ...], latent_dim: int) -> pv.VAE:
-    posterior = pv.DiagonalNormal(Linear(shape, (2, latent_dim)))
+    encoder, decoder = Linear(shape, (2, latent_dim)), Linear((latent_dim,), (1, *shape))
     likelihood = pv.likelihoods.Normal(scale=0.3, learned="scalar")
-    return pv.VAE(pv.StandardNormal(latent_dim), posterior, Linear((latent_dim,), (1, *shape)), likelihood)
+    return pv.VAE(pv.StandardNormal(latent_dim), encoder, pv.DiagonalNormal(), decoder, likelihood)
 
 
 def covariance(images: torch.Tensor) -> torch.Tensor:
-    """Of the dequantized pixels, whose noise adds its own variance."""
+    """The covariance of dequantized pixels, including that of the noise u."""
     pixels = images.flatten(1).double() / 256
     return torch.cov(pixels.T, correction=0) + torch.eye(pixels.shape[1]) / 12 / 256**2
 
@@ -51,22 +52,20 @@ def main() -> None:
         start = time.perf_counter()
         pyro.set_rng_seed(0)
         vae = linear_vae(data.shape, latent_dim)
-        vae.initialize(data.train.scored("dequantized"))
         *_, last = pv.fit(
             vae,
             data,
             epochs=args.epochs,
             batch_size=args.batch_size,
             objective=TraceMeanField_ELBO(),
-            optimizer=lambda params: Adam(params, lr=args.lr),
-            lr_scheduler=lambda optimizer: CosineAnnealingLR(optimizer, args.epochs),
+            optimizer=partial(Adam, lr=args.lr),
+            lr_scheduler=partial(CosineAnnealingLR, T_max=args.epochs),
             engine="compiled",
         )
         exact = probabilistic_pca(covariance(data.train.images), latent_dim)
         scale = 0.3 * vae.likelihood.log_factor.exp().item()  # type: ignore[union-attr, operator]
-        row = (
-            f"| {latent_dim} | {exact.log_likelihood:.2f} | {-last['loss']:.2f} | {-last['loss'] - exact.log_likelihood:+.3f} "
-        )
+        difference = -last["loss"] - exact.log_likelihood
+        row = f"| {latent_dim} | {exact.log_likelihood:.2f} | {-last['loss']:.2f} | {difference:+.3f} "
         print(f"{row}| {exact.scale:.5f} | {scale:.5f} | {time.perf_counter() - start:.0f} |", flush=True)
 
 

@@ -1,7 +1,9 @@
-"""Kills a training at random moments until it has been killed often enough, and compares it bit for bit; watches its memory.
+"""Kill a training at random moments and compare the result bit for bit with an undisturbed one; watch its memory.
 
-python experiments/robustness.py kill --kills 200
-python experiments/robustness.py soak --epochs 300
+    python experiments/robustness.py kill --kills 200
+    python experiments/robustness.py soak --epochs 300
+
+Both run `python -m pyro_vae.train` on the digits. `soak` needs Linux.
 """
 
 from __future__ import annotations
@@ -21,17 +23,6 @@ import numpy as np
 import pyro
 import torch
 
-from pyro_vae.cli import parse, train_parser
-from pyro_vae.runs import new_run
-from pyro_vae.train import prepare
-
-
-def contents(folder: Path) -> tuple[Any, ...]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    metrics = [{key: value for key, value in line.items() if "second" not in key} for line in lines]
-    sums = [torch.load(folder / name, weights_only=True)["checksum"] for name in ("checkpoint.pt", "best.pt")]
-    return metrics, sums, (folder / "results.json").read_text()
-
 
 def train(folder: Path, *flags: str) -> subprocess.Popen[bytes]:
     argv = [sys.executable, "-m", "pyro_vae.train", "--run_dir", str(folder), *flags]
@@ -39,68 +30,93 @@ def train(folder: Path, *flags: str) -> subprocess.Popen[bytes]:
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:
-    _, err = process.communicate()
+    _, stderr = process.communicate()
     if process.returncode:
-        sys.exit(f"a run failed with {process.returncode}: {err.decode()}")
+        sys.exit(f"training exited with {process.returncode}: {stderr.decode()}")
 
 
-def one_run(folder: Path, flags: list[str], seconds: float, left: int) -> tuple[int, list[str]]:
-    """Train to the end through at most `left` kills; the number of kills, and in what state each left the folder."""
-    states: list[str] = []
+def contents(folder: Path) -> tuple[Any, ...]:
+    """What two equal runs have in common: metrics, checkpoints and results, without the times."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    metrics = [{key: value for key, value in record.items() if "second" not in key} for record in records]
+    checkpoints = [plain(torch.load(folder / name, weights_only=True)) for name in ("checkpoint.pt", "best.pt")]
+    return metrics, checkpoints, (folder / "results.json").read_text()
+
+
+def plain(content: Any) -> Any:
+    """Lists and numbers instead of tensors, which can be compared with `==`."""
+    if isinstance(content, dict):
+        return {key: plain(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [plain(value) for value in content]
+    return content.tolist() if isinstance(content, torch.Tensor) else content
+
+
+def train_with_kills(folder: Path, flags: list[str], seconds: float, most: int) -> tuple[int, int]:
+    """Train to the end through at most `most` kills.
+
+    Returns:
+        The number of kills, and how many of them came while a file was being written.
+    """
+    kills, while_writing = 0, 0
     process = train(folder, *flags)
-    while len(states) < left:
+    while kills < most:
         time.sleep(random.uniform(0, seconds))
         if process.poll() is not None and (folder / "results.json").exists():
             break
         process.kill()
         process.wait()
-        states.append("while writing" if list(folder.glob("*.tmp")) else "else")
-        begun = (folder / "checkpoint.pt").exists()
-        if not begun:
+        kills, while_writing = kills + 1, while_writing + bool(list(folder.glob("*.tmp")))
+        resumable = (folder / "checkpoint.pt").exists()
+        if not resumable:
             shutil.rmtree(folder, ignore_errors=True)
-        process = train(folder, *(["--resume"] if begun else flags))
+        process = train(folder, *(["--resume"] if resumable else flags))
     finish(process)
-    return len(states), states
+    return kills, while_writing
 
 
 def kill(kills: int, engine: str, epochs: int) -> None:
     flags = ["--data", "digits", "--epochs", str(epochs), "--device", "cpu", "--engine", engine]
-    killed, runs, states = 0, 0, list[str]()
+    done, runs, while_writing = 0, 0, 0
     with tempfile.TemporaryDirectory() as temporary:
-        whole = Path(temporary) / "whole"
+        undisturbed, folder = Path(temporary) / "undisturbed", Path(temporary) / "run"
         start = time.perf_counter()
-        finish(train(whole, *flags))
+        finish(train(undisturbed, *flags))
         seconds = time.perf_counter() - start
-        while killed < kills:
-            folder = Path(temporary) / f"run{runs}"
-            count, seen = one_run(folder, flags, seconds, kills - killed)
-            killed, runs, states = killed + count, runs + 1, states + seen
-            assert contents(folder) == contents(whole), "a resumed run is not the one that was never stopped"
+        while done < kills:
+            count, writing = train_with_kills(folder, flags, seconds, kills - done)
+            done, runs, while_writing = done + count, runs + 1, while_writing + writing
+            assert contents(folder) == contents(undisturbed), "the resumed run differs from the undisturbed one"
             shutil.rmtree(folder)
-            print(f"{killed} kills in {runs} runs, each then equal bit for bit to the run that was never stopped", flush=True)
-    print(f"{engine}: {states.count('while writing')} of {killed} kills fell into the writing of a file")
-
-
-def resident() -> float:
-    """Memory of this process in MiB, as Linux counts it."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 2**20
+            print(f"{done} kills in {runs} runs, all equal to the undisturbed run", flush=True)
+    print(f"{engine}: {while_writing} of {done} kills came while a file was being written")
 
 
 def soak(epochs: int, engine: str) -> None:
-    """Train, keep records and write checkpoints; the slope of the memory after the first tenth."""
+    """Train, and report the memory after each epoch and its slope after the first tenth of the epochs."""
+    memory: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        config = parse(train_parser(), f"--data digits --epochs {epochs} --device cpu --engine {engine}".split())
-        _, data, training = prepare(config)
-        folder = new_run(Path(temporary) / "run", config)
-        memory = []
-        for record in training:
-            folder.add_record(record)
-            folder.save_checkpoint("last", training, data)
-            memory.append(resident())
-    rest = np.array(memory[epochs // 10 :])
-    slope = np.polyfit(np.arange(len(rest)), rest, 1)[0] * 1024
-    print(f"{engine}: {memory[0]:.0f} MiB after the first epoch, {memory[-1]:.0f} after {epochs}; {slope:+.2f} KiB an epoch")
+        folder = Path(temporary) / "run"
+        flags = ["--data", "digits", "--epochs", str(epochs), "--device", "cpu", "--engine", engine]
+        process = train(folder, *flags)
+        while process.poll() is None and max(memory, default=0) < epochs:
+            time.sleep(0.02)
+            memory[epochs_recorded(folder)] = resident_mib(process.pid)
+        finish(process)
+    after = sorted(epoch for epoch in memory if epoch > epochs // 10)
+    slope = np.polyfit(after, [memory[epoch] for epoch in after], 1)[0] * 1024
+    print(f"{engine}: {memory[1]:.0f} MiB after epoch 1, {memory[after[-1]]:.0f} after {after[-1]}; {slope:+.2f} KiB per epoch")
+
+
+def epochs_recorded(folder: Path) -> int:
+    file = folder / "metrics.jsonl"
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+def resident_mib(pid: int) -> float:
+    """Memory of a process, as Linux counts it."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * 4096 / 2**20
 
 
 def main() -> None:

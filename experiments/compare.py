@@ -60,7 +60,7 @@ GROUPS: dict[str, dict[str, str]] = {
     },
     "dequantized": {
         "Normal, learned scale": "--likelihood pyro_vae.likelihoods.Normal --likelihood.learned scalar",
-        "Normal, scale a pixel": "--likelihood pyro_vae.likelihoods.Normal --likelihood.learned pixel",
+        "Normal, scale per pixel": "--likelihood pyro_vae.likelihoods.Normal --likelihood.learned pixel",
         "Laplace, learned scale": "--likelihood pyro_vae.likelihoods.Laplace --likelihood.learned scalar",
         "Beta": "--likelihood Beta",
     },
@@ -87,8 +87,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "Cosine": f"{DEEP} --beta Cosine --beta.epochs 5",
         "Sigmoid": f"{DEEP} --beta Sigmoid --beta.epochs 5",
         "Cyclical": f"{DEEP} --beta Cyclical --beta.epochs 2 --beta.cycles 4",
-        "free bits, 0.25 a dimension": f"{DEEP} --objective FreeBitsELBO",
-        "free bits, 0.25 a dimension, and Linear": f"{DEEP} --objective FreeBitsELBO --beta Linear --beta.epochs 5",
+        "free bits, 0.25 per dimension": f"{DEEP} --objective FreeBitsELBO",
+        "free bits, 0.25 per dimension, and Linear": f"{DEEP} --objective FreeBitsELBO --beta Linear --beta.epochs 5",
         "capacity of 25 nats": (
             f"{DEEP} --objective CapacityELBO --objective.gamma 10 --objective.capacity Linear"
             " --objective.capacity.end 25 --objective.capacity.steps 2000"

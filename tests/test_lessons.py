@@ -1,4 +1,4 @@
-"""Each lesson runs from a clean state, with its exercises solved, and is committed with its outputs."""
+"""Each lesson runs from a clean state with the solutions of its exercises, and is stored with its outputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 from nbclient import NotebookClient
 from traitlets.config import Config
 
-FOLDER = Path(__file__).parents[1] / "experiments" / "lessons"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "experiments" / "lessons"
 LESSONS = ["1_elbo", "2_svi_step", "3_amortization", "4_collapse", "5_importance_weighting"]
 PRIVATE = r"pyro_vae\.(\w+\.)*_|\bpv\.(\w+\.)*_|from pyro_vae\S* import[^\n]*\b_"
 
@@ -34,17 +35,17 @@ def outputs(notebook):
 
 @pytest.fixture
 def kernel(tmp_path, monkeypatch):
-    """Settings of a kernel: few epochs, a folder of its own, and no port that another test might take."""
+    """Settings of a kernel: few epochs, this checkout of the package, and sockets instead of ports, which may be taken."""
     settings = {"LESSON_EPOCHS": "2", "OMP_NUM_THREADS": "1", "IPYTHONDIR": str(tmp_path), "MPLBACKEND": ""}
-    settings["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm asks for widgets
+    settings |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore:IProgress not found"}  # tqdm warns without widgets
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    with tempfile.TemporaryDirectory() as folder:  # a socket's path must be short
+    with tempfile.TemporaryDirectory() as folder:  # the path of a socket must be short
         yield Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
 
 
 @each_lesson
-def test_it_runs_with_its_exercises_solved(lesson, kernel):
+def test_runs_with_solutions(lesson, kernel):
     notebook = read(lesson)
     notebook.cells += [nbformat.v4.new_code_cell(code) for code in solutions(notebook)]
     client = NotebookClient(notebook, config=kernel, timeout=300, resources={"metadata": {"path": str(FOLDER)}})
@@ -53,13 +54,13 @@ def test_it_runs_with_its_exercises_solved(lesson, kernel):
 
 
 @each_lesson
-def test_it_has_10_to_20_cells_and_three_solutions(lesson):
+def test_has_10_to_20_cells_and_three_solutions(lesson):
     assert 10 <= len(read(lesson).cells) <= 20
     assert len(solutions(read(lesson))) == 3
 
 
 @each_lesson
-def test_it_is_committed_with_its_outputs(lesson):
+def test_is_stored_with_outputs(lesson):
     kinds = [output.get("name", output.output_type) for output in outputs(read(lesson))]
     assert {"stdout", "display_data"} <= set(kinds) <= {"stdout", "display_data", "execute_result"}
     assert any("image/png" in output.get("data", {}) for output in outputs(read(lesson)))
@@ -68,16 +69,16 @@ def test_it_is_committed_with_its_outputs(lesson):
 
 
 @each_lesson
-def test_it_names_no_machine(lesson):
+def test_names_no_machine(lesson):
     assert not re.search(r"/(home|root|Users|tmp|work)/", (FOLDER / f"{lesson}.ipynb").read_text())
 
 
 @each_lesson
-def test_it_uses_public_names_only(lesson):
+def test_uses_public_names_only(lesson):
     code = [cell.source for cell in read(lesson).cells if cell.cell_type == "code"] + solutions(read(lesson))
     assert not re.search(PRIVATE, "\n".join(code))
 
 
-def test_the_lessons_are_all_here():
+def test_readme_links_all_lessons():
     assert sorted(path.stem for path in FOLDER.glob("[!_]*.ipynb")) == LESSONS
     assert all(f"({lesson}.ipynb)" in (FOLDER / "README.md").read_text() for lesson in LESSONS)

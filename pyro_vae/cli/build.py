@@ -39,7 +39,7 @@ def make(config: Namespace, name: str, **supplied: Any) -> Any:
         raise RequestError(f"{name}: {config[name].class_path} is not supported; see --help for the classes that are")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, skip=PARTS[name].supplied, instantiate=False)
-    accepted = signature(cls).parameters
+    accepted = signature(cls).parameters.keys() & PARTS[name].supplied
     with _blaming(name, cls):
         options = parser.instantiate(config[name].get("init_args", Namespace())).as_dict()
         return cls(**options, **{key: value for key, value in supplied.items() if key in accepted})

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from inspect import isabstract
 from itertools import accumulate
 from pathlib import Path
+from traceback import walk_tb
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
@@ -222,10 +223,23 @@ def parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
     try:
         return parser.parse_args(argv)
     except (ArgumentError, OSError, ValueError) as error:
+        if own := _raised_by_an_import(error):
+            raise own from None
         if "No module named" not in str(error) or os.getcwd() in sys.path:
             raise RequestError(_one_line(str(error), parser)) from error
     sys.path.append(os.getcwd())
     return parse(parser, argv)
+
+
+def _raised_by_an_import(error: BaseException | None) -> BaseException | None:
+    """The exception in the code of a module that was being imported, if this is the reason of an error."""
+    while error is not None:
+        if isinstance(error, SyntaxError) or any(
+            frame.f_code.co_name == "<module>" for frame, _ in walk_tb(error.__traceback__)
+        ):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _one_line(message: str, parser: ArgumentParser) -> str:

@@ -33,6 +33,9 @@ Which = Literal["last", "best"]
 
 FILES: dict[Which, str] = {"last": "checkpoint.pt", "best": "best.pt"}
 
+# What a run writes before config.yaml.
+UNFINISHED = {".lock", "checkpoint.pt", ".checkpoint.pt.tmp", ".config.yaml.tmp"}
+
 # Options that config.yaml does not hold.
 NOT_STORED = {"config", "run_dir", "resume", "trust"}
 
@@ -49,24 +52,21 @@ class Run:
     path: Path
 
     @classmethod
-    def create(cls, path: Path, config: Namespace) -> Run:
-        """A new run folder with its config.yaml.
+    def create(cls, path: Path) -> Run:
+        """A new run folder, or one whose run was killed before it had a config.yaml.
 
         Raises:
-            ValueError: If the folder is not empty, or cannot be made.
+            ValueError: If the folder holds anything else, or cannot be made.
         """
         try:
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                raise RequestError(f"{path} exists already; use another run_dir, or remove it")
             path.mkdir(parents=True, exist_ok=True)
+            if not {file.name for file in path.iterdir()} <= UNFINISHED:
+                raise FileExistsError
+        except FileExistsError as error:
+            raise RequestError(f"{path} exists already; use another run_dir, or remove it") from error
         except (OSError, ValueError) as error:
-            if isinstance(error, RequestError):
-                raise
-            reason = getattr(error, "strerror", error)
-            raise RequestError(f"run_dir={path} cannot be made ({reason}); use another run_dir") from error
-        run = cls(path)
-        run.save_config(config)
-        return run
+            raise RequestError(f"{path} cannot be made ({getattr(error, 'strerror', error)}); use another run_dir") from error
+        return cls(path)
 
     @classmethod
     def open(cls, path: str | Path) -> Run:

@@ -51,11 +51,13 @@ def train(argv: list[str]) -> None:
 
 def _start(config: Namespace) -> None:
     vae, data, training = build_training(config)
-    run = Run.create(_run_dir(config.run_dir, data), config) if distributed.is_main_process() else None
-    with run.lock() if run else nullcontext(), _how_to_resume(run, config):
+    run = Run.create(_run_dir(config.run_dir, data)) if distributed.is_main_process() else None
+    with run.lock() if run else nullcontext():
         if run:
             run.save_checkpoint("last", training, data)
-        _finish(vae, data, training, run, config)
+            run.save_config(config)  # last: with it, the folder holds a run that can be resumed
+        with _how_to_resume(run, config):
+            _finish(vae, data, training, run, config)
 
 
 def _resume(asked: Namespace, argv: list[str]) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from inspect import isabstract
 from typing import Any
 
 import pyro
 
 import pyro_vae as pv
-from pyro_vae import likelihoods, networks, priors, schedules
+from pyro_vae import likelihoods, networks, priors, schedules, testing
 from pyro_vae.testing import LinearGaussianVAE
 
 SHAPE = (1, 4, 4)
@@ -69,12 +71,21 @@ SCHEDULES: dict[str, Callable[[], pv.Schedule]] = {
     "Cyclical": pv.Cyclical,
 }
 
+OBJECTIVES: dict[str, Callable[..., pv.TensorELBO]] = {
+    "ImportanceWeightedELBO": pv.ImportanceWeightedELBO,
+    "DReGELBO": pv.DReGELBO,
+    "StickingTheLandingELBO": pv.StickingTheLandingELBO,
+    "FreeBitsELBO": pv.FreeBitsELBO,
+    "CapacityELBO": lambda **options: pv.CapacityELBO(capacity=pv.Constant(3.0), **options),
+}
+
 FAMILIES = {
     pv.Prior: PRIORS,
     pv.Posterior: POSTERIORS,
     pv.Likelihood: LIKELIHOODS,
     pv.Network: NETWORKS,
     pv.Schedule: SCHEDULES,
+    pv.TensorELBO: OBJECTIVES,
 }
 
 
@@ -124,13 +135,16 @@ def make_oracle(
 
 
 def own(base: type) -> set[str]:
-    """Names of the package's own concrete subclasses, at any depth."""
-    modules = {cls.__name__: cls.__module__ for cls in concrete(base)}
-    return {name for name, home in modules.items() if home.startswith("pyro_vae.") and home != "pyro_vae.testing"}
+    """Names of the package's own concrete subclasses, at any depth; `testing` and classes made by tests do not count."""
+    return {cls.__name__ for cls in subclasses(base) if is_public(cls) and not isabstract(cls)}
 
 
-def concrete(base: type) -> list[type]:
-    """The subclasses of a class, at any depth, that can be instantiated."""
+def subclasses(base: type) -> list[type]:
     children: list[type] = base.__subclasses__()
-    found = [cls for child in children for cls in (child, *concrete(child))]
-    return [cls for cls in found if not getattr(cls, "__abstractmethods__", ())]
+    return [cls for child in children for cls in (child, *subclasses(child))]
+
+
+def is_public(cls: type) -> bool:
+    """Whether a class is an attribute of one of the package's modules: a class that a test executes in one's names is not."""
+    home = cls.__module__
+    return home.startswith("pyro_vae.") and home != testing.__name__ and vars(sys.modules[home]).get(cls.__name__) is cls

@@ -105,7 +105,8 @@ def test_rejected_in_one_line(tmp_path, flags, name):
     with torchrun("train", *RUN, "--epochs", "1", *flags.split(), "--run_dir", tmp_path / "run") as process:
         _, err = process.communicate(timeout=200)
     assert process.returncode != 0
-    assert err.count("error: ") == 1 and name in err.split("error: ")[1].split("\n")[0]
+    assert err.count("error: ") == 1
+    assert name in err.split("error: ")[1].split("\n")[0]
     assert not (tmp_path / "run").exists()
 
 
@@ -185,4 +186,5 @@ def test_evaluation_is_split_over_processes(run_dir):
 def test_fewer_images_than_processes_are_rejected(run_dir):
     with torchrun("evaluate", run_dir, "--num_images", "1") as process:
         _, err = process.communicate(timeout=200)
-    assert err.count("error: ") == 1 and "num_images" in err
+    assert err.count("error: ") == 1
+    assert "num_images" in err

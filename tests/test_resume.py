@@ -116,7 +116,8 @@ def test_other_options_are_rejected(tmp_path_factory, capfd, flags, names):
     capfd.readouterr()
     assert train(["--run_dir", str(path), "--resume", *flags.split()]) == 2
     err = capfd.readouterr().err
-    assert err.count("\n") == 1 and all(name in err for name in names)
+    assert err.count("\n") == 1
+    assert all(name in err for name in names)
     assert contents(path) == before
 
 
@@ -157,7 +158,8 @@ def test_signals(tmp_path, number, code):
         finally:
             process.kill()
     assert process.returncode == code
-    assert err.count("\n") == 1 and f"python -m pyro_vae.train --run_dir {path} --resume" in err
+    assert err.count("\n") == 1
+    assert f"python -m pyro_vae.train --run_dir {path} --resume" in err
     assert pv.load_run(path) is not None
 
 
@@ -190,7 +192,8 @@ def test_a_disk_that_fails_during_a_checkpoint(tmp_path, monkeypatch, capfd, fau
     assert train([*RUN, "--run_dir", str(path)]) == 1
     _, err = capfd.readouterr()
     assert err.count("\n") == 1
-    assert os.strerror(FAULTS[fault]) in err and "--resume" in err
+    assert os.strerror(FAULTS[fault]) in err
+    assert "--resume" in err
     monkeypatch.undo()
     assert not list(path.glob(".*.tmp"))
     assert train(["--run_dir", str(path), "--resume"]) == 0
@@ -314,4 +317,5 @@ def test_a_last_step_that_breaks_the_parameters(tmp_path, capfd):
     assert train([*flags.split(), "--run_dir", str(tmp_path / "r")]) == 1
     err = capfd.readouterr().err
     assert err.count("warning: ") == 3  # one for each rewind
-    assert err.count("error: ") == 1 and err.count("\n") == 4
+    assert err.count("error: ") == 1
+    assert err.count("\n") == 4

@@ -295,7 +295,8 @@ def _layout(value: Any, name: str) -> dict[str, str]:
     if isinstance(value, Tensor) and value.ndim:
         return {name: f"{'NaN, ' if value.isnan().any() else ''}{value.dtype} of shape {tuple(value.shape)}"}
     if value is None or isinstance(value, int | float | Tensor):
-        return {name: "a number" if value is None or abs(value) < 1e300 or abs(value) == inf else "not a number"}
+        size = abs(float(value or 0))
+        return {name: "a number" if size < 1e300 or size == inf else "not a number"}
     return {name: type(value).__name__}
 
 

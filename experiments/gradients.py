@@ -20,7 +20,7 @@ from pyro.infer import Trace_ELBO
 
 import pyro_vae as pv
 from pyro_vae.testing import LinearGaussianVAE
-from pyro_vae.viz.figures import COLOURS, INK
+from pyro_vae.viz.figures import COLOURS
 
 SAMPLES = (1, 3, 10, 30, 100, 300)
 OBJECTIVES: dict[str, Callable[[int], Any]] = {
@@ -68,7 +68,7 @@ def draw(found: dict[str, tuple[list[float], list[float]]], path: str) -> None:
         seen = r > 2 * e
         axes.errorbar(k[seen], r[seen], e[seen], marker=marker, color=colour, capsize=3, label=name)
         axes.errorbar(k[~seen], 2 * e[~seen], 0.3 * e[~seen], uplims=True, linestyle="", color=colour)
-    axes.plot(SAMPLES, 0.35 * np.sqrt(SAMPLES), ":", color=INK, linewidth=1, label=r"slope of $\sqrt{K}$")
+    axes.plot(SAMPLES, 0.35 * np.sqrt(SAMPLES), ":", color="black", linewidth=1, label=r"slope of $\sqrt{K}$")
     axes.set(xscale="log", yscale="log", xlabel="samples K", ylabel="signal-to-noise ratio")
     axes.set_title("Gradient of the encoder's parameters")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))

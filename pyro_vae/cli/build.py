@@ -167,7 +167,7 @@ def _rehearse_schedule(config: Namespace, epochs: int) -> None:
 
 def _binarization(config: Namespace) -> Binarization:
     """What the likelihood needs, unless it is given."""
-    asked, likelihood = config.binarization, make(config, "likelihood")
+    asked, likelihood = config.binarization, make(config, "likelihood", data_shape=(1, 1, 1))  # the data are not loaded yet
     name, pixels = type(likelihood).__name__, getattr(likelihood, "pixels", None)
     if pixels not in get_args(Pixels):
         raise RequestError(f"likelihood: {name}.pixels must be one of {', '.join(get_args(Pixels))}, but is {pixels!r}")

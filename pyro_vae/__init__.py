@@ -10,7 +10,7 @@ from pyro_vae.data import Data, Split, load_data
 from pyro_vae.errors import NotFiniteError, RequestError, StorageError
 from pyro_vae.evaluation.ais import annealed_log_weights, bidirectional_bounds
 from pyro_vae.evaluation.diagnostics import check_log_likelihood, inference_gap, information, linear_probe
-from pyro_vae.evaluation.metrics import evaluate
+from pyro_vae.evaluation.metrics import evaluate, score_images
 from pyro_vae.evaluation.quadrature import quadrature_log_likelihood
 from pyro_vae.inference.codes import activity, codes
 from pyro_vae.inference.fit import Record, Training, fit

@@ -320,7 +320,7 @@ class FreeBitsELBO(TensorELBO):
 
 
 class ScheduledELBO(TensorELBO, ABC):
-    """An ELBO with a quantity that changes during training; `fit` calls `set_step` before each step.
+    """An ELBO with a quantity that changes during training. `fit` calls `set_step` before each step; in other loops, call it yourself.
 
     Arguments:
         schedule: The quantity at each step.

@@ -150,7 +150,7 @@ class GaussianMixture(Prior):
 class VampPrior(Prior):
     r"""The posterior averaged over learned pseudo-inputs, :math:`p(z) = \frac{1}{K} \sum_k q(z \mid u_k)`.
 
-    It shares the encoder and the posterior, of any family, with the guide. A FlowPosterior scores a given z in one pass per
+    It shares the encoder and the posterior, of any family, with the guide. A FlowPosterior evaluates a given z in one pass per
     dimension and component: use few components with it. The pseudo-inputs are clamped to [0, 1], the range of the images.
 
     References:
@@ -187,7 +187,7 @@ class VampPrior(Prior):
         return UniformMixture(self.posterior, self.encoder(self.inputs.clamp(0, 1)))
 
     def initialize(self, x: Tensor) -> None:
-        if len(self.inputs) > len(x):
+        if self.start == "data" and len(self.inputs) > len(x):
             raise RequestError(f"components={len(self.inputs)} exceeds the {len(x)} training images; use fewer components")
         if self.start == "data":
             self.inputs.data.copy_(x[torch.randperm(len(x), device=x.device)[: len(self.inputs)]])

@@ -62,6 +62,8 @@ class Model(nn.Module, ABC):
     def __init__(self, encoder: nn.Module, posterior: Posterior, decoder: nn.Module, likelihood: Likelihood) -> None:
         super().__init__()
         self.encoder, self.posterior, self.decoder, self.likelihood = encoder, posterior, decoder, likelihood
+        self.initialized = False
+        self.register_load_state_dict_post_hook(_mark_initialized)
         self._set_name()
 
     @abstractmethod
@@ -112,7 +114,7 @@ class Model(nn.Module, ABC):
     @property
     @torch.no_grad()
     def latent_dim(self) -> int:
-        """Number of latent dimensions, that of the site `z`. It neither runs the decoder nor changes the random state."""
+        """Number of latent dimensions, that of the site `z`. Does not run the decoder or change the random state."""
         until_z = poutine.escape(poutine.uncondition(self.model), lambda site: site["name"] == "z")
         try:
             with torch.random.fork_rng(range(torch.cuda.device_count())):
@@ -129,9 +131,10 @@ class Model(nn.Module, ABC):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Initialize the decoder's last bias so that every reconstruction is the mean of the training images `x`.
+        """Initialize the decoder's last bias so that reconstructions start near the mean of the training images `x`.
 
-        The bias may have one element per pixel or one per channel. Other decoders are left unchanged.
+        The bias may have one element per pixel or one per channel. Other decoders are left unchanged. `fit` calls this once,
+        unless a state_dict was loaded.
         """
         biases = [param for name, param in self.decoder.named_parameters() if name.endswith("bias")]
         for mean in (x.mean(0), x.mean((0, -2, -1))[:, None, None]):
@@ -164,10 +167,14 @@ class Model(nn.Module, ABC):
         self._set_name()
 
 
+def _mark_initialized(model: Model, keys: Any) -> None:
+    model.initialized = True
+
+
 def _forget(name: str) -> None:
     store = pyro.get_param_store()
     for key in [key for key in store.keys() if key.startswith(f"{name}$$$")]:  # noqa: SIM118
-        with suppress(KeyError):  # the store knows a parameter by its last name only, if a part was put elsewhere in the model
+        with suppress(KeyError):  # a parameter that two modules share is stored under one name only
             del store[key]
 
 
@@ -228,7 +235,7 @@ class HierarchicalVAE(VAE):
 
     .. math:: p(z_2) \, p(z \mid z_2) \, p(x \mid z) \quad \text{with the guide} \quad q(z \mid x) \, q(z_2 \mid z)
 
-    Encoder and decoder see the code :math:`z` of `latent_dim` dimensions; the prior is over :math:`z_2`. Burda et al. (2016)
+    Encoder and decoder operate on the code :math:`z` of `latent_dim` dimensions; the prior is over :math:`z_2`. Burda et al. (2016)
     use 100 and 50 dimensions with tanh layers of width 100 between them.
 
     References:

@@ -481,3 +481,23 @@ def test_exceptions_of_the_users_own_classes_are_theirs(digits, parts):
         pv.fit(build(digits, **parts), digits)
     assert "dry run" in "".join(caught.value.__notes__)
     assert "forward" in [entry.name for entry in caught.traceback]
+
+
+def test_a_trained_model_is_not_initialized_again(digits):
+    """Neither by a second fit nor after loading a state_dict."""
+    vae = build(digits)
+    list(pv.fit(vae, digits, epochs=1, seed=0))
+    bias = [param for name, param in vae.decoder.named_parameters() if name.endswith("bias")][-1]
+    before = bias.clone()
+    pv.fit(vae, digits, epochs=1)
+    assert torch.equal(bias, before)
+    other = build(digits)
+    other.load_state_dict(vae.state_dict())
+    pv.fit(other, digits, epochs=1)
+    assert all(torch.equal(a, b) for a, b in zip(vae.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "patience"])
+def test_counts_are_integers(digits, name):
+    with pytest.raises(pv.RequestError, match=name):
+        pv.fit(build(digits), digits, **{name: 2.5})

@@ -84,7 +84,10 @@ def test_flow_prior_starts_near_its_base():
     [
         (lambda: pv.GaussianMixture(3, components=0), "components"),
         (lambda: make_vamp_prior("DiagonalNormal", 3, components=-1), "components"),
-        (lambda: make_vamp_prior("DiagonalNormal", 3, components=6).initialize(torch.zeros(5, *SHAPE)), "components"),
+        (
+            lambda: make_vamp_prior("DiagonalNormal", 3, components=6, start="data").initialize(torch.zeros(5, *SHAPE)),
+            "components",
+        ),
         (lambda: pv.StudentT(3, df=0.0), "df"),
         (lambda: pv.FlowPrior(3, transforms=0), "transforms"),
         (lambda: pv.FlowPrior(1, flow="coupling"), "coupling"),

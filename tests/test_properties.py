@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as arrays
 import pyro_vae as pv
 from pyro_vae.cli.build import build_training
 from pyro_vae.cli.main import run
-from pyro_vae.cli.options import parse, train_parser
+from pyro_vae.cli.options import parse_training
 
 few = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
@@ -99,7 +99,7 @@ def tiny(tmp_path_factory):
 
 def a_step(argv):
     """The first epoch of the requested training."""
-    _, _, training = build_training(parse(train_parser(), argv))
+    _, _, training = build_training(parse_training(argv))
     next(training)
 
 

@@ -188,11 +188,11 @@ class _Annealing:
     def simulate(self, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
         """Data from the model, and the latents they were simulated from, repeated for each chain."""
         sites = sample_sites(poutine.trace(self.model).get_trace(*args))
-        observed, *others = (name for name, site in sites.items() if site["is_observed"])
-        if others:
-            raise RequestError(f"bounds from both sides need one observed site, but there are {', '.join([observed, *others])}")
+        observed = [name for name, site in sites.items() if site["is_observed"]]
+        if len(observed) != 1:
+            raise RequestError(f"bounds from both sides need one observed site, but the model has {len(observed)}")
         sites = sample_sites(poutine.trace(poutine.uncondition(self.model)).get_trace(*args))
-        return sites[observed]["value"], self._pack(sites, self.chains, len(args[0]))
+        return sites[observed[0]]["value"], self._pack(sites, self.chains, len(args[0]))
 
     def _transition(self, state: _State, args: tuple[Any, ...], beta: float, step: Tensor) -> tuple[_State, Tensor]:
         """A Hamiltonian transition that leaves the density at beta invariant, and where it was accepted."""

@@ -33,7 +33,7 @@ def codes(vae: Model, x: Tensor) -> Codes:
     They are estimated with 100 draws where the posterior has no closed form.
 
     Raises:
-        RequestError: If `x` is not float32 or does not have the shape of the model's images.
+        ValueError: If `x` does not have the dtype and shape of the model's images.
     """
     check_images(vae, x)
     parts = [_moments(vae.encode(rows)) for rows in x.split(IMAGES)]
@@ -41,12 +41,14 @@ def codes(vae: Model, x: Tensor) -> Codes:
 
 
 def check_images(vae: Model, x: Tensor) -> None:
-    """Raise `RequestError` unless `x` are floating-point images of the model's shape. Has no side effects."""
+    """Raise `RequestError` unless `x` has the dtype and shape of the model's images; sets the model to evaluation mode."""
+    vae.eval()
     with torch.random.fork_rng():
-        shape = vae.sample(1).shape[1:]
-    if not x.is_floating_point() or x.shape[1:] != shape:
+        image = vae.sample(1)
+    if x.dtype != image.dtype or x.shape[1:] != image.shape[1:]:
+        shape = ", ".join(map(str, image.shape[1:]))
         raise RequestError(
-            f"images must be the likelihood's pixels, float32 of shape (N, {', '.join(map(str, shape))}), but are {x.dtype} of"
+            f"images must be the likelihood's pixels, {image.dtype} of shape (N, {shape}), but are {x.dtype} of"
             f" shape {tuple(x.shape)}; use data.test.scored(vae.pixels)"
         )
 

@@ -20,7 +20,7 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyro_vae.data import Data, to_pixels
-from pyro_vae.errors import NotFiniteError, RequestError, check_choice, check_positive
+from pyro_vae.errors import NotFiniteError, RequestError, check_choice, check_count, check_positive
 from pyro_vae.inference import distributed
 from pyro_vae.inference.codes import ACTIVE, activity
 from pyro_vae.inference.graphs import AnyEngine, Engine, dry_run, logger, pick_engine
@@ -39,7 +39,7 @@ OnNaN = Literal["stop", "rewind"]
 
 BATCH_SIZE = 128
 EPOCHS = 20
-# Least number of steps by default: 20 epochs are too few for small data sets.
+# Default minimum number of steps: 20 epochs are too few for small data sets.
 STEPS = 3000
 # Pixels of the training images that initialize the model, to bound memory.
 FIRST_PIXELS = 50_000_000
@@ -99,7 +99,8 @@ def fit(
     `python -m pyro_vae.train` with the same options, bit for bit.
 
     Arguments:
-        vae: The model and the guide; initialized from the training images first (`Model.initialize`).
+        vae: The model and the guide. They are initialized from the training images first (`Model.initialize`), unless they
+            were before, or a state_dict was loaded.
         data: The `train` split is fitted, the `validation` split is scored after each epoch.
         epochs: Passes over the training images; None is 20 epochs or 3,000 steps, whichever is longer.
         batch_size: Images per step; None is 128, or all training images if there are fewer.
@@ -131,7 +132,8 @@ def fit(
         >>> first["validation_elbo"] < last["validation_elbo"]
         True
     """
-    check_positive(epochs=epochs, batch_size=batch_size, clip_grad_norm=clip_grad_norm, patience=patience)
+    check_count(epochs=epochs, batch_size=batch_size, patience=patience)
+    check_positive(clip_grad_norm=clip_grad_norm)
     for name, value, choices in (("engine", engine, AnyEngine), ("precision", precision, Precision), ("on_nan", on_nan, OnNaN)):
         check_choice(name, value, choices)
     if seed is not None:
@@ -145,14 +147,16 @@ def fit(
     for schedule in [beta, objective.schedule] if isinstance(objective, ScheduledELBO) else [beta]:
         schedule.set_training_length(steps_per_epoch, epochs)
     loop = Loop(vae, data, batch_size, objective, beta, precision)
-    vae.initialize(loop.first_pixels())
+    if not vae.initialized:
+        vae.initialize(loop.first_pixels())
+        vae.initialized = True
     engine = _engine(engine, loop.device, epochs * steps_per_epoch)
     loop.prepare(optimizer or partial(Adam, fused=True), lr_scheduler, clip_grad_norm, engine)
     return Training(loop, epochs, patience, on_nan)
 
 
 class Training(Iterator[Record]):
-    """Training in progress: each record drawn from it trains one epoch. Made by `fit`.
+    """Iterator returned by `fit`; each iteration trains one epoch.
 
     Attributes:
         epochs: Number of epochs to train.
@@ -428,7 +432,7 @@ def _check_shapes(vae: Model, x: Tensor, y: Tensor | None) -> None:
 
 @contextmanager
 def _outputs(name: str, network: nn.Module, wanted: tuple[int, ...]) -> Iterator[None]:
-    """Raise `RequestError` after the block, instead of an exception that it causes, if an output has another shape."""
+    """If an output has another shape, raise `RequestError`, which replaces any exception of the block."""
     shapes: list[tuple[int, ...]] = []
     try:
         with network.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape[1:]))):
@@ -456,4 +460,4 @@ def _params(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _clip(params: Sequence[Tensor], norm: float) -> None:
-    clip_grad_norm_(params, norm)  # whose result a hook must not return
+    clip_grad_norm_(params, norm)  # a hook that returns a value would replace its arguments

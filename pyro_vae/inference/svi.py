@@ -103,7 +103,7 @@ class SVI:
         self._options = None
 
     def update(self, *args: Any) -> None:
-        """Take one step. Runs asynchronously; the loss before the step is written to `loss` and added to `total`."""
+        """Take one step. Runs asynchronously: `loss` is set to the loss before the step, and its sum over rows is added to `total`."""
         if self.optimizer is None:
             self.dry_run(*args)
         with pyro.validation_enabled(False):
@@ -114,7 +114,7 @@ class SVI:
                 self._take_step(*args)
 
     def step(self, *args: Any) -> float:
-        """Take one step and return the loss before it, in nats."""
+        """Take one step and return the loss before it, in nats, or in nats per row with `mean`."""
         self.update(*args)
         return self.loss.item()
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# On a machine with a GPU: the CUDA tests, then the benchmarks with their peers. Their results are left as files.
-# Usage: experiments/cuda.sh [OUT]     (about ten minutes; Python with the package's requirements, numpyro and jax with CUDA)
+# Run the CUDA tests and all benchmarks on a machine with a GPU, and write the results to files.
+# Usage: experiments/cuda.sh [OUT]     (ten minutes; needs the package, numpyro and jax with CUDA)
 set -u
 cd "$(dirname "$0")/.."
 out=${1:-experiments/results}

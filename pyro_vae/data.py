@@ -25,7 +25,7 @@ logger = logging.getLogger("pyro_vae")
 
 Binarization = Literal["dynamic", "static", "none"]
 
-# Of the splits, the noise and static binarization; a run's own seed never reaches them.
+# Seed of splits, noise and static binarization, independent of the run's seed.
 SEED = 0
 # Seconds without an answer after which a download fails.
 TIMEOUT = 4
@@ -90,7 +90,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """A data set in three splits: train to fit, validation to choose, test to report."""
+    """A data set in three splits: for training, model selection and reporting."""
 
     name: str
     train: Split

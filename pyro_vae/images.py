@@ -1,4 +1,4 @@
-"""Readers of image files: NumPy arrays, MNIST's IDX files and folders of images, checked before they fill the memory."""
+"""Readers of image files: NumPy arrays, MNIST's IDX files and folders of images, whose sizes are checked before they are read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torch.nn.functional import interpolate
 from pyro_vae.errors import RequestError
 
 logger = logging.getLogger("pyro_vae")
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # what Pillow logs on damaged files, it also raises
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # Pillow both logs and raises on damaged files
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
 # The formats that Pillow may try. By default it also tries EPS, which runs Ghostscript, whatever the file's suffix.

@@ -143,9 +143,8 @@ class LocationScale(Likelihood):
 class Normal(LocationScale):
     r"""Independent Gaussian pixels, :math:`p(x \mid z) = \mathcal{N}(x; \mu, \sigma^2 I)`.
 
-    Up to a constant, its log-density is the squared error divided by :math:`-2 \sigma^2`. A fixed `scale` makes explicit the
-    weight of the reconstruction that a squared error leaves implicit; the plain sum of squares is
-    :math:`\sigma = \sqrt{1/2}`. With `learned="scalar"` it is the sigma-VAE.
+    Up to a constant, its log-density is the squared error divided by :math:`-2 \sigma^2`, so that a fixed `scale` sets the
+    weight of the reconstruction relative to the KL; the plain sum of squares is :math:`\sigma = \sqrt{1/2}`. With `learned="scalar"` it is the sigma-VAE.
 
     References:
         | Simple and Effective VAE Training with Calibrated Decoders (Rybkin et al., 2021)
@@ -168,7 +167,7 @@ class ContinuousBernoulli(Likelihood):
 
     .. math:: p(x \mid z) \propto \pi^x (1 - \pi)^{1 - x}
 
-    At pixels of exactly 0 or 1 the density grows without bound, linearly in the logit.
+    At pixels of exactly 0 or 1 the density is unbounded: it grows linearly in the logit.
 
     References:
         | The continuous Bernoulli: fixing a pervasive error in variational autoencoders (Loaiza-Ganem & Cunningham, 2019)

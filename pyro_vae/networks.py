@@ -121,9 +121,9 @@ class Conv(Network):
     Arguments:
         in_shape: Shape of one input.
         out_shape: Shape of one output.
-        channels: Number of channels after each convolution, from the image inwards; its length is the number of layers.
-        kernel_sizes: Size of each kernel, from the image inwards.
-        strides: Stride of each convolution, from the image inwards.
+        channels: Number of channels after each convolution, starting at the image; its length is the number of layers.
+        kernel_sizes: Size of each kernel, starting at the image.
+        strides: Stride of each convolution, starting at the image.
         activation: Constructor of the activation.
 
     Raises:

@@ -285,7 +285,7 @@ class _Cut(Messenger):
 
 
 class FreeBitsELBO(TensorELBO):
-    r"""The ELBO in which the KL of each group of latent dimensions is not reduced below a number of free nats.
+    r"""The ELBO in which the KL of each group of latent dimensions has a lower limit of `floor` free nats.
 
     .. math:: \mathbb{E} \log p(x \mid z) - \beta \sum_g \max\big(\lambda, \; \overline{\mathrm{KL}}_g \big)
 
@@ -320,7 +320,9 @@ class FreeBitsELBO(TensorELBO):
 
 
 class ScheduledELBO(TensorELBO, ABC):
-    """An ELBO with a quantity that changes during training. `fit` calls `set_step` before each step; in other loops, call it yourself.
+    """An ELBO with a quantity that changes during training.
+
+    `fit` calls `set_step` before each step. In other training loops, call it yourself.
 
     Arguments:
         schedule: The quantity at each step.
@@ -423,7 +425,7 @@ def _refuse_draws(site: Site) -> None:
 
 
 def _refuse_discrete(guide: Trace) -> None:
-    """Without reparameterized samples the gradient would lack their dependence on the guide's parameters."""
+    """Without reparameterization the gradient would ignore how the samples depend on the guide's parameters."""
     for site in sample_sites(guide).values() if torch.is_grad_enabled() else ():
         _refuse_draws(site)
 

@@ -49,7 +49,7 @@ class Constant(Schedule):
         | https://openreview.net/forum?id=Sy2fzU9gl
 
     Arguments:
-        value: The value; 1 gives the ELBO, larger values a lower rate.
+        value: The value; 1 gives the ELBO, larger values reduce the KL.
 
     Raises:
         ValueError: If `value` is not positive.

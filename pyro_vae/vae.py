@@ -235,8 +235,8 @@ class HierarchicalVAE(VAE):
 
     .. math:: p(z_2) \, p(z \mid z_2) \, p(x \mid z) \quad \text{with the guide} \quad q(z \mid x) \, q(z_2 \mid z)
 
-    Encoder and decoder operate on the code :math:`z` of `latent_dim` dimensions; the prior is over :math:`z_2`. Burda et al. (2016)
-    use 100 and 50 dimensions with tanh layers of width 100 between them.
+    Encoder and decoder operate on the code :math:`z` of `latent_dim` dimensions; the prior is over :math:`z_2`. Burda et al.
+    (2016) use 100 and 50 dimensions with tanh layers of width 100 between them.
 
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016)

@@ -24,9 +24,9 @@ from pyro_vae.inference.importance import log_likelihood, log_weights, monte_car
 from pyro_vae.inference.progress import progress_bar
 from pyro_vae.vae import OUTPUTS_PER_PASS, Model, default_batch_size
 
-# Difference of two estimates of log p(x), in nats, below which they agree whatever their errors.
+# Estimates of log p(x) that differ by less than this, in nats, agree whatever their errors.
 DIFFERENCE = 0.1
-# Standard errors above which a difference is significant, for some hundred images at once.
+# Threshold in standard errors, for about a hundred comparisons.
 Z_SCORE = 4.0
 
 
@@ -49,7 +49,8 @@ def information(vae: Model, x: Tensor, num_images: int = 1000) -> Information:
     .. math:: \overline{\mathrm{KL}(q(z \mid x) \,\|\, p(z))} = I_q(x; z) + \mathrm{KL}(q(z) \,\|\, p(z)),
         \qquad q(z) = \tfrac{1}{N} \sum_n q(z \mid x_n)
 
-    It requires a model whose only latent site is `z`. It evaluates one code of each image under the posterior of every image, so the work is quadratic in their number.
+    It requires a model whose only latent site is `z`. It evaluates one code of each image under the posterior of every image, so
+    that the work is quadratic in their number.
 
     References:
         | ELBO surgery: yet another way to carve up the variational evidence lower bound (Hoffman & Johnson, 2016)

@@ -273,7 +273,7 @@ def arguments(vae: Model, images: Split) -> tuple[Tensor, Tensor | None]:
 
 
 def _reliability(scores: Scores) -> Metrics:
-    """What is known of the error of the estimate itself."""
+    """Monte Carlo diagnostics of the estimate."""
     k_hat = scores.pareto_k
     error = (scores.monte_carlo_error.square().sum().sqrt() / len(k_hat)).item()
     return {

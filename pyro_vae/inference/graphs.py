@@ -24,7 +24,7 @@ aten = torch.ops.aten
 Engine = Literal["eager", "traced", "compiled"]
 AnyEngine = Literal["auto", "eager", "traced", "compiled"]
 
-# Numbers of steps from which tracing (0.5 s) and, on the CPU, compiling (about 10 s) save more time than they take.
+# Minimum numbers of steps for which tracing (0.5 s) and, on the CPU, compiling (about 10 s) save more time than they take.
 TRACED_STEPS = 500
 COMPILED_STEPS = 8_000
 
@@ -167,7 +167,7 @@ def has_compiler() -> bool:
 
 
 def trace(function: Callable[..., list[Any]], args: Sequence[Any]) -> tuple[Callable[..., Any], list[Tensor]]:
-    """The graph of a function at `args`, and the other tensors that it uses, which are further inputs of the graph."""
+    """The graph of a function at `args`, and the captured tensors, which become extra inputs."""
     census = _Census()
     with census.without_effect(), census:
         function(*args)
@@ -190,7 +190,7 @@ def dry_run(function: Callable[..., Any], *args: Any) -> None:
 
 
 class _Census(TorchDispatchMode):
-    """Records the tensors that existed before and are used, and the contents of those that are written to."""
+    """Records the existing tensors that a function uses, and the contents of those that it writes to."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -21,7 +21,7 @@ from pyro_vae.errors import RequestError, check_positive
 Program = Callable[..., Any]
 Site = Any
 
-# With fewer, the tail that PSIS fits has fewer than the 5 weights it requires.
+# PSIS requires 5 weights in the tail, which is a fifth of the samples.
 LEAST_SAMPLES = 25
 
 
@@ -184,7 +184,7 @@ def pareto_k(log_weights: Tensor) -> Tensor:
     if len(log_weights) < LEAST_SAMPLES:
         return torch.full(log_weights.shape[1:], torch.nan)
     log_weights = log_weights.detach()
-    relative = (log_weights - log_weights.amax(0)).double().clamp(min=-700).cpu().numpy()  # exp(-700) is not yet zero
+    relative = (log_weights - log_weights.amax(0)).double().clamp(min=-700).cpu().numpy()  # exp(-700) does not underflow
     return torch.tensor([_tail_index(column) for column in relative.T], dtype=torch.float64)
 
 

@@ -85,7 +85,7 @@ class SVI:
         return self._graph.engine
 
     def dry_run(self, *args: Any) -> None:
-        """Validate the programs and make the optimizer, without side effects; the first step does it otherwise."""
+        """Validate the programs and make the optimizer, without side effects. The first step calls it if it was not called before."""
         with _Params() as seen:
             dry_run(self._validate, *args)
         self._adopt(seen.params)
@@ -103,7 +103,7 @@ class SVI:
         self._options = None
 
     def update(self, *args: Any) -> None:
-        """Take one step. Runs asynchronously: `loss` is set to the loss before the step, and its sum over rows is added to `total`."""
+        """Take one step, asynchronously: `loss` is set to the loss before it, and its sum over rows is added to `total`."""
         if self.optimizer is None:
             self.dry_run(*args)
         with pyro.validation_enabled(False):

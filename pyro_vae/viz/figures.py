@@ -1,6 +1,6 @@
 """Matplotlib figures of images, codes and metrics.
 
-Images have shape `(N, channels, height, width)` and values in [0, 1]. Grey images are drawn as ink on paper: 1 is black.
+Images have shape `(N, channels, height, width)` and values in [0, 1]. Grey images are drawn inverted: 1 is black.
 """
 
 from __future__ import annotations

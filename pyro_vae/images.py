@@ -1,4 +1,4 @@
-"""Readers of image files: NumPy arrays, MNIST's IDX files and folders of images, whose sizes are checked before they are read."""
+"""Read images from NumPy arrays, MNIST's IDX files and folders; sizes are checked before the files are read."""
 
 from __future__ import annotations
 

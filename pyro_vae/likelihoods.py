@@ -144,7 +144,8 @@ class Normal(LocationScale):
     r"""Independent Gaussian pixels, :math:`p(x \mid z) = \mathcal{N}(x; \mu, \sigma^2 I)`.
 
     Up to a constant, its log-density is the squared error divided by :math:`-2 \sigma^2`, so that a fixed `scale` sets the
-    weight of the reconstruction relative to the KL; the plain sum of squares is :math:`\sigma = \sqrt{1/2}`. With `learned="scalar"` it is the sigma-VAE.
+    weight of the reconstruction relative to the KL; the plain sum of squares is :math:`\sigma = \sqrt{1/2}`. With
+    `learned="scalar"` it is the sigma-VAE.
 
     References:
         | Simple and Effective VAE Training with Calibrated Decoders (Rybkin et al., 2021)

@@ -49,8 +49,8 @@ def information(vae: Model, x: Tensor, num_images: int = 1000) -> Information:
     .. math:: \overline{\mathrm{KL}(q(z \mid x) \,\|\, p(z))} = I_q(x; z) + \mathrm{KL}(q(z) \,\|\, p(z)),
         \qquad q(z) = \tfrac{1}{N} \sum_n q(z \mid x_n)
 
-    It requires a model whose only latent site is `z`. It evaluates one code of each image under the posterior of every image, so
-    that the work is quadratic in their number.
+    It requires a model whose only latent site is `z`. It evaluates one code of each image under the posterior of every image:
+    the work is quadratic in their number.
 
     References:
         | ELBO surgery: yet another way to carve up the variational evidence lower bound (Hoffman & Johnson, 2016)

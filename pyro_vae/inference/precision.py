@@ -34,7 +34,7 @@ def products(precision: Precision = "float32") -> Iterator[None]:
 
 @cache
 def _float32() -> str:
-    """The fastest accurate setting. On CPUs without bf16 units "medium" still computes in float32, and may use a faster library."""
+    """The fastest accurate setting. On CPUs without bf16 units "medium" computes in float32, and may use a faster library."""
     if torch.cuda.is_available():
         return "highest"
     before = torch.get_float32_matmul_precision()

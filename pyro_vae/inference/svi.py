@@ -85,7 +85,7 @@ class SVI:
         return self._graph.engine
 
     def dry_run(self, *args: Any) -> None:
-        """Validate the programs and make the optimizer, without side effects. The first step calls it if it was not called before."""
+        """Validate the programs and make the optimizer, without side effects. The first step calls it if necessary."""
         with _Params() as seen:
             dry_run(self._validate, *args)
         self._adopt(seen.params)

@@ -193,7 +193,8 @@ def product(data: pv.Data) -> None:
 
 def concrete(base: type) -> list[type]:
     """The subclasses of a class, at any depth, that can be instantiated."""
-    found = [cls for child in base.__subclasses__() for cls in (child, *concrete(child))]
+    children: list[type] = base.__subclasses__()
+    found = [cls for child in children for cls in (child, *concrete(child))]
     return [cls for cls in found if not getattr(cls, "__abstractmethods__", None)]
 
 

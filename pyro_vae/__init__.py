@@ -5,13 +5,13 @@ Classes whose names are ambiguous (Normal, Laplace, Linear) are in their modules
 """
 
 from pyro_vae import likelihoods, networks, objectives, posteriors, priors, schedules
-
-# LOAD_RUN
+from pyro_vae.cli.run_folder import load_run
 from pyro_vae.data import Data, Split, load_data
 from pyro_vae.errors import NotFiniteError, RequestError, StorageError
 from pyro_vae.evaluation.ais import annealed_log_weights, bidirectional_bounds
-from pyro_vae.evaluation.diagnostics import inference_gap, information, linear_probe
-from pyro_vae.evaluation.diagnostics import evaluate
+from pyro_vae.evaluation.diagnostics import check_log_likelihood, inference_gap, information, linear_probe
+from pyro_vae.evaluation.metrics import evaluate, score_images
+from pyro_vae.evaluation.quadrature import quadrature_log_likelihood
 from pyro_vae.inference.codes import activity, codes
 from pyro_vae.inference.fit import Record, Training, fit
 from pyro_vae.inference.importance import (

@@ -1,48 +1,49 @@
-"""Data sets, named or the user's own, as tensors: loaded, split, and turned into the pixels that a likelihood scores."""
+"""Data sets, named or the user's own: loaded as tensors, split, and converted to the pixels that a likelihood scores."""
 
 from __future__ import annotations
 
-import errno
-import shutil
+import logging
+import os
 import socket
-import tempfile
-import threading
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_vae.errors import RequestError
-from pyro_vae.files import from_pil, read_array, read_folder, resized
+from pyro_vae.images import read_array, read_folder, read_idx, refusing, resized
 from pyro_vae.likelihoods import Pixels
+
+logger = logging.getLogger("pyro_vae")
 
 Binarization = Literal["dynamic", "static", "none"]
 
+# Seed of splits, noise and static binarization, independent of the run's seed.
 SEED = 0
-DOWNLOAD_SECONDS = 4
+# Seconds without an answer after which a download fails.
+TIMEOUT = 4
 OMNIGLOT_SIZE = 28
-IMAGE_SIZE = 1024
+MAX_SIZE = 1024
+# Data sets that torchvision downloads, and its classes.
+TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST", "omniglot": "Omniglot"}
+NAMED = (*TORCHVISION, "digits")
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images, as uint8 or as float32 in [0, 1], shape `(N, channels, height, width)`, with what belongs to each.
-
-    `len`, indexing by a slice or a tensor, and `to` work as on a tensor.
+    """Images with their labels and noise. Supports `len`, `to`, and indexing by a slice or a tensor.
 
     Attributes:
-        images: The images.
-        labels: Their classes, shape `(N,)`, or None.
-        noise: Their own uniform noise, shape of `images`, or None for images that are given fresh noise at each presentation.
+        images: uint8, or float32 in [0, 1], shape `(N, channels, height, width)`.
+        labels: Classes, shape `(N,)`, or None.
+        noise: Fixed uniform noise, shape of `images`, or None to draw it anew each time.
     """
 
     images: Tensor
@@ -55,23 +56,32 @@ class Split:
     def __getitem__(self, index: slice | Tensor) -> Split:
         return self._map(lambda tensor: tensor[index])
 
+    def __repr__(self) -> str:
+        extras = "".join(f", {name}" for name in ("labels", "noise") if getattr(self, name) is not None)
+        return f"Split({len(self)} images of shape {tuple(self.images.shape[1:])}, {self.images.dtype}{extras})"
+
     def to(self, device: torch.device | str) -> Split:
         """The same split on another device."""
         return self._map(lambda tensor: tensor.to(device))
 
     def scored(self, pixels: Pixels) -> Tensor:
-        """The images as the pixels that a likelihood scores, float32, with their own noise."""
+        """The images as the pixels that a likelihood scores: `to_pixels` with the split's noise."""
         return to_pixels(self.images, pixels, self.noise)
 
     def subset(self, count: int) -> Split:
         """A random subset of `count` images, the same at every call.
 
         Raises:
-            RequestError: If there are fewer images.
+            ValueError: If there are fewer images.
         """
+        return self[self.subset_index(count)]
+
+    def subset_index(self, count: int) -> Tensor:
+        """The positions of the images of `subset`, shape `(count,)`."""
         if not 1 <= count <= len(self):
-            raise RequestError(f"{count} images were asked for, but there are {len(self)}: ask for 1 to {len(self)}")
-        return self[_shuffled(len(self))[:count].to(self.images.device)]
+            raise RequestError(f"{count} images requested, but the split has {len(self)}; request 1 to {len(self)}")
+        index = torch.arange(count) if count == len(self) else _shuffled(len(self))[:count]
+        return index.to(self.images.device)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Split:
         labels, noise = (None if tensor is None else function(tensor) for tensor in (self.labels, self.noise))
@@ -80,12 +90,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """A data set, split: train to fit, validation to choose, test to report."""
+    """A data set in three splits: for training, model selection and reporting."""
 
     name: str
     train: Split
     validation: Split
     test: Split
+
+    def __repr__(self) -> str:
+        counts = f"train={len(self.train)}, validation={len(self.validation)}, test={len(self.test)}"
+        return f"Data({self.name!r}, {counts}, shape={self.shape})"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -94,7 +108,7 @@ class Data:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of all images, by which the data are known again."""
+        """SHA-256 of all images: equal for equal data."""
         digest = sha256()
         for split in (self.train, self.validation, self.test):
             images = split.images.cpu().contiguous().numpy()
@@ -107,20 +121,20 @@ class Data:
         return self.map(lambda split: split.to(device))
 
     def map(self, function: Callable[[Split], Split]) -> Data:
-        """The data set with each split changed by a function."""
+        """Apply a function to each split."""
         return Data(self.name, *(function(split) for split in (self.train, self.validation, self.test)))
 
 
 def to_pixels(images: Tensor, pixels: Pixels, noise: Tensor | None = None) -> Tensor:
-    """Images as the pixels that a likelihood scores, float32; dequantized ones are kept off 0 and 1, where they could round to.
+    """Convert images to the pixels that a likelihood scores, float32.
 
     Arguments:
         images: uint8, or float32 in [0, 1].
         pixels: "binary" (1 with probability grey / 255), "unit" (grey / 255), "dequantized" ((byte + u) / 256) or "byte".
-        noise: Uniform noise of the images' shape, for "binary" and "dequantized"; drawn afresh when None.
+        noise: Uniform noise of the images' shape, for "binary" and "dequantized"; drawn if None.
 
     Raises:
-        RequestError: If bytes are wanted of float images, or `pixels` is none of these.
+        RequestError: If `pixels` is none of these, or is "byte" for float images.
     """
     if pixels not in get_args(Pixels):
         raise RequestError(f"pixels must be one of {', '.join(get_args(Pixels))}, but is {pixels}")
@@ -132,7 +146,9 @@ def to_pixels(images: Tensor, pixels: Pixels, noise: Tensor | None = None) -> Te
     if pixels == "unit":
         return unit
     noise = torch.rand_like(unit) if noise is None else noise
-    return (noise < unit).to(unit.dtype) if pixels == "binary" else ((255 * unit + noise) / 256).clamp(2**-33, 1 - 2**-24)
+    if pixels == "binary":
+        return (noise < unit).to(unit.dtype)
+    return ((255 * unit + noise) / 256).clamp(2**-33, 1 - 2**-24)  # float32 rounds some to 0 or 1, where densities are infinite
 
 
 def load_data(
@@ -140,219 +156,147 @@ def load_data(
     data_dir: str | Path = "data",
     image_size: int | None = None,
     binarization: Binarization = "dynamic",
-    say: Callable[[str], object] = lambda line: None,
     download: bool = True,
 ) -> Data:
-    """Load a data set and split it; the split never depends on a run's seed.
+    """Load a data set and split it. The split does not depend on any seed.
 
-    MNIST, Fashion-MNIST, KMNIST and Omniglot keep their official test sets, and a twelfth of their training images is for
-    validation. Other data are split 9 : 1 : 2. torchvision's Omniglot is not the 28x28 set of Burda et al.: figures on it
-    are not comparable with published ones.
+    MNIST, Fashion-MNIST, KMNIST and Omniglot keep their official test sets; a twelfth of their training images is used for
+    validation. Other data are split 9 : 1 : 2. torchvision's Omniglot is not the 28x28 set of Burda et al. (2016), so that
+    results are not comparable with published ones.
 
     Arguments:
-        name: "auto" (MNIST if it is on disk or can be reached, else digits), "mnist", "fashion_mnist", "kmnist", "omniglot",
-            "digits" (scikit-learn's 1,797 handwritten 8x8 digits, which need no network), or a path: an `.npy` or `.npz`
-            file (keys `images` and, if you like, `labels`) of shape (N, H, W) or (N, C, H, W), uint8 or floats in [0, 1], or
-            a folder of images, flat or with one folder a class.
-        data_dir: Folder that holds, or will hold, the downloaded sets, as torchvision lays them out.
+        name: One of
+
+            - "auto": MNIST if it is in `data_dir` or can be downloaded, otherwise "digits";
+            - "mnist", "fashion_mnist", "kmnist", "omniglot";
+            - "digits": the 1,797 handwritten 8x8 digits that come with scikit-learn;
+            - the path of an `.npy` or `.npz` file (arrays `images` and, optionally, `labels`), shape (N, height, width) or
+              (N, channels, height, width), uint8, bool or floats in [0, 1];
+            - the path of a folder of images, flat or with one folder per class.
+        data_dir: Folder of the downloaded data sets, as torchvision lays them out.
         image_size: Height and width to resize every image to.
-        binarization: "static" turns each image into one fixed draw of binary pixels; "dynamic" and "none" leave the images
-            as they are, to be binarized afresh at each presentation or not at all.
-        say: Called with a line that says which set "auto" took, and why.
-        download: Whether `data_dir` may be written to, if the data are not there.
+        binarization: "static" replaces each image by one fixed draw of binary pixels. "dynamic" and "none" leave the images
+            as they are.
+        download: Whether to download a data set that is not in `data_dir`.
 
     Raises:
-        RequestError: If the data cannot be had or used.
+        RequestError: If the data are not found, not readable, or too large for the memory.
     """
     if binarization not in get_args(Binarization):
         raise RequestError(f"binarization must be one of {', '.join(get_args(Binarization))}, but is {binarization}")
-    if image_size is not None and not 1 <= image_size <= IMAGE_SIZE:
-        raise RequestError(f"image_size must be 1 to {IMAGE_SIZE}, but is {image_size}")
-    load = NAMED.get(name, _load_path) if name != "auto" else _load_auto
-    data = load(Source(name, Path(data_dir), image_size, say, download))
-    return _binarized(data) if binarization == "static" else data
+    if image_size is not None and not 1 <= image_size <= MAX_SIZE:
+        raise RequestError(f"image_size must be 1 to {MAX_SIZE}, but is {image_size}")
+    data = _load(name, Path(data_dir), image_size, download)
+    return data.map(_fixed_draw) if binarization == "static" else data
 
 
-@dataclass(frozen=True)
-class Source:
-    """What was asked for."""
+def _load(name: str, data_dir: Path, size: int | None, download: bool) -> Data:
+    if name == "auto":
+        name = _pick(data_dir, download)
+    if name in TORCHVISION:
+        parts = _torchvision(name, data_dir, size, download)
+    else:
+        parts = [_digits() if name == "digits" else _own(name, size)]
+    return _split(Path(name).name, *(replace(part, images=resized(part.images, size)) for part in parts))
 
-    name: str
-    data_dir: Path
-    image_size: int | None
-    say: Callable[[str], object]
-    download: bool
 
-
-def _load_auto(source: Source) -> Data:
-    mnist = replace(source, name="mnist")
+def _pick(data_dir: Path, download: bool) -> str:
+    """The data set that "auto" stands for."""
     try:
-        if _on_disk(source.data_dir) or _reachable(_torchvision("mnist").mirrors[0]):
-            data = _load_torchvision(mnist)
-            source.say(f"data: MNIST, from {source.data_dir}")
-            return data
-        reason = "its host cannot be reached"
+        _fetch("mnist", data_dir, download)
     except RequestError as error:
-        reason = str(error).split(";")[0]
-    source.say(f"data: digits (8x8, built in), because MNIST is not in {source.data_dir} and {reason}")
-    return _load_digits(replace(source, name="digits"))
+        logger.warning("data: digits (8x8), because %s", error)
+        return "digits"
+    logger.info("data: mnist, from %s", data_dir)
+    return "mnist"
 
 
-def _on_disk(data_dir: Path) -> bool:
-    folder = data_dir / "MNIST" / "raw"
-    names = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
-    return all((folder / name).exists() or (folder / f"{name}.gz").exists() for name in names)
+def _fetch(name: str, data_dir: Path, download: bool) -> list[Path]:
+    """The files or folders of one of torchvision's data sets, downloaded if they are not there."""
+    paths = _paths(name, data_dir)
+    if all(os.path.isfile(path) or os.path.isdir(path) for path in paths):
+        return paths
+    if not download:
+        raise RequestError(f"{name} is not in {data_dir}: set data_dir to the folder that holds it")
+    _download(name, data_dir, paths[0].parent)
+    return _paths(name, data_dir)
 
 
-def _reachable(url: str) -> bool:
-    """Whether the host answers within a few seconds, whatever it answers; a look-up of its name may hang for longer."""
-    answers: list[bool] = []
-    thread = threading.Thread(target=lambda: answers.append(_answers(url)), daemon=True)
-    thread.start()
-    thread.join(DOWNLOAD_SECONDS)
-    return answers == [True]
+def _paths(name: str, data_dir: Path) -> list[Path]:
+    if name == "omniglot":
+        return [data_dir / "omniglot-py" / f"images_{part}" for part in ("background", "evaluation")]
+    raw, kinds = data_dir / TORCHVISION[name] / "raw", ("images-idx3", "labels-idx1")
+    files = [raw / f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in kinds]
+    return [file if os.path.isfile(file) else Path(f"{file}.gz") for file in files]
 
 
-def _answers(url: str) -> bool:
-    try:
-        urllib.request.urlopen(url, timeout=DOWNLOAD_SECONDS).close()
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
-def _torchvision(name: str) -> Any:
+def _download(name: str, data_dir: Path, folder: Path) -> None:
     from torchvision import datasets
 
-    classes = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST", "omniglot": "Omniglot"}
-    return getattr(datasets, classes[name])
-
-
-def _load_torchvision(source: Source) -> Data:
-    arrays = _load_omniglot if source.name == "omniglot" else _load_idx
-    if not source.download and not (source.data_dir / _own_folder(source.name)).is_dir():
-        raise RequestError(
-            f"{source.name} is not in {source.data_dir}: say where it is, or may be downloaded to, by --data_dir"
-        )
-    own = source.data_dir / _own_folder(source.name)
-    new = [folder for folder in (own / "raw", own, *own.parents) if not folder.exists()]
+    new = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
+    logger.info("data: downloading %s to %s", name, data_dir)
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)  # torchvision sets none, and some networks drop packets without an answer
+    advice = "put its files there as torchvision lays them out, or use digits, which needs no network"
     try:
-        with _socket_timeout(DOWNLOAD_SECONDS):
-            parts = _from_folder(arrays, source)
-    except (OSError, RuntimeError) as error:
-        _remove_empty(new)
-        raise RequestError(
-            f"{source.name} could not be downloaded to {source.data_dir} ({_last_line(error)}); put its files there as"
-            " torchvision lays them out, or use --data digits, which needs no network"
-        ) from error
-    train, test = (Split(resized(images, source.image_size), labels) for images, labels in parts)
-    return _with_validation(source.name, train, test)
-
-
-def _remove_empty(folders: Sequence[Path]) -> None:
-    """Take away the folders, innermost first, that a download has made in vain."""
-    for folder in folders:
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-
-
-def _from_folder(arrays: Callable[[Source, Path], Any], source: Source) -> Any:
-    """Load, from a temporary copy if the folder may not be written to: what lies packed there cannot be unpacked."""
-    try:
-        if source.download:
-            return arrays(source, source.data_dir)
-    except OSError as error:
-        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM) or not source.data_dir.is_dir():
-            raise
-    own = _own_folder(source.name)
-    with tempfile.TemporaryDirectory() as folder:
-        _copy_writable(source.data_dir / own, Path(folder) / own)
-        return arrays(source, Path(folder))
-
-
-def _own_folder(name: str) -> str:
-    """The folder that torchvision keeps a data set in."""
-    return "omniglot-py" if name == "omniglot" else _torchvision(name).__name__
-
-
-def _copy_writable(source: Path, target: Path) -> None:
-    for file in source.rglob("*"):
-        if file.is_file():
-            copy = target / file.relative_to(source)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)
-
-
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    """torchvision's downloads wait for ever on a network that swallows packets."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
+        with refusing(f"{name} could not be downloaded to {data_dir}", advice):
+            for train in (True, False):
+                getattr(datasets, TORCHVISION[name])(data_dir, train, download=True)
     finally:
-        socket.setdefaulttimeout(before)
+        socket.setdefaulttimeout(timeout)
+        for path in new:
+            with suppress(OSError, ValueError):
+                path.rmdir()  # fails unless it is empty
 
 
-def _last_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[-1].strip("<>") if lines else type(error).__name__
+def _torchvision(name: str, data_dir: Path, size: int | None, download: bool) -> list[Split]:
+    """Training and test images. torchvision only downloads: it cannot read packed files in a read-only folder."""
+    paths = _fetch(name, data_dir, download)
+    if name == "omniglot":
+        logger.info("torchvision's Omniglot is not the 28x28 set of Burda et al.: results are not comparable")
+        return [_omniglot(path, size or OMNIGLOT_SIZE) for path in paths]
+    train, test = Split(*read_idx(*paths[:2])), Split(*read_idx(*paths[2:]))
+    if train.images.shape[1:] != test.images.shape[1:]:
+        sizes = [tuple(split.images.shape[2:]) for split in (test, train)]
+        raise RequestError(f"{paths[2]} has images of size {sizes[0]}, but {paths[0]} of {sizes[1]}: replace one of them")
+    return [train, test]
 
 
-def _load_idx(source: Source, root: Path) -> list[tuple[Tensor, Tensor]]:
-    dataset = _torchvision(source.name)
-    parts = [dataset(root, train=train, download=True) for train in (True, False)]
-    return [(part.data.unsqueeze(1), part.targets) for part in parts]
+def _omniglot(folder: Path, size: int) -> Split:
+    """White ink on black. A class is a character: `alphabet/character/image.png`."""
+    images, labels = read_folder(folder, size, depth=2)
+    return Split(255 - images, labels)
 
 
-def _load_omniglot(source: Source, root: Path) -> list[tuple[Tensor, Tensor]]:
-    dataset = _torchvision("omniglot")
-    size = source.image_size or OMNIGLOT_SIZE
-    parts = [dataset(root, background=background, download=True) for background in (True, False)]
-    source.say("data: torchvision's Omniglot is not the 28x28 set of Burda et al.: its figures are not comparable with theirs")
-    return [_stack_omniglot(part, size) for part in parts]
-
-
-def _stack_omniglot(part: Any, size: int) -> tuple[Tensor, Tensor]:
-    images = [resized(255 - from_pil(image.convert("L"))[None], size) for image, _ in part]
-    return torch.cat(images), torch.tensor([label for _, label in part._flat_character_images])
-
-
-def _load_digits(source: Source) -> Data:
+def _digits() -> Split:
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
-    scaled = torch.from_numpy((images * 255 / 16).round().astype(np.uint8)).reshape(-1, 1, 8, 8)
-    return _split("digits", Split(resized(scaled, source.image_size), torch.from_numpy(labels)))
+    scaled = torch.from_numpy((images * 255 / 16).round().astype(np.uint8))
+    return Split(scaled.reshape(-1, 1, 8, 8), torch.from_numpy(labels))
 
 
-def _load_path(source: Source) -> Data:
-    path = Path(source.name)
-    if not path.exists():
-        raise RequestError(f"there is no data set or path {source.name}: choose from auto, {', '.join(NAMED)}, or give a path")
-    if not path.is_dir() and path.suffix not in (".npy", ".npz"):
-        raise RequestError(
-            f"{path} is no folder of images and ends neither in .npy nor in .npz: save the images as one of these"
-        )
-    images, labels = read_folder(path, source.image_size) if path.is_dir() else read_array(path)
-    if images.dtype == torch.uint8 and images.max() == 1:
-        source.say(f"data: the bytes in {path} are 0 and 1 of 255, nearly black: for black and white save bools, or 0 and 255")
-    return _split(path.name, Split(resized(images, source.image_size), labels))
+def _own(name: str, size: int | None) -> Split:
+    """The user's own images. os.path is False for names that no file can have, where pathlib raises."""
+    path = Path(name)
+    if os.path.isdir(name):
+        return Split(*read_folder(path, size))
+    if os.path.isfile(name) and path.suffix in (".npy", ".npz"):
+        return Split(*read_array(path))
+    if os.path.exists(name):
+        raise RequestError(f"{path} is neither a folder of images nor an .npy or .npz file: save the images as one of these")
+    raise RequestError(f"there is no data set or path {str(name)[:200]}: choose from auto, {', '.join(NAMED)}, or give a path")
 
 
-def _split(name: str, everything: Split) -> Data:
-    """Keep a sixth for the test."""
-    test, rest = _parted(everything, len(everything) // 6)
-    return _with_validation(name, rest, test, len(everything) // 12)
-
-
-def _with_validation(name: str, train: Split, test: Split, size: int | None = None) -> Data:
-    validation, rest = _parted(train, len(train) // 12 if size is None else size)
+def _split(name: str, train: Split, test: Split | None = None) -> Data:
+    """Hold out a twelfth for validation and, unless there is a test set, a sixth for the test."""
+    size = len(train) // 12
+    if test is None:
+        test, train = _parted(train, len(train) // 6)
+    validation, train = _parted(train, size)
     if min(len(validation), len(test)) == 0:
-        raise RequestError(f"{name} has too few images to split into training, validation and test: it needs 12")
-    return Data(name, rest, _with_noise(validation, 1), _with_noise(test, 0))
+        raise RequestError(f"{name} has too few images to split into training, validation and test: use at least 12")
+    return Data(name, train, _with_noise(validation, 1), _with_noise(test, 0))
 
 
 def _parted(split: Split, count: int) -> tuple[Split, Split]:
@@ -361,11 +305,10 @@ def _parted(split: Split, count: int) -> tuple[Split, Split]:
 
 
 def _shuffled(count: int) -> Tensor:
-    return torch.randperm(count, generator=_generator())
+    return torch.randperm(count, generator=_generator(0))
 
 
-def _generator(stream: int = 0) -> torch.Generator:
-    """The data sets' own randomness: no run's seed reaches it."""
+def _generator(stream: int) -> torch.Generator:
     return torch.Generator().manual_seed(SEED + stream)
 
 
@@ -373,20 +316,7 @@ def _with_noise(split: Split, stream: int) -> Split:
     return replace(split, noise=torch.rand(split.images.shape, generator=_generator(stream)))
 
 
-def _binarized(data: Data) -> Data:
-    """One fixed draw of binary pixels for every image."""
-    return data.map(_fixed_draw)
-
-
 def _fixed_draw(split: Split) -> Split:
+    """One draw of binary pixels for every image."""
     noisy = split if split.noise is not None else _with_noise(split, 2)
     return replace(split, images=(noisy.scored("binary") * 255).to(torch.uint8))
-
-
-NAMED: dict[str, Callable[[Source], Data]] = {
-    "mnist": _load_torchvision,
-    "fashion_mnist": _load_torchvision,
-    "kmnist": _load_torchvision,
-    "omniglot": _load_torchvision,
-    "digits": _load_digits,
-}

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid
 
-from pyro_vae.networks import Shape
+Size = torch.Size | list[int] | tuple[int, ...]
 
 _validate_args = Distribution._validate_args
 
@@ -26,8 +26,8 @@ Distribution.set_default_validate_args(_validate_args)
 
 __all__ = ["MAF", "NSF", "Flow", "NormalizingFlow", "RealNVP"]
 
+# Grey levels of a byte.
 LEVELS = 256
-"""Grey levels of a byte."""
 
 
 class FlowDistribution(ZukoToPyro):
@@ -36,42 +36,42 @@ class FlowDistribution(ZukoToPyro):
     arg_constraints: ClassVar[dict[str, Any]] = {}
     support = dist.constraints.real_vector
 
-    def rsample(self, sample_shape: Shape | list[int] = ()) -> Tensor:
+    def rsample(self, sample_shape: Size = ()) -> Tensor:
         return self(torch.Size(sample_shape))
 
     @torch.no_grad()
-    def sample(self, sample_shape: Shape | list[int] = ()) -> Tensor:
+    def sample(self, sample_shape: Size = ()) -> Tensor:
         return self.dist.sample(torch.Size(sample_shape))
 
-    def expand(self, batch_shape: Shape | list[int], _instance: None = None) -> FlowDistribution:
+    def expand(self, batch_shape: Size, _instance: None = None) -> FlowDistribution:
         return FlowDistribution(self.dist.expand(batch_shape))
 
 
-class EncoderMixture(TorchDistribution):
-    r"""The uniform mixture :math:`\frac{1}{K} \sum_k q(z \mid u_k)` of posteriors at K inputs.
+class UniformMixture(TorchDistribution):
+    r"""The uniform mixture :math:`\frac{1}{K} \sum_k q(z; \lambda_k)` of one family at K parameters.
 
-    A sample evaluates the posterior only at the inputs that were chosen.
+    A sample costs no more than a sample of one component.
 
     Arguments:
-        encode: Maps inputs, shape `(n, *data_shape)`, to posteriors, batch_shape `(n,)`.
-        inputs: The K inputs.
+        family: Maps parameters, shape `(n, ...)`, to a distribution, batch_shape `(n,)`.
+        params: The K parameters.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     support = dist.constraints.real_vector
     has_rsample = False
 
-    def __init__(self, encode: Callable[[Tensor], TorchDistribution], inputs: Tensor) -> None:
-        self.encode, self.inputs, self.parts = encode, inputs, encode(inputs)
-        super().__init__(torch.Size(), self.parts.event_shape, validate_args=False)
+    def __init__(self, family: Callable[[Tensor], TorchDistribution], params: Tensor) -> None:
+        self.family, self.params, self.components = family, params, family(params)
+        super().__init__(torch.Size(), self.components.event_shape, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return self.parts.log_prob(value.unsqueeze(-2)).logsumexp(-1) - log(len(self.inputs))
+        return self.components.log_prob(value.unsqueeze(-2)).logsumexp(-1) - log(len(self.params))
 
     @torch.no_grad()
-    def sample(self, sample_shape: Shape | list[int] = ()) -> Tensor:
-        chosen = torch.randint(len(self.inputs), (prod(sample_shape),), device=self.inputs.device)
-        return self.encode(self.inputs[chosen]).sample().reshape(*sample_shape, -1)
+    def sample(self, sample_shape: Size = ()) -> Tensor:
+        chosen = torch.randint(len(self.params), (prod(sample_shape),), device=self.params.device)
+        return self.family(self.params[chosen]).sample().reshape(*sample_shape, -1)
 
 
 class PreciseBeta(dist.Beta):
@@ -81,6 +81,8 @@ class PreciseBeta(dist.Beta):
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
         a, b, x = self.concentration1.double(), self.concentration0.double(), value.double()
         normalizer = torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b)
         return (torch.xlogy(a - 1, x) + torch.special.xlog1py(b - 1, -x) - normalizer).to(value.dtype)
@@ -95,8 +97,8 @@ class RelaxedBernoulli(dist.Bernoulli):
 class TruncatedExponential(TorchDistribution):
     r"""The continuous Bernoulli by its natural parameter, :math:`p(x) = e^{\eta (x - 1/2) - L(|\eta|)}` on [0, 1].
 
-    The normalizer is :math:`L(s) = s / 2 + \log((1 - e^{-s}) / s)`, which is stable for large logits. Below s = 1e-3 it cancels,
-    so that log_prob, the mean and the samples use their Taylor series there; :math:`L(s) \approx s^2 / 24`.
+    The normalizer is :math:`L(s) = s / 2 + \log((1 - e^{-s}) / s)`, which is stable for large logits. Its terms cancel below
+    s = 1e-3, where log_prob, the mean and the samples use their Taylor series, such as :math:`L(s) \approx s^2 / 24`.
 
     Arguments:
         logits: The natural parameter, the logit of :math:`\pi`.
@@ -112,7 +114,7 @@ class TruncatedExponential(TorchDistribution):
         self._size = logits.abs().masked_fill(self._small, 1.0)
         super().__init__(logits.shape)
 
-    def expand(self, batch_shape: Shape | list[int], _instance: None = None) -> TruncatedExponential:
+    def expand(self, batch_shape: Size, _instance: None = None) -> TruncatedExponential:
         return TruncatedExponential(self.logits.expand(batch_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -126,7 +128,7 @@ class TruncatedExponential(TorchDistribution):
         exact = self.logits.sign() * (0.5 + 1 / torch.expm1(self._size) - 1 / self._size)
         return 0.5 + torch.where(self._small, self.logits / 12, exact)
 
-    def rsample(self, sample_shape: Shape | list[int] = ()) -> Tensor:
+    def rsample(self, sample_shape: Size = ()) -> Tensor:
         """The inverse CDF for |eta| at uniform noise, mirrored for negative eta."""
         u = torch.rand(self._extended_shape(torch.Size(sample_shape)), dtype=self.logits.dtype, device=self.logits.device)
         exact = 1 + torch.log(u + (1 - u) * torch.exp(-self._size)) / self._size
@@ -157,14 +159,12 @@ class LogisticBins(TorchDistribution):
     support = dist.constraints.integer_interval(0, LEVELS - 1)
 
     def __init__(self, loc: Tensor, log_scale: Tensor) -> None:
+        self.params = loc, log_scale
         self.loc, self.log_scale = loc * (LEVELS - 1), log_scale.clamp(-7, 7) + log(LEVELS - 1)
         super().__init__(loc.shape)
 
-    def expand(self, batch_shape: Shape | list[int], _instance: None = None) -> LogisticBins:
-        new = object.__new__(LogisticBins)
-        new.loc, new.log_scale = self.loc.expand(batch_shape), self.log_scale.expand(batch_shape)
-        TorchDistribution.__init__(new, torch.Size(batch_shape))
-        return new
+    def expand(self, batch_shape: Size, _instance: None = None) -> LogisticBins:
+        return LogisticBins(*(param.expand(batch_shape) for param in self.params))
 
     def log_prob(self, value: Tensor) -> Tensor:
         rate = (-self.log_scale).exp()
@@ -174,7 +174,7 @@ class LogisticBins(TorchDistribution):
         inner = torch.where((value > 0) & (value < LEVELS - 1), torch.log(-torch.expm1(-rate)), 0.0)
         return left + right + inner
 
-    def sample(self, sample_shape: Shape | list[int] = ()) -> Tensor:
+    def sample(self, sample_shape: Size = ()) -> Tensor:
         u = torch.rand(self._extended_shape(torch.Size(sample_shape)), dtype=self.loc.dtype, device=self.loc.device)
         return (self.loc + self.log_scale.exp() * torch.logit(u, eps=1e-7)).round().clamp(0, LEVELS - 1)
 

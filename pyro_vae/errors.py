@@ -1,11 +1,15 @@
-"""The exceptions that end a command with one line instead of a traceback, and the check that most parts share."""
+"""The exceptions that end a command with one line instead of a traceback, and checks that many modules share."""
 
 from math import inf
 from typing import Any, get_args
 
 
 class RequestError(ValueError):
-    """A request that cannot be carried out; the message says what to do instead. Exit code 2."""
+    """A request that cannot be carried out; the message is one line that says what to do instead. Exit code 2."""
+
+    def __init__(self, message: str) -> None:
+        line = message.partition("\nTrace Shapes:")[0]  # Pyro appends them to a ValueError raised in a program
+        super().__init__("".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line))
 
 
 class NotFiniteError(ArithmeticError):
@@ -35,6 +39,13 @@ def check_positive(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not 0 < value < inf:
             raise RequestError(f"{name} must be positive, but is {value}")
+
+
+def check_count(**values: int | None) -> None:
+    """Raise `RequestError` unless every value that is given is a positive integer."""
+    for name, value in values.items():
+        if value is not None and not (isinstance(value, int) and value > 0):
+            raise RequestError(f"{name} must be a positive integer, but is {value!r}")
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:

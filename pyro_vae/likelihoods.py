@@ -11,12 +11,13 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vae.distributions import LEVELS, GreyLevels, LogisticBins, PreciseBeta, RelaxedBernoulli, TruncatedExponential
-from pyro_vae.errors import check_positive
+from pyro_vae.errors import check_choice, check_positive
 
 Pixels = Literal["binary", "unit", "dequantized", "byte"]
 
 Learned = Literal["no", "scalar", "pixel"]
 
+# Channels, height and width.
 IMAGE_DIMS = 3
 
 
@@ -112,12 +113,13 @@ class LocationScale(Likelihood):
             density is unbounded on discrete values.
 
     Raises:
-        ValueError: If `scale` is not positive.
+        ValueError: If `scale` is not positive, or `learned` is unknown.
     """
 
     def __init__(self, scale: float = 1.0, learned: Learned = "no") -> None:
         super().__init__()
         check_positive(scale=scale)
+        check_choice("learned", learned, Learned)
         self.num_params = 2 if learned == "pixel" else 1
         self.pixels = "unit" if learned == "no" else "dequantized"
         self.scale = scale
@@ -141,9 +143,9 @@ class LocationScale(Likelihood):
 class Normal(LocationScale):
     r"""Independent Gaussian pixels, :math:`p(x \mid z) = \mathcal{N}(x; \mu, \sigma^2 I)`.
 
-    Up to a constant, its log-density is the squared error divided by :math:`-2 \sigma^2`. A fixed `scale` makes explicit the
-    weight of the reconstruction that a squared error leaves implicit; the plain sum of squares is
-    :math:`\sigma = \sqrt{1/2}`. With `learned="scalar"` it is the sigma-VAE.
+    Up to a constant, its log-density is the squared error divided by :math:`-2 \sigma^2`, so that a fixed `scale` sets the
+    weight of the reconstruction relative to the KL; the plain sum of squares is :math:`\sigma = \sqrt{1/2}`. With
+    `learned="scalar"` it is the sigma-VAE.
 
     References:
         | Simple and Effective VAE Training with Calibrated Decoders (Rybkin et al., 2021)
@@ -166,7 +168,7 @@ class ContinuousBernoulli(Likelihood):
 
     .. math:: p(x \mid z) \propto \pi^x (1 - \pi)^{1 - x}
 
-    At pixels of exactly 0 or 1 the density grows without bound, linearly in the logit.
+    At pixels of exactly 0 or 1 the density is unbounded: it grows linearly in the logit.
 
     References:
         | The continuous Bernoulli: fixing a pervasive error in variational autoencoders (Loaiza-Ganem & Cunningham, 2019)
@@ -192,6 +194,7 @@ class Beta(Likelihood):
 
     def forward(self, params: Tensor) -> TorchDistribution:
         logit, log_concentration = params.unbind(-1 - IMAGE_DIMS)
+        # The limits keep alpha and beta positive in float32; the logit of 1 - mu is exact, whereas 1 - mu is not.
         concentration = log_concentration.clamp(-10, 10).exp()
         alpha, beta = (concentration * side.clamp(-15, 15).sigmoid() for side in (logit, -logit))
         return PreciseBeta(alpha, beta).to_event(IMAGE_DIMS)
@@ -245,17 +248,16 @@ class DiscretizedLogistic(Likelihood):
     def __init__(self, components: int = 1) -> None:
         super().__init__()
         check_positive(components=components)
+        self.components = components
         self.num_params = 2 if components == 1 else 3 * components
 
     def forward(self, params: Tensor) -> TorchDistribution:
-        roles = (min(self.num_params, 3), -1)
-        loc, log_scale, *logits = params.movedim(-1 - IMAGE_DIMS, -1).unflatten(-1, roles).unbind(-2)
+        loc, log_scale, *logits = params.movedim(-1 - IMAGE_DIMS, -1).unflatten(-1, (-1, self.components)).unbind(-2)
         weights = dist.Categorical(logits=logits[0] if logits else torch.zeros_like(loc))
         return dist.MixtureSameFamily(weights, LogisticBins(loc, log_scale)).to_event(IMAGE_DIMS)
 
     def params_at(self, mean: Tensor) -> Tensor:
-        components = max(1, self.num_params // 3)
-        spread = torch.linspace(-0.1, 0.1, components, device=mean.device)[:, None, None, None] if components > 1 else 0.0
-        loc = mean / (LEVELS - 1) + spread
-        others = [torch.full((components, *mean.shape), value, device=mean.device) for value in (-2.0, 0.0)]
-        return torch.cat([loc.expand(components, *mean.shape), *others])[: self.num_params]
+        k = self.components
+        spread = torch.linspace(-0.1, 0.1, k, device=mean.device)[:, None, None, None] if k > 1 else 0.0
+        loc = (mean / (LEVELS - 1) + spread).expand(k, *mean.shape)
+        return torch.cat([loc, torch.full_like(loc, -2.0), torch.zeros_like(loc)])[: self.num_params]

@@ -121,13 +121,13 @@ class Conv(Network):
     Arguments:
         in_shape: Shape of one input.
         out_shape: Shape of one output.
-        channels: Number of channels after each convolution, from the image inwards; its length is the number of layers.
-        kernel_sizes: Size of each kernel, from the image inwards.
-        strides: Stride of each convolution, from the image inwards.
+        channels: Number of channels after each convolution, starting at the image; its length is the number of layers.
+        kernel_sizes: Size of each kernel, starting at the image.
+        strides: Stride of each convolution, starting at the image.
         activation: Constructor of the activation.
 
     Raises:
-        ValueError: If the lists differ in length, or a layer would have no output pixels.
+        ValueError: If the lists differ in length, or a stride exceeds its kernel size.
 
     Example:
         >>> import torch
@@ -199,8 +199,6 @@ def _sizes(image: Shape, options: list[tuple[int, int]]) -> list[Shape]:
         if stride > kernel:
             raise RequestError(f"stride {stride} with kernel size {kernel} skips pixels; use a stride of at most {kernel}")
         sizes.append(tuple((s + 2 * (kernel // 2) - kernel) // stride + 1 for s in sizes[-1]))
-        if min(sizes[-1]) < 1:
-            raise RequestError(f"kernel size {kernel} leaves no pixels of {sizes[-2][0]}x{sizes[-2][1]}; use fewer layers")
     return sizes
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from functools import partial
+from functools import cached_property, partial
 from inspect import signature
 from typing import Any
 
@@ -149,9 +149,9 @@ class PathELBO(TensorELBO, ABC):
     r"""A bound whose gradient reaches the guide's parameters only through the path of its samples.
 
     The parameters :math:`\phi` enter in three places: the density of the guide, the path :math:`z(\epsilon, \phi)` of its
-    samples, and, if shared as in a VampPrior, the density of the model. The samples are detached from their paths, the densities
-    are evaluated at the detached samples, and the gradient with respect to the samples is propagated through the paths with
-    weights of its own. The direct gradient of the guide's density is dropped; that of the model's density is kept.
+    samples, and, if shared as in a VampPrior, the density of the model. The samples are detached from their paths, the
+    densities are evaluated at the detached samples, and the gradient with respect to the samples is propagated through the
+    paths with weights of its own. The direct gradient of the guide's density is dropped; that of the model's density is kept.
 
     To write your own, subclass it and write `bound` and `weights`.
 
@@ -285,7 +285,7 @@ class _Cut(Messenger):
 
 
 class FreeBitsELBO(TensorELBO):
-    r"""The ELBO in which the KL of each group of latent dimensions is not reduced below a number of free nats.
+    r"""The ELBO in which the KL of each group of latent dimensions has a lower limit of `floor` free nats.
 
     .. math:: \mathbb{E} \log p(x \mid z) - \beta \sum_g \max\big(\lambda, \; \overline{\mathrm{KL}}_g \big)
 
@@ -320,20 +320,24 @@ class FreeBitsELBO(TensorELBO):
 
 
 class ScheduledELBO(TensorELBO, ABC):
-    """An ELBO with a quantity that changes during training; `fit` calls `set_step` before each step.
+    """An ELBO with a quantity that changes during training.
+
+    `fit` calls `set_step` before each step. In other training loops, call it yourself.
 
     Arguments:
         schedule: The quantity at each step.
         num_particles: Number of samples for each row of the data.
         vectorize_particles: Draw them all at once, in a plate at dim -2; otherwise one after the other.
-
-    Attributes:
-        target: The quantity at the present step, a tensor that is updated in place; NaN before the first `set_step`.
     """
 
     def __init__(self, schedule: Schedule, num_particles: int = 1, vectorize_particles: bool = True) -> None:
         super().__init__(num_particles, vectorize_particles)
-        self.schedule, self.target = schedule, torch.tensor(torch.nan)
+        self.schedule = schedule
+
+    @cached_property
+    def target(self) -> Tensor:
+        """The quantity at the present step; `set_step` updates it in place, so that graphs stay valid."""
+        return torch.tensor(value_at(self.schedule, 0))
 
     def set_step(self, step: int) -> None:
         """Set `target` to its value at `step`, the number of steps already taken."""
@@ -421,7 +425,7 @@ def _refuse_draws(site: Site) -> None:
 
 
 def _refuse_discrete(guide: Trace) -> None:
-    """Without reparameterized samples the gradient would lack their dependence on the guide's parameters."""
+    """Without reparameterization the gradient would ignore how the samples depend on the guide's parameters."""
     for site in sample_sites(guide).values() if torch.is_grad_enabled() else ():
         _refuse_draws(site)
 
@@ -436,8 +440,8 @@ def _refuse_scales(*given: Trace) -> None:
 UNSCALED = "importance-weighted objectives do not support beta != 1 or other scales; leave beta at 1"
 
 
+# Objectives that require batches of one size, or have two losses.
 OTHER_LOOPS = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO, ReweightedWakeSleep)
-"""Objectives that require batches of one size, or have two losses."""
 
 
 def check_objective(objective: Any, beta: Schedule, model: Trace, guide: Trace) -> None:

@@ -115,8 +115,8 @@ class FullRankNormal(Posterior):
 class FlowPosterior(Posterior):
     r"""A diagonal Gaussian transformed by an inverse autoregressive flow that is conditioned on features of the image.
 
-    The encoder outputs :math:`\mu`, :math:`\log \sigma` and features h: :math:`z = f_h(\mu + \sigma \epsilon)`. Sampling, and the
-    density of that sample, take one pass through the flow. The density of any other z takes one pass per dimension.
+    The encoder outputs :math:`\mu`, :math:`\log \sigma` and features h; :math:`z = f_h(\mu + \sigma \epsilon)`. A sample and
+    its density take one pass through the flow. The density of any other z takes one pass per dimension.
 
     References:
         | Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016)

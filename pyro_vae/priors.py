@@ -11,10 +11,13 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
-from pyro_vae.distributions import MAF, NSF, EncoderMixture, Flow, FlowDistribution, RealNVP
-from pyro_vae.errors import RequestError, check_positive
-from pyro_vae.networks import Shape
-from pyro_vae.posteriors import Posterior
+from pyro_vae.distributions import MAF, NSF, Flow, FlowDistribution, RealNVP, UniformMixture
+from pyro_vae.errors import RequestError, check_choice, check_positive
+
+Start = Literal["noise", "data"]
+FlowName = Literal["MAF", "NSF", "coupling"]
+
+FLOWS: dict[str, Callable[..., Flow]] = {"MAF": MAF, "NSF": NSF, "coupling": RealNVP}
 
 
 class Prior(nn.Module, ABC):
@@ -147,7 +150,7 @@ class GaussianMixture(Prior):
 class VampPrior(Prior):
     r"""The posterior averaged over learned pseudo-inputs, :math:`p(z) = \frac{1}{K} \sum_k q(z \mid u_k)`.
 
-    It shares the encoder and the posterior, of any family, with the guide. A FlowPosterior scores a given z in one pass per
+    It shares the encoder and the posterior, of any family, with the guide. A FlowPosterior evaluates a given z in one pass per
     dimension and component: use few components with it. The pseudo-inputs are clamped to [0, 1], the range of the images.
 
     References:
@@ -163,36 +166,37 @@ class VampPrior(Prior):
             values in [0, 1], or "data", random training images.
 
     Raises:
-        ValueError: If `components` is not positive, or exceeds the number of training images.
+        ValueError: If `components` is not positive or exceeds the number of training images, or `start` is unknown.
     """
 
     def __init__(
         self,
         encoder: nn.Module,
-        posterior: Posterior,
-        data_shape: Shape,
+        posterior: nn.Module,
+        data_shape: tuple[int, ...],
         components: int = 500,
-        start: Literal["noise", "data"] = "noise",
+        start: Start = "noise",
     ) -> None:
         super().__init__()
         check_positive(components=components)
+        check_choice("start", start, Start)
         self.encoder, self.posterior, self.start = encoder, posterior, start
         self.inputs = nn.Parameter(0.05 + 0.01 * torch.randn(components, *data_shape))
 
     def forward(self) -> TorchDistribution:
-        return EncoderMixture(lambda u: self.posterior(self.encoder(u)), self.inputs.clamp(0, 1))
+        return UniformMixture(self.posterior, self.encoder(self.inputs.clamp(0, 1)))
 
     def initialize(self, x: Tensor) -> None:
-        if len(self.inputs) > len(x):
+        if self.start == "data" and len(self.inputs) > len(x):
             raise RequestError(f"components={len(self.inputs)} exceeds the {len(x)} training images; use fewer components")
         if self.start == "data":
-            self.inputs.data = x[torch.randperm(len(x), device=x.device)[: len(self.inputs)]]
+            self.inputs.data.copy_(x[torch.randperm(len(x), device=x.device)[: len(self.inputs)]])
 
 
 class FlowPrior(Prior):
     r"""A normalizing flow, :math:`p(z) = \mathcal{N}(f(z); 0, I) \, |\det \partial f / \partial z|`, with f learned.
 
-    The autoregressive flows (MAF, NSF) score in one pass and sample in one pass per dimension; coupling takes one pass for each.
+    The density takes one pass through the flow. A sample takes one pass for "coupling", one per dimension for "MAF" and "NSF".
 
     References:
         | Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017)
@@ -209,24 +213,22 @@ class FlowPrior(Prior):
         hidden: Widths of the hidden layers of each transformation.
 
     Raises:
-        ValueError: If `transforms` is not positive, or a coupling flow has fewer than 2 dimensions.
+        ValueError: If `transforms` is not positive, `flow` is unknown, or a coupling flow has fewer than 2 dimensions.
     """
 
     def __init__(
         self,
         latent_dim: int,
-        flow: Literal["MAF", "NSF", "coupling"] = "MAF",
+        flow: FlowName = "MAF",
         transforms: int = 3,
         hidden: Sequence[int] = (64, 64),
     ) -> None:
         super().__init__()
         check_positive(transforms=transforms)
+        check_choice("flow", flow, FlowName)
         if flow == "coupling" and latent_dim < 2:
             raise RequestError("a coupling flow needs at least 2 latent dimensions; use flow MAF or NSF")
         self.flow = FLOWS[flow](latent_dim, transforms=transforms, hidden_features=hidden)
 
     def forward(self) -> TorchDistribution:
         return FlowDistribution(self.flow())
-
-
-FLOWS: dict[str, Callable[..., Flow]] = {"MAF": MAF, "NSF": NSF, "coupling": RealNVP}

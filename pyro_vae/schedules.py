@@ -7,8 +7,8 @@ from math import cos, exp, inf, pi
 
 from pyro_vae.errors import RequestError, check_positive
 
+# Lower limit of scheduled values: Pyro rejects a scale of 0, and smaller values may underflow to 0 in float32.
 SMALLEST = 1e-30
-"""Lower limit of scheduled values: Pyro rejects a scale of 0, and smaller values may underflow to 0 in float32."""
 
 
 class Schedule(ABC):
@@ -25,7 +25,7 @@ class Schedule(ABC):
     def __call__(self, step: int) -> float:
         """The value at `step`, the number of steps already taken."""
 
-    def set_training_length(self, steps_per_epoch: int, epochs: int) -> None:
+    def set_training_length(self, steps_per_epoch: int, epochs: int) -> None:  # noqa: B027
         """Resolve lengths that are given in epochs or as a share of the training; `fit` calls it before the first step."""
 
 
@@ -49,7 +49,7 @@ class Constant(Schedule):
         | https://openreview.net/forum?id=Sy2fzU9gl
 
     Arguments:
-        value: The value; 1 gives the ELBO, larger values a lower rate.
+        value: The value; 1 gives the ELBO, larger values reduce the KL.
 
     Raises:
         ValueError: If `value` is not positive.
@@ -76,7 +76,7 @@ class Periodic(Schedule):
         end: Final value.
 
     Raises:
-        ValueError: If both lengths are given, or a number is not positive.
+        ValueError: If both lengths are given, or a number is not positive; when called, if the length is not known.
     """
 
     default_share: float
@@ -86,17 +86,18 @@ class Periodic(Schedule):
         check_positive(epochs=epochs, steps=steps, end=end)
         if epochs is not None and steps is not None:
             raise RequestError(f"give the length in epochs ({epochs}) or in steps ({steps}), not both")
-        self.epochs, self.steps, self.end, self.length = epochs, steps, end, steps
+        self.epochs, self.steps, self.end, self._length = epochs, steps, end, steps
 
     def set_training_length(self, steps_per_epoch: int, epochs: int) -> None:
         if self.steps is None:
-            self.length = max(1, round((self.epochs or self.default_share * epochs) * steps_per_epoch))
+            self._length = max(1, round((self.epochs or self.default_share * epochs) * steps_per_epoch))
 
-    def progress(self, step: int) -> float:
-        """Position after `step`, in units of the length."""
-        if self.length is None:
+    @property
+    def length(self) -> int:
+        """The length in steps."""
+        if self._length is None:
             raise RequestError("the length of the schedule is not known before training; give it in steps")
-        return (step + 1) / self.length
+        return self._length
 
 
 class Ramp(Periodic):
@@ -110,13 +111,13 @@ class Ramp(Periodic):
         end: The value after the ramp.
 
     Raises:
-        ValueError: If both lengths are given, or a number is not positive.
+        ValueError: If both lengths are given, or a number is not positive; when called, if the length is not known.
     """
 
     default_share = 0.5
 
     def __call__(self, step: int) -> float:
-        return max(SMALLEST, self.end * self.shape(self.progress(step)))
+        return max(SMALLEST, self.end * self.shape((step + 1) / self.length))
 
     @abstractmethod
     def shape(self, progress: float) -> float:
@@ -214,5 +215,5 @@ class Cyclical(Periodic):
         self.cycles, self.rise, self.default_share = cycles, rise, 1 / cycles
 
     def __call__(self, step: int) -> float:
-        cycle, position = divmod(step, self.length or 1)
-        return self.end if cycle >= self.cycles else self.end * min(1.0, self.progress(position) / self.rise)
+        cycle, position = divmod(step, self.length)
+        return self.end if cycle >= self.cycles else self.end * min(1.0, (position + 1) / self.length / self.rise)

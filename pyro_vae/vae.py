@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import count
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.poutine.runtime import NonlocalExit
 from torch import Tensor, nn
 
 from pyro_vae.errors import RequestError, check_positive
@@ -60,6 +62,8 @@ class Model(nn.Module, ABC):
     def __init__(self, encoder: nn.Module, posterior: Posterior, decoder: nn.Module, likelihood: Likelihood) -> None:
         super().__init__()
         self.encoder, self.posterior, self.decoder, self.likelihood = encoder, posterior, decoder, likelihood
+        self.initialized = False
+        self.register_load_state_dict_post_hook(_mark_initialized)
         self._set_name()
 
     @abstractmethod
@@ -92,6 +96,7 @@ class Model(nn.Module, ABC):
         """Draws x ~ p(x | z) with z ~ p(z), shape `(n, *data_shape)`."""
         return self._generate(n)["x"]["value"]
 
+    @torch.no_grad()
     def sample_mean(self, n: int) -> Tensor:
         """The means of p(x | z) at `n` draws z ~ p(z), shape `(n, *data_shape)`."""
         return self._generate(n)["x"]["fn"].mean
@@ -101,10 +106,23 @@ class Model(nn.Module, ABC):
         """The mean of p(x | z) at one draw z ~ q(z | x) for each image, shape `(N, *data_shape)`."""
         return self.decode(self.encode(x).sample()).mean
 
+    @torch.no_grad()
+    def sample_codes(self, n: int) -> Tensor:
+        """Draws z ~ p(z), shape `(n, latent_dim)`."""
+        return self._generate(n)["z"]["value"]
+
     @property
+    @torch.no_grad()
     def latent_dim(self) -> int:
-        """Number of latent dimensions, that of the site `z`."""
-        return self._generate(1)["z"]["value"].shape[-1]
+        """Number of latent dimensions, that of the site `z`. Does not run the decoder or change the random state."""
+        until_z = poutine.escape(poutine.uncondition(self.model), lambda site: site["name"] == "z")
+        try:
+            with torch.random.fork_rng(range(torch.cuda.device_count())):
+                until_z(self._no_images(1))
+        except NonlocalExit as exit_at_z:
+            site: Any = exit_at_z.site
+            return site["fn"].event_shape[0]
+        raise RequestError("the model has no site z; name the decoder's input z")
 
     @property
     def pixels(self) -> Pixels:
@@ -113,21 +131,25 @@ class Model(nn.Module, ABC):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Initialize the decoder's last bias so that every reconstruction is the mean of the training images `x`.
+        """Initialize the decoder's last bias so that reconstructions start near the mean of the training images `x`.
 
-        The bias may have one element per pixel or one per channel. Other decoders are left unchanged.
+        The bias may have one element per pixel or one per channel. Other decoders are left unchanged. `fit` calls this once,
+        unless a state_dict was loaded.
         """
-        bias = [param for name, param in self.decoder.named_parameters() if name.endswith("bias")][-1:]
-        params = [self.likelihood.params_at(mean) for mean in (x.mean(0), x.mean((0, -2, -1))[:, None, None])]
-        for target, value in zip(2 * bias, params, strict=False):
-            if value is not None and value.numel() == target.numel():
-                target.copy_(value.flatten())
+        biases = [param for name, param in self.decoder.named_parameters() if name.endswith("bias")]
+        for mean in (x.mean(0), x.mean((0, -2, -1))[:, None, None]):
+            params = self.likelihood.params_at(mean)
+            if biases and params is not None and params.numel() == biases[-1].numel():
+                biases[-1].copy_(params.flatten())
 
     @torch.no_grad()
     def _generate(self, n: int) -> Any:
-        """The sites of the generative program for `n` images; an unconditioned model reads nothing of x but its length."""
-        images = next(self.parameters()).new_empty(n, 0)
-        return poutine.trace(poutine.uncondition(self.model)).get_trace(images).nodes
+        """The sites of the generative program for `n` images."""
+        return poutine.trace(poutine.uncondition(self.model)).get_trace(self._no_images(n)).nodes
+
+    def _no_images(self, n: int) -> Tensor:
+        """A batch of `n` images without pixels: an unconditioned program uses only their number, dtype and device."""
+        return next(self.parameters()).new_empty(n, 0)
 
     def _set_name(self) -> None:
         """Take a new name in Pyro's global parameter store, and leave the store when this instance is deleted."""
@@ -145,10 +167,15 @@ class Model(nn.Module, ABC):
         self._set_name()
 
 
+def _mark_initialized(model: Model, keys: Any) -> None:
+    model.initialized = True
+
+
 def _forget(name: str) -> None:
     store = pyro.get_param_store()
     for key in [key for key in store.keys() if key.startswith(f"{name}$$$")]:  # noqa: SIM118
-        del store[key]
+        with suppress(KeyError):  # a parameter that two modules share is stored under one name only
+            del store[key]
 
 
 class VAE(Model):
@@ -208,8 +235,8 @@ class HierarchicalVAE(VAE):
 
     .. math:: p(z_2) \, p(z \mid z_2) \, p(x \mid z) \quad \text{with the guide} \quad q(z \mid x) \, q(z_2 \mid z)
 
-    Encoder and decoder see the code :math:`z` of `latent_dim` dimensions; the prior is over :math:`z_2`. Burda et al. (2016)
-    use 100 and 50 dimensions with tanh layers of width 100 between them.
+    Encoder and decoder operate on the code :math:`z` of `latent_dim` dimensions; the prior is over :math:`z_2`. Burda et al.
+    (2016) use 100 and 50 dimensions with tanh layers of width 100 between them.
 
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016)
@@ -279,8 +306,8 @@ def _normal(network: nn.Module, z: Tensor) -> TorchDistribution:
     return dist.Normal(loc, log_scale.exp()).to_event(1)
 
 
+# Decoder outputs computed at once: 8 MiB in float32, large enough for efficient products, small enough for CPU caches.
 OUTPUTS_PER_PASS = 2**21
-"""Decoder outputs computed at once: 8 MiB in float32, large enough for efficient products, small enough for CPU caches."""
 
 
 def default_batch_size(vae: Model, x: Tensor) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from families import make_vae
 
 import pyro_vae as pv
 
@@ -29,7 +30,7 @@ def digits() -> pv.Data:
 
 @pytest.fixture(scope="session")
 def mnist_or_none(tmp_path_factory) -> pv.Data | None:
-    """The real MNIST, where its files lie at hand; they are copied, for they may be packed in a read-only folder."""
+    """MNIST, if its files are in one of the folders; they are copied, because the folder may be read-only."""
     for folder in MNIST:
         if (folder / "MNIST" / "raw" / "train-images-idx3-ubyte.gz").exists():
             copy = tmp_path_factory.mktemp("data")
@@ -43,12 +44,12 @@ def mnist_or_none(tmp_path_factory) -> pv.Data | None:
 
 @pytest.fixture(scope="session")
 def mnist(mnist_or_none) -> pv.Data:
-    return mnist_or_none or pytest.skip("the MNIST files are not at hand")
+    return mnist_or_none or pytest.skip("the MNIST files were not found")
 
 
 @pytest.fixture(scope="session")
 def few(mnist_or_none, tmp_path_factory) -> Path:
-    """A file of 120 real images of 28x28: of MNIST, or, where it is not at hand, of the digits."""
+    """A file of 120 images of 28x28: from MNIST if its files were found, otherwise from the digits."""
     data = mnist_or_none or pv.load_data("digits", image_size=28)
     path = tmp_path_factory.mktemp("few") / "few.npz"
     np.savez(path, images=data.train.images[:120].numpy(), labels=data.train.labels[:120].numpy())
@@ -58,8 +59,7 @@ def few(mnist_or_none, tmp_path_factory) -> Path:
 @pytest.fixture
 def vae() -> pv.VAE:
     """4x4 images, 3 latent dimensions."""
-    encoder, decoder = pv.MLP((1, 4, 4), (2, 3), hidden=(8,)), pv.MLP((3,), (1, 1, 4, 4), hidden=(8,))
-    return pv.VAE(pv.StandardNormal(3), encoder, pv.DiagonalNormal(), decoder, pv.Bernoulli())
+    return make_vae(latent_dim=3)
 
 
 @pytest.fixture
@@ -74,6 +74,30 @@ def images(tmp_path_factory) -> Path:
     generator = np.random.default_rng(0)
     np.savez(path, images=generator.integers(0, 256, (60, 6, 5), dtype=np.uint8), labels=np.arange(60) % 3)
     return path
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Final scores with few samples, and no figures: for runs whose outcome is not looked at."""
+    monkeypatch.setattr("pyro_vae.cli.train.TEST_SAMPLES", 10)
+    monkeypatch.setattr("pyro_vae.cli.train.draw", lambda vae, data, run: [])
+
+
+@pytest.fixture
+def refused(capfd):
+    """Run a command that must be refused: exit code 2, and one line on stderr, which is returned."""
+    from pyro_vae.cli.main import main
+
+    def run(*argv: object) -> str:
+        capfd.readouterr()
+        code = main([str(arg) for arg in argv])
+        _, err = capfd.readouterr()
+        assert code == 2, err
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1, err
+        return err
+
+    return run
 
 
 @pytest.fixture(scope="session")

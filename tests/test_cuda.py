@@ -6,44 +6,38 @@ import json
 import pyro
 import pytest
 import torch
-from families import LIKELIHOODS, POSTERIORS, PRIORS, SHAPE
+from families import LIKELIHOODS, POSTERIORS, PRIORS, SHAPE, encoder
 from pyro.infer import Trace_ELBO
 from torch.optim import Adam
 
 import pyro_vae as pv
 from pyro_vae import testing
-from pyro_vae.train import main as train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
 
 def vae_of(prior="StandardNormal", posterior="DiagonalNormal", likelihood="Bernoulli", dtype=torch.float64):
-    scored = LIKELIHOODS[likelihood]()
-    q = POSTERIORS[posterior](2)
-    p = pv.VampPrior(q, SHAPE, components=3) if prior.startswith("VampPrior") else PRIORS[prior](2)
-    vae = pv.VAE(p, q, pv.MLP((2,), (scored.num_params, *SHAPE), hidden=(4,)), scored)
-    return vae.to("cuda", dtype)
+    q, scored = POSTERIORS[posterior](2), LIKELIHOODS[likelihood]()
+    shared = encoder(q.num_params, 2)
+    p = pv.VampPrior(shared, q, SHAPE, components=3) if prior.startswith("VampPrior") else PRIORS[prior](2)
+    return pv.VAE(p, shared, q, pv.MLP((2,), (scored.num_params, *SHAPE), hidden=(4,)), scored).to("cuda", dtype)
+
+
+def of_digits(data):
+    networks = pv.MLP(data.shape, (2, 3)), pv.DiagonalNormal(), pv.MLP((3,), (1, *data.shape))
+    return pv.VAE(pv.StandardNormal(3), *networks, pv.Bernoulli())
 
 
 def trained(vae, engine, objective=Trace_ELBO, steps=60):
-    twin, said = copy.deepcopy(vae), []
+    twin = copy.deepcopy(vae)
     pyro.set_rng_seed(7)
     images = torch.randint(0, 256, (40, *SHAPE), dtype=torch.uint8, device="cuda")
     beta = torch.tensor(1.0, dtype=torch.float64, device="cuda")
 
     def prepare(index):
-        return pv.data.to_pixels(images[index], vae.pixels).double(), beta
+        return pv.data.to_pixels(images[index], vae.pixels).double(), None, beta
 
-    svi = pv.SVI(
-        twin.model,
-        twin.guide,
-        lambda params: Adam(params, lr=0.01),
-        objective(),
-        mean=True,
-        prepare=prepare,
-        engine=engine,
-        say=said.append,
-    )
+    svi = pv.SVI(twin.model, twin.guide, adam, objective(), mean=True, prepare=prepare, engine=engine)
     losses = []
     for step in range(steps):
         beta.fill_(0.5 + step / steps if objective is Trace_ELBO else 1.0)
@@ -51,8 +45,12 @@ def trained(vae, engine, objective=Trace_ELBO, steps=60):
         losses.append(svi.step(index))
         for group in svi.optimizer.param_groups:
             group["lr"] *= 0.99
-    assert said == []
+    assert svi.engine == engine
     return losses, twin, svi
+
+
+def adam(params):
+    return Adam(params, lr=0.01, capturable=True)
 
 
 @pytest.mark.parametrize("engine", ["traced", "compiled"])
@@ -75,31 +73,89 @@ def test_replayed_steps_train_as_well(engine):
     assert all(param.isfinite().all() for param in other.parameters())
 
 
+class Still(pv.DiagonalNormal):
+    """A guide without noise, so that replays can be compared."""
+
+    def forward(self, params):
+        return pyro.distributions.Delta(params[..., 0, :]).to_event(1)
+
+
+def still(engine, optimizer=adam, prepare=None):
+    torch.manual_seed(1)
+    vae = pv.VAE(pv.StandardNormal(2), encoder(2, 2), Still(), pv.MLP((2,), (1, *SHAPE)), pv.Bernoulli()).cuda()
+    return vae, pv.SVI(vae.model, vae.guide, optimizer, Trace_ELBO(), mean=True, prepare=prepare, engine=engine)
+
+
+def assert_close(vae, other):
+    for a, b in zip(vae.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def batches():
+    torch.manual_seed(0)
+    return torch.bernoulli(torch.full((20, 6, *SHAPE), 0.4, device="cuda"))
+
+
 def test_a_replayed_step_is_the_step():
-    """With a guide without noise, so that replays can be compared: parameters, moments and sums after many steps."""
+    """Parameters and sums after many steps."""
+    twins = [still(engine) for engine in ("eager", "traced")]
+    for _, svi in twins:
+        for rows in batches():
+            svi.update(rows)
+    assert twins[0][1].total.item() == pytest.approx(twins[1][1].total.item(), rel=1e-5)
+    assert twins[1][1]._replay._graph is not None
+    assert_close(twins[0][0], twins[1][0])
 
-    class Still(pv.DiagonalNormal):
-        def distribution(self, params):
-            return pyro.distributions.Delta(params[..., 0, :]).to_event(1)
 
-    vae = pv.VAE(pv.StandardNormal(2), Still(pv.MLP(SHAPE, (2, 2))), pv.MLP((2,), (1, *SHAPE)), pv.Bernoulli()).cuda()
-    x = torch.bernoulli(torch.full((20, 6, *SHAPE), 0.4, device="cuda"))
+def set_options(svi, step):
+    group = svi.optimizer.param_groups[0]
+    group["lr"] = 0.01 / (1 + step)
+    if step == 10:
+        group["betas"], group["weight_decay"] = (0.5, 0.9), 0.1
+
+
+def test_options_of_the_optimizer_that_change_are_used():
+    twins = [still(engine) for engine in ("eager", "traced")]
+    for _, svi in twins:
+        for step, rows in enumerate(batches()):
+            svi.update(rows)
+            set_options(svi, step)
+    assert twins[1][1]._replay._graph is not None
+    assert_close(twins[0][0], twins[1][0])
+
+
+def test_arguments_that_are_not_tensors():
+    twins = [still(engine, prepare=lambda x, power: (x, None, 2.0**power)) for engine in ("eager", "traced")]
+    for _, svi in twins:
+        for step, rows in enumerate(batches()):
+            svi.update(rows, step % 2)
+    assert twins[1][1]._replay._graph is not None
+    assert_close(twins[0][0], twins[1][0])
+
+
+def test_a_cpu_tensor_that_the_programs_read_is_not_frozen(caplog):
     twins = []
     for engine in ("eager", "traced"):
-        twin = copy.deepcopy(vae)
-        svi = pv.SVI(twin.model, twin.guide, lambda params: Adam(params, lr=0.01), Trace_ELBO(), mean=True, engine=engine)
-        for rows in x:
+        beta = torch.tensor(1.0)
+        vae, svi = still(engine, prepare=lambda x, beta=beta: (x, None, beta))
+        for step, rows in enumerate(batches()):
+            beta.fill_(1 + step)
             svi.update(rows)
-        twins.append((twin, svi.read_total()))
-    assert twins[0][1] == pytest.approx(twins[1][1], rel=1e-5)
-    for a, b in zip(twins[0][0].parameters(), twins[1][0].parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        twins.append(vae)
+    assert_close(*twins)
+    assert caplog.text.count("without a CUDA graph") == 1
+
+
+@pytest.mark.parametrize("parts", [{"posterior": "LowRankNormal"}, {"prior": "FlowPrior, coupling"}])
+def test_operations_that_wait_for_the_host_are_not_replayed(parts, caplog):
+    *_, svi = trained(vae_of(**parts), "traced", steps=8)
+    assert caplog.text.count("without a CUDA graph") == (svi._replay._graph is None)
 
 
 def test_replays_do_not_wait_for_the_host():
     vae = vae_of(dtype=torch.float32)
     x = torch.bernoulli(torch.full((6, *SHAPE), 0.4, device="cuda"))
-    svi = pv.SVI(vae.model, vae.guide, lambda params: Adam(params, lr=0.01), Trace_ELBO(), mean=True, engine="traced")
+    svi = pv.SVI(vae.model, vae.guide, adam, Trace_ELBO(), mean=True, engine="traced")
     for _ in range(6):
         svi.update(x)
     torch.cuda.set_sync_debug_mode("error")
@@ -108,7 +164,7 @@ def test_replays_do_not_wait_for_the_host():
             svi.update(x)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert svi.read_total() > 0
+    assert svi.total.item() > 0
 
 
 @pytest.mark.parametrize("name", PRIORS)
@@ -129,6 +185,8 @@ def test_likelihoods(name):
 
 @pytest.mark.parametrize("engine", ["eager", "traced", "compiled"])
 def test_a_run_from_the_command_line(tmp_path, engine):
+    from pyro_vae.train import main as train
+
     argv = ["--data", "digits", "--epochs", "3", "--device", "cuda", "--engine", engine, "--run_dir", str(tmp_path / "r")]
     assert train(argv) == 0
     assert train(["--run_dir", str(tmp_path / "r"), "--resume", "--epochs", "4"]) == 0
@@ -139,15 +197,13 @@ def test_a_run_from_the_command_line(tmp_path, engine):
 
 @pytest.mark.parametrize("engine", ["eager", "traced"])
 def test_a_loss_that_is_not_finite_is_found_within_the_epoch(digits, engine):
-    encoder, decoder = pv.MLP(digits.shape, (2, 3)), pv.MLP((3,), (1, *digits.shape))
-    vae = pv.VAE(pv.StandardNormal(3), pv.DiagonalNormal(encoder), decoder, pv.Bernoulli()).cuda()
-    with pytest.raises(pv.NotFiniteError, match="not finite in epoch 1"):
+    vae = of_digits(digits).cuda()
+    with pytest.raises(pv.NotFiniteError, match="epoch 1"):
         list(pv.fit(vae, digits, epochs=2, engine=engine, optimizer=lambda params: Adam(params, lr=1e30)))
 
 
 def test_rewinding_captures_anew(digits):
-    encoder, decoder = pv.MLP(digits.shape, (2, 3)), pv.MLP((3,), (1, *digits.shape))
-    vae = pv.VAE(pv.StandardNormal(3), pv.DiagonalNormal(encoder), decoder, pv.Bernoulli()).cuda()
+    vae = of_digits(digits).cuda()
     training = pv.fit(vae, digits, epochs=3, engine="traced")
     next(training)
     state = copy.deepcopy(training.state_dict())
@@ -159,8 +215,7 @@ def test_rewinding_captures_anew(digits):
 
 @pytest.mark.parametrize("engine", ["eager", "traced", "compiled"])
 def test_evaluate(digits, engine):
-    encoder, decoder = pv.MLP(digits.shape, (2, 3)), pv.MLP((3,), (1, *digits.shape))
-    vae = pv.VAE(pv.StandardNormal(3), pv.DiagonalNormal(encoder), decoder, pv.Bernoulli())
+    vae = of_digits(digits)
     on_cpu = pv.evaluate(vae, digits.test, num_samples=500)
     on_gpu = pv.evaluate(vae.cuda(), digits.test, num_samples=500, engine=engine)
     assert on_gpu["log_likelihood"]["mean"] == pytest.approx(on_cpu["log_likelihood"]["mean"], abs=0.02)

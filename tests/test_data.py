@@ -1,13 +1,17 @@
+import gzip
+import logging
+import socket
 import struct
-import zlib
+import urllib.error
+import urllib.request
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import datasets
 
 import pyro_vae as pv
-from pyro_vae import data as module
 from pyro_vae.data import load_data, to_pixels
 
 
@@ -81,71 +85,6 @@ def test_image_size(digits):
     assert torch.equal(load_data("digits", image_size=8).test.images, digits.test.images)
 
 
-def test_own_array(images):
-    data = load_data(str(images))
-    assert (data.shape, data.name) == ((1, 6, 5), "images.npz")
-    assert [len(split) for split in (data.train, data.validation, data.test)] == [45, 5, 10]
-    original = np.load(images)
-    for image, label in zip(data.test.images, data.test.labels, strict=True):
-        (index,) = (original["images"] == image.numpy()[0]).all((1, 2)).nonzero()[0]
-        assert original["labels"][index] == label
-
-
-@pytest.mark.parametrize("shape", [(24, 4, 3), (24, 3, 4, 3), (24, 1, 4, 3)])
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64, np.bool_])
-def test_arrays_of_every_kind(tmp_path, shape, dtype):
-    array = (np.random.default_rng(0).random(shape) * (255 if dtype == np.uint8 else 1)).round(2).astype(dtype)
-    np.save(tmp_path / "a.npy", array)
-    data = load_data(str(tmp_path / "a.npy"))
-    assert data.shape == ((1, 4, 3) if len(shape) == 3 else shape[1:])
-    assert data.train.images.dtype == (torch.float32 if dtype in (np.float32, np.float64) else torch.uint8)
-
-
-def folder(path, sizes=((8, 6),), mode="L", classes=("",), count=14):
-    for kind in classes:
-        (path / kind).mkdir(parents=True, exist_ok=True)
-        for i in range(count):
-            Image.new(mode, sizes[i % len(sizes)], i).save(path / kind / f"{i}.png")
-    return str(path)
-
-
-def test_a_flat_folder(tmp_path):
-    data = load_data(folder(tmp_path / "flat"))
-    assert data.shape == (1, 6, 8)
-    assert data.train.labels is None
-
-
-def test_a_folder_of_classes(tmp_path):
-    data = load_data(folder(tmp_path / "classes", mode="RGB", classes=("cat", "dog")))
-    assert data.shape == (3, 6, 8)
-    assert set(torch.cat([data.train.labels, data.test.labels]).tolist()) == {0, 1}
-
-
-def test_mixed_sizes_are_resized_when_asked(tmp_path):
-    path = folder(tmp_path / "mixed", sizes=((8, 6), (5, 5)))
-    with pytest.raises(pv.RequestError, match="mixes images of 5x5 and 8x6 pixels: give --image_size"):
-        load_data(path)
-    assert load_data(path, image_size=7).shape == (1, 7, 7)
-
-
-def test_images_that_eight_bits_would_spoil_are_refused(tmp_path):
-    for mode, array in {"I;16": np.zeros((4, 4), dtype=np.uint16), "F": np.zeros((4, 4), dtype=np.float32)}.items():
-        (tmp_path / mode).mkdir()
-        Image.fromarray(array).save(tmp_path / mode / "a.tiff")
-        with pytest.raises(pv.RequestError, match=f"a.tiff is of mode {mode}: save it with 8 bits"):
-            load_data(str(tmp_path / mode))
-
-
-def test_what_is_transparent_is_white(tmp_path):
-    for i in range(14):
-        Image.new("RGBA", (4, 4), (0, 0, 0, 0 if i % 2 else 255)).save(tmp_path / f"{i}.png")
-    (tmp_path / "._0.png").write_text("left by another system")
-    data = load_data(str(tmp_path))
-    assert data.shape == (3, 4, 4)
-    assert data.train.images.float().mean().item() == pytest.approx(127.5, abs=40)
-    assert set(data.train.images.unique().tolist()) == {0, 255}
-
-
 def test_unknown_kinds_are_refused():
     with pytest.raises(pv.RequestError, match="pixels must be one of"):
         to_pixels(torch.rand(2, 1, 3, 3), "grey")
@@ -157,112 +96,77 @@ def test_the_splits_have_noise_of_their_own(digits):
     assert not torch.equal(digits.validation.noise, digits.test.noise[:149])
 
 
-BAD_ARRAYS = {
-    "nan": (np.full((20, 4, 4), np.nan), "holds NaN or infinite"),
-    "range": (np.full((20, 4, 4), 1.5), r"scale them to \[0, 1\]"),
-    "int64": (np.zeros((20, 4, 4), dtype=np.int64), "save uint8"),
-    "flat": (np.zeros((20, 16), dtype=np.uint8), r"\(N, height, width\)"),
-    "channels_last": (np.zeros((20, 8, 8, 3), dtype=np.uint8), r"transpose\(0, 3, 1, 2\)"),
-    "small_and_channels_last": (np.zeros((20, 5, 5, 3), dtype=np.uint8), r"transpose\(0, 3, 1, 2\)"),
-    "no_images": (np.zeros((0, 8, 8), dtype=np.uint8), "has shape"),
-    "few": (np.zeros((11, 8, 8), dtype=np.uint8), "too few images"),
-    "objects": (np.array([{}, {}], dtype=object), "cannot be read as arrays"),
-}
+@pytest.mark.parametrize("text", [repr, str])
+def test_data_are_shown_in_one_short_line(digits, text):
+    line = text(digits)
+    assert "\n" not in line
+    assert len(line) < 120
+    assert all(word in line for word in ("digits", "1349", "149", "299", "(1, 8, 8)"))
+    assert "299" in text(digits.test)
+    assert len(text(digits.test)) < 120
+    assert "tensor" not in line + text(digits.test)
 
 
-@pytest.mark.parametrize("name", BAD_ARRAYS)
-def test_bad_arrays_are_refused(tmp_path, name):
-    array, message = BAD_ARRAYS[name]
-    np.save(tmp_path / "a.npy", array, allow_pickle=True)
-    with pytest.raises(pv.RequestError, match=message):
-        load_data(str(tmp_path / "a.npy"))
-
-
-def test_bad_files_are_refused(tmp_path):
-    (tmp_path / "text.npy").write_text("no array")
-    (tmp_path / "notes.txt").write_text("hello")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "a.png").write_text("no image")
-    np.savez(tmp_path / "other.npz", pictures=np.zeros((20, 4, 4)))
-    np.savez(tmp_path / "labels.npz", images=np.zeros((20, 4, 4), dtype=np.uint8), labels=np.zeros(3))
-    for name, message in {
-        "text.npy": "cannot be read as arrays",
-        "notes.txt": "save the images as one of these",
-        "empty": "holds no images",
-        "broken": "cannot be read as an image",
-        "other.npz": "has no array named images",
-        "labels.npz": "one integer an image",
-        "nowhere": "there is no data set or path",
-    }.items():
-        with pytest.raises(pv.RequestError, match=message):
-            load_data(str(tmp_path / name))
+TIMEOUTS = []
 
 
 @pytest.fixture
 def offline(monkeypatch):
     def refuse(*args, **kwargs):
-        raise module.urllib.error.URLError("no network")
+        TIMEOUTS.append(socket.getdefaulttimeout())
+        raise urllib.error.URLError("no\nnetwork")
 
-    monkeypatch.setattr(module.urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
 
 
-def test_auto_takes_digits_without_a_network_and_says_so(tmp_path, offline):
-    said = []
-    assert load_data("auto", tmp_path, say=said.append).name == "digits"
-    assert said == [f"data: digits (8x8, built in), because MNIST is not in {tmp_path} and its host cannot be reached"]
+@pytest.fixture
+def logged(caplog):
+    caplog.set_level(logging.INFO, "pyro_vae")
+    return caplog
+
+
+def test_auto_takes_digits_without_a_network_and_says_so(tmp_path, offline, logged):
+    assert load_data("auto", tmp_path).name == "digits"
+    (*_, line) = logged.messages
+    assert "digits" in line
+    assert "could not be downloaded" in line
+    assert "\n" not in line
     assert not list(tmp_path.iterdir())
+
+
+def test_auto_downloads_nothing_when_it_may_not(tmp_path, offline):
+    TIMEOUTS.clear()
+    assert load_data("auto", tmp_path, download=False).name == "digits"
+    assert not TIMEOUTS
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist", "omniglot"])
 def test_a_set_asked_for_by_name_is_never_replaced(tmp_path, offline, name):
-    with pytest.raises(pv.RequestError, match=f"{name} could not be downloaded .* --data digits, which needs no network"):
+    with pytest.raises(pv.RequestError, match=f"{name} could not be downloaded .* digits, which needs no network"):
         load_data(name, tmp_path / "new")
     assert not list(tmp_path.iterdir())
+    with pytest.raises(pv.RequestError, match=f"{name} is not in"):
+        load_data(name, tmp_path / "new", download=False)
 
 
-def test_auto_takes_mnist_that_is_on_disk(mnist, tmp_path, offline, monkeypatch):
-    said = []
-    monkeypatch.setattr(module, "_on_disk", lambda folder: True)
-    monkeypatch.setattr(module, "_load_torchvision", lambda source: mnist)
-    assert load_data("auto", tmp_path, say=said.append) is mnist
-    assert said == [f"data: MNIST, from {tmp_path}"]
+def test_a_download_has_a_timeout_of_its_own(tmp_path, offline):
+    TIMEOUTS.clear()
+    before = socket.getdefaulttimeout()
+    load_data("auto", tmp_path)
+    assert all(0 < timeout <= 10 for timeout in TIMEOUTS)
+    assert TIMEOUTS
+    assert socket.getdefaulttimeout() == before
 
 
-def test_a_hanging_name_server_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr(module, "DOWNLOAD_SECONDS", 0.05)
-    monkeypatch.setattr(module, "_answers", lambda url: module.threading.Event().wait(5))
-    assert not module._reachable("http://example.invalid")
+@pytest.mark.parametrize("error", [PermissionError(13, "no"), TimeoutError(), RuntimeError("a\nb"), ValueError("NUL")])
+def test_a_download_fails_with_one_line(tmp_path, monkeypatch, error):
+    def fail(self):
+        raise error
 
-
-def test_links_out_of_the_folder_are_not_followed(tmp_path):
-    (tmp_path / "images").mkdir()
-    for index in range(12):
-        Image.new("L", (4, 4), index).save(tmp_path / "images" / f"{index}.png")
-    Image.new("L", (4, 4), 99).save(tmp_path / "secret.png")
-    (tmp_path / "images" / "inside.png").symlink_to(tmp_path / "images" / "3.png")
-    assert len(pv.load_data(str(tmp_path / "images")).train) == 10
-    (tmp_path / "images" / "outside.png").symlink_to(tmp_path / "secret.png")
-    with pytest.raises(pv.RequestError, match=r"outside.png is a link that leads out of"):
-        pv.load_data(str(tmp_path / "images"))
-
-
-def test_an_image_that_would_unpack_to_a_giant_is_refused(tmp_path):
-    """60,000 x 60,000 pixels in a file of half a megabyte: refused by its header, before it is unpacked."""
-    data = zlib.compress(bytes(60_000 // 8 + 1) * 60_000, 9)
-    chunks = {b"IHDR": struct.pack(">IIBBBBB", 60_000, 60_000, 1, 0, 0, 0, 0), b"IDAT": data, b"IEND": b""}
-    packed = [struct.pack(">I", len(c)) + name + c + struct.pack(">I", zlib.crc32(name + c)) for name, c in chunks.items()]
-    (tmp_path / "giant.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
-    with pytest.raises(pv.RequestError, match=r"giant\.png"):
-        pv.load_data(str(tmp_path))
-
-
-def test_an_archive_that_would_unpack_to_a_giant_is_refused(tmp_path, monkeypatch):
-    np.savez_compressed(tmp_path / "a.npz", images=np.zeros((1000, 50, 50), dtype=np.uint8))
-    monkeypatch.setattr("pyro_vae.files.BYTES", 1_000_000)
-    assert (tmp_path / "a.npz").stat().st_size < 10_000
-    with pytest.raises(pv.RequestError, match="use fewer or smaller images"):
-        pv.load_data(str(tmp_path / "a.npz"))
+    monkeypatch.setattr(datasets.MNIST, "download", fail)
+    with pytest.raises(pv.RequestError, match="could not be downloaded") as caught:
+        load_data("mnist", tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_download_that_fails_leaves_empty_folders_of_the_users(tmp_path, offline):
@@ -273,27 +177,108 @@ def test_a_download_that_fails_leaves_empty_folders_of_the_users(tmp_path, offli
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["MNIST", "empty", "keep"]
 
 
-@pytest.mark.parametrize("shape", [(20, 2, 5, 4), (20, 5, 7, 3), (20, 2, 6, 1), (20, 3, 9, 9)])
-def test_few_pixels_are_not_taken_for_channels(tmp_path, shape):
-    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
-    assert pv.load_data(str(tmp_path / "a.npy")).shape == shape[1:]
+def idx(*shape, magic=None, fill=None):
+    """The bytes of an IDX file of random values."""
+    header = struct.pack(f">{len(shape) + 1}I", 0x800 + len(shape) if magic is None else magic, *shape)
+    values = np.random.default_rng(len(shape)).integers(0, 10, shape, dtype=np.uint8)
+    return header + (values if fill is None else np.full_like(values, fill)).tobytes()
 
 
-def test_a_size_that_no_memory_holds_is_refused(tmp_path):
-    with pytest.raises(pv.RequestError, match="image_size must be 1 to"):
-        pv.load_data("digits", image_size=100_000)
-    np.save(tmp_path / "a.npy", np.full((20_000, 2, 2), 9, dtype=np.uint8))
-    with pytest.raises(pv.RequestError, match="use a smaller image_size"):
-        pv.load_data(str(tmp_path / "a.npy"), image_size=1000)
+IMAGES, LABELS, TEST = "train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte"
+FILES = {IMAGES: idx(24, 6, 5), LABELS: idx(24), TEST: idx(12, 6, 5), "t10k-labels-idx1-ubyte": idx(12)}
+
+
+def idx_folder(path, packed=True, name="MNIST", **other):
+    """A folder of IDX files as torchvision lays them out, with some of them replaced."""
+    raw = path / name / "raw"
+    raw.mkdir(parents=True)
+    for file, content in {**FILES, **other}.items():
+        (raw / f"{file}.gz").write_bytes(gzip.compress(content)) if packed else (raw / file).write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST"), ("kmnist", "KMNIST")])
+def test_files_on_disk_are_read_where_they_are(tmp_path, offline, packed, name, folder):
+    path = idx_folder(tmp_path / "d", packed, folder)
+    before = sorted(path.rglob("*"))
+    data = load_data(name, path, download=False)
+    assert sorted(path.rglob("*")) == before
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [22, 2, 12]
+    images = np.frombuffer(FILES[IMAGES][16:], np.uint8).reshape(24, 1, 6, 5)
+    labels = np.frombuffer(FILES[LABELS][8:], np.uint8)
+    for image, label in zip(data.train.images, data.train.labels, strict=True):
+        index = (images == image.numpy()).all((1, 2, 3)).argmax()
+        assert (images[index] == image.numpy()).all()
+        assert labels[index] == label
+
+
+def test_real_files_are_read_as_torchvision_reads_them(mnist):
+    assert (mnist.shape, mnist.fingerprint[:12]) == ((1, 28, 28), "74851c9c74d3")
+
+
+def test_auto_takes_mnist_that_is_on_disk(tmp_path, offline, logged):
+    assert load_data("auto", idx_folder(tmp_path)).name == "mnist"
+    assert str(tmp_path) in logged.messages[0]
+
+
+def bad_idx():
+    """Damaged files, unpacked: name -> (the file at fault, its content)."""
+    whole = FILES[IMAGES]
+    return {
+        "empty": (IMAGES, b""),
+        "html": (IMAGES, b"<!DOCTYPE html>\n<html><body>Not found</body></html>" * 9),
+        "magic": (IMAGES, idx(24, 6, 5, magic=0x803 + 1)),
+        "labels_for_images": (IMAGES, FILES[LABELS]),
+        "header_only": (IMAGES, whole[:10]),
+        "truncated": (IMAGES, whole[:-1]),
+        "too_long": (IMAGES, whole + b"x"),
+        "no_images": (IMAGES, idx(0, 6, 5)),
+        "no_pixels": (IMAGES, idx(24, 0, 5)),
+        "giant": (IMAGES, whole[:4] + struct.pack(">3I", 2**32 - 1, 2**32 - 1, 2**32 - 1)),
+        "few_labels": (LABELS, idx(23)),
+        "other_size": (TEST, idx(12, 5, 6)),
+        "few_test_labels": (TEST.replace("images-idx3", "labels-idx1"), idx(11)),
+    }
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("name", bad_idx())
+def test_damaged_files_are_named(tmp_path, offline, name, packed):
+    file, content = bad_idx()[name]
+    path = idx_folder(tmp_path, packed, **{file: content})
+    with pytest.raises(pv.RequestError, match=file) as caught:
+        load_data("auto", path)
+    assert "\n" not in str(caught.value)
+    assert "download" not in str(caught.value).split(":")[0]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b"", lambda b: b[:-9], lambda b: b[:12], lambda b: b"<html>", lambda b: b[:30] + b"?" + b[31:]]
+)
+def test_damaged_packed_files_are_named(tmp_path, offline, damage):
+    file = idx_folder(tmp_path) / "MNIST" / "raw" / f"{IMAGES}.gz"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(pv.RequestError, match=IMAGES) as caught:
+        load_data("mnist", tmp_path)
+    assert "could not be downloaded" not in str(caught.value)
+
+
+def test_omniglot_is_read_from_its_folders(tmp_path, offline):
+    """Ink is bright; a class is a character, numbered over the alphabets."""
+    for part in ("background", "evaluation"):
+        for alphabet, character in [("Greek", "character01"), ("Greek", "character02"), ("Latin", "character01")]:
+            path = tmp_path / "omniglot-py" / f"images_{part}" / alphabet / character
+            path.mkdir(parents=True)
+            for i in range(4):
+                Image.new("1", (105, 105), 1).save(path / f"{i}.png")
+    data = load_data("omniglot", tmp_path, download=False)
+    assert data.shape == (1, 28, 28)
+    assert data.train.images.max() == 0
+    assert sorted(data.test.labels.tolist()) == [0] * 4 + [1] * 4 + [2] * 4
+    assert load_data("omniglot", tmp_path, image_size=14, download=False).shape == (1, 14, 14)
 
 
 def test_the_fingerprint_is_that_of_the_images(digits):
     assert digits.fingerprint == pv.load_data("digits").fingerprint
     assert digits.fingerprint != pv.load_data("digits", binarization="static").fingerprint
-
-
-def test_bytes_of_0_and_1_are_said_to_be_nearly_black(tmp_path):
-    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 2, (20, 5, 5), dtype=np.uint8))
-    said = []
-    load_data(str(tmp_path / "a.npy"), say=said.append)
-    assert "nearly black: for black and white save bools" in said[0]

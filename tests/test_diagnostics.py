@@ -1,4 +1,4 @@
-"""What lies behind the figures, each against an exact value."""
+"""Diagnostics, each against an exact value."""
 
 import math
 
@@ -6,6 +6,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from families import make_hierarchical, make_oracle, make_vae
 from pyro.infer import TraceMeanField_ELBO
 from statistics_ import assert_likely
 from torch import nn
@@ -15,7 +16,7 @@ from torch.optim import Adam
 import pyro_vae as pv
 from pyro_vae.evaluation.diagnostics import inference_gap, information, linear_probe
 from pyro_vae.networks import Linear
-from pyro_vae.testing import LinearGaussianVAE, probabilistic_pca
+from pyro_vae.testing import probabilistic_pca
 
 
 class Fixed(nn.Module):
@@ -32,9 +33,12 @@ class Fixed(nn.Module):
 def known_posteriors():
     """Three Gaussians in one dimension, of little and of much overlap, and images that name them."""
     params = torch.tensor([[[-1.0], [-0.5]], [[0.5], [-1.0]], [[0.8], [0.0]]])
-    posterior = pv.DiagonalNormal(Fixed(params))
-    likelihood = pv.likelihoods.Normal()
-    return pv.VAE(pv.StandardNormal(1), posterior, Linear((1,), (1, 1, 1, 2)), likelihood), params
+    return fixed(params), params
+
+
+def fixed(params):
+    decoder, likelihood = Linear((1,), (1, 1, 1, 2)), pv.likelihoods.Normal()
+    return pv.VAE(pv.StandardNormal(1), Fixed(params), pv.DiagonalNormal(), decoder, likelihood)
 
 
 def test_information_by_quadrature():
@@ -59,7 +63,7 @@ def test_information_by_quadrature():
 def test_the_ceiling_of_mutual_information():
     """Of posteriors that do not overlap it is log N, and never more."""
     params = torch.stack([100.0 * torch.arange(8.0), torch.full((8,), -3.0)], 1)[..., None]
-    vae = pv.VAE(pv.StandardNormal(1), pv.DiagonalNormal(Fixed(params)), Linear((1,), (1, 1, 1, 2)), pv.likelihoods.Normal())
+    vae = fixed(params)
     x = torch.zeros(8, 1, 1, 2)
     x[:, 0, 0, 0] = torch.arange(8)
     assert information(vae, x).mutual_information == pytest.approx(math.log(8), abs=1e-4)
@@ -67,16 +71,7 @@ def test_the_ceiling_of_mutual_information():
 
 @pytest.mark.parametrize("posterior", ["FlowPosterior", "FullRankNormal"])
 def test_information_of_any_posterior(digits, posterior):
-    dim = 3
-    made = {"FlowPosterior": pv.FlowPosterior, "FullRankNormal": pv.FullRankNormal}[posterior]
-    count = {"FlowPosterior": 3, "FullRankNormal": 4}[posterior]
-    vae = pv.VAE(
-        pv.StandardNormal(dim),
-        made(pv.MLP(digits.shape, (count, dim)), dim),
-        pv.MLP((dim,), (1, *digits.shape)),
-        pv.Bernoulli(),
-    )
-    found = information(vae, digits.test.scored("binary"), 50)
+    found = information(make_vae(posterior=posterior, shape=digits.shape), digits.test.scored("binary"), 50)
     assert -0.5 < found.mutual_information <= math.log(50)
 
 
@@ -95,7 +90,7 @@ def probed(noise):
             loc = x.flatten(1) + noise * torch.randn(len(x), 4)
             return torch.stack([loc, torch.zeros_like(loc)], 1)
 
-    vae = pv.VAE(pv.StandardNormal(4), pv.DiagonalNormal(Encoder()), pv.MLP((4,), (1, 1, 2, 2)), pv.Bernoulli(relaxed=True))
+    vae = pv.VAE(pv.StandardNormal(4), Encoder(), pv.DiagonalNormal(), pv.MLP((4,), (1, 1, 2, 2)), pv.Bernoulli(relaxed=True))
     return linear_probe(vae, pv.Split(images, labels), pv.Split(images, labels))
 
 
@@ -113,21 +108,22 @@ def test_a_probe_without_labels(vae, x):
 
 def test_the_gap_of_amortization_alone():
     """Where the family holds the exact posterior, all of the gap is the encoder's."""
-    pyro.set_rng_seed(1)
-    vae, x = LinearGaussianVAE((1, 2, 3), 2), torch.randn(6, 1, 2, 3)
+    vae, x = make_oracle(shape=(1, 2, 3)).float(), torch.randn(6, 1, 2, 3)
     gap = inference_gap(vae, x, num_samples=4000, steps=800)
     assert gap.approximation.abs().max() < 0.05
-    exact = (vae.log_p(x) - vae.elbo(x)).detach()
+    exact = (vae.log_p(x) - vae.elbo(x)).detach().double()
     torch.testing.assert_close(gap.amortization, exact, rtol=0.1, atol=0.1)
-    torch.testing.assert_close(gap.log_likelihood, vae.log_p(x).detach(), atol=0.05, rtol=0)
+    torch.testing.assert_close(gap.log_likelihood, vae.log_p(x).detach().double(), atol=0.05, rtol=0)
 
 
 def test_the_gap_of_approximation_in_closed_form():
-    """The best diagonal Gaussian for a Gaussian posterior of precision L is off by (sum log L_ii - log det L) / 2."""
-    pyro.set_rng_seed(1)
-    exact, x = LinearGaussianVAE((1, 2, 3), 2, scale=0.5), torch.randn(6, 1, 2, 3)
-    exact.decoder.layers[1].weight.data[:, 1] = exact.decoder.layers[1].weight.data[:, 0] + 0.1
-    vae = pv.VAE(exact.prior, pv.DiagonalNormal(Linear((1, 2, 3), (2, 2))), exact.decoder, exact.likelihood)
+    """The best diagonal Gaussian for a Gaussian posterior of precision L is off by (sum log L_ii - log det L) / 2.
+
+    As a proposal it has weights of finite variance as long as the correlation in L is below 1 / 2.
+    """
+    exact, x = make_oracle(shape=(1, 2, 3)).float(), torch.randn(6, 1, 2, 3)
+    exact.decoder.layers[1].weight.data = torch.eye(6, 2) @ torch.tensor([[1.0, 0.5], [0.0, 0.8]])
+    vae = pv.VAE(exact.prior, Linear((1, 2, 3), (2, 2)), pv.DiagonalNormal(), exact.decoder, exact.likelihood)
     precision = exact.exact_posterior(x).precision_matrix[0]
     expected = 0.5 * (precision.diagonal().log().sum() - precision.logdet()).item()
     gap = inference_gap(vae, x, num_samples=4000, steps=1500, learning_rate=0.01)
@@ -141,57 +137,52 @@ def test_the_gap_leaves_the_model_as_it_was(vae, x):
     q = vae.eval().encode(x).mean
     inference_gap(vae, x, num_samples=10, steps=5)
     assert torch.equal(vae.encode(x).mean, q)
-    assert "encode" not in vars(vae)
     assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
     assert all(param.grad is None for param in vae.parameters())
 
 
 def test_the_gap_where_the_prior_shares_the_encoder(x):
     """The prior keeps its encoder while the guide's posterior is optimized."""
-    q = pv.DiagonalNormal(pv.MLP((1, 4, 4), (2, 2)))
-    vae = pv.VAE(pv.VampPrior(q, (1, 4, 4), components=3), q, pv.MLP((2,), (1, 1, 4, 4)), pv.Bernoulli())
-    gap = inference_gap(vae, x, num_samples=500, steps=200)
+    gap = inference_gap(make_vae("VampPrior"), x, num_samples=500, steps=200)
     assert gap.amortization.mean() > -0.05
     assert gap.log_likelihood.isfinite().all()
 
 
-@pytest.mark.parametrize("pixels", ["byte", "binary"])
-def test_evaluate(digits, pixels):
-    likelihood = pv.Binomial() if pixels == "byte" else pv.Bernoulli()
-    encoder, decoder = pv.MLP(digits.shape, (2, 3)), pv.MLP((3,), (1, *digits.shape))
-    vae = pv.VAE(pv.StandardNormal(3), pv.DiagonalNormal(encoder), decoder, likelihood)
-    results = pv.evaluate(vae, digits.test, num_samples=40)
-    log_p = results["log_likelihood"]
-    assert set(results["k_curve"]) == {"1", "2", "4", "8", "16", "32", "40"}
-    assert results["k_curve"]["40"]["mean"] == pytest.approx(log_p["mean"])
-    assert results["k_curve"]["1"]["mean"] == pytest.approx(results["elbo"]["mean"])
-    assert results["elbo"]["mean"] == pytest.approx(results["reconstruction"]["mean"] - results["kl"]["mean"])
-    assert ("bits_per_dimension" in results) == (pixels == "byte")
-    if pixels == "byte":
-        assert results["bits_per_dimension"]["mean"] == pytest.approx(-log_p["mean"] / 64 / math.log(2))
-    assert 0 <= log_p["share_of_images_with_k_hat_over_0.7"] <= 1
-    assert (log_p["monte_carlo_error"] is None) == (log_p["share_of_images_with_k_hat_over_0.7"] > 0)
+def test_the_gap_of_a_hierarchical_vae(x):
+    """The parameters of q(z | x) are optimized; the guide's second layer is not, and is still used."""
+    vae = make_hierarchical()
+    gap = inference_gap(vae, x, num_samples=10_000)
+    assert gap.amortization.mean() > 0
+    with torch.no_grad():
+        expected = pv.log_likelihood(pv.log_weights(vae.model, vae.guide, x, num_samples=20_000))
+    assert gap.log_likelihood.mean().item() == pytest.approx(expected.mean().item(), abs=0.15)
 
 
-def test_a_reliable_estimate_has_an_error():
-    pyro.set_rng_seed(1)
-    vae = LinearGaussianVAE((1, 2, 3), 2)
-    vae.make_guide_exact()
-    vae.posterior.encoder.layers[1].bias.data[[2, 5]] += 0.2
-    log_p = pv.evaluate(vae, pv.Split(torch.rand(20, 1, 2, 3)), num_samples=2000)["log_likelihood"]
-    assert log_p["share_of_images_with_k_hat_over_0.7"] == 0
-    assert 0 < log_p["monte_carlo_error"] < 0.01 < log_p["standard_error"]
+def test_the_gap_needs_reparameterized_draws(x):
+    class Poisson(pv.Posterior):
+        num_params = 1
+
+        def forward(self, params):
+            return pyro.distributions.Poisson(params[..., 0, :].exp()).to_event(1)
+
+    encoder, decoder = pv.MLP((1, 4, 4), (1, 2)), pv.MLP((2,), (1, 1, 4, 4))
+    vae = pv.VAE(pv.StandardNormal(2), encoder, Poisson(), decoder, pv.Bernoulli())
+    with pytest.raises(pv.RequestError, match="reparameterized"):
+        inference_gap(vae, x)
 
 
-@pytest.mark.parametrize("latent_dim", [2, 10])
+@pytest.mark.parametrize("latent_dim", [2, 5])
 def test_a_linear_vae_gets_to_probabilistic_pca(digits, latent_dim):
-    """Dequantized pixels; the covariance has the variance of their noise, 1 / 12 of a level squared."""
-    pyro.set_rng_seed(0)
-    posterior, decoder = pv.DiagonalNormal(Linear(digits.shape, (2, latent_dim))), Linear((latent_dim,), (1, *digits.shape))
-    vae = pv.VAE(pv.StandardNormal(latent_dim), posterior, decoder, pv.likelihoods.Normal(0.3, learned="scalar"))
-    vae.initialize(digits.train.scored("dequantized"))
-    options = {"epochs": 900, "batch_size": len(digits.train), "engine": "traced", "objective": TraceMeanField_ELBO()}
-    *_, last = pv.fit(vae, digits, optimizer=lambda params: Adam(params, lr=0.02), **options)
+    """Dequantized pixels; the covariance has the variance of their noise, 1 / 12 of a level squared.
+
+    The closed form bounds the ELBO from above. Training comes within 0.5 nats of it, and within 2 % of its noise scale.
+    """
+    encoder, decoder = Linear(digits.shape, (2, latent_dim)), Linear((latent_dim,), (1, *digits.shape))
+    likelihood = pv.likelihoods.Normal(0.3, learned="scalar")
+    vae = pv.VAE(pv.StandardNormal(latent_dim), encoder, pv.DiagonalNormal(), decoder, likelihood)
+    data = pv.Data("digits", digits.train, digits.validation[:10], digits.test)
+    options = {"epochs": 300, "batch_size": len(digits.train), "engine": "traced", "objective": TraceMeanField_ELBO()}
+    *_, last = pv.fit(vae, data, optimizer=lambda params: Adam(params, lr=0.05), **options)
     pixels = digits.train.images.flatten(1).double() / 256
     covariance = torch.cov(pixels.T, correction=0) + torch.eye(64) / 12 / 256**2
     exact = probabilistic_pca(covariance, latent_dim)
@@ -221,11 +212,8 @@ def test_what_one_image_leaves_open_is_none(vae, x):
     assert found.mutual_information_error is found.marginal_kl_error is None
 
 
-def test_a_gap_is_the_same_in_parts(vae, x):
-    """Of each image on its own, and of all at once, to the noise of its estimates."""
-    sizes = []
-    whole = inference_gap(vae, x, steps=200)
-    parts = inference_gap(vae, x, steps=200, memory_mb=0.2, on_step=sizes.append)
-    assert max(sizes) < len(x) == sum(sizes) / 200
+def test_a_gap_is_the_same_in_batches(vae, x):
+    """Up to the noise of its estimates."""
+    whole, parts = (inference_gap(vae, x, num_samples=300, steps=100, batch_size=size) for size in (None, 30))
     assert whole.elbo.shape == parts.elbo.shape == (len(x),)
     torch.testing.assert_close(whole.local_elbo, parts.local_elbo, atol=0.3, rtol=0)

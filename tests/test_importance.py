@@ -7,8 +7,8 @@ import torch
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO
 
+from pyro_vae.evaluation.metrics import score
 from pyro_vae.inference.importance import log_likelihood, log_weights, terms
-from pyro_vae.evaluation.metrics import in_chunks
 
 X = torch.tensor([[0.3], [-1.2], [2.0], [0.0]])
 
@@ -33,13 +33,13 @@ EXACT = dist.Normal(0.0, 1.25**0.5).log_prob(X[:, 0])
 
 
 def test_the_exact_posterior_gives_log_p_at_every_sample():
-    weights = log_weights(model, exact_guide, X, 7)
+    weights = log_weights(model, exact_guide, X, num_samples=7)
     assert weights.shape == (7, 4)
     torch.testing.assert_close(weights, EXACT.expand(7, 4))
 
 
 def test_a_poor_guide_gives_log_p_within_its_error():
-    weights = log_weights(model, poor_guide, X, 200_000).double()
+    weights = log_weights(model, poor_guide, X, num_samples=200_000).double()
     ratios = (weights - EXACT).exp()
     error = ratios.std(0) / ratios.shape[0] ** 0.5
     assert ((ratios.mean(0) - 1).abs() < 5 * error).all()
@@ -47,7 +47,7 @@ def test_a_poor_guide_gives_log_p_within_its_error():
 
 
 def test_the_mean_is_the_elbo_in_closed_form():
-    t = terms(model, poor_guide, X, 100_000)
+    t = terms(model, poor_guide, X, num_samples=100_000)
     loc, scale = X[:, 0] / 2, 0.8
     kl = 0.5 * (loc**2 + scale**2 - 1) - math.log(scale)
     reconstruction = -0.5 * ((X[:, 0] - loc) ** 2 + scale**2) / 0.25 - 0.5 * math.log(2 * math.pi * 0.25)
@@ -71,7 +71,7 @@ def test_two_latent_sites_and_two_observations():
     data = torch.stack([X[:, 0], 2 * X[:, 0]], 1)
     covariance = torch.tensor([[3.0, 1.0], [1.0, 2.0]])
     exact = dist.MultivariateNormal(torch.zeros(2), covariance).log_prob(data)
-    ratios = (log_weights(hierarchy, guide, X, 200_000).double() - exact).exp()
+    ratios = (log_weights(hierarchy, guide, X, num_samples=200_000).double() - exact).exp()
     assert ((ratios.mean(0) - 1).abs() < 5 * ratios.std(0) / 200_000**0.5).all()
 
 
@@ -79,7 +79,7 @@ def test_two_latent_sites_and_two_observations():
 def test_never_annealed(program):
     programs = [model, exact_guide]
     programs[program] = poutine.scale(programs[program], scale=7.0)
-    torch.testing.assert_close(log_weights(*programs, X, 3), EXACT.expand(3, 4))
+    torch.testing.assert_close(log_weights(*programs, X, num_samples=3), EXACT.expand(3, 4))
 
 
 def test_never_subsampled():
@@ -92,7 +92,7 @@ def test_never_subsampled():
         with pyro.plate("data", 1000, subsample=torch.arange(len(x))):
             pyro.sample("z", dist.Normal(x[:, 0] / 1.25, 0.2**0.5))
 
-    torch.testing.assert_close(log_weights(part_of_a_large_set, guide, X, 3), EXACT.expand(3, 4))
+    torch.testing.assert_close(log_weights(part_of_a_large_set, guide, X, num_samples=3), EXACT.expand(3, 4))
 
 
 def test_masks_count():
@@ -102,7 +102,7 @@ def test_masks_count():
             with poutine.mask(mask=torch.tensor([True, True, True, False])):
                 pyro.sample("x", dist.Normal(z[..., None], 0.5).to_event(1), obs=x)
 
-    t = terms(masked, exact_guide, X, 3)
+    t = terms(masked, exact_guide, X, num_samples=3)
     assert (t.reconstruction[:, 3] == 0).all()
     assert (t.reconstruction[:, :3] != 0).all()
 
@@ -114,7 +114,7 @@ def test_deterministic_sites_are_passed_over():
             pyro.deterministic("twice", 2 * z, event_dim=0)
             pyro.sample("x", dist.Normal(z[..., None], 0.5).to_event(1), obs=x)
 
-    torch.testing.assert_close(log_weights(with_note, exact_guide, X, 3), EXACT.expand(3, 4))
+    torch.testing.assert_close(log_weights(with_note, exact_guide, X, num_samples=3), EXACT.expand(3, 4))
 
 
 def outside_the_plate(x):
@@ -151,30 +151,30 @@ def serial(x):
 @pytest.mark.parametrize(
     ("programs", "message"),
     [
-        ((outside_the_plate, outside_guide), "site z does not lie"),
-        ((two_plates, exact_guide), "site . does not lie"),
-        ((wrong_size, wrong_size), "site z does not lie"),
-        ((model, other_site), "other, z is in only one"),
-        ((serial, serial), "does not lie"),
+        ((outside_the_plate, outside_guide), "site z is not in"),
+        ((two_plates, exact_guide), "site . is not in"),
+        ((wrong_size, wrong_size), "site z is not in"),
+        ((model, other_site), "only one of them has other, z"),
+        ((serial, serial), "is not in"),
     ],
 )
 def test_other_programs_are_refused(programs, message):
     with pytest.raises(ValueError, match=message):
-        log_weights(*programs, X, 2)
+        log_weights(*programs, X, num_samples=2)
 
 
 @pytest.mark.parametrize("num_samples", [0, -1])
 def test_no_samples_are_refused(num_samples):
     with pytest.raises(ValueError, match="num_samples must be positive"):
-        next(in_chunks(model, exact_guide, X, num_samples))
+        score(model, exact_guide, (X,), num_samples, 100)
     with pytest.raises(ValueError, match="num_samples must be positive"):
-        log_weights(model, exact_guide, X, num_samples)
+        log_weights(model, exact_guide, X, num_samples=num_samples)
 
 
 def test_agrees_with_pyros_elbo_and_renyi(vae, x):
     """Given the same draws: Pyro's vectorized particles lie in a plate to the left, as ours do."""
     pyro.set_rng_seed(3)
-    weights = log_weights(vae.model, vae.guide, x, 5)
+    weights = log_weights(vae.model, vae.guide, x, num_samples=5)
     elbo = Trace_ELBO(num_particles=5, vectorize_particles=True, max_plate_nesting=1)
     renyi = RenyiELBO(alpha=0, num_particles=5, vectorize_particles=True, max_plate_nesting=1)
     pyro.set_rng_seed(3)
@@ -184,17 +184,16 @@ def test_agrees_with_pyros_elbo_and_renyi(vae, x):
 
 
 def test_gradients_reach_model_and_guide(vae, x):
-    log_likelihood(log_weights(vae.model, vae.guide, x, 5)).sum().backward()
+    log_likelihood(log_weights(vae.model, vae.guide, x, num_samples=5)).sum().backward()
     assert all(param.grad.abs().sum() > 0 for param in vae.parameters())
 
 
 @pytest.mark.parametrize("num_samples", [1, 11, 150, 2001, 100_001])
 def test_exactly_the_samples_asked_for(vae, x, num_samples):
-    """pythae's get_nll takes 100 for 1, 22 for 11 and 100 for 150."""
+    """Not a multiple of the batch size."""
     counted = []
     hook = vae.decoder.register_forward_hook(lambda module, args, out: counted.append(len(out)))
-    chunks = list(in_chunks(vae.model, vae.guide, x, num_samples))
+    found = score(vae.model, vae.guide, (x,), num_samples, 5000)
     hook.remove()
     assert sum(counted) == num_samples * len(x)
-    assert sum(part.kl.shape[1] for part in chunks) == len(x)
-    assert all(part.kl.shape[0] == num_samples for part in chunks)
+    assert len(found.kl) == len(x)

@@ -7,26 +7,19 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from families import POSTERIORS, SHAPE
+from families import OBJECTIVES, SHAPE, make_hierarchical, make_oracle, make_vae
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from statistics_ import assert_mean, repeated
 from torch.distributions import Normal, kl_divergence
 
 import pyro_vae as pv
-from pyro_vae.testing import LinearGaussianVAE
 
 ELBOS = [Trace_ELBO, TraceMeanField_ELBO, pv.StickingTheLandingELBO]
 TIGHTER = [pv.ImportanceWeightedELBO, pv.DReGELBO]
-EXACT_X = torch.tensor([[0.4, -1.0, 0.2], [2.0, 0.5, -0.3]], dtype=torch.float64).reshape(2, 1, 1, 3)
-
-
-def oracle(latent_dim=2, exact=False):
-    pyro.set_rng_seed(1)
-    vae = LinearGaussianVAE((1, 1, 3), latent_dim).double()
-    if exact:
-        vae.make_guide_exact()
-    return vae
+COPIES = 20
+"""Of each image in a batch: a call gives the sum of that many independent estimates for little more than the cost of one."""
+X = torch.tensor([[0.4, -1.0, 0.2], [2.0, 0.5, -0.3]], dtype=torch.float64).reshape(2, 1, 1, 3).repeat(COPIES, 1, 1, 1)
 
 
 def gradients(objective, vae, *args):
@@ -46,9 +39,9 @@ def exact_gradients(vae, loss):
 @pytest.mark.parametrize("beta", [0.3, 1.0, 4.0])
 @pytest.mark.parametrize("objective", ELBOS)
 def test_elbo_and_its_gradient_in_closed_form(objective, beta):
-    vae = oracle()
-    exact = -vae.elbo(EXACT_X, beta).sum()
-    losses, grads = repeated(lambda: gradients(objective(), vae, EXACT_X, beta), 800)
+    vae = make_oracle()
+    exact = -vae.elbo(X, beta).sum()
+    losses, grads = repeated(lambda: gradients(objective(), vae, X, None, beta), 60)
     assert_mean(losses, exact.detach(), slack=1e-9)
     assert_mean(grads, exact_gradients(vae, exact), slack=1e-9)
 
@@ -68,9 +61,9 @@ def bound_by_quadrature(vae, x):
 @pytest.mark.parametrize("vectorized", [True, False])
 @pytest.mark.parametrize("objective", TIGHTER)
 def test_the_bound_of_two_samples_by_quadrature(objective, vectorized):
-    vae = oracle(latent_dim=1)
-    exact = -bound_by_quadrature(vae, EXACT_X)
-    losses, grads = repeated(lambda: gradients(objective(2, vectorize_particles=vectorized), vae, EXACT_X), 800)
+    vae = make_oracle(latent_dim=1)
+    exact = -bound_by_quadrature(vae, X)
+    losses, grads = repeated(lambda: gradients(objective(2, vectorize_particles=vectorized), vae, X), 60)
     assert_mean(losses, exact.detach(), slack=1e-9)
     assert_mean(grads, exact_gradients(vae, exact), slack=1e-9)
 
@@ -78,46 +71,46 @@ def test_the_bound_of_two_samples_by_quadrature(objective, vectorized):
 @pytest.mark.parametrize("samples", [1, 2, 7, 50])
 @pytest.mark.parametrize("objective", [*TIGHTER, pv.StickingTheLandingELBO])
 def test_the_exact_posterior_gives_log_p_at_every_number_of_samples(objective, samples):
-    vae = oracle(exact=True)
-    loss = objective(samples).loss(vae.model, vae.guide, EXACT_X)
-    assert loss == pytest.approx(-vae.log_p(EXACT_X).sum().item(), rel=1e-9)
+    vae = make_oracle(exact=True)
+    loss = objective(samples).loss(vae.model, vae.guide, X)
+    assert loss == pytest.approx(-vae.log_p(X).sum().item(), rel=1e-9)
 
 
 def test_the_bound_rises_with_the_number_of_samples():
-    vae = oracle()
+    vae = make_oracle()
     bounds, errors = [], []
     for samples in (1, 2, 4, 16, 64):
         objective = pv.ImportanceWeightedELBO(samples)
-        (losses,) = repeated(lambda o=objective: [torch.tensor(o.loss(vae.model, vae.guide, EXACT_X))], 500)
+        (losses,) = repeated(lambda o=objective: [torch.tensor(o.loss(vae.model, vae.guide, X))], 50)
         bounds.append(-losses.mean())
-        errors.append(losses.std() / 500**0.5)
+        errors.append(losses.std() / 50**0.5)
     rises = torch.stack(bounds).diff()
     assert (rises > 4 * (torch.stack(errors)[:-1] + torch.stack(errors)[1:])).all()
-    assert bounds[-1] < vae.log_p(EXACT_X).sum() + 4 * errors[-1]
+    assert bounds[-1] < vae.log_p(X).sum() + 4 * errors[-1]
 
 
 def guide_gradient(objective, vae):
-    loss = objective.differentiable_loss(vae.model, vae.guide, EXACT_X)
-    return [flat(torch.autograd.grad(loss, list(vae.posterior.parameters())))]
+    loss = objective.differentiable_loss(vae.model, vae.guide, X)
+    return [flat(torch.autograd.grad(loss, list(vae.encoder.parameters())))]
 
 
 def test_sticking_the_landing_has_no_variance_at_the_exact_posterior():
-    vae = oracle(exact=True)
+    vae = make_oracle(exact=True)
     (ours,) = repeated(lambda: guide_gradient(pv.StickingTheLandingELBO(), vae), 20)
     (pyros,) = repeated(lambda: guide_gradient(Trace_ELBO(), vae), 20)
     assert ours.abs().max() < 1e-10
     assert pyros.std(0).max() > 0.1
 
 
-def signal_to_noise(objective, vae, count=400):
+def signal_to_noise(objective, vae, count=60):
     (grads,) = repeated(lambda: guide_gradient(objective, vae), count)
     return grads.mean(0).norm() / grads.std(0).norm()
 
 
 def test_the_signal_of_the_guides_gradient_fades_for_iwae_and_not_for_dreg():
     """O(1 / sqrt(K)) against O(sqrt(K)) where the weights have a variance (Rainforth et al., 2018; Tucker et al., 2019)."""
-    vae = oracle(exact=True)
-    wider = vae.posterior.encoder.layers[1].bias.data
+    vae = make_oracle(exact=True)
+    wider = vae.encoder.layers[1].bias.data
     wider[:2] += 0.1
     wider[[2, 5]] += 0.2
     doubly = [signal_to_noise(pv.DReGELBO(k), vae) for k in (1, 100)]
@@ -126,16 +119,11 @@ def test_the_signal_of_the_guides_gradient_fades_for_iwae_and_not_for_dreg():
     assert doubly[1] > 4 * doubly[0]
 
 
-def shared(posterior, sites=1):
-    """A VAE whose prior shares the encoder."""
-    q = POSTERIORS[posterior](2)
-    decoder = pv.MLP((2,), (1, *SHAPE), hidden=(5,))
-    return pv.VAE(pv.VampPrior(q, SHAPE, components=3), q, decoder, pv.Bernoulli()).double()
-
-
-def hierarchical():
-    posterior, decoder = pv.DiagonalNormal(pv.MLP(SHAPE, (2, 3))), pv.MLP((3,), (1, *SHAPE))
-    return pv.HierarchicalVAE(pv.StandardNormal(2), posterior, decoder, pv.Bernoulli(), 3, prior_dim=2, hidden=(4,)).double()
+RELATED = {
+    "the prior shares the encoder": lambda: make_vae("VampPrior"),
+    "the prior shares the encoder and a flow": lambda: make_vae("VampPrior", "FlowPosterior"),
+    "one draw starts from another": make_hierarchical,
+}
 
 
 @pytest.mark.parametrize(
@@ -146,11 +134,11 @@ def hierarchical():
         (lambda: pv.DReGELBO(1), Trace_ELBO),
     ],
 )
-@pytest.mark.parametrize("build", [lambda: shared("DiagonalNormal"), lambda: shared("FlowPosterior"), hierarchical])
-def test_along_the_path_the_mean_gradient_is_the_same(build, path, plain):
-    """Where the prior shares the encoder, and where the path of one draw starts from another."""
-    vae, x = build(), torch.bernoulli(torch.full((2, *SHAPE), 0.4, dtype=torch.float64))
-    samples = [repeated(lambda o=made: gradients(o, vae, x), 500) for made in (path(), plain())]
+@pytest.mark.parametrize("model", RELATED)
+def test_path_gradients_have_the_same_mean(model, path, plain):
+    vae, x = RELATED[model]().double(), torch.bernoulli(torch.full((2, *SHAPE), 0.4, dtype=torch.float64))
+    x = x.repeat(COPIES, 1, 1, 1)
+    samples = [repeated(lambda o=made: gradients(o, vae, x), 40) for made in (path(), plain())]
     for ours, others in zip(*samples, strict=True):
         error = (ours.var(0) + others.var(0)).sqrt()
         assert_mean((ours - others) / error.clamp(min=1e-12), 0.0, slack=1e-6)
@@ -181,8 +169,8 @@ class Chain(torch.nn.Module):
 
 @pytest.mark.parametrize("objective", [Trace_ELBO, pv.StickingTheLandingELBO, lambda: pv.DReGELBO(1)])
 def test_a_path_that_starts_from_another_draw(objective):
-    chain, x = Chain(), torch.tensor([1.0, -2.0]).double()
-    _, grads = repeated(lambda: gradients(objective(), chain, x), 800)
+    chain, x = Chain(), torch.tensor([1.0, -2.0]).double().repeat(COPIES)
+    _, grads = repeated(lambda: gradients(objective(), chain, x), 60)
     assert_mean(grads, exact_gradients(chain, -chain.elbo(x)))
 
 
@@ -198,28 +186,10 @@ def test_iwae_is_renyi_of_order_zero(vae, x):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
 
 
-ALL = {
-    "ImportanceWeightedELBO": pv.ImportanceWeightedELBO,
-    "DReGELBO": pv.DReGELBO,
-    "StickingTheLandingELBO": pv.StickingTheLandingELBO,
-    "FreeBitsELBO": pv.FreeBitsELBO,
-    "CapacityELBO": lambda **options: pv.CapacityELBO(capacity=pv.Constant(3.0), **options),
-}
-
-
-def concrete(base):
-    found = {cls for child in base.__subclasses__() for cls in (child, *concrete(child))}
-    return {cls for cls in found if not cls.__abstractmethods__ and cls.__module__.startswith("pyro_vae")}
-
-
-def test_every_objective_is_here():
-    assert {cls.__name__ for cls in concrete(pv.TensorELBO)} == set(ALL)
-
-
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("options", [{}, {"num_particles": 1}, {"num_particles": 3}])
 def test_in_pyros_own_svi(name, options, vae, x):
-    objective = ALL[name](**options)
+    objective = OBJECTIVES[name](**options)
     svi = pyro.infer.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), objective)
     before = [param.clone() for param in vae.parameters()]
     losses = [svi.step(x) for _ in range(30)]
@@ -230,20 +200,20 @@ def test_in_pyros_own_svi(name, options, vae, x):
 
 
 @pytest.mark.parametrize("vectorized", [True, False])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_exactly_the_samples_asked_for(name, vectorized, vae, x):
     decoded = []
     vae.decoder.register_forward_hook(lambda module, args, out: decoded.append(len(out)))
-    ALL[name](num_particles=7, vectorize_particles=vectorized).loss(vae.model, vae.guide, x)
+    OBJECTIVES[name](num_particles=7, vectorize_particles=vectorized).loss(vae.model, vae.guide, x)
     assert sum(decoded) == 7 * len(x)
     assert len(decoded) == (1 if vectorized else 7)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_sequential_and_vectorized_agree(name):
-    vae, options = oracle(), {"groups": 1} if name == "FreeBitsELBO" else {}
-    made = [ALL[name](num_particles=3, vectorize_particles=vectorized, **options) for vectorized in (False, True)]
-    both = [repeated(lambda o=objective: gradients(o, vae, EXACT_X), 300) for objective in made]
+    vae, options = make_oracle(), {"groups": 1} if name == "FreeBitsELBO" else {}
+    made = [OBJECTIVES[name](num_particles=3, vectorize_particles=vectorized, **options) for vectorized in (False, True)]
+    both = [repeated(lambda o=objective: gradients(o, vae, X), 30) for objective in made]
     for one, other in zip(*both, strict=True):
         assert_mean((one - other) / (one.var(0) + other.var(0)).sqrt().clamp(min=1e-12), 0.0, slack=1e-6)
 
@@ -259,7 +229,7 @@ def test_no_samples_are_refused(make):
 @pytest.mark.parametrize("objective", TIGHTER)
 def test_scaled_weights_are_refused(objective, vae, x):
     with pytest.raises(ValueError, match="leave beta at 1"):
-        objective().loss(vae.model, vae.guide, x, 0.5)
+        objective().loss(vae.model, vae.guide, x, None, 0.5)
 
 
 def test_a_guide_without_paths_is_refused():
@@ -272,7 +242,7 @@ def test_a_guide_without_paths_is_refused():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Bernoulli(0.3))
 
-    with pytest.raises(ValueError, match="site z has no reparameterized draws"):
+    with pytest.raises(ValueError, match="reparameterized samples, which site z"):
         pv.DReGELBO().loss(model, guide, torch.zeros(3))
 
 
@@ -286,13 +256,13 @@ def reference(vae, x):
 @pytest.mark.parametrize(("groups", "size"), [(None, 1), (2, 3), (1, 6)])
 @pytest.mark.parametrize("beta", [1.0, 0.5])
 def test_free_bits_by_hand(x, groups, size, beta):
-    vae = pv.VAE(pv.StandardNormal(6), pv.DiagonalNormal(pv.MLP(SHAPE, (2, 6))), pv.MLP((6,), (1, *SHAPE)), pv.Bernoulli())
+    vae = make_vae(latent_dim=6)
     pyro.set_rng_seed(2)
     reconstruction, rates = reference(vae, x)
     floor = rates.reshape(-1, size).sum(-1).sort().values[: (6 // size + 1) // 2].mean().item() + 1e-3
     expected = beta * rates.reshape(-1, size).sum(-1).clamp(min=floor).sum() * len(x) - reconstruction
     pyro.set_rng_seed(2)
-    loss = pv.FreeBitsELBO(floor, groups).differentiable_loss(vae.model, vae.guide, x, beta)
+    loss = pv.FreeBitsELBO(floor, groups).differentiable_loss(vae.model, vae.guide, x, None, beta)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-4)
 
 
@@ -307,27 +277,27 @@ def test_free_bits_are_free(vae, x):
 
 def test_free_bits_of_two_layers_are_estimated_by_the_draws():
     """There the closed form at one draw of the layer above would be wrong; with nothing free it is the ELBO."""
-    vae, x = hierarchical(), torch.bernoulli(torch.full((2, *SHAPE), 0.4, dtype=torch.float64))
+    vae, x = make_hierarchical().double(), torch.bernoulli(torch.full((2, *SHAPE), 0.4, dtype=torch.float64))
     pyro.set_rng_seed(2)
     losses = pv.FreeBitsELBO(floor=1e-300, groups=1).loss(vae.model, vae.guide, x)
     pyro.set_rng_seed(2)
     guide = poutine.trace(vae.guide).get_trace(x)
     model = poutine.trace(poutine.replay(vae.model, trace=guide)).get_trace(x)
     guide.compute_log_prob(), model.compute_log_prob()
-    rates = [(guide.nodes[z]["log_prob"] - model.nodes[z]["log_prob"]).sum().clamp(min=0) for z in ("z1", "z2")]
+    rates = [(guide.nodes[z]["log_prob"] - model.nodes[z]["log_prob"]).sum().clamp(min=0) for z in ("z", "z2")]
     assert losses == pytest.approx((sum(rates) - model.nodes["x"]["log_prob"].sum()).item(), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ["VampPrior", "FlowPosterior", "FullRankNormal"])
 def test_free_bits_of_dimensions_need_independent_ones(name, x):
-    vae = shared("DiagonalNormal") if name == "VampPrior" else shared(name)
-    with pytest.raises(ValueError, match=r"use --objective.groups 1"):
-        pv.FreeBitsELBO().loss(vae.model, vae.guide, x.double())
-    assert pv.FreeBitsELBO(groups=1).loss(vae.model, vae.guide, x.double()) > 0
+    vae = make_vae(prior="VampPrior") if name == "VampPrior" else make_vae(posterior=name)
+    with pytest.raises(ValueError, match="use groups=1"):
+        pv.FreeBitsELBO().loss(vae.model, vae.guide, x)
+    assert pv.FreeBitsELBO(groups=1).loss(vae.model, vae.guide, x) > 0
 
 
 def test_groups_must_divide_the_dimensions(vae, x):
-    with pytest.raises(ValueError, match="3 latent dimensions do not make 2 equal groups"):
+    with pytest.raises(ValueError, match="3 latent dimensions cannot be divided into 2"):
         pv.FreeBitsELBO(groups=2).loss(vae.model, vae.guide, x)
 
 
@@ -343,50 +313,48 @@ def test_capacity_by_hand(vae, x, capacity):
 
 
 def test_capacity_grows(digits):
-    encoder, decoder = pv.MLP(digits.shape, (2, 5)), pv.MLP((5,), (1, *digits.shape))
-    vae = pv.VAE(pv.StandardNormal(5), pv.DiagonalNormal(encoder), decoder, pv.Bernoulli())
     capacity = pv.schedules.Linear(steps=500, end=10.0)
-    *_, last = pv.fit(vae, digits, epochs=70, objective=pv.CapacityELBO(1000.0, capacity))
+    *_, last = pv.fit(
+        make_vae(latent_dim=5, shape=digits.shape), digits, epochs=70, objective=pv.CapacityELBO(1000.0, capacity)
+    )
     assert last["kl"] == pytest.approx(10, abs=0.5)
 
 
-def build(prior=pv.StandardNormal, posterior=pv.DiagonalNormal):
-    return pv.VAE(prior(2), posterior(pv.MLP((1, 8, 8), (2, 2))), pv.MLP((2,), (1, 1, 8, 8)), pv.Bernoulli())
+@pytest.mark.parametrize(
+    ("objective", "beta"),
+    [
+        (pv.ImportanceWeightedELBO, pv.Constant(0.5)),
+        (pv.DReGELBO, pv.schedules.Linear(steps=5)),
+        (RenyiELBO, pv.Constant(2.0)),
+        (pv.CapacityELBO, pv.Constant(2.0)),
+    ],
+)
+def test_combinations_that_would_compute_something_else(digits, objective, beta):
+    with pytest.raises(pv.RequestError, match=f"{objective.__name__}.* leave beta at 1"):
+        pv.fit(make_vae(shape=digits.shape), digits, objective=objective(), beta=beta)
+
+
+@pytest.mark.parametrize("prior", ["GaussianMixture", "FlowPrior", "StudentT"])
+def test_closed_forms_that_there_are_not(digits, prior):
+    with pytest.raises(pv.RequestError, match="closed-form KL"):
+        pv.fit(make_vae(prior, shape=digits.shape), digits, objective=TraceMeanField_ELBO())
+
+
+def test_mean_field_on_two_layers():
+    few = pv.Data("few", *(pv.Split(torch.zeros(5, *SHAPE)) for _ in range(3)))
+    with pytest.raises(pv.RequestError, match="several stochastic layers"):
+        pv.fit(make_hierarchical(), few, objective=TraceMeanField_ELBO())
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"objective": pv.ImportanceWeightedELBO(), "beta": pv.Constant(0.5)}, "ImportanceWeightedELBO cannot be annealed"),
-        ({"objective": pv.DReGELBO(), "beta": pv.schedules.Linear(steps=5)}, "DReGELBO cannot be annealed"),
-        ({"objective": RenyiELBO(), "beta": pv.Constant(2.0)}, "RenyiELBO cannot be annealed"),
-        ({"objective": pv.CapacityELBO(), "beta": pv.Constant(2.0)}, "CapacityELBO takes the place of beta"),
-    ],
+    "objective", [Trace_ELBO, TraceMeanField_ELBO, lambda: RenyiELBO(num_particles=2), *OBJECTIVES.values()]
 )
-def test_combinations_that_would_compute_something_else(digits, options, message):
-    with pytest.raises(pv.RequestError, match=message):
-        pv.fit(build(), digits, **options)
-
-
-@pytest.mark.parametrize("prior", [pv.GaussianMixture, pv.FlowPrior, pv.StudentT])
-def test_closed_forms_that_there_are_not(digits, prior):
-    with pytest.raises(pv.RequestError, match="needs a closed form of the KL"):
-        pv.fit(build(prior), digits, objective=TraceMeanField_ELBO())
-
-
-def test_mean_field_on_two_layers(digits):
-    posterior, decoder = pv.DiagonalNormal(pv.MLP(digits.shape, (2, 3))), pv.MLP((3,), (1, *digits.shape))
-    vae = pv.HierarchicalVAE(pv.StandardNormal(2), posterior, decoder, pv.Bernoulli(), 3, prior_dim=2)
-    with pytest.raises(pv.RequestError, match="wrong for a guide of several stochastic layers"):
-        pv.fit(vae, digits, objective=TraceMeanField_ELBO())
-
-
-@pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO, lambda: RenyiELBO(num_particles=2), *ALL.values()])
 @pytest.mark.parametrize("batch_size", [1, 7, 10])
 def test_odd_batches_one_image_and_one_dimension(digits, objective, batch_size):
     few = pv.Data("few", digits.train[:10], digits.validation[:1], digits.test)
-    vae = pv.VAE(pv.StandardNormal(1), pv.DiagonalNormal(pv.MLP((1, 8, 8), (2, 1))), pv.MLP((1,), (1, 1, 8, 8)), pv.Bernoulli())
-    for record in pv.fit(vae, few, epochs=2, batch_size=batch_size, objective=objective()):
+    for record in pv.fit(
+        make_vae(latent_dim=1, shape=digits.shape), few, epochs=2, batch_size=batch_size, objective=objective()
+    ):
         assert all(np.isfinite(value) for value in record.values())
 
 
@@ -405,7 +373,7 @@ def coin_guide(x):
 @pytest.mark.parametrize("objective", [*TIGHTER, pv.StickingTheLandingELBO, pv.FreeBitsELBO, pv.CapacityELBO])
 def test_draws_that_are_not_reparameterized_are_refused(objective):
     """Their gradient would lack what the parameters do to the draws, by enumeration +0.88 here against -0.24."""
-    with pytest.raises(ValueError, match="site z has no reparameterized draws, which this objective needs"):
+    with pytest.raises(ValueError, match="reparameterized samples, which site z"):
         objective(num_particles=2).loss_and_grads(coin, coin_guide, torch.tensor([0.5]))
 
 
@@ -431,14 +399,14 @@ def test_a_scale_enters_the_elbo_and_is_refused_by_importance_weights(enabled):
         pyros = Trace_ELBO(5, vectorize_particles=True, max_plate_nesting=1).loss(scaled_line, scaled_guide, x)
         assert ours == pytest.approx(pyros, rel=1e-5)
         for objective in TIGHTER:
-            with pytest.raises(ValueError, match="importance weights take no beta and no scale"):
+            with pytest.raises(ValueError, match="leave beta at 1"):
                 objective(5).loss(scaled_line, scaled_guide, x)
 
 
 @pytest.mark.parametrize("objective", [*TIGHTER, pv.StickingTheLandingELBO, pv.CapacityELBO])
 def test_data_by_keyword(objective):
-    vae, losses = oracle(), []
-    for args, kwargs in [((EXACT_X,), {}), ((), {"x": EXACT_X})]:
+    vae, losses = make_oracle(), []
+    for args, kwargs in [((X,), {}), ((), {"x": X})]:
         pyro.set_rng_seed(0)
         losses.append(objective(num_particles=2).loss(vae.model, vae.guide, *args, **kwargs))
     assert losses[0] == losses[1]
@@ -446,5 +414,5 @@ def test_data_by_keyword(objective):
 
 @pytest.mark.parametrize("objective", [pyro.infer.JitTrace_ELBO, pyro.infer.ReweightedWakeSleep])
 def test_objectives_of_other_loops_are_refused(digits, objective):
-    with pytest.raises(pv.RequestError, match="does not go with this training"):
-        pv.fit(build(), digits, objective=objective())
+    with pytest.raises(pv.RequestError, match="not supported by fit"):
+        pv.fit(make_vae(shape=digits.shape), digits, objective=objective())

@@ -1,15 +1,16 @@
-"""Classes of the user's own, by import path from the current folder, and runs that name them."""
+"""Classes of the user's own, by import path, and run folders from strangers, which must not run code."""
 
+from __future__ import annotations
+
+import os
 import shutil
+import subprocess
 import sys
 
 import pytest
 
 import pyro_vae as pv
-from pyro_vae.generate import main as generate
-from pyro_vae.train import main as train
-
-evaluate = sys.modules["pyro_vae.evaluate"].main
+from pyro_vae.cli.main import main
 
 MINE = '''
 import pyro.distributions as dist
@@ -23,19 +24,25 @@ class MyPrior(pv.Prior):
 
     Arguments:
         latent_dim: Number of latent dimensions.
-        df: Degrees of freedom of the tails.
+        params: Degrees of freedom of the tails.
     """
 
-    def __init__(self, latent_dim: int, df: float = 3.0) -> None:
+    def __init__(self, latent_dim: int, params: float = 3.0) -> None:
         super().__init__()
-        self.df = df
+        self.df = params
         self.log_scale = torch.nn.Parameter(torch.zeros(latent_dim))
 
     def forward(self):
         return dist.StudentT(self.df, 0.0, self.log_scale.exp()).to_event(1)
 
 class MyPosterior(pv.Posterior):
-    def distribution(self, params):
+    num_params = 2
+
+    def __init__(self, encoder: float = 1.0, data_shape: int = 2) -> None:
+        super().__init__()
+        self.options = encoder, data_shape
+
+    def forward(self, params):
         loc, log_scale = params.unbind(-2)
         return dist.Laplace(loc, log_scale.exp()).to_event(1)
 
@@ -72,13 +79,50 @@ class MyBeta(pv.Schedule):
 
 class MyVAE(pv.VAE):
     pass
+
+class MyError(Exception):
+    pass
+
+class BadConstructor(MyPrior):
+    def __init__(self, latent_dim: int) -> None:
+        raise ValueError("no such luck")
+
+class BadForward(MyPrior):
+    def forward(self):
+        raise MyError("no such luck")
+
+class BadLater(MyPrior):
+    def forward(self):
+        if self.training and self.log_scale.abs().sum() > 0:
+            raise MyError("no such luck")
+        return super().forward()
+
+class BadNetwork(MyEncoder):
+    def __init__(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]):
+        super().__init__(in_shape, out_shape)
+        torch.nn.Linear("a", "b")
+
+class BadOptimizer(torch.optim.SGD):
+    def step(self, closure=None):
+        raise MyError("no such luck")
+
+class BadScheduler(torch.optim.lr_scheduler.LRScheduler):
+    def get_lr(self):
+        if self.last_epoch > 0:
+            raise MyError("no such luck")
+        return self.base_lrs
 '''
+
+TRAIN = ["train", "--data", "digits", "--epochs", "1", "--device", "cpu", "--run_dir", "r"]
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
+    """An empty current folder with a module of the user's own, which is not yet on the path."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
     sys.modules.pop("mine", None)
     (tmp_path / "mine.py").write_text(MINE)
     yield tmp_path
@@ -86,8 +130,8 @@ def folder(tmp_path, monkeypatch):
 
 
 FLAGS = [
-    "--prior mine.MyPrior --prior.df 4",
-    "--posterior mine.MyPosterior",
+    "--prior mine.MyPrior --prior.params 4",
+    "--posterior mine.MyPosterior --posterior.encoder 2 --posterior.data_shape 7",
     "--encoder mine.MyEncoder --encoder.width 5 --decoder mine.MyDecoder",
     "--likelihood pyro_vae.likelihoods.Normal --beta mine.MyBeta --beta.steps 3",
     "--model mine.MyVAE --latent_dim 2",
@@ -95,179 +139,230 @@ FLAGS = [
 
 
 @pytest.mark.parametrize("flags", FLAGS)
-def test_by_flag_and_from_the_saved_run(folder, capfd, flags):
-    argv = ["--data", "digits", "--epochs", "1", "--run_dir", "r", *flags.split()]
-    assert train(argv) == 0, capfd.readouterr().err
+def test_by_flag_and_from_the_saved_run(folder, capfd, refused, flags):
+    assert main([*TRAIN, *flags.split()]) == 0, capfd.readouterr().err
     sys.modules.pop("mine")
-    capfd.readouterr()
-    assert evaluate(["r", "--num_samples", "3"]) == 2
-    out, err = capfd.readouterr()
-    assert "loading it would run its module's code; add --trust" in err
-    assert "imported" not in out
-    assert evaluate(["r", "--num_samples", "3", "--trust"]) == 0
-    assert generate(["r", "samples", "--count", "4", "--trust"]) == 0
-    assert generate(["r", "codes", "--trust"]) == 0
+    assert "--trust" in refused("evaluate", "r")
+    assert "mine" not in sys.modules
+    assert main(["evaluate", "r", "--num_samples", "3", "--check_images", "0", "--trust"]) == 0
+    assert main(["generate", "r", "codes", "--trust"]) == 0
+
+
+def test_parameters_that_other_parts_are_supplied_with_stay_flags(folder):
+    assert main([*TRAIN, *FLAGS[0].split(), *FLAGS[1].split()]) == 0
+    vae = pv.load_run("r", trust=True)
+    assert (vae.prior.df, vae.posterior.options) == (4.0, (2.0, 7))
+
+
+def test_resuming_by_the_runs_own_command_needs_no_trust(folder, capfd, refused):
+    argv = [*TRAIN, *FLAGS[0].split(), "--resume", "auto"]
+    assert main(argv) == 0
+    assert "--trust" in refused("train", "--run_dir", "r", "--resume", "--epochs", "2")
+    assert main([*argv, "--epochs", "2"]) == 0, capfd.readouterr().err
+    assert main(["train", "--run_dir", "r", "--resume", "--epochs", "3", "--trust"]) == 0
+
+
+def test_resuming_by_the_runs_own_configuration_file(folder, capfd):
+    (folder / "c.yaml").write_text("prior:\n  class_path: mine.MyPrior\n  init_args:\n    params: 5.0\n")
+    argv = [*TRAIN, "--config", "c.yaml", "--resume", "auto"]
+    assert main(argv) == 0
+    assert pv.load_run("r", trust=True).prior.df == 5.0
+    assert main([*argv, "--epochs", "2"]) == 0, capfd.readouterr().err
+    assert main(["train", "--config", "r/config.yaml", "--run_dir", "again"]) == 0
 
 
 def test_its_docstring_is_its_help(folder, capfd):
-    with pytest.raises(SystemExit):
-        train(["--prior.help", "mine.MyPrior"])
-    assert "Degrees of freedom of the tails" in capfd.readouterr().out
+    assert main(["train", "--prior.help", "mine.MyPrior"]) == 0
+    out = capfd.readouterr().out
+    assert "Degrees of freedom of the tails" in out
+    assert "latent_dim" not in out
 
 
-def test_in_yaml(folder):
-    (folder / "c.yaml").write_text("prior:\n  class_path: mine.MyPrior\n  init_args:\n    df: 5.0\n")
-    assert train(["--config", "c.yaml", "--data", "digits", "--epochs", "1", "--run_dir", "r"]) == 0
-    assert pv.load_run("r", trust=True).prior.df == 5.0
-    assert train(["--config", "r/config.yaml", "--run_dir", "again"]) == 0
-    assert (folder / "again" / "metrics.jsonl").exists()
-
-
-def test_a_module_that_is_gone(folder, capfd):
-    assert train(["--data", "digits", "--epochs", "1", "--run_dir", "r", "--prior", "mine.MyPrior"]) == 0
+def test_a_module_that_is_gone(folder, refused):
+    assert main([*TRAIN, "--prior", "mine.MyPrior"]) == 0
     sys.modules.pop("mine")
     (folder / "mine.py").unlink()
-    capfd.readouterr()
-    assert evaluate(["r", "--trust"]) == 2
-    assert "there is no module mine" in capfd.readouterr().err
+    assert "mine" in refused("evaluate", "r", "--trust")
 
 
-@pytest.mark.parametrize("part", ["prior", "encoder", "optimizer", "beta", "model"])
-def test_a_hostile_config_is_not_imported(folder, run_dir, part):
-    (folder / "mine.py").write_text("open('ran', 'w')")
-    (folder / "r").mkdir()
-    text = (run_dir / "config.yaml").read_text()
-    (folder / "r" / "config.yaml").write_text(f"{text}{part}:\n  class_path: mine.Anything\n")
-    (folder / "r" / "checkpoint.pt").write_bytes((run_dir / "checkpoint.pt").read_bytes())
-    with pytest.raises(pv.RequestError, match=r"names mine.Anything"):
-        pv.load_run("r")
-    assert not (folder / "ran").exists()
+BAD = {
+    "--prior mine.BadConstructor": "prior",
+    "--prior mine.BadForward": "prior",
+    "--prior mine.BadLater": "prior",
+    "--encoder mine.BadNetwork": "encoder",
+    "--optimizer mine.BadOptimizer": "optimizer",
+    "--lr_scheduler mine.BadScheduler": "lr_scheduler",
+}
 
 
-def test_a_nested_hostile_name_is_not_imported(folder, run_dir):
-    (folder / "mine.py").write_text("open('ran', 'w')")
-    (folder / "r").mkdir()
-    text = (run_dir / "config.yaml").read_text().replace("torch.nn.ReLU", "mine.Anything")
-    assert "mine.Anything" in text
-    (folder / "r" / "config.yaml").write_text(text)
-    with pytest.raises(pv.RequestError, match=r"names mine.Anything"):
-        pv.load_run("r")
-    assert not (folder / "ran").exists()
+@pytest.mark.parametrize("flags", BAD)
+def test_an_error_in_the_users_class_keeps_its_traceback(folder, flags):
+    """The exception passes; a note names the part."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        main([*TRAIN, *flags.split()])
+    assert not isinstance(caught.value, pv.RequestError)
+    assert any(BAD[flags] in note for note in caught.value.__notes__)
 
 
-def test_a_likelihood_without_a_mean_is_refused_before_training(folder, capfd):
-    """Cauchy has none: there would be nothing to draw."""
-    assert train(["--data", "digits", "--run_dir", "r", "--likelihood", "mine.MyLikelihood"]) == 2
-    assert "the mean of p(x | z) is not finite" in capfd.readouterr().err
-    assert not (folder / "r").exists()
+def test_an_error_in_the_users_class_as_a_process(folder):
+    argv = [sys.executable, "-m", "pyro_vae", *TRAIN, "--prior", "mine.BadForward"]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 1
+    for text in ("Traceback", "mine.py", "MyError: no such luck", "prior"):
+        assert text in done.stderr
 
 
-def stranger(folder, run_dir, old, new):
-    """A run folder as a stranger might hand it over."""
-    (folder / "mine.py").write_text("open('ran', 'w')\nimport torch\nclass Evil(torch.nn.ReLU): pass\n")
-    (folder / "r").mkdir()
-    (folder / "r" / "checkpoint.pt").write_bytes((run_dir / "checkpoint.pt").read_bytes())
-    text = (run_dir / "config.yaml").read_text()
-    assert old in text
-    (folder / "r" / "config.yaml").write_text(text.replace(old, new))
+@pytest.mark.parametrize("text", ["1 / 0", "import no_such_module", "def f(:", "raise ValueError('no such luck')"])
+def test_a_module_that_cannot_be_imported(folder, text):
+    (folder / "mine.py").write_text(text)
+    argv = [*TRAIN, "--prior", "mine.MyPrior"]
+    with pytest.raises((ZeroDivisionError, ImportError, SyntaxError, ValueError)) as caught:
+        main(argv)
+    assert not isinstance(caught.value, pv.RequestError)
 
 
-@pytest.mark.parametrize("name", ["evil", "torch.nn.Sneaky", "sub/torch.yaml", "../mine.py"])
-@pytest.mark.parametrize("place", [".", "r"])
-def test_a_name_that_is_a_file_is_not_read(folder, run_dir, name, place):
-    stranger(folder, run_dir, "class_path: torch.nn.ReLU\n      init_args:\n        inplace: false", name)
-    text = (folder / "r" / "config.yaml").read_text().replace("activation:\n      ", "activation: ")
-    (folder / "r" / "config.yaml").write_text(text)
-    file = folder / place / name
-    file.parent.mkdir(exist_ok=True)
-    if not file.exists():
-        file.write_text("class_path: mine.Evil\n")
-    with pytest.raises(pv.RequestError, match="add --trust"):
-        pv.load_run("r")
-    assert not (folder / "ran").exists()
+EVIL = "open('ran', 'w')\nimport torch\ndef f(*args): return 1\nclass P(torch.nn.ReLU): pass\n"
+STEP = "lr_scheduler:\n  class_path: torch.optim.lr_scheduler.LambdaLR\n  init_args:\n    lr_lambda: "
+PRIOR = "prior:\n  class_path: "
+
+# What a stranger's config.yaml may hold; each would create a file if the code that it names ran.
+HOSTILE = {
+    "a class": PRIOR + "evil.P",
+    "a function": PRIOR + "evil.f",
+    "a module": PRIOR + "evil",
+    "a short form": "prior: evil.P",
+    "a list": "prior:\n- evil.P",
+    "every part": "beta:\n  class_path: evil.P",
+    "nested": "encoder:\n  class_path: pyro_vae.MLP\n  init_args:\n    activation: evil.P",
+    "nested class": "encoder:\n  class_path: pyro_vae.MLP\n  init_args:\n    activation:\n      class_path: evil.P",
+    "a schedule of an objective": "objective:\n  class_path: pyro_vae.CapacityELBO\n  init_args:\n    capacity: evil.P",
+    "a callable": STEP + "evil.f",
+    "a set": STEP + "!!set {evil.f}",
+    "an ordered mapping": STEP + "!!omap [evil.f: 1]",
+    "a list of callables": STEP + "[evil.f]",
+    "dict_kwargs": PRIOR + "pyro_vae.StandardNormal\n  dict_kwargs:\n    a: evil.f",
+    "a dotted key": "prior.class_path: evil.P",
+    "a key of help": "prior.help: evil.P",
+    "a merge": "lr_scheduler:\n  <<: {class_path: evil.P}",
+    "an alias": "a: &a evil.P\nprior: *a",
+    "another configuration": "config: evil.yaml",
+    "a file for a part": "prior: evil",
+    "a YAML file for a part": "prior: evil.yaml",
+    "a path": PRIOR + "./evil.P",
+    "a folder above": PRIOR + "../evil.P",
+    "a Python object": "seed: !!python/object/apply:evil.f []",
+    "a Python name": STEP + "!!python/name:evil.f",
+    "a trusted package's import": PRIOR + "torch.os.system",
+    "a trusted package's function": PRIOR + "torch.hub.load",
+    "a module of code": "encoder:\n  class_path: torch.fx.GraphModule",
+    "a module that is not an activation": "encoder:\n  class_path: torch.nn.Bilinear",
+    "trust": "trust: true\n" + PRIOR + "evil.P",
+    "white space": PRIOR + "' evil.P'",
+    "another alphabet": PRIOR + "ｅvil.P",
+}
 
 
-MAKERS = [
-    "torch.fx.graph_module.reduce_graph_module",
-    "torch.fx.GraphModule",
-    "torch.hub.load",
-    "torch.load",
-    "torch.nn.Module.apply",
-]
-"""Functions, and a class, that make modules of code that they are given."""
+@pytest.fixture
+def stranger(folder, run_dir):
+    """Make a run folder as a stranger would, and go into it."""
+
+    def make(text):
+        shutil.copytree(run_dir, folder / "r")
+        os.chdir(folder / "r")
+        kept, replaced = [], {line.split(":")[0] for line in text.splitlines() if line[0].isalpha()}
+        for line in (run_dir / "config.yaml").read_text().splitlines():
+            skipped = line.split(":")[0] in replaced if line[0].isalpha() else skipped  # noqa: F821
+            kept += [] if skipped else [line]
+        (folder / "r" / "config.yaml").write_text("\n".join([*kept, text, ""]))
+        for place in (folder, folder / "r"):
+            (place / "evil.py").write_text(EVIL)
+            (place / "evil").write_text("class_path: evil.P\n")
+            (place / "evil.yaml").write_text("prior:\n  class_path: evil.P\n")
+        return folder
+
+    return make
 
 
-@pytest.mark.parametrize(
-    "name", ["torch.os.system", "torch.sys.exit", "pyro_vae.data.shutil.rmtree", "torch/../os.system", *MAKERS]
-)
-def test_what_a_trusted_package_has_imported_is_not_trusted(folder, run_dir, name):
-    stranger(folder, run_dir, "class_path: torch.nn.ReLU", f"class_path: {name}")
-    with pytest.raises(pv.RequestError, match="add --trust"):
-        pv.load_run("r")
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_a_strangers_configuration_runs_nothing(stranger, refused, text):
+    folder = stranger(text)
+    with pytest.raises(pv.RequestError) as caught:
+        pv.load_run(".")
+    assert "\n" not in str(caught.value)
+    refused("train", "--run_dir", ".", "--resume")
+    assert not list(folder.rglob("ran"))
+    assert "evil" not in sys.modules
 
 
-@pytest.mark.parametrize("line", ["prior.class_path: mine.Evil", "config: other.yaml", "prior: other.yaml", "prior: mine.Evil"])
-def test_other_ways_to_name_a_class(folder, run_dir, line):
-    stranger(folder, run_dir, "seed: 0", "seed: 0")
-    with (folder / "r" / "config.yaml").open("a") as file:
-        file.write(f"{line}\n")
-    (folder / "r" / "other.yaml").write_text("class_path: mine.Evil\n")
-    with pytest.raises(pv.RequestError, match="add --trust"):
-        pv.load_run("r")
-    assert not (folder / "ran").exists()
+@pytest.mark.parametrize("command", [["evaluate", "r"], ["generate", "r", "samples"], ["train", "--run_dir", "r", "--resume"]])
+def test_every_command_asks_for_trust(stranger, refused, command):
+    folder = stranger(PRIOR + "evil.P")
+    os.chdir(folder)
+    assert "--trust" in refused(*command)
+    assert not list(folder.rglob("ran"))
 
 
-def test_a_yaml_tag_makes_no_object(folder, run_dir):
-    stranger(folder, run_dir, "seed: 0", "seed: !!python/object/apply:os.system ['touch ran']")
-    with pytest.raises(pv.RequestError, match="cannot be read"):
-        pv.load_run("r")
-    assert not (folder / "ran").exists()
+def test_evaluating_inside_a_strangers_folder_imports_nothing_of_it(stranger):
+    """Modules with the names of libraries that are imported late; `-P` keeps the folder off the path, as a script does."""
+    folder = stranger("seed: 0")
+    for name in ("sklearn", "matplotlib", "scipy", "arviz_stats", "PIL", "yaml", "evil", "no_such_module"):
+        (folder / "r" / f"{name}.py").write_text("open('ran', 'w')\n")
+    argv = [sys.executable, "-P", "-m", "pyro_vae", "evaluate", ".", "--num_samples", "3", "--check_images", "0"]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not list(folder.rglob("ran"))
 
 
-def test_resuming_a_strangers_run_asks_for_trust(folder, run_dir, capfd):
-    stranger(folder, run_dir, "class_path: torch.nn.ReLU", "class_path: mine.Evil")
-    assert train(["--run_dir", "r", "--resume"]) == 2
-    assert "names mine.Evil: loading it would run its module's code; add --trust" in capfd.readouterr().err
-    assert not (folder / "ran").exists()
+@pytest.mark.parametrize("name", ["metrics.jsonl", "figures", "generated", ".lock", "results.json"])
+def test_a_link_in_a_run_folder_is_not_written_through(folder, run_dir, refused, name):
+    shutil.copytree(run_dir, folder / "r")
+    precious, file = folder / "precious", folder / "r" / name
+    precious.mkdir() if name in ("figures", "generated") else precious.write_text("precious")
+    shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
+    file.symlink_to(precious)
+    assert "link" in refused("evaluate", "r", "--num_samples", "3")
+    assert "link" in refused("train", "--run_dir", "r", "--resume")
+    assert not any(precious.iterdir()) if precious.is_dir() else precious.read_text() == "precious"
 
 
-def test_a_run_folder_downloads_nothing_by_itself(folder, run_dir, capfd, monkeypatch):
-    stranger(folder, run_dir, "data: digits", "data: mnist")
-    monkeypatch.setattr("pyro_vae.data._load_idx", lambda source, root: pytest.fail("it was about to download"))
-    text = (folder / "r" / "config.yaml").read_text().splitlines()
-    text = [f"data_dir: {folder / 'elsewhere'}" if line.startswith("data_dir:") else line for line in text]
-    (folder / "r" / "config.yaml").write_text("\n".join(text))
-    assert evaluate(["r", "--num_samples", "3"]) == 2
-    assert "mnist is not in" in capfd.readouterr().err
-    assert not (folder / "elsewhere").exists()
+def test_a_hard_link_in_a_run_folder_is_replaced(folder, run_dir, refused):
+    shutil.copytree(run_dir, folder / "r")
+    precious = {name: folder / f"precious-{number}" for number, name in enumerate(HARD)}
+    for name, file in precious.items():
+        file.write_bytes((folder / "r" / name).read_bytes())
+        (folder / "r" / name).unlink()
+        os.link(file, folder / "r" / name)
+    before = {name: file.read_bytes() for name, file in precious.items()}
+    assert main(["train", "--run_dir", "r", "--resume", "--epochs", "3"]) == 0
+    assert main(["generate", "r", "samples", "--out", "r/figures/samples.png"]) == 0
+    assert {name: file.read_bytes() for name, file in precious.items()} == before
+    lock = folder / "r" / ".lock"
+    lock.write_text("precious")
+    os.link(lock, folder / "precious")
+    assert "link" in refused("train", "--run_dir", "r", "--resume", "--epochs", "4")
+    assert (folder / "precious").read_text() == "precious"
 
 
-@pytest.mark.parametrize("name", ["results-test-last.json.tmp", "metrics.jsonl", "figures"])
-def test_a_link_in_a_run_folder_is_not_written_through(folder, run_dir, capfd, name):
-    stranger(folder, run_dir, "data: digits", "data: digits")
-    precious = folder / "precious"
-    precious.mkdir() if name == "figures" else precious.touch()
-    shutil.rmtree(folder / "r" / name, ignore_errors=True) if name == "figures" else (folder / "r" / name).unlink(
-        missing_ok=True
-    )
-    (folder / "r" / name).symlink_to(precious)
-    for command in (evaluate, train):
-        assert command(["r", "--num_samples", "3"] if command is evaluate else ["--run_dir", "r", "--resume"]) == 2
-        assert "is a link, and a run's files must lie in its folder" in capfd.readouterr().err
-    assert not (any(precious.iterdir()) if precious.is_dir() else precious.read_text())
+HARD = ("config.yaml", "metrics.jsonl", "checkpoint.pt", "results.json", "figures/samples.png")
 
 
-def test_a_resumed_run_downloads_nothing_by_itself(folder, run_dir, monkeypatch):
-    """Where there is an empty folder of the data set's name, too."""
-    stranger(folder, run_dir, "data: digits", "data: mnist")
-    text = (folder / "r" / "config.yaml").read_text().splitlines()
-    text = [f"data_dir: {folder / 'elsewhere'}" if line.startswith("data_dir:") else line for line in text]
-    (folder / "r" / "config.yaml").write_text("\n".join(text))
+@pytest.mark.parametrize("command", [["train", "--run_dir", "r", "--resume"], ["evaluate", "r", "--num_samples", "3"]])
+def test_a_run_folder_downloads_nothing_by_itself(folder, run_dir, refused, monkeypatch, command):
+    shutil.copytree(run_dir, folder / "r")
+    lines = (run_dir / "config.yaml").read_text().splitlines()
+    changed = {"data": "data: mnist", "data_dir": f"data_dir: {folder / 'elsewhere'}"}
+    (folder / "r" / "config.yaml").write_text("\n".join(changed.get(line.split(":")[0], line) for line in lines))
     (folder / "elsewhere" / "MNIST").mkdir(parents=True)
-    seen = []
-    monkeypatch.setattr(
-        "pyro_vae.data._load_idx", lambda source, root: seen.append(root) or (_ for _ in ()).throw(OSError("no"))
-    )
-    assert train(["--run_dir", "r", "--resume"]) == evaluate(["r", "--num_samples", "3"]) == 2
-    assert (folder / "elsewhere") not in seen
+    monkeypatch.setattr("pyro_vae.data._download", lambda *args: pytest.fail("it was about to download"))
+    assert "mnist" in refused(*command)
     assert [path.name for path in (folder / "elsewhere").rglob("*")] == ["MNIST"]
+
+
+KNOWN = ["--prior GaussianMixture", "--beta Linear", "--optimizer AdamW", "--encoder.activation torch.nn.ELU"]
+
+
+@pytest.mark.parametrize("flags", [*KNOWN, "--lr_scheduler StepLR --lr_scheduler.step_size 2"])
+def test_known_classes_need_no_trust(folder, images, flags):
+    assert main(["train", "--data", str(images), "--epochs", "1", "--run_dir", "r", *flags.split()]) == 0
+    assert pv.load_run("r") is not None
+    assert main(["train", "--run_dir", "r", "--resume", "--epochs", "2"]) == 0

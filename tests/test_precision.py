@@ -21,7 +21,9 @@ def test_the_users_setting_is_restored(before):
         for precision, inside in {"float32": ("highest", "medium"), "tf32": ("high",), "bf16": ("medium",)}.items():
             with products(precision):
                 assert torch.get_float32_matmul_precision() in inside
+                assert torch.backends.cudnn.allow_tf32 == (precision != "float32")
             assert torch.get_float32_matmul_precision() == before
+            assert torch.backends.cudnn.allow_tf32
     finally:
         torch.set_float32_matmul_precision("highest")
 
@@ -36,9 +38,11 @@ def test_the_precision_is_that_of_training_alone(digits, precision):
             return super().forward(x)
 
     encoder = torch.nn.Sequential(torch.nn.Flatten(), Spy(64, 6), torch.nn.Unflatten(1, (2, 3)))
-    vae = pv.VAE(pv.StandardNormal(3), pv.DiagonalNormal(encoder), pv.MLP((3,), (1, *digits.shape)), pv.Bernoulli())
+    decoder = pv.MLP((3,), (1, *digits.shape))
+    vae = pv.VAE(pv.StandardNormal(3), encoder, pv.DiagonalNormal(), decoder, pv.Bernoulli())
     training = pv.fit(vae, digits, epochs=1, precision=precision)
-    seen[True].clear()
+    for modes in seen.values():
+        modes.clear()
     (record,) = training
     assert seen[True] == {{"tf32": "high", "bf16": "medium"}[precision]}
     with products("float32"):

@@ -1,4 +1,4 @@
-"""Whatever is asked for either runs a step or is refused in one line: never a traceback, never a warning."""
+"""Any options and any arrays either run a step or are rejected in one line: no traceback, no warning."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import pyro_vae as pv
-from pyro_vae.cli import parse, run, train_parser
-from pyro_vae.train import prepare
+from pyro_vae.cli.build import build_training
+from pyro_vae.cli.main import run
+from pyro_vae.cli.options import parse_training
 
 few = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
@@ -97,8 +98,8 @@ def tiny(tmp_path_factory):
 
 
 def a_step(argv):
-    """The first batches of what is asked for."""
-    _, _, training = prepare(parse(train_parser(), argv))
+    """The first epoch of the requested training."""
+    _, _, training = build_training(parse_training(argv))
     next(training)
 
 

@@ -2,87 +2,137 @@ import math
 
 import pytest
 import torch
-from families import own
+from families import SCHEDULES
 
 import pyro_vae as pv
-from pyro_vae.schedules import Constant, Cosine, Cyclical, Linear, Sigmoid, value_at
+from pyro_vae.schedules import SMALLEST, Constant, Cosine, Cyclical, Linear, Sigmoid, value_at
 
-SCHEDULES = {
-    "Constant": lambda: Constant(4.0),
-    "Linear": lambda: Linear(steps=10),
-    "Cosine": lambda: Cosine(steps=10),
-    "Sigmoid": lambda: Sigmoid(steps=10),
-    "Cyclical": lambda: Cyclical(steps=10),
-}
+STEPS_PER_EPOCH, EPOCHS = 43, 20
+TOTAL = STEPS_PER_EPOCH * EPOCHS
 
 
-def test_every_schedule_is_here():
-    assert set(SCHEDULES) == own(pv.Schedule)
+def linear(step, steps, end):
+    return end * min((step + 1) / steps, 1)
+
+
+def cosine(step, steps, end):
+    return end * (1 - math.cos(math.pi * min((step + 1) / steps, 1))) / 2
+
+
+def sigmoid(step, steps, end):
+    return end / (1 + math.exp(-10 * ((step + 1) / steps - 1 / 2)))
+
+
+def cyclical(step, steps, end):
+    return end * min(2 * (step % steps + 1) / steps, 1) if step < 4 * steps else end
+
+
+FORMULAS = {Linear: linear, Cosine: cosine, Sigmoid: sigmoid, Cyclical: cyclical}
+DEFAULT_LENGTH = {Linear: TOTAL // 2, Cosine: TOTAL // 2, Sigmoid: TOTAL // 2, Cyclical: TOTAL // 4}
+each = pytest.mark.parametrize("kind", FORMULAS)
+
+
+def assert_follows(schedule, steps, end=1.0):
+    formula = FORMULAS[type(schedule)]
+    every = range(0, 2 * TOTAL, 7)
+    assert [schedule(step) for step in every] == pytest.approx([formula(step, steps, end) for step in every], rel=1e-12)
+
+
+@each
+def test_a_length_in_steps(kind):
+    assert_follows(kind(steps=100, end=3.0), 100, 3.0)
+
+
+@each
+def test_a_length_in_epochs(kind):
+    schedule = kind(epochs=0.5, end=3.0)
+    schedule.set_training_length(STEPS_PER_EPOCH, EPOCHS)
+    assert_follows(schedule, round(0.5 * STEPS_PER_EPOCH), 3.0)
+
+
+@each
+def test_by_default_a_share_of_the_training(kind):
+    """A warm-up over the first half; four cycles over all of it. Another length of the training gives another schedule."""
+    schedule = kind()
+    schedule.set_training_length(7, 3)
+    schedule.set_training_length(STEPS_PER_EPOCH, EPOCHS)
+    assert_follows(schedule, DEFAULT_LENGTH[kind])
+
+
+@each
+def test_the_length_of_the_training_does_not_change_a_length_in_steps(kind):
+    schedule = kind(steps=100)
+    schedule.set_training_length(STEPS_PER_EPOCH, EPOCHS)
+    assert_follows(schedule, 100)
+
+
+@each
+def test_without_any_length_it_asks_for_one(kind):
+    for step in (0, 100):
+        with pytest.raises(ValueError, match="steps"):
+            kind()(step)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_strictly_positive_from_the_first_step_on(name):
-    assert all(0 < value_at(SCHEDULES[name](), step) <= 4 for step in [*range(200), 10**9])
+def test_fit_resolves_the_length(name, vae, x):
+    images = pv.Split((255 * x).byte())
+    data = pv.Data("small", images, images, images)
+    records = list(pv.fit(vae, data, epochs=4, batch_size=2, beta=SCHEDULES[name](), engine="eager"))
+    assert records[-1]["beta"] == pytest.approx(1.0 if name != "Sigmoid" else 1 / (1 + math.exp(-15)))
 
 
-@pytest.mark.parametrize("make", [Linear, Cosine, Sigmoid])
-def test_ramps_rise_from_almost_nothing_to_the_end(make):
-    ramp = make(steps=1000, end=3.0)
-    values = [ramp(step) for step in range(1500)]
-    assert values == sorted(values)
-    assert values[0] < 0.03
-    assert values[999] == pytest.approx(3.0, rel=0.01)
-    assert ramp(10**6) == pytest.approx(3.0)
-    assert ramp(499) == pytest.approx(1.5, rel=1e-9)
-
-
-def test_formulas():
+def test_options():
     assert Constant(4.0)(10**6) == 4.0
-    assert Cosine(steps=8)(1) == pytest.approx((1 - math.cos(math.pi / 4)) / 2)
     assert Sigmoid(steps=10, steepness=4.0)(0) == pytest.approx(1 / (1 + math.exp(1.6)))
     assert [Cyclical(steps=4, cycles=2, rise=1.0)(step) for step in range(9)] == [0.25, 0.5, 0.75, 1, 0.25, 0.5, 0.75, 1, 1]
 
 
-def test_a_length_in_epochs():
-    assert Linear(epochs=10, steps_per_epoch=430).steps == 4300
-    assert Cyclical(epochs=0.5, steps_per_epoch=430).steps == 215
-
-
-@pytest.mark.parametrize("make", [Linear, Cosine, Sigmoid, Cyclical])
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({}, "either in epochs or in steps"),
-        ({"epochs": 1, "steps": 1}, "either in epochs or in steps"),
-        ({"epochs": 1}, "needs steps_per_epoch too"),
-        ({"steps": 0}, "at least one step"),
-        ({"epochs": 0.001, "steps_per_epoch": 10}, "at least one step"),
-        ({"steps": 5, "end": 0}, "positive"),
-        ({"steps": 5, "end": float("nan")}, "positive"),
-    ],
-)
-def test_impossible_ramps(make, options, message):
-    with pytest.raises(ValueError, match=message):
-        make(**options)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: Constant(0), "value must be positive"),
-        (lambda: Constant(float("inf")), "value must be positive"),
-        (lambda: Constant(float("nan")), "value must be positive"),
-        (lambda: Sigmoid(steps=5, steepness=0), "steepness must be positive"),
-        (lambda: Cyclical(steps=5, cycles=0), "cycles, rise and end must be positive"),
-        (lambda: Cyclical(steps=5, rise=1.5), "rise at most 1"),
-    ],
-)
-def test_impossible_options(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_strictly_positive_from_the_first_step_on(name):
+    schedule = SCHEDULES[name]()
+    schedule.set_training_length(10, 10)
+    assert all(0 < value_at(schedule, step) <= 1 for step in [*range(200), 10**9])
 
 
 @pytest.mark.parametrize("kind", [Linear, Cosine, Sigmoid])
-def test_a_long_ramp_starts_over_zero_in_float32_too(kind):
+def test_a_long_ramp_starts_above_zero_in_float32(kind):
     assert torch.tensor(kind(steps=10**12, end=1e-20)(0)) > 0
-    assert torch.tensor(value_at(Constant(1e-50), 0)) > 0
+    assert value_at(Constant(1e-50), 0) == SMALLEST
+
+
+@each
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"epochs": 1, "steps": 1}, "epochs"),
+        ({"steps": 0}, "steps"),
+        ({"epochs": -1}, "epochs"),
+        ({"steps": 5, "end": 0}, "end"),
+        ({"steps": 5, "end": float("nan")}, "end"),
+    ],
+)
+def test_impossible_lengths_are_named(kind, options, named):
+    with pytest.raises(ValueError, match=named):
+        kind(**options)
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: Constant(0), "value"),
+        (lambda: Constant(float("inf")), "value"),
+        (lambda: Constant(float("nan")), "value"),
+        (lambda: Sigmoid(steps=5, steepness=0), "steepness"),
+        (lambda: Cyclical(steps=5, cycles=0), "cycles"),
+        (lambda: Cyclical(steps=5, rise=1.5), "rise"),
+    ],
+)
+def test_impossible_options_are_named(make, named):
+    with pytest.raises(ValueError, match=named):
+        make()
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "1"])
+def test_an_impossible_value_is_refused_with_its_step(value):
+    with pytest.raises(ValueError, match="step 3"):
+        value_at(lambda step: value, 3)

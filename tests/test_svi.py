@@ -103,34 +103,16 @@ def line(x):
         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
 
 
-@pytest.mark.parametrize("engine", ["eager", "traced"])
-def test_one_of_pyros_optimizers(engine):
-    pyro.clear_param_store()
-    x = torch.tensor([1.0, 3.0])
-    svi = pv.SVI(line, lambda x: None, pyro.optim.ClippedAdam({"lr": 0.1, "lrd": 0.99}), Trace_ELBO(), engine=engine)
-    for _ in range(300):
-        svi.step(x)
-    assert pyro.param("loc").item() == pytest.approx(2.0, abs=0.01)
+def test_pyros_optimizers_are_refused():
+    with pytest.raises(pv.RequestError, match="torch"):
+        pv.SVI(line, lambda x: None, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
 
 
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        pyro.optim.Adam(lambda name: {"lr": 0.1}),
-        pyro.optim.Adam({"lr": 0.1}, {"clip_norm": 3.0}),
-        pyro.optim.ExponentialLR({"optimizer": Adam, "optim_args": {"lr": 0.1}, "gamma": 0.9}),
-    ],
-)
-def test_pyros_optimizers_that_differ_by_parameter_are_refused(optimizer):
-    with pytest.raises(ValueError, match="give a torch optimizer"):
-        pv.SVI(line, lambda x: None, optimizer, Trace_ELBO())
-
-
-def test_an_engine_that_there_is_not(vae):
-    with pytest.raises(pv.RequestError, match="engine must be one of eager, traced, compiled, but is turbo"):
+def test_an_unknown_engine_is_refused(vae):
+    with pytest.raises(pv.RequestError, match="turbo"):
         pv.SVI(vae.model, vae.guide, Adam, Trace_ELBO(), engine="turbo")
 
 
 def test_a_graph_takes_no_lists():
-    with pytest.raises(pv.RequestError, match="a graph takes tensors and plain values"):
+    with pytest.raises(pv.RequestError, match="pass tensors"):
         pv.SVI(lambda x: None, lambda x: None, Adam, Trace_ELBO(), engine="traced").step([1.0])

@@ -1,4 +1,4 @@
-"""The checks find what they say that they find."""
+"""The checks pass what is right and find what is wrong."""
 
 import pyro.distributions as dist
 import pytest
@@ -7,16 +7,6 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.testing import CheckError, check_likelihood, check_posterior, check_prior
-
-
-class Broken(pv.Prior):
-    def __init__(self, make):
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(2))
-        self.make = make
-
-    def forward(self):
-        return self.make(self.scale)
 
 
 class Unnormalized(dist.Normal):
@@ -31,21 +21,39 @@ class OtherDraws(dist.Normal):
     sample = rsample
 
 
-PRIORS = {
-    "the event_shape must be": lambda scale: dist.Normal(0.0, scale),
-    "must return a distribution of Pyro": lambda scale: torch.distributions.MultivariateNormal(0 * scale, scale.diag()),
-    "batch_shape and event_shape must be": lambda scale: dist.Normal(torch.zeros(3, 2), scale).to_event(1),
-    "no gradient reaches scale": lambda scale: dist.Normal(torch.zeros(2), 1.0).to_event(1),
-    "the density does not fit the samples": lambda scale: Unnormalized(torch.zeros(2), scale).to_event(1),
-    "the density does not fit the samples, or": lambda scale: OtherDraws(torch.zeros(2), scale).to_event(1),
-    "is not finite": lambda scale: dist.Normal(torch.zeros(2), scale * float("inf"), validate_args=False).to_event(1),
-}
+class OtherMean(dist.Normal):
+    mean = torch.tensor(0.1)
 
 
-@pytest.mark.parametrize("message", PRIORS)
-def test_broken_priors(message):
+class Learned(pv.Prior):
+    def __init__(self, make):
+        super().__init__()
+        self.scale, self.make = nn.Parameter(torch.ones(2)), make
+
+    def forward(self):
+        return self.make(self.scale)
+
+
+ZEROS = torch.zeros(2)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda scale: dist.Normal(0.0, scale), "event_shape"),
+        (lambda scale: dist.Normal(torch.zeros(3, 2), scale).to_event(1), "batch_shape"),
+        (lambda scale: torch.distributions.MultivariateNormal(0 * scale, scale.diag()), "a distribution of Pyro"),
+        (lambda scale: torch.zeros(2), "returns a Tensor"),
+        (lambda scale: dist.Bernoulli(scale / 2).to_event(1), "discrete"),
+        (lambda scale: dist.Normal(ZEROS, 1.0).to_event(1), "no gradient reaches scale"),
+        (lambda scale: dist.Normal(ZEROS, scale * float("inf"), validate_args=False).to_event(1), "not finite"),
+        (lambda scale: Unnormalized(ZEROS, scale).to_event(1), "does not fit the samples"),
+        (lambda scale: OtherDraws(ZEROS, scale).to_event(1), "does not fit the samples"),
+    ],
+)
+def test_wrong_priors(make, message):
     with pytest.raises(CheckError, match=message):
-        check_prior(Broken(PRIORS[message]))
+        check_prior(Learned(make))
 
 
 def test_an_unregistered_tensor():
@@ -57,42 +65,25 @@ def test_an_unregistered_tensor():
         def forward(self):
             return dist.Normal(self.loc.clone(), 1 + 0 * self.scale.float()).to_event(1)
 
-    with pytest.raises(CheckError, match=r"after .double\(\) samples are torch.float32"):
+    with pytest.raises(CheckError, match="register every tensor"):
         check_prior(Forgetful())
 
 
-def test_a_gross_error_in_many_dimensions():
-    class WithoutConstants(pv.Prior):
-        def forward(self):
-            p = dist.Normal(torch.zeros(8), 1.0)
-            p.log_prob = lambda z: -0.5 * z.square()
-            return p.to_event(1)
-
-    with pytest.raises(CheckError, match="the density does not fit"):
-        check_prior(WithoutConstants())
-
-
 class Other(dist.TorchDistribution):
-    """Draws that are as wide as those of a normal, with the density of one that is wider."""
+    """Draws of one distribution with the density of another."""
 
-    arg_constraints, support, has_rsample = {}, torch.distributions.constraints.real_vector, False
+    arg_constraints, has_rsample = {}, False
+    support = property(lambda self: self.drawn.support)
 
-    def __init__(self, dim, factor):
-        super().__init__(torch.Size(), torch.Size([dim]))
-        self.factor = factor
+    def __init__(self, drawn, claimed):
+        super().__init__(drawn.batch_shape, drawn.event_shape)
+        self.drawn, self.claimed = drawn, claimed
 
     def sample(self, sample_shape=()):
-        return torch.randn(*sample_shape, *self.event_shape)
+        return self.drawn.sample(sample_shape)
 
     def log_prob(self, value):
-        return dist.Normal(0.0, self.factor).log_prob(value).sum(-1)
-
-
-@pytest.mark.parametrize("factor", [0.1, 0.3, 0.5, 0.9, 1.1])
-@pytest.mark.parametrize("dim", [1, 2, 5, 10])
-def test_a_small_error_of_the_scale(dim, factor):
-    with pytest.raises(CheckError, match="the density does not fit"):
-        check_prior(Fixed(lambda: Other(dim, factor)))
+        return self.claimed.log_prob(value)
 
 
 class Fixed(pv.Prior):
@@ -104,74 +95,122 @@ class Fixed(pv.Prior):
         return self.make()
 
 
-RIGHT = {
-    "Cauchy": lambda dim: dist.Cauchy(torch.zeros(dim), 1.0),
-    "StudentT": lambda dim: dist.StudentT(1.0, torch.zeros(dim), 2.0),
-    "Laplace": lambda dim: dist.Laplace(torch.ones(dim), 2.0),
-    "Gumbel": lambda dim: dist.Gumbel(torch.zeros(dim), 1.0),
-    "Gamma": lambda dim: dist.Gamma(torch.full((dim,), 0.5), 1.0),
-    "Beta": lambda dim: dist.Beta(torch.full((dim,), 0.5), 0.5),
-    "LogNormal": lambda dim: dist.LogNormal(torch.zeros(dim), 2.0),
+def assert_found(drawn, claimed):
+    with pytest.raises(CheckError, match="does not fit the samples"):
+        check_prior(Fixed(lambda: Other(drawn, claimed)))
+
+
+DISTRIBUTIONS = {
+    "Normal": lambda dim, scale=1.0: dist.Normal(torch.zeros(dim), scale),
+    "Cauchy": lambda dim, scale=1.0: dist.Cauchy(torch.zeros(dim), scale),
+    "StudentT": lambda dim, scale=1.0: dist.StudentT(1.0, torch.zeros(dim), 2 * scale),
+    "Laplace": lambda dim, scale=1.0: dist.Laplace(torch.ones(dim), 2 * scale),
+    "Gumbel": lambda dim, scale=1.0: dist.Gumbel(torch.zeros(dim), scale),
+    "Gamma": lambda dim, scale=1.0: dist.Gamma(torch.full((dim,), 0.5 * scale), 1.0),
+    "Beta": lambda dim, scale=1.0: dist.Beta(torch.full((dim,), 0.5 * scale), 0.5),
+    "LogNormal": lambda dim, scale=1.0: dist.LogNormal(torch.zeros(dim), 2 * scale),
 }
 
 
-@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
 @pytest.mark.parametrize("dim", [1, 3, 6, 20])
 def test_heavy_tails_and_bounds_are_no_error(name, dim):
-    check_prior(Fixed(lambda: RIGHT[name](dim).to_event(1)))
+    check_prior(Fixed(lambda: DISTRIBUTIONS[name](dim).to_event(1)))
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [(lambda: dist.Bernoulli(torch.full((3,), 0.5)).to_event(1), "is discrete"), (lambda: torch.zeros(3), "returns a Tensor")],
-)
-def test_what_is_no_density_is_said_in_words(make, message):
-    with pytest.raises(CheckError, match=message):
-        check_prior(Fixed(make))
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.parametrize("dim", [1, 3, 6, 10])
+def test_a_scale_that_is_ten_percent_off(name, dim):
+    for factor in (0.9, 1.1):
+        assert_found(DISTRIBUTIONS[name](dim).to_event(1), DISTRIBUTIONS[name](dim, factor).to_event(1))
 
 
-def test_a_posterior_with_the_wrong_encoder():
-    with pytest.raises(CheckError, match="the encoder must give"):
-        check_posterior(pv.DiagonalNormal(pv.MLP((1, 4, 4), (3, 2))), torch.rand(2, 1, 4, 4))
+@pytest.mark.parametrize("factor", [0.1, 0.3, 0.5, 0.9, 1.1])
+@pytest.mark.parametrize("dim", [1, 2, 5, 10])
+def test_a_wrong_scale(dim, factor):
+    assert_found(DISTRIBUTIONS["Normal"](dim).to_event(1), DISTRIBUTIONS["Normal"](dim, factor).to_event(1))
 
 
-class OwnLikelihood(pv.Likelihood):
-    pixels = "unit"
+@pytest.mark.parametrize("dim", [1, 2, 5])
+def test_a_wrong_weight_of_a_mode(dim):
+    def mixture(weight):
+        parts = dist.Normal(torch.tensor([-3.0, 3.0])[:, None].expand(2, dim), 1.0).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(torch.tensor([weight, 1 - weight])), parts)
+
+    assert_found(mixture(0.5), mixture(0.6))
+
+
+@pytest.mark.parametrize("dim", [2, 5, 10])
+def test_a_correlation_that_the_density_ignores(dim):
+    covariance = 0.7 * torch.eye(dim) + 0.3
+    assert_found(dist.MultivariateNormal(torch.zeros(dim), covariance), DISTRIBUTIONS["Normal"](dim).to_event(1))
+
+
+@pytest.mark.parametrize("dim", [2, 8, 20])
+def test_a_density_without_its_constant(dim):
+    class WithoutConstant(dist.Normal):
+        def log_prob(self, value):
+            return -0.5 * value.square()
+
+    assert_found(DISTRIBUTIONS["Normal"](dim).to_event(1), WithoutConstant(torch.zeros(dim), 1.0).to_event(1))
+
+
+class OwnPosterior(pv.Posterior):
+    num_params = 2
 
     def __init__(self, make):
         super().__init__()
         self.make = make
 
     def forward(self, params):
+        loc, log_scale = params.unbind(-2)
+        return self.make(loc, log_scale.exp())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda loc, scale: dist.Normal(loc, scale), "batch_shape"),
+        (lambda loc, scale: dist.Normal(loc.detach(), scale.detach()).to_event(1), "no gradient reaches params"),
+        (lambda loc, scale: OtherDraws(loc, scale).to_event(1), "does not fit the samples"),
+    ],
+)
+def test_wrong_posteriors(make, message):
+    with pytest.raises(CheckError, match=message):
+        check_posterior(OwnPosterior(make))
+
+
+class OwnLikelihood(pv.Likelihood):
+    def __init__(self, make, pixels="unit"):
+        super().__init__()
+        self.make, self.pixels = make, pixels
+
+    def forward(self, params):
         return self.make(params.squeeze(-4)).to_event(3)
 
 
-LIKELIHOODS = {
-    "integrates to 1.22": lambda loc: Unnormalized(loc, 1.0),
-    "the samples do not fit the density": lambda loc: OtherDraws(loc, 1.0),
-    "no gradient reaches params": lambda loc: dist.Normal(0 * loc.detach(), 1.0),
-    "batch_shape and event_shape must be": lambda loc: dist.Normal(loc, 1.0).to_event(1),
-}
+class EvenLevels(dist.Binomial):
+    def sample(self, sample_shape=()):
+        return 2 * (super().sample(torch.Size(sample_shape)) / 2).round()
 
 
-@pytest.mark.parametrize("message", LIKELIHOODS)
-def test_broken_likelihoods(message):
+@pytest.mark.parametrize(
+    ("make", "pixels", "message"),
+    [
+        (lambda loc: Unnormalized(loc, 1.0), "unit", "integrates to 1.22"),
+        (lambda loc: OtherMean(loc, 1.0), "unit", "mean"),
+        (lambda loc: OtherDraws(loc, 1.0), "unit", "do not fit the density"),
+        (lambda loc: EvenLevels(255, logits=loc), "byte", "do not fit the density"),
+        (lambda loc: dist.Poisson(250 + loc.exp()), "byte", "integrates to"),
+        (lambda loc: dist.Normal(0 * loc.detach(), 1.0), "unit", "no gradient reaches params"),
+        (lambda loc: dist.Normal(loc, 1.0).to_event(1), "unit", "batch_shape"),
+        (lambda loc: dist.Normal(loc, 1.0), "colour", "pixels must be one of"),
+        (lambda loc: dist.Normal(loc, 1.0), "byte", "not integers"),
+    ],
+)
+def test_wrong_likelihoods(make, pixels, message):
     with pytest.raises(CheckError, match=message):
-        check_likelihood(OwnLikelihood(LIKELIHOODS[message]))
-
-
-def test_unknown_pixels():
-    likelihood = OwnLikelihood(lambda loc: dist.Normal(loc, 1.0))
-    likelihood.pixels = "colour"
-    with pytest.raises(CheckError, match="pixels must be one of"):
-        check_likelihood(likelihood)
-
-
-def test_bytes_that_are_not():
-    likelihood = OwnLikelihood(lambda loc: dist.Normal(loc, 1.0))
-    likelihood.pixels = "byte"
-    with pytest.raises(CheckError, match="but samples others"):
-        check_likelihood(likelihood)
+        check_likelihood(OwnLikelihood(make, pixels))
 
 
 def test_a_check_leaves_the_random_state_alone():

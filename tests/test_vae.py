@@ -1,24 +1,53 @@
+"""The programs against densities by hand, what the methods return, and models that are copied, saved and deleted."""
+
 import copy
+import gc
+import io
 
 import pyro
 import pytest
 import torch
+from families import SHAPE, make_hierarchical, make_vae
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 import pyro_vae as pv
+from pyro_vae.vae import default_batch_size
+
+
+def normal(params):
+    loc, log_scale = params.unbind(-2)
+    return Normal(loc, log_scale.exp())
+
+
+def pixels(vae, z):
+    return Bernoulli(logits=vae.decoder(z).squeeze(1))
+
+
+@pytest.fixture
+def hvae():
+    return make_hierarchical()
 
 
 def test_the_programs_are_p_and_q(vae, x):
     guide = poutine.trace(vae.guide).get_trace(x)
     model = poutine.trace(poutine.replay(vae.model, trace=guide)).get_trace(x)
     z = guide.nodes["z"]["value"]
-    loc, log_scale = vae.posterior.encoder(x).unbind(-2)
-    torch.testing.assert_close(guide.nodes["z"]["fn"].log_prob(z), Normal(loc, log_scale.exp()).log_prob(z).sum(-1))
+    torch.testing.assert_close(guide.nodes["z"]["fn"].log_prob(z), normal(vae.encoder(x)).log_prob(z).sum(-1))
     torch.testing.assert_close(model.nodes["z"]["fn"].log_prob(z), Normal(0.0, 1.0).log_prob(z).sum(-1))
-    logits = vae.decoder(z).squeeze(1)
-    torch.testing.assert_close(model.nodes["x"]["fn"].log_prob(x), Bernoulli(logits=logits).log_prob(x).sum((1, 2, 3)))
+    torch.testing.assert_close(model.nodes["x"]["fn"].log_prob(x), pixels(vae, z).log_prob(x).sum((1, 2, 3)))
+
+
+def test_the_hierarchical_programs_are_p_and_q(hvae, x):
+    pyro.set_rng_seed(1)
+    guide = poutine.trace(hvae.guide).get_trace(x)
+    z, z2 = guide.nodes["z"]["value"], guide.nodes["z2"]["value"]
+    p = [Normal(0.0, 1.0).log_prob(z2), normal(hvae.down(z2)).log_prob(z), pixels(hvae, z).log_prob(x).flatten(1)]
+    q = [normal(hvae.encoder(x)).log_prob(z), normal(hvae.up(z)).log_prob(z2)]
+    pyro.set_rng_seed(1)
+    expected = sum(term.sum() for term in p) - sum(term.sum() for term in q)
+    assert -Trace_ELBO().loss(hvae.model, hvae.guide, x) == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("beta", [0.3, 1.0, 4.0, torch.tensor(2.5)])
@@ -26,82 +55,175 @@ def test_beta_weighs_the_kl(vae, x, beta):
     """Trace_ELBO gives E log p(x | z) - beta KL; TraceMeanField_ELBO the same with the closed form of KL."""
     pyro.set_rng_seed(1)
     guide = poutine.trace(vae.guide).get_trace(x)
-    z, q = guide.nodes["z"]["value"], guide.nodes["z"]["fn"].base_dist
-    reconstruction = Bernoulli(logits=vae.decoder(z).squeeze(1)).log_prob(x).sum()
+    z, q = guide.nodes["z"]["value"], normal(vae.encoder(x))
+    reconstruction = pixels(vae, z).log_prob(x).sum()
     drawn = (q.log_prob(z) - Normal(0.0, 1.0).log_prob(z)).sum()
-    exact = kl_divergence(Normal(q.loc, q.scale), Normal(0.0, 1.0)).sum()
+    exact = kl_divergence(q, Normal(0.0, 1.0)).sum()
     for objective, kl in {Trace_ELBO(): drawn, TraceMeanField_ELBO(): exact}.items():
         pyro.set_rng_seed(1)
-        loss = objective.differentiable_loss(vae.model, vae.guide, x, beta)
+        loss = objective.differentiable_loss(vae.model, vae.guide, x, beta=beta)
         torch.testing.assert_close(loss, beta * kl - reconstruction, rtol=1e-5, atol=1e-4)
 
 
-def test_pyros_own_svi_trains_it(vae, x):
-    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
-    before = [param.clone() for param in vae.parameters()]
-    svi.step(x)
-    assert all((a != b).any() for a, b in zip(before, vae.parameters(), strict=True))
+@pytest.mark.parametrize("beta", [0.5, 3.0])
+def test_beta_weighs_both_layers(hvae, x, beta):
+    def loss(beta):
+        pyro.set_rng_seed(1)
+        return Trace_ELBO().loss(hvae.model, hvae.guide, x, beta=beta)
+
+    assert loss(beta) - loss(1.0) == pytest.approx((beta - 1) * (loss(2.0) - loss(1.0)), rel=1e-3)
 
 
-def test_a_second_vae_does_not_reuse_the_first_ones_parameters(vae, x):
-    """pyro #1488, #3237: the parameter store is global."""
-    encoder, decoder = pv.MLP((1, 4, 4), (2, 3), hidden=(8,)), pv.MLP((3,), (1, 1, 4, 4), hidden=(8,))
-    other = pv.VAE(pv.StandardNormal(3), pv.DiagonalNormal(encoder), decoder, pv.Bernoulli())
-    for one in (vae, other):
-        trace = poutine.trace(one.model).get_trace(x)
-        for name, param in one.named_parameters():
-            assert any(site["value"] is param for site_name, site in trace.nodes.items() if site_name.endswith(f"$$${name}")), (
-                name
-            )
+def test_both_layers_broadcast_over_samples(hvae, x):
+    def frozen(x):
+        with pyro.plate("images", len(x)):
+            z = pyro.sample("z", pyro.distributions.Delta(torch.ones(len(x), 3)).to_event(1))
+            pyro.sample("z2", pyro.distributions.Delta(z[..., :2]).to_event(1))
+
+    weights = pv.log_weights(hvae.model, frozen, x, num_samples=4)
+    torch.testing.assert_close(weights, weights[:1].expand(4, -1))
 
 
-def test_a_copy_has_parameters_of_its_own(vae, x):
-    """In Pyro's store as elsewhere: training the copy leaves the original alone."""
-
-    def optimizer(params):
-        return torch.optim.SGD(params, lr=0.1)
-
-    pv.SVI(vae.model, vae.guide, optimizer, Trace_ELBO()).step(x)
-    before = [param.clone() for param in vae.parameters()]
-    twin = copy.deepcopy(vae)
-    pv.SVI(twin.model, twin.guide, optimizer, Trace_ELBO()).step(x)
-    assert all(torch.equal(a, b) for a, b in zip(before, vae.parameters(), strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(before, twin.parameters(), strict=True))
+def test_the_prior_must_have_prior_dim_dimensions(hvae):
+    with pytest.raises(ValueError, match="prior_dim=4"):
+        pv.HierarchicalVAE(
+            pv.StandardNormal(3), hvae.encoder, hvae.posterior, hvae.decoder, hvae.likelihood, latent_dim=3, prior_dim=4
+        )
 
 
-def test_encode_sample_reconstruct(vae, x):
-    q = vae.encode(x)
-    assert (q.batch_shape, q.event_shape) == ((6,), (3,))
-    for made, count in ((vae.sample(5), 5), (vae.reconstruct(x), 6)):
-        assert made.shape == (count, 1, 4, 4)
+@pytest.mark.parametrize("make", [make_vae, make_hierarchical])
+def test_shapes_of_what_the_methods_return(make, x):
+    model = make()
+    q = model.encode(x)
+    assert (q.batch_shape, q.event_shape) == ((6,), (model.latent_dim,))
+    for made, count in ((model.sample(5), 5), (model.sample_mean(5), 5), (model.reconstruct_mean(x), 6)):
+        assert made.shape == (count, *SHAPE)
         assert not made.requires_grad
-        assert ((made >= 0) & (made <= 1)).all()
+
+
+@pytest.mark.parametrize("make", [make_vae, make_hierarchical])
+def test_latent_dim_changes_neither_the_random_state_nor_batch_normalization(make):
+    model = make()
+    model.decoder = torch.nn.Sequential(torch.nn.BatchNorm1d(model.latent_dim), model.decoder)
+    state = torch.get_rng_state()
+    assert model.latent_dim == {make_vae: 2, make_hierarchical: 3}[make]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.decoder[0].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("make", [make_vae, make_hierarchical])
+def test_sample_gives_draws_and_sample_mean_the_means_of_the_same_images(make):
+    model = make()
+    pyro.set_rng_seed(3)
+    means = model.sample_mean(4000)
+    pyro.set_rng_seed(3)
+    draws = model.sample(4000)
+    assert set(draws.unique().tolist()) == {0.0, 1.0}
+    assert ((means > 0) & (means < 1)).all()
+    error = (draws - means).mean(0) / (means * (1 - means)).mean(0).div(4000).sqrt()
+    assert error.abs().max() < 5
+
+
+@pytest.mark.parametrize(("likelihood", "values"), [("Binomial", range(256)), ("Categorical", range(256))])
+def test_samples_of_bytes_are_bytes(likelihood, values):
+    assert set(make_vae(likelihood=likelihood).sample(20).unique().tolist()) <= set(values)
 
 
 @pytest.mark.parametrize("batch", [(7,), (2, 7), (3, 2, 7)])
 def test_decode_takes_any_leading_dimensions(vae, batch):
     z = torch.randn(*batch, 3)
     p = vae.decode(z)
-    assert (p.batch_shape, p.event_shape) == (batch, (1, 4, 4))
+    assert (p.batch_shape, p.event_shape) == (batch, SHAPE)
     torch.testing.assert_close(p.mean.flatten(0, -4), vae.decode(z.flatten(0, -2)).mean)
 
 
 @pytest.mark.parametrize("network", [pv.MLP, pv.Conv, pv.Gated])
-def test_initialize_starts_at_the_training_mean(network):
+def test_initialize_makes_every_mean_the_training_mean(network):
     x = torch.rand(50, 2, 6, 6) * torch.tensor([0.2, 0.8])[:, None, None]
     decoder = network((3,), (1, 2, 6, 6))
-    vae = pv.VAE(pv.StandardNormal(3), pv.DiagonalNormal(pv.MLP((2, 6, 6), (2, 3))), decoder, pv.Bernoulli(relaxed=True))
+    vae = pv.VAE(pv.StandardNormal(3), pv.MLP((2, 6, 6), (2, 3)), pv.DiagonalNormal(), decoder, pv.Bernoulli(relaxed=True))
     vae.initialize(x)
     weights = [param for name, param in decoder.named_parameters() if name.endswith("weight")]
     with torch.no_grad():
         weights[-1].zero_()
-    mean = x.mean((0, 2, 3), keepdim=True).expand(4, 2, 6, 6) if network is pv.Conv else x.mean(0).expand(4, 2, 6, 6)
-    torch.testing.assert_close(vae.sample(4), mean, atol=1e-5, rtol=1e-5)
+    mean = x.mean((0, 2, 3), keepdim=True) if network is pv.Conv else x.mean(0, keepdim=True)
+    torch.testing.assert_close(vae.sample_mean(4), mean.expand(4, 2, 6, 6), atol=1e-5, rtol=1e-5)
 
 
-def test_initialize_leaves_a_strangers_decoder_alone(vae, x):
+def test_initialize_leaves_a_decoder_without_bias_alone(vae, x):
     class Own(torch.nn.Module):
         def forward(self, z):
-            return z.sum(-1)[:, None, None, None, None].expand(-1, 1, 1, 4, 4)
+            return z.sum(-1)[:, None, None, None, None].expand(-1, 1, *SHAPE)
 
-    pv.VAE(vae.prior, vae.posterior, Own(), vae.likelihood).initialize(x)
+    pv.VAE(vae.prior, vae.encoder, vae.posterior, Own(), vae.likelihood).initialize(x)
+
+
+def test_rows_per_pass_do_not_depend_on_the_number_of_images():
+    x = torch.zeros(3, 1, 28, 28)
+    assert default_batch_size(make_vae(shape=(1, 28, 28)), x) == 2**21 // 784
+    assert default_batch_size(make_vae(likelihood="Categorical", shape=(1, 28, 28)), x) == 2**21 // (256 * 784)
+
+
+# ---- Pyro's parameter store is global: pyro #1488, #3237
+
+
+def pyros_svi(vae, x):
+    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    svi.step(x)
+
+
+def fit(vae, x):
+    images = pv.Split((255 * x).byte())
+    list(pv.fit(vae, pv.Data("small", images, images, images), epochs=1, batch_size=4, engine="eager"))
+
+
+TRAIN = [pyros_svi, fit]
+
+
+@pytest.mark.parametrize("train", TRAIN)
+def test_training_changes_every_parameter(vae, x, train):
+    before = [param.clone() for param in vae.parameters()]
+    train(vae, x)
+    assert all((a != b).any() for a, b in zip(before, vae.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("second", [lambda vae: make_vae(latent_dim=3), copy.deepcopy], ids=["new", "copy"])
+@pytest.mark.parametrize("train", TRAIN)
+def test_a_second_model_has_its_own_parameters(vae, x, train, second):
+    train(vae, x)
+    other = second(vae)
+    before = [param.clone() for param in vae.parameters()]
+    train(other, x)
+    assert all(torch.equal(a, b) for a, b in zip(before, vae.parameters(), strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(before, other.parameters(), strict=True))
+    for model in (vae, other):
+        stored = [site["value"] for site in poutine.trace(model.model).get_trace(x).nodes.values() if site["type"] == "param"]
+        assert {id(param) for param in model.parameters()} == {id(value) for value in stored}
+
+
+@pytest.mark.parametrize("prior", ["StandardNormal", "VampPrior"])
+@pytest.mark.parametrize("train", TRAIN)
+def test_a_trained_model_can_be_saved_whole(x, train, prior):
+    vae, file = make_vae(prior), io.BytesIO()
+    train(vae, x)
+    torch.save(vae, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    torch.testing.assert_close(loaded.state_dict(), vae.state_dict(), rtol=0, atol=0)
+    train(loaded, x)
+    train(vae, x)
+
+
+@pytest.mark.parametrize("train", TRAIN)
+def test_the_parameter_store_is_empty_after_the_models_are_deleted(x, train):
+    for _ in range(20):
+        train(make_vae(), x)
+    gc.collect()
+    assert list(pyro.get_param_store().keys()) == []
+
+
+@pytest.mark.parametrize("network", [pv.MLP, pv.Gated, pv.Conv])
+def test_the_decoder_can_be_exported(network):
+    decoder, z = network((3,), (1, 1, 8, 8)), torch.randn(5, 3)
+    exported = torch.export.export(decoder.eval(), (z,)).module()
+    torch.testing.assert_close(exported(z), decoder(z))

@@ -1,8 +1,9 @@
-"""`python -m pyro_vae.generate RUN_DIR samples`: pictures and arrays from a saved run."""
+"""`pyro-vae generate`: images or arrays from a saved run."""
 
 from __future__ import annotations
 
-import sys
+import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -11,78 +12,26 @@ import numpy as np
 import pyro
 import torch
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import NonNegativeInt
 from torch import Tensor
 
-from pyro_vae import plots, views
-from pyro_vae.cli import add_saved_run, device, new_parser, parse, run
+from pyro_vae.cli.build import pick_device
+from pyro_vae.cli.files import write
+from pyro_vae.cli.options import add, parse, run_parser, up_to
+from pyro_vae.cli.run_folder import Run
 from pyro_vae.data import Split
-from pyro_vae.evaluation.diagnostics import codes
 from pyro_vae.errors import RequestError
-from pyro_vae.cli.run_folder import Run, load_run, run_data
+from pyro_vae.inference.codes import codes
+from pyro_vae.inference.graphs import logger
 from pyro_vae.vae import Model
+from pyro_vae.viz import figures, views
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-STEPS = 10
 
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit code."""
-    return run(_generate, argv)
-
-
-def _parser() -> ArgumentParser:
-    parser = new_parser("pyro_vae.generate", "Make pictures, or arrays, from a saved run.")
-    add_saved_run(parser)
-    parser.add_argument("kind", type=Literal[tuple(KINDS)], help="What to make.")  # type: ignore[valid-type]
-    parser.add_argument("--format", type=Literal["png", "npz"] | None, help="Picture or arrays; default png, for codes npz.")
-    parser.add_argument(
-        "--count", type=PositiveInt | None, help="Number of images, pairs or rows; default 64 samples, 10 others."
-    )
-    parser.add_argument("--columns", type=PositiveInt | None, help="Columns of a grid of samples; default a square.")
-    parser.add_argument("--dimension", type=NonNegativeInt, default=0, help="Latent dimension that a traversal varies.")
-    parser.add_argument("--out", type=str | None, help="File to write; default RUN_DIR/generated/KIND.FORMAT.")
-    return parser
-
-
-def _generate(argv: list[str] | None) -> None:
-    config = parse(_parser(), argv)
-    folder = Run.open(config.run_dir)
-    file = _file(config, folder)
-    where = device(config.device)
-    vae = load_run(config.run_dir, config.checkpoint, where, config.trust)
-    pyro.set_rng_seed(config.seed)
-    made = KINDS[config.kind](
-        vae, lambda: getattr(run_data(folder, config.data_dir, config.trust), config.split).to(where), config
-    )
-    _write(file, made)
-    print(f"written to {file}")
-
-
-def _file(config: Namespace, folder: Run) -> Path:
-    """The file to write: its name's ending is its format, unless `--format` says so."""
-    asked = Path(config.out) if config.out else folder.path / "generated" / config.kind
-    ending = config.format or asked.suffix[1:] or ("npz" if config.kind == "codes" else "png")
-    if asked.suffix not in ("", f".{ending}") or ending not in ("png", "npz"):
-        raise RequestError(f"out must end in .{ending if ending in ('png', 'npz') else 'png or .npz'}, but is {asked}")
-    return asked.with_suffix(f".{ending}")
-
-
-def _write(file: Path, made: Made) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if file.suffix == ".png":
-            plots.save(made.figure(), file)
-        else:
-            np.savez_compressed(file, **{name: array.cpu().numpy() for name, array in made.arrays.items()})  # type: ignore[arg-type]
-    except OSError as error:
-        raise RequestError(f"{file} cannot be written ({error.strerror}): choose another --out") from error
-
-
-class Made(NamedTuple):
-    """What was made: its arrays, and how to draw them."""
+class Output(NamedTuple):
+    """Arrays, and a function that draws them."""
 
     arrays: dict[str, Tensor]
     figure: Callable[[], Figure]
@@ -91,49 +40,95 @@ class Made(NamedTuple):
 Images = Callable[[], Split]
 
 
-def _samples(vae: Model, images: Images, config: Namespace) -> Made:
-    made = views.samples(vae, config.count or 64)
-    title = "samples: means of p(x | z), z from the prior"
-    return Made({"images": _bytes(made)}, lambda: plots.grid(made, title, config.columns and min(config.columns, len(made))))
+def generate(argv: list[str]) -> None:
+    """Run the command."""
+    config = parse(_parser(), argv)
+    run, device = Run.open(config.run_dir), pick_device(config.device)
+    file, stored = _file(config, run), run.config(config.trust)
+    vae = run.model(stored, config.checkpoint).to(device)
+
+    def images() -> Split:
+        return getattr(run.data(stored, config.checkpoint, config.data_dir), config.split).to(device)
+
+    pyro.set_rng_seed(config.seed)
+    output = KINDS[config.kind](vae, images, config)
+    content = figures.png(output.figure()) if file.suffix == ".png" else _npz(output.arrays)
+    logger.info("written to %s", write(file, content))
 
 
-def _reconstructions(vae: Model, images: Images, config: Namespace) -> Made:
-    split = _some(images(), config.count, 1)
-    x = split.scored(vae.pixels)
-    made = views.reconstructions(vae, x)
+def _parser() -> ArgumentParser:
+    parser = run_parser("generate", "Write images or arrays from a saved run.")
+    parser.add_argument("kind", type=Literal[tuple(KINDS)], help="What to write.")  # type: ignore[valid-type]
+    add(parser, "format", Literal["png", "npz"], None, "Picture or arrays; png, but npz for codes.")
+    add(parser, "count", up_to(1_000_000), None, "Number of images or rows; 64 samples, 10 of others.")
+    add(parser, "mean", bool, None, "Samples: means of p(x | z) or draws; means for png, draws for npz.")
+    add(parser, "columns", up_to(100), None, "Columns of a grid of samples or of the manifold.")
+    add(parser, "dimension", NonNegativeInt, 0, "Latent dimension of a traversal.")
+    add(parser, "out", str, None, "File to write; RUN_DIR/generated/KIND.FORMAT by default.")
+    return parser
+
+
+def _file(config: Namespace, run: Run) -> Path:
+    """The file to write; its suffix is the format."""
+    path = Path(config.out) if config.out else run.path / "generated" / config.kind
+    config.format = config.format or path.suffix[1:] or ("npz" if config.kind == "codes" else "png")
+    if (
+        config.format not in ("png", "npz")
+        or path.suffix not in ("", f".{config.format}")
+        or os.path.isdir(path)
+        or "\0" in str(path)
+    ):
+        raise RequestError(f"--out {path} must be a file that ends in .png or .npz, as --format says")
+    return path.with_suffix(f".{config.format}")
+
+
+def _npz(arrays: dict[str, Tensor]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **{name: array.cpu().numpy() for name, array in arrays.items()})
+    return buffer.getvalue()
+
+
+def _samples(vae: Model, images: Images, config: Namespace) -> Output:
+    mean = config.format == "png" if config.mean is None else config.mean
+    made = views.samples(vae, config.count or 64, mean)
+    return Output({"images": _bytes(made)}, lambda: figures.samples(made, mean, config.columns))
+
+
+def _reconstructions(vae: Model, images: Images, config: Namespace) -> Output:
+    split = _some(images(), config.count)
+    made = views.reconstructions(vae, split.scored(vae.pixels))
     arrays = {"images": _bytes(made[:, 0]), "reconstructions": _bytes(made[:, 1]), **_labels(split)}
-    return Made(arrays, lambda: plots.pairs(made, f"{config.split} images and their reconstructions"))
+    return Output(arrays, lambda: figures.reconstructions(made, f"{config.split} images and reconstructions"))
 
 
-def _interpolations(vae: Model, images: Images, config: Namespace) -> Made:
+def _interpolations(vae: Model, images: Images, config: Namespace) -> Output:
     chosen = _some(images(), config.count, 2)
     first, second = chosen[: 2 * (len(chosen) // 2)].scored(vae.pixels).chunk(2)
-    made = views.interpolations(vae, first, second, STEPS)
-    title = "from one image to another, along a line in latent space"
-    return Made({"images": _bytes(made)}, lambda: plots.grid(made.flatten(0, 1), title, STEPS))
+    made = views.interpolations(vae, first, second)
+    return Output({"images": _bytes(made)}, lambda: figures.interpolations(made))
 
 
-def _traversals(vae: Model, images: Images, config: Namespace) -> Made:
-    x = _some(images(), config.count, 1).scored(vae.pixels)
-    made = views.traversals(vae, x, config.dimension, STEPS)
-    title = f"latent dimension {config.dimension} from -3 to 3, the others as encoded"
-    return Made({"images": _bytes(made)}, lambda: plots.grid(made.flatten(0, 1), title, STEPS))
+def _traversals(vae: Model, images: Images, config: Namespace) -> Output:
+    made = views.traversals(vae, _some(images(), config.count).scored(vae.pixels), config.dimension)
+    return Output({"images": _bytes(made)}, lambda: figures.traversals(made, config.dimension))
 
 
-def _manifold(vae: Model, images: Images, config: Namespace) -> Made:
-    made = views.manifold(vae, config.columns or 20)
-    return Made({"images": _bytes(made)}, lambda: plots.manifold(made))
+def _manifold(vae: Model, images: Images, config: Namespace) -> Output:
+    made, z = views.manifold(vae, config.columns or 20)
+    return Output({"images": _bytes(made), "z": z}, lambda: figures.manifold(made, z))
 
 
-def _codes(vae: Model, images: Images, config: Namespace) -> Made:
+def _codes(vae: Model, images: Images, config: Namespace) -> Output:
     split = images()
-    split = split if config.count is None else _some(split, config.count, 1)
-    made = codes(vae, split.scored(vae.pixels))
-    arrays = {"loc": made.loc, "scale": made.scale, **_labels(split)}
-    return Made(arrays, lambda: plots.latent(made.loc, split.labels, f"posterior means of {config.split} images"))
+    split = split if config.count is None else _some(split, config.count)
+    loc, scale = codes(vae, split.scored(vae.pixels))
+    return Output(
+        {"loc": loc, "scale": scale, **_labels(split)},
+        lambda: figures.latent(loc, split.labels, f"posterior means of {config.split} images"),
+    )
 
 
-KINDS: dict[str, Callable[[Model, Images, Namespace], Made]] = {
+KINDS: dict[str, Callable[[Model, Images, Namespace], Output]] = {
     "samples": _samples,
     "reconstructions": _reconstructions,
     "interpolations": _interpolations,
@@ -143,11 +138,11 @@ KINDS: dict[str, Callable[[Model, Images, Namespace], Made]] = {
 }
 
 
-def _some(split: Split, count: int | None, each: int) -> Split:
-    """A seeded choice of `count` times `each` images, or as many of ten times as there are."""
-    asked = each * count if count else min(each * STEPS, len(split))
+def _some(split: Split, count: int | None, each: int = 1) -> Split:
+    """A seeded choice of `count` times `each` images; ten times, or as many as there are, by default."""
+    asked = each * count if count else min(10 * each, len(split))
     if asked > len(split):
-        raise RequestError(f"count asks for {asked:,} images, but the split has {len(split):,}: ask for fewer")
+        raise RequestError(f"--count needs {asked:,} images, but the split has {len(split):,}; use a smaller count")
     return split.subset(asked)
 
 
@@ -157,7 +152,3 @@ def _labels(split: Split) -> dict[str, Tensor]:
 
 def _bytes(images: Tensor) -> Tensor:
     return (images * 255).round().to(torch.uint8)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

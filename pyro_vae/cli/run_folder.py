@@ -1,43 +1,48 @@
-"""The run folder: everything that a run leaves, and a VAE back from it."""
+"""The run folder: everything that a run writes, and the model back from it."""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
-from pkgutil import resolve_name
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import torch
-import yaml
 from filelock import FileLock, Timeout
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import Namespace
+from torch import Tensor
+from torch.optim import Optimizer
 
-from pyro_vae import checkpoints
-from pyro_vae.cli.checkpoints import storing
-from pyro_vae.cli import PARTS, build, constructors, one_line, parse, train_parser
+from pyro_vae.cli.build import build_model
+from pyro_vae.cli.files import load_checkpoint, parse_yaml, read, read_yaml, save_checkpoint, write
+from pyro_vae.cli.options import known_paths, parse_training, train_parser
 from pyro_vae.data import Data, load_data
-from pyro_vae.errors import RequestError
+from pyro_vae.errors import RequestError, StorageError, check_choice
 from pyro_vae.inference.fit import Record, Training
+from pyro_vae.inference.graphs import logger
+from pyro_vae.inference.random_state import set_random_state
 from pyro_vae.vae import Model
-
-TRUSTED = ("pyro_vae", "torch.nn", "torch.optim", "pyro.infer", "pyro.nn", "pyro.optim")
-"""Where the classes are defined that a folder may name: those there do nothing but what they are asked for."""
 
 Which = Literal["last", "best"]
 
-OF_THE_FOLDER = {"config", "run_dir", "resume", "trust"}
-"""Options that config.yaml does not hold."""
-
-MAY_CHANGE = {*OF_THE_FOLDER, "epochs", "device", "data_dir", "checkpoint_every", "on_nan", "engine"}
-"""Options that a resumed run may be given anew."""
-
 FILES: dict[Which, str] = {"last": "checkpoint.pt", "best": "best.pt"}
+
+# What a run writes before config.yaml.
+UNFINISHED = {".lock", "checkpoint.pt", ".checkpoint.pt.tmp", ".config.yaml.tmp"}
+
+# Options that config.yaml does not hold.
+NOT_STORED = {"config", "run_dir", "resume", "trust"}
+
+METRICS_BYTES = 2**28
+
+# Options that may differ when a run is resumed.
+MAY_CHANGE = {*NOT_STORED, "epochs", "device", "data_dir", "checkpoint_every", "on_nan", "engine"}
 
 
 @dataclass(frozen=True)
@@ -46,59 +51,77 @@ class Run:
 
     path: Path
 
-    @property
-    def figures(self) -> Path:
-        """The folder of pictures."""
-        return self.path / "figures"
+    @classmethod
+    def create(cls, path: Path) -> Run:
+        """A new run folder, or one whose run was killed before it had a config.yaml.
+
+        Raises:
+            ValueError: If the folder holds anything else, or cannot be made.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if not {file.name for file in path.iterdir()} <= UNFINISHED:
+                raise FileExistsError
+        except FileExistsError as error:
+            raise RequestError(f"{path} exists already; use another run_dir, or remove it") from error
+        except (OSError, ValueError) as error:
+            raise RequestError(f"{path} cannot be made ({getattr(error, 'strerror', error)}); use another run_dir") from error
+        return cls(path)
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
-        """The run in a folder.
+        """An existing run folder.
 
         Raises:
-            RequestError: If the folder is no run folder, or holds links, through which other files would be written.
+            ValueError: If it is not one, or contains links, through which files outside it would be written.
         """
-        if not os.path.isfile(Path(path) / "config.yaml"):
-            raise RequestError(f"{path} is no run folder, for it has no config.yaml: give the --run_dir of a training")
-        for file in Path(path).rglob("*"):
-            if file.is_symlink():
-                raise RequestError(f"{file} is a link, and a run's files must lie in its folder: put the file itself there")
-        return cls(Path(path))
+        run = cls(Path(path))
+        if not run.exists():
+            raise RequestError(f"config.yaml not found in {path}; give the run_dir of a training run")
+        for file in run.path.iterdir():
+            if file.is_symlink() or (file.name == ".lock" and file.stat().st_nlink > 1):
+                raise RequestError(f"{file} is a link, which run folders may not contain; replace it by the file itself")
+        return run
 
-    def config(self, trust: bool = False) -> Namespace:
+    def exists(self) -> bool:
+        """Whether the folder holds a run."""
+        return os.path.isfile(self.path / "config.yaml")
+
+    def config(self, trust: bool = False, allowed: Collection[str] = ()) -> Namespace:
         """The options of the run.
 
-        Naming a class imports its module, which runs its code: a folder may come from a stranger.
+        Naming a class imports its module, which runs code, so that only known classes are accepted by default.
 
         Arguments:
-            trust: Import classes that none of `TRUSTED` defines.
+            trust: Accept every class.
+            allowed: Further import paths to accept.
 
         Raises:
-            RequestError: If they cannot be read, or name such a class without `trust`.
+            ValueError: If the options are wrong, or name another class.
         """
         file = self.path / "config.yaml"
+        content = read_yaml(file)
+        if not trust:
+            _check_names(content, {*known_paths(), *allowed}, file)
         try:
-            if not trust:
-                _check_names(yaml.safe_load(file.read_text(encoding="utf-8")), file)
-            return train_parser().parse_path(file)
-        except (ArgumentError, UnicodeDecodeError, OSError, yaml.YAMLError) as error:
-            raise RequestError(f"{file} cannot be read: {one_line(str(error))}") from error
+            return parse_training(["--config", json.dumps(content)])
+        except RequestError as error:
+            raise RequestError(f"{file}: {error}") from error
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep other processes from training in the folder.
 
         Raises:
-            RequestError: If one does.
+            ValueError: If another process does.
         """
         lock = FileLock(self.path / ".lock", timeout=0)
-        with storing(self.path / ".lock"):
-            try:
-                lock.acquire()
-            except Timeout as error:
-                raise RequestError(
-                    f"another process trains in {self.path}: wait for it, or choose another --run_dir"
-                ) from error
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise RequestError(f"another process trains in {self.path}; wait for it, or use another run_dir") from error
+        except OSError as error:
+            raise StorageError(f"{self.path / '.lock'} cannot be written ({error.strerror})") from error
         try:
             yield
         finally:
@@ -111,177 +134,221 @@ class Run:
             StorageError: If it cannot be written.
         """
         file = self.path / "metrics.jsonl"
-        with storing(file), file.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(record) + "\n")
+        try:
+            with file.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise StorageError(f"{file} cannot be written ({error.strerror})") from error
 
     def records(self) -> list[Record]:
-        """The lines of metrics.jsonl; the last is left out if it was cut short."""
+        """The well-formed records of metrics.jsonl, in order; a warning says how many lines are not."""
         file = self.path / "metrics.jsonl"
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        try:
+            lines = read(file, METRICS_BYTES).decode(errors="replace").split("\n")[:-1] if os.path.lexists(file) else []
+        except RequestError as error:
+            logger.warning("%s; its records are lost", error)
+            return []
+        records = [record for line in lines if (record := _record(line)) is not None]
+        if len(records) < len(lines):
+            logger.warning("%s: ignoring %d damaged lines", file, len(lines) - len(records))
+        return records
 
     def keep_records(self, epochs: int) -> None:
-        """Drop the records of later epochs, whose checkpoint was never written: they are trained again."""
+        """Drop the records after an epoch: it is the last with a checkpoint."""
+        file = self.path / "metrics.jsonl"
         kept = [record for record in self.records() if record["epoch"] <= epochs]
-        text = "".join(json.dumps(record) + "\n" for record in kept)
-        checkpoints.write(self.path / "metrics.jsonl", text.encode())
+        if file.is_dir():
+            file.rename(file.with_suffix(".damaged"))
+        write(file, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def save_checkpoint(self, which: Which, training: Training, data: Data) -> None:
-        """Write where a training on some data stands, at the end of an epoch.
+        """Write the state of a training.
 
         Raises:
-            StorageError: If it cannot be written; the checkpoint before it is whole.
+            StorageError: If it cannot be written; the previous checkpoint is still there.
         """
         content = {"shape": list(data.shape), "data": data.fingerprint, "training": training.state_dict()}
-        checkpoints.save(self.path / FILES[which], content)
-
-    def load_checkpoint(self, which: Which) -> dict[str, Any]:
-        """Read what `save_checkpoint` wrote.
-
-        Raises:
-            RequestError: If it is missing or damaged.
-        """
-        file = self.path / FILES[which]
-        if not file.is_file():
-            raise RequestError(f"{self.path} has no {file.name}: the run ended before there was one")
-        return checkpoints.load(file)
+        save_checkpoint(self.path / FILES[which], content)
 
     def save_config(self, config: Namespace) -> None:
-        """Write the options of the run, without those that are about the folder itself.
+        """Write the options of the run, except those about the folder itself.
 
         Raises:
             StorageError: If they cannot be written.
         """
-        kept = Namespace({key: value for key, value in config.items() if key not in OF_THE_FOLDER})
-        checkpoints.write(self.path / "config.yaml", train_parser().dump(kept).encode())
-
-    def resumed_config(self, asked: Namespace, argv: list[str] | None) -> Namespace:
-        """The options of the run, changed by those in `argv` that may change: `MAY_CHANGE`.
-
-        Raises:
-            RequestError: If other options are changed; the message names them.
-        """
-        stored = self.config(asked.trust)
-        config = parse(train_parser(), ["--config", str(self.path / "config.yaml"), *(sys.argv[1:] if argv is None else argv)])
-        changed = sorted(key for key in {*stored.keys(), *config.keys()} if config.get(key) != stored.get(key))
-        fixed = [key for key in changed if key.split(".")[0] not in MAY_CHANGE]
-        if fixed:
-            raise RequestError(
-                f"a run cannot be resumed with other options, but {', '.join(fixed)} differ: start a new --run_dir"
-            )
-        return config
+        kept = Namespace({key: value for key, value in config.items() if key not in NOT_STORED})
+        write(self.path / "config.yaml", train_parser().dump(kept).encode())
 
     def save_results(self, results: Mapping[str, Any], name: str = "results") -> Path:
-        """Write figures as JSON; the path written to.
+        """Write metrics as JSON; the path.
 
         Raises:
-            StorageError: If it cannot be written.
+            StorageError: If they cannot be written.
         """
-        file = self.path / f"{name}.json"
-        checkpoints.write(file, (json.dumps(results, indent=2) + "\n").encode())
-        return file
+        return write(self.path / f"{name}.json", (json.dumps(results, indent=2) + "\n").encode())
+
+    def load_checkpoint(self, which: Which) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Raises:
+            ValueError: If it is missing, damaged, or not of a training.
+        """
+        file = self.path / FILES[which]
+        content = load_checkpoint(file)
+        training = content.get("training")
+        if not isinstance(training, dict) or "vae" not in training or not _shape(content):
+            raise RequestError(f"{file} is not the checkpoint of a training; use the other --checkpoint, or train again")
+        return content
+
+    def model(self, config: Namespace, which: Which) -> Model:
+        """The model of the run, in evaluation mode.
+
+        Raises:
+            ValueError: If the checkpoint cannot be read, or does not fit the configuration.
+        """
+        content = self.load_checkpoint(which)
+        vae = build_model(config, _shape(content))
+        _check_layout({"vae": content["training"]["vae"]}, {"vae": vae.state_dict()}, self.path / FILES[which])
+        vae.load_state_dict(content["training"]["vae"])
+        return vae.eval()
+
+    def data(self, config: Namespace, which: Which, data_dir: str | None = None) -> Data:
+        """The data set of the run; it is downloaded only to a folder that the user names.
+
+        Raises:
+            ValueError: If the data are missing, or have another shape.
+        """
+        content, where = self.load_checkpoint(which), data_dir or config.data_dir
+        data = load_data(config.data, where, config.image_size, config.binarization, download=data_dir is not None)
+        if data.shape != _shape(content):
+            raise RequestError(
+                f"{config.data} has images of shape {data.shape}, but {self.path} was trained on {_shape(content)}"
+            )
+        if data.fingerprint != content.get("data"):
+            text = "%s has changed since %s was trained; its splits may overlap with those of training"
+            logger.warning(text, config.data, self.path)
+        return data
+
+    def resumed_config(self, asked: Namespace, argv: list[str]) -> Namespace:
+        """The options of the run, with those in `argv` that may change.
+
+        Classes that `argv` names, itself or in its configuration file, are accepted: they are the user's.
+
+        Raises:
+            ValueError: If other options differ.
+        """
+        stored = self.config(asked.trust, set(_strings(parse_yaml(train_parser().dump(asked)))))
+        config = parse_training(["--config", json.dumps(read_yaml(self.path / "config.yaml")), *argv])
+        if config.data == "auto" or os.path.abspath(config.data) == stored.data:
+            config.data = stored.data
+        differing = {key.split(".")[0] for key in {*stored.keys(), *config.keys()} if config.get(key) != stored.get(key)}
+        if fixed := sorted(differing - MAY_CHANGE):
+            raise RequestError(f"the run in {self.path} has other values of {', '.join(fixed)}; use a new run_dir")
+        return config
+
+    def resume(self, training: Training, data: Data, content: Mapping[str, Any]) -> None:
+        """Continue a training from the content of the last checkpoint.
+
+        Raises:
+            ValueError: If the checkpoint is of another training.
+        """
+        file, state = self.path / FILES["last"], content["training"]
+        if data.fingerprint != content.get("data"):
+            raise RequestError(f"{data.name} has changed since {self.path} was trained; restore it, or start a new run")
+        expected = training.state_dict()
+        expected["optimizer"]["state"] = _state_after_a_step(training.loop.optimizer)
+        _check_layout({**state, "random": None}, {**expected, "random": None}, file)
+        try:
+            set_random_state(state["random"], training.loop.device)
+        except (KeyError, RuntimeError, TypeError, ValueError, OverflowError) as error:
+            raise RequestError(f"{file} is damaged: its random state is not valid") from error
+        if not 0 <= state["epoch"] <= training.epochs:
+            raise RequestError(f"--epochs {training.epochs} is less than the {state['epoch']} epochs already trained; use more")
+        training.load_state_dict(state)
 
 
-def _check_names(options: Any, file: Path) -> None:
-    """Refuse whatever could make the parser import or read something else than classes of the trusted packages."""
-    options = (
-        {key: value for key, value in options.items() if key not in ("data", "data_dir")} if isinstance(options, dict) else {}
-    )
-    if "config" in options or any("." in str(key) or (key in PARTS and isinstance(options[key], str)) for key in options):
-        raise RequestError(f"{file} is not as pyro_vae writes it, and may load other files: add --trust if you know it")
-    for name in _strings(options):
-        if any(Path(folder, name).is_file() for folder in (".", file.parent)):
-            raise RequestError(f"{file} names {name}, which is a file that could be loaded: add --trust if you know it")
-        if re.search(r"[./\\]", name) and not _is_trusted(name):
-            raise RequestError(f"{file} names {name}: loading it would run its module's code; add --trust if you know it")
+def _state_after_a_step(optimizer: Optimizer) -> Any:
+    """The state of an optimizer, from a step of a copy."""
+    trial = copy.deepcopy(optimizer)
+    for param in (param for group in trial.param_groups for param in group["params"]):
+        param.grad = torch.zeros_like(param)
+    trial.step()
+    return trial.state_dict()["state"]
 
 
-def _is_trusted(name: str) -> bool:
-    """Whether a dotted name is that of a class which a trusted module defines: `torch.os.system` is not."""
-    if name.split(".", maxsplit=1)[0] not in {home.split(".")[0] for home in TRUSTED} or not re.fullmatch(r"[\w.]+", name):
-        return False
+def _check_layout(state: Any, expected: Any, file: Path) -> None:
+    """Check the names, types and shapes in a state; parameters without a gradient have no state in the optimizer."""
+    given, wanted = _layout(state, "training"), _layout(expected, "training")
+    for name in sorted({*given, *wanted}):
+        param = re.match(r"training\.optimizer\.state\.\d+", name)
+        if given.get(name) != wanted.get(name) and not (param and param[0] not in given):
+            is_, must = given.get(name, "missing"), wanted.get(name, "absent")
+            raise RequestError(f"{file} does not fit its config.yaml: {name} is {is_}, but must be {must}")
+
+
+def _layout(value: Any, name: str) -> dict[str, str]:
+    """The types and shapes of everything in nested containers, by name."""
+    if isinstance(value, dict | list | tuple):
+        children = value.items() if isinstance(value, dict) else enumerate(value)
+        parts = [_layout(child, f"{name}.{key}") for key, child in children]
+        return {name: "a mapping" if isinstance(value, dict) else "a list", **{k: v for part in parts for k, v in part.items()}}
+    if isinstance(value, Tensor) and value.ndim:
+        return {name: f"{'NaN, ' if value.isnan().any() else ''}{value.dtype} of shape {tuple(value.shape)}"}
+    if value is None or isinstance(value, int | float | Tensor):
+        size = abs(float(value or 0))
+        return {name: "a number" if size < 1e300 or size == inf else "not a number"}
+    return {name: type(value).__name__}
+
+
+def _shape(content: Mapping[str, Any]) -> tuple[int, ...]:
+    """The shape of the images of a checkpoint."""
+    shape = content.get("shape")
+    valid = isinstance(shape, list) and all(isinstance(size, int) and size > 0 for size in shape)
+    return tuple(shape) if valid and shape else ()
+
+
+def _record(line: str) -> Record | None:
+    """A line of metrics.jsonl, if it has the keys and types of a record."""
     try:
-        named = resolve_name(name)
-    except (ImportError, AttributeError, ValueError):
-        return True  # the parser says what is wrong with it
-    return isinstance(named, type) and f"{named.__module__}.".startswith(tuple(f"{home}." for home in TRUSTED))
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict):
+        return None
+    values = [(record.get(name), kind) for name, kind in get_type_hints(Record).items()]
+    return record if all(isinstance(value, int | kind) and abs(value) < 1e300 for value, kind in values) else None  # type: ignore[return-value]
 
 
-def _strings(options: Any) -> Iterator[str]:
-    if isinstance(options, str):
-        yield options
-    elif isinstance(options, dict | list):
-        for value in options.values() if isinstance(options, dict) else options:
-            yield from _strings(value)
+def _check_names(content: Mapping[str, Any], known: Collection[str], file: Path) -> None:
+    """Reject every string that could be an import path or a file, unless it is known; before anything is imported."""
+    for key, value in content.items():
+        if key in NOT_STORED:
+            raise RequestError(f"{file}: {key} is not an option of a run folder")
+        for name in () if key in ("data", "data_dir") and isinstance(value, str) else _strings(value):
+            is_file = os.path.lexists(name) and not os.path.isdir(name)
+            if name not in known and (is_file or not name.isidentifier()):
+                raise RequestError(f"{file} names {name}; if you trust it, add --trust, which runs its module's code")
 
 
-def new_run(path: Path, config: Namespace) -> Run:
-    """Make a run folder that holds the options.
-
-    Raises:
-        RequestError: If it exists already or cannot be made.
-    """
-    try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise RequestError(f"{path} exists already: choose another --run_dir, or remove it")
-        (path / "figures").mkdir(parents=True)
-    except OSError as error:
-        raise RequestError(f"{path} cannot be made ({error.strerror}): choose another --run_dir") from error
-    run = Run(path)
-    run.save_config(config)
-    return run
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _strings(child)
 
 
 def load_run(path: str | Path, checkpoint: Which = "last", device: torch.device | str = "cpu", trust: bool = False) -> Model:
-    """The VAE of a run folder, in evaluation mode.
+    """The model of a run folder, in evaluation mode.
 
     Arguments:
         path: The run folder.
         checkpoint: "last" epoch, or the "best" by validation ELBO.
-        device: Where to put it.
-        trust: Import classes that none of `TRUSTED` defines, which runs their module's code.
+        device: Where to put the model.
+        trust: Import any class that the folder names; this runs code from its module.
 
     Raises:
-        RequestError: If the folder is no run folder, the checkpoint is missing or damaged, or a class is not trusted.
+        ValueError: If the folder is not a run folder, the checkpoint is missing or damaged, or a class is not trusted.
     """
-    if checkpoint not in FILES:
-        raise RequestError(f"checkpoint must be one of {', '.join(FILES)}, but is {checkpoint}")
+    check_choice("checkpoint", checkpoint, Which)
     run = Run.open(path)
-    config, content = run.config(trust), run.load_checkpoint(checkpoint)
-    vae = build(constructors(config), config.latent_dim, tuple(content["shape"]))
-    try:
-        vae.load_state_dict(content["training"]["vae"])
-    except RuntimeError as error:
-        raise RequestError(
-            f"{FILES[checkpoint]} of {path} does not belong to its config.yaml: {str(error).splitlines()[-1].strip()}"
-        ) from error
-    return vae.to(device).eval()
-
-
-def run_data(
-    run: Run, data_dir: str | None = None, trust: bool = False, say: Callable[[str], object] = lambda line: None
-) -> Data:
-    """The data set that a run was trained on; nothing is downloaded to a folder that only the run names.
-
-    Arguments:
-        run: The run.
-        data_dir: Folder of the downloaded data sets, if it has moved.
-        trust: As for `load_run`.
-        say: Called with a warning if the images are others by now.
-
-    Raises:
-        RequestError: If the data are gone, or have another shape by now.
-    """
-    config, content = run.config(trust), run.load_checkpoint("last")
-    where, shape = data_dir or config.data_dir, tuple(content["shape"])
-    data = load_data(config.data, where, config.image_size, config.binarization, download=data_dir is not None)
-    if data.shape != shape:
-        raise RequestError(f"{config.data} has images of shape {data.shape}, but {run.path} was trained on {shape}")
-    if not is_of(data, content):
-        say(f"warning: {config.data} has changed since {run.path} was trained: its splits may mix what was kept apart")
-    return data
-
-
-def is_of(data: Data, content: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint's run was trained on these very images."""
-    return content.get("data") in (None, data.fingerprint)
+    return run.model(run.config(trust), checkpoint).to(device)

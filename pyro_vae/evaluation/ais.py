@@ -1,8 +1,7 @@
-"""Annealed importance sampling with Hamiltonian Monte Carlo: log p(x) without a guide, as an independent second opinion."""
+"""Annealed importance sampling with Hamiltonian Monte Carlo: log p(x) without a guide, as an independent second estimate."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pyro
@@ -11,18 +10,17 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vae.errors import RequestError
-from pyro_vae.inference.graphs import Engine, Graph
-from pyro_vae.inference.importance import Program, Site, check_plates, log_likelihood, sample_sites, site_sum
+from pyro_vae.errors import RequestError, check_positive
+from pyro_vae.inference.graphs import AnyEngine, Graph, pick_engine
+from pyro_vae.inference.importance import Program, Site, check_plates, joint_terms, log_likelihood, sample_sites, split_rows
+from pyro_vae.inference.progress import progress_bar
 
 LEAPFROGS = 10
+# Chains that adapt the step sizes.
 ADAPTING = 8
-"""Chains that step sizes are adapted with."""
-
+FIRST_STEP = 0.2
+# Target share of accepted proposals, optimal for Hamiltonian Monte Carlo in many dimensions (Neal, 2011).
 ACCEPTANCE = 0.65
-"""The share of proposals that step sizes are adapted to, the best for Hamiltonian Monte Carlo in many dimensions."""
-
-Codes = dict[str, Tensor]
 
 
 class Bounds(NamedTuple):
@@ -35,17 +33,18 @@ class Bounds(NamedTuple):
 def annealed_log_weights(
     model: Program,
     x: Tensor,
+    *more: Any,
     num_chains: int = 16,
     num_temperatures: int = 500,
-    engine: Engine = "eager",
-    on_temperature: Callable[[], object] = lambda: None,
+    batch_size: int | None = None,
+    engine: AnyEngine = "auto",
 ) -> Tensor:
     r"""Log-weights of annealed importance sampling from the prior to the posterior, in nats.
 
-    Each chain is moved through :math:`p(z) \, p(x \mid z)^{\beta_t}`, with :math:`\beta_t` rising from 0 to 1 along a sigmoid,
-    by one Hamiltonian transition of ten leapfrog steps a temperature. Their weights average to p(x) without bias, and their
-    `log_likelihood` is a lower bound in expectation. The step sizes, one an image and temperature, are adapted by a run of
-    their own first, so that the run that counts is exact.
+    Each chain passes through :math:`p(z) \, p(x \mid z)^{\beta_t}`, with :math:`\beta_t` rising from 0 to 1 along a sigmoid, by
+    one Hamiltonian transition of ten leapfrog steps per temperature. The mean of the weights is an unbiased estimate of p(x),
+    and their `log_likelihood` is a lower bound in expectation. A separate run adapts the step sizes, one per image and
+    temperature, so that the final run has fixed step sizes.
 
     References:
         | Annealed Importance Sampling (Neal, 2001)
@@ -54,185 +53,205 @@ def annealed_log_weights(
         | https://arxiv.org/abs/1611.04273
 
     Arguments:
-        model: A Pyro program, as for `log_weights`; its latent sites must range over all real numbers.
+        model: A Pyro program, as for `log_weights`; the support of its latent sites must be all real numbers.
         x: The data.
+        *more: Further arguments of the model, such as labels.
         num_chains: Number of chains for each row.
-        num_temperatures: Number of temperatures, and so of transitions.
-        engine: What computes the densities and their gradient: see `Graph`.
-        on_temperature: Called after every transition; there are twice `num_temperatures` of them.
+        num_temperatures: Number of temperatures, and of transitions.
+        batch_size: Decoder rows per pass, where a row is one chain of one image; None takes all rows at once.
+        engine: What computes the densities and their gradient, see `Graph`; "auto" depends on the number of transitions.
 
     Returns:
         The log-weights, shape `(num_chains, len(x))`.
 
     Raises:
         RequestError: If a number is not positive, or a latent site is bounded or discrete, or there is none.
-        ValueError: If a site lies outside the plate.
+        ValueError: If a site is outside the plate.
     """
-    sampler = _Sampler(model, x, num_temperatures, engine, on_temperature)
-    sampler.adapt()
-    return sampler.forward(num_chains)
+    annealing = _Annealing(model, (x, *more), num_chains, num_temperatures, batch_size, engine, runs=2)
+    with annealing.bar:
+        return torch.cat([annealing.forward(args, annealing.adapt(args)) for args in annealing.batches], 1)
 
 
 def bidirectional_bounds(
     model: Program,
     x: Tensor,
+    *more: Any,
     num_chains: int = 16,
     num_temperatures: int = 500,
-    engine: Engine = "eager",
-    on_temperature: Callable[[], object] = lambda: None,
+    batch_size: int | None = None,
+    engine: AnyEngine = "auto",
 ) -> tuple[Tensor, Bounds]:
     """Data simulated from the model, and bounds on their log p(x) from both sides.
 
-    The code that an image was simulated from is an exact draw from its posterior; chains that start there and are annealed
-    back to the prior give an upper bound. How far the two are apart tells how well the annealing works on this model.
+    The latents from which an image was simulated are an exact draw from its posterior. Chains that start there and are annealed
+    back to the prior give an upper bound. The distance of the two bounds shows how well annealing works on this model.
 
     References:
         | Sandwiching the marginal likelihood using bidirectional Monte Carlo (Grosse et al., 2015)
         | https://arxiv.org/abs/1511.02543
 
     Arguments:
-        model: As for `annealed_log_weights`.
-        x: Data of the right shape and type; only these matter.
+        model: As for `annealed_log_weights`, with one observed site.
+        x: Data of the right shape and type; their values are not used.
+        *more: Further arguments of the model, such as labels.
         num_chains: Number of chains for each row and direction.
         num_temperatures: Number of temperatures.
-        engine: What computes the densities: see `Graph`.
-        on_temperature: Called after every transition; there are three times `num_temperatures` of them.
+        batch_size: As for `annealed_log_weights`.
+        engine: As for `annealed_log_weights`.
 
     Returns:
         The simulated data, of the shape of `x`, and the bounds.
+
+    Raises:
+        ValueError: As for `annealed_log_weights`, or if there is not exactly one observed site.
     """
-    simulated, codes = _simulated(model, x)
-    sampler = _Sampler(model, simulated, num_temperatures, engine, on_temperature)
-    sampler.adapt()
-    lower = log_likelihood(sampler.forward(num_chains))
-    return simulated, Bounds(lower, -log_likelihood(-sampler.backward(codes, num_chains)))
+    annealing, results = _Annealing(model, (x, *more), num_chains, num_temperatures, batch_size, engine, runs=3), []
+    with annealing.bar:
+        for args in annealing.batches:
+            simulated, latents = annealing.simulate(args)
+            args = (simulated, *args[1:])
+            steps = annealing.adapt(args)
+            lower, upper = annealing.forward(args, steps), annealing.backward(args, steps, latents)
+            results.append((simulated, log_likelihood(lower), -log_likelihood(-upper)))
+    simulated, lower, upper = (torch.cat(values) for values in zip(*results, strict=True))
+    return simulated, Bounds(lower, upper)
 
 
-@torch.no_grad()
-def _simulated(model: Program, x: Tensor) -> tuple[Tensor, Codes]:
-    sites = sample_sites(poutine.trace(poutine.uncondition(model)).get_trace(x))
-    given = sample_sites(poutine.trace(model).get_trace(x))
-    observed, *others = (name for name, site in given.items() if site["is_observed"])
-    if others:
-        raise RequestError(f"bounds from both sides need one observed site, but there are {', '.join([observed, *others])}")
-    return sites[observed]["value"], {name: site["value"] for name, site in sites.items() if name != observed}
+class _State(NamedTuple):
+    """Latents, `(chains, N, D)`, the logarithms of their prior and likelihood, `(chains, N)`, and the gradients of these."""
+
+    latents: Tensor
+    prior: Tensor
+    likelihood: Tensor
+    prior_slope: Tensor
+    likelihood_slope: Tensor
+
+    def density(self, beta: float) -> Tensor:
+        return self.prior + beta * self.likelihood
+
+    def slope(self, beta: float) -> Tensor:
+        return self.prior_slope + beta * self.likelihood_slope
 
 
-class _Sampler:
+class _Annealing:
+    """Chains between the prior and the posterior of all latent sites of a model, packed into one vector per row."""
+
     def __init__(
-        self, model: Program, x: Tensor, num_temperatures: int, engine: Engine, on_temperature: Callable[[], object]
+        self,
+        model: Program,
+        args: tuple[Any, ...],
+        num_chains: int,
+        num_temperatures: int,
+        batch_size: int | None,
+        engine: AnyEngine,
+        runs: int,
     ) -> None:
-        if num_temperatures < 1:
-            raise RequestError(f"num_temperatures must be positive, but is {num_temperatures}")
-        self.model, self.x, self.on_temperature = model, x, on_temperature
+        check_positive(num_chains=num_chains, num_temperatures=num_temperatures, batch_size=batch_size)
+        self.model, self.shapes, self.chains = model, _latent_shapes(model, args), num_chains
+        self.batches = list(split_rows(args, max(1, batch_size // num_chains) if batch_size else len(args[0])))
         ramp = torch.linspace(-4, 4, num_temperatures + 1, dtype=torch.float64).sigmoid()
-        self.betas = ((ramp - ramp[0]) / (ramp[-1] - ramp[0])).tolist()
-        self.steps = torch.full((num_temperatures, len(x)), 0.2, dtype=x.dtype, device=x.device)
-        self.names = _latent_names(model, x)
-        self.density = Graph(self._density, engine)
-        self.slope = Graph(self._slope, engine)
+        self.betas: list[float] = ((ramp - ramp[0]) / (ramp[-1] - ramp[0])).tolist()
+        if engine == "auto":
+            engine = pick_engine(args[0].device, LEAPFROGS * num_temperatures * len(self.batches))
+        self.graph = Graph(self._evaluate, engine)
+        self.bar = progress_bar(runs * num_temperatures * len(args[0]), "annealing", " temperatures")
 
-    def adapt(self) -> None:
-        """Find a step size for each row and temperature, in an annealing of a few chains."""
-        codes, rate = self._prior(ADAPTING), self.steps[0]
-        for t, beta in enumerate(self.betas[1:]):
-            self.steps[t] = rate
-            codes, accepted = self._transition(codes, beta, rate)
-            rate = rate * torch.where(accepted.mean(0) > ACCEPTANCE, 1.1, 0.9).to(rate)
-            self.on_temperature()
+    def adapt(self, args: tuple[Any, ...]) -> list[Tensor]:
+        """A step size for each temperature and row, from a run of a few chains."""
+        state = self._at(self._draw(args, ADAPTING), args)
+        steps = [torch.full_like(state.prior[0], FIRST_STEP)]
+        for beta in self.betas[1:]:
+            state, accepted = self._transition(state, args, beta, steps[-1])
+            steps.append(steps[-1] * torch.where(accepted.double().mean(0) > ACCEPTANCE, 1.1, 0.9).to(steps[-1]))
+        return steps[:-1]
 
-    def forward(self, chains: int) -> Tensor:
+    def forward(self, args: tuple[Any, ...], steps: list[Tensor]) -> Tensor:
         """Log-weights of chains from the prior to the posterior."""
-        codes = self._prior(chains)
-        log_weights = torch.zeros(chains, len(self.x), dtype=torch.float64, device=self.x.device)
-        for t, (before, beta) in enumerate(zip(self.betas, self.betas[1:], strict=False)):
-            log_weights += (beta - before) * self._likelihood(codes)
-            codes, _ = self._transition(codes, beta, self.steps[t])
-            self.on_temperature()
+        state = self._at(self._draw(args, self.chains), args)
+        log_weights = torch.zeros_like(state.prior, dtype=torch.float64)
+        for t, step in enumerate(steps):
+            log_weights += (self.betas[t + 1] - self.betas[t]) * state.likelihood
+            state, _ = self._transition(state, args, self.betas[t + 1], step)
         return log_weights
 
-    def backward(self, codes: Codes, chains: int) -> Tensor:
-        """Log-weights of chains from draws of the posterior to the prior, written as those of the way forward."""
-        codes = {name: value.expand(chains, *value.shape).clone() for name, value in codes.items()}
-        log_weights = torch.zeros(chains, len(self.x), dtype=torch.float64, device=self.x.device)
-        for t in reversed(range(len(self.steps))):
-            codes, _ = self._transition(codes, self.betas[t + 1], self.steps[t])
-            log_weights += (self.betas[t + 1] - self.betas[t]) * self._likelihood(codes)
-            self.on_temperature()
+    def backward(self, args: tuple[Any, ...], steps: list[Tensor], latents: Tensor) -> Tensor:
+        """Log-weights of chains from draws of the posterior to the prior, with the sign of `forward`."""
+        state = self._at(latents, args)
+        log_weights = torch.zeros_like(state.prior, dtype=torch.float64)
+        for t, step in reversed(list(enumerate(steps))):
+            state, _ = self._transition(state, args, self.betas[t + 1], step)
+            log_weights += (self.betas[t + 1] - self.betas[t]) * state.likelihood
         return log_weights
 
     @torch.no_grad()
-    def _prior(self, chains: int) -> Codes:
-        if chains < 1:
-            raise RequestError(f"num_chains must be positive, but is {chains}")
-        with pyro.plate("chains", chains, dim=-2):
-            sites = sample_sites(poutine.trace(self.model).get_trace(self.x))
-        shape = (chains, len(self.x))
-        return {name: sites[name]["value"].expand(*shape, *sites[name]["fn"].event_shape).clone() for name in self.names}
+    def simulate(self, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        """Data from the model, and the latents they were simulated from, repeated for each chain."""
+        sites = sample_sites(poutine.trace(self.model).get_trace(*args))
+        observed = [name for name, site in sites.items() if site["is_observed"]]
+        if len(observed) != 1:
+            raise RequestError(f"bounds from both sides need one observed site, but the model has {len(observed)}")
+        sites = sample_sites(poutine.trace(poutine.uncondition(self.model)).get_trace(*args))
+        return sites[observed[0]]["value"], self._pack(sites, self.chains, len(args[0]))
 
-    def _transition(self, codes: Codes, beta: float, step: Tensor) -> tuple[Codes, Tensor]:
-        """A Hamiltonian transition that leaves the annealed posterior as it is; where it was accepted."""
-        steps = {name: step.reshape(-1, *[1] * (code.ndim - 2)) for name, code in codes.items()}
-        temperature = torch.tensor(beta, dtype=self.steps.dtype, device=self.x.device)
-        momenta = {name: torch.randn_like(code) for name, code in codes.items()}
-        moved, moving = dict(codes), dict(momenta)
-        density, slopes = self._at(moved, temperature)
-        before = density - _energy(momenta)
+    def _transition(self, state: _State, args: tuple[Any, ...], beta: float, step: Tensor) -> tuple[_State, Tensor]:
+        """A Hamiltonian transition that leaves the density at beta invariant, and where it was accepted."""
+        step = step[:, None]
+        momentum = new_momentum = torch.randn_like(state.latents)
+        new = state
         for _ in range(LEAPFROGS):
-            moving = {name: moving[name] + steps[name] / 2 * slopes[name] for name in moved}
-            moved = {name: moved[name] + steps[name] * moving[name] for name in moved}
-            density, slopes = self._at(moved, temperature)
-            moving = {name: moving[name] + steps[name] / 2 * slopes[name] for name in moved}
-        accepted = torch.rand_like(before).log() < density - _energy(moving) - before
-        kept = {name: torch.where(_wide(accepted, code), moved[name], code) for name, code in codes.items()}
-        return kept, accepted.double()
+            new_momentum = new_momentum + step / 2 * new.slope(beta)
+            new = self._at(new.latents + step * new_momentum, args)
+            new_momentum = new_momentum + step / 2 * new.slope(beta)
+        kinetic = 0.5 * (new_momentum.square() - momentum.square()).sum(-1)
+        log_ratio = new.density(beta) - state.density(beta) - kinetic
+        accepted = torch.rand_like(log_ratio).log() < log_ratio
+        self.bar.update(len(args[0]))
+        kept = (torch.where(accepted if a.ndim == 2 else accepted[..., None], a, b) for a, b in zip(new, state, strict=True))
+        return _State(*kept), accepted
 
-    def _at(self, codes: Codes, temperature: Tensor) -> tuple[Tensor, Codes]:
-        density, *slopes = self.slope(temperature, *codes.values())
-        return density, dict(zip(codes, slopes, strict=True))
+    def _at(self, latents: Tensor, args: tuple[Any, ...]) -> _State:
+        return _State(latents, *self.graph(latents, *args))
 
-    def _likelihood(self, codes: Codes) -> Tensor:
-        return self.density(*codes.values())[0].double()
-
-    def _densities(self, *codes: Tensor) -> tuple[Tensor, Tensor]:
-        """log p(z) and log p(x | z), each `(chains, N)`."""
-        at = poutine.condition(self.model, data=dict(zip(self.names, codes, strict=True)))
-        with pyro.plate("chains", len(codes[0]), dim=-2):
-            trace = poutine.trace(at).get_trace(self.x)
-        prior = site_sum(trace, self.x, len(codes[0]), lambda site: site["name"] in self.names)
-        return prior, site_sum(trace, self.x, len(codes[0]), lambda site: site["name"] not in self.names)
-
-    def _density(self, *codes: Tensor) -> list[Tensor]:
-        with torch.no_grad(), pyro.validation_enabled(False):
-            return [self._densities(*codes)[1]]
-
-    def _slope(self, temperature: Tensor, *codes: Tensor) -> list[Tensor]:
-        """The annealed log-density, and its gradient in the codes."""
+    def _evaluate(self, latents: Tensor, *args: Any) -> list[Tensor]:
         with torch.enable_grad(), pyro.validation_enabled(False):
-            codes = tuple(code.detach().requires_grad_() for code in codes)
-            prior, likelihood = self._densities(*codes)
-            density = prior + temperature * likelihood
-            return [density.detach(), *torch.autograd.grad(density.sum(), codes)]
+            latents = latents.detach().requires_grad_()
+            values = joint_terms(self.model, args, self._unpack(latents), len(latents))
+            slopes = [torch.autograd.grad(value.sum(), latents, retain_graph=True)[0] for value in values]
+            return [*(value.detach() for value in values), *slopes]
+
+    @torch.no_grad()
+    def _draw(self, args: tuple[Any, ...], chains: int) -> Tensor:
+        """Latents from the prior."""
+        with pyro.plate("chains", chains, dim=-2):
+            return self._pack(sample_sites(poutine.trace(self.model).get_trace(*args)), chains, len(args[0]))
+
+    def _pack(self, sites: dict[str, Site], chains: int, rows: int) -> Tensor:
+        values = [sites[name]["value"].expand(chains, rows, *shape) for name, shape in self.shapes.items()]
+        return torch.cat([value.reshape(chains, rows, -1) for value in values], -1)
+
+    def _unpack(self, latents: Tensor) -> dict[str, Tensor]:
+        parts = latents.split([shape.numel() for shape in self.shapes.values()], -1)
+        pairs = zip(self.shapes.items(), parts, strict=True)
+        return {name: part.reshape(*latents.shape[:2], *shape) for (name, shape), part in pairs}
 
 
-def _latent_names(model: Program, x: Tensor) -> list[str]:
-    """The latent sites of a model.
+def _latent_shapes(model: Program, args: tuple[Any, ...]) -> dict[str, torch.Size]:
+    """The event shape of each latent site.
 
     Raises:
-        RequestError: If Hamiltonian dynamics cannot move one of them.
+        RequestError: If Hamiltonian dynamics does not apply to one of them.
     """
     with pyro.plate("chains", 1, dim=-2):
-        sites: dict[str, Site] = sample_sites(poutine.trace(model).get_trace(x))
-    check_plates(sites, len(x))
-    latent = {name: site for name, site in sites.items() if not site["is_observed"]}
+        sites = sample_sites(poutine.trace(model).get_trace(*args))
+    check_plates(sites, len(args[0]))
+    latent = {name: site["fn"] for name, site in sites.items() if not site["is_observed"]}
     if not latent:
-        raise RequestError("annealing moves codes, but the model has no latent site: its log-probability is exact as it is")
-    for name, site in latent.items():
-        if not _is_real(site["fn"].support):
-            raise RequestError(
-                f"annealing needs real-valued codes, but those of {name} are bounded or discrete: use --method is"
-            )
-    return list(latent)
+        raise RequestError("the model has no latent site to anneal: its log-probability is exact")
+    for name, fn in latent.items():
+        if not _is_real(fn.support):
+            raise RequestError(f"annealing requires real-valued latents, but {name} is bounded or discrete")
+    return {name: fn.event_shape for name, fn in latent.items()}
 
 
 def _is_real(support: Any) -> bool:
@@ -240,11 +259,3 @@ def _is_real(support: Any) -> bool:
         return True
     inner = getattr(support, "base_constraint", None)
     return inner is not None and _is_real(inner)
-
-
-def _energy(momenta: Codes) -> Tensor:
-    return sum((0.5 * value.square().reshape(*value.shape[:2], -1).sum(-1) for value in momenta.values()), torch.zeros(()))
-
-
-def _wide(accepted: Tensor, code: Tensor) -> Tensor:
-    return accepted.reshape(*accepted.shape, *[1] * (code.ndim - accepted.ndim))

@@ -1,175 +1,56 @@
-"""How good a trained VAE is: figures on held-out images, each with its standard error, and what lies behind them."""
+"""Diagnostics of a trained VAE: information in the code, a linear probe, the inference gap, and a check of log p(x)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from math import log
 from typing import Any, NamedTuple
 
+import pyro
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.optim import Adam
 
-from pyro_vae.inference import distributed
 from pyro_vae.data import Split
-from pyro_vae.errors import RequestError
-from pyro_vae.inference.graphs import Engine
-from pyro_vae.inference.importance import log_likelihood, log_weights
-from pyro_vae.memory import rows_at_once
-from pyro_vae.evaluation.metrics import Scores, in_chunks, score
-from pyro_vae.inference.codes import ACTIVE, activity, codes
-from pyro_vae.vae import Model
+from pyro_vae.errors import RequestError, check_positive
+from pyro_vae.evaluation.ais import annealed_log_weights
+from pyro_vae.evaluation.metrics import ELBO_SAMPLES, Metrics, Scores, arguments, score, summary
+from pyro_vae.evaluation.quadrature import has_two_dimensions, quadrature_log_likelihood
+from pyro_vae.inference.codes import codes
+from pyro_vae.inference.graphs import AnyEngine, Graph, pick_engine
+from pyro_vae.inference.importance import log_likelihood, log_weights, monte_carlo_error, split_rows
+from pyro_vae.inference.progress import progress_bar
+from pyro_vae.vae import OUTPUTS_PER_PASS, Model, default_batch_size
 
-ELBO_SAMPLES = 10
-
-RELIABLE = 0.7
-"""The largest k-hat at which an importance-weighted estimate is to be trusted (Vehtari et al., 2024)."""
-
-DRAWS = 100
-PAIRS = 1000
-
-Metrics = dict[str, dict[str, Any]]
-
-
-def evaluate(
-    vae: Model,
-    images: Split,
-    num_samples: int = 5000,
-    num_images: int | None = None,
-    memory_mb: float | None = None,
-    engine: Engine = "eager",
-    on_images: Callable[[int], object] = lambda images: None,
-) -> Metrics:
-    """Score held-out images, in nats per image.
-
-    Arguments:
-        vae: A trained VAE, on the device where it will be scored.
-        images: The images, such as `data.test`.
-        num_samples: Importance samples for each image.
-        num_images: Size of the seeded random subset whose log-likelihood is estimated; None is all images.
-        memory_mb: What one pass may take, in MiB; None takes what is fast.
-        engine: What runs the passes: see `Graph`.
-        on_images: Called with the number of images done, after each chunk of the log-likelihood.
-
-    Returns:
-        `elbo`, `reconstruction` and `kl`, over all images, and the importance-weighted `log_likelihood`, each with its `mean`,
-        its `standard_error` over images, and the `num_samples` and `num_images` it rests on. The log-likelihood has the
-        `monte_carlo_error` of the mean too, or None where k-hat is over 0.7 for any image: then it is a lower bound. For
-        bytes there are `bits_per_dimension`, and there are the `k_curve` and the `active_units`.
-
-    Raises:
-        RequestError: If `num_images` is over the number of images, or `num_samples` is not positive.
-        NotFiniteError: If an image has no finite importance weight.
-    """
-    subset = images if num_images is None else images.subset(num_images)
-    return summarized(vae, images, score_images(vae, subset, num_samples, memory_mb, engine, on_images), num_samples)
-
-
-def score_images(
-    vae: Model,
-    images: Split,
-    num_samples: int = 5000,
-    memory_mb: float | None = None,
-    engine: Engine = "eager",
-    on_images: Callable[[int], object] = lambda images: None,
-) -> Scores:
-    """The figures of each image; arguments as for `evaluate`. Several processes share the images."""
-    if len(images) == 0:
-        raise RequestError("there are no images to score")
-    vae.eval()
-    x = images.to(_device(vae)).scored(vae.pixels)
-    own = distributed.shard(len(x))
-    with _own_noise():
-        scores = score(vae.model, vae.guide, x[own], num_samples, memory_mb, engine, on_images)
-    return scores.map(lambda values: distributed.all_gather(values, len(x)))
-
-
-def summarized(vae: Model, images: Split, scores: Scores, num_samples: int) -> Metrics:
-    """The results of `evaluate`, given the scores of all the images or of a subset of them."""
-    terms = _terms(vae, images) if len(scores.kl) < len(images) else (scores.reconstruction, scores.kl)
-    draws = ELBO_SAMPLES if len(scores.kl) < len(images) else num_samples
-    reconstruction, kl = terms
-    results = {
-        "elbo": summary(reconstruction - kl, draws),
-        "reconstruction": summary(reconstruction, draws),
-        "kl": summary(kl, draws),
-        "log_likelihood": {**summary(scores.log_likelihood, num_samples), **_reliability(scores)},
-        "active_units": _active_units(vae, images),
-        "k_curve": {str(k): summary(scores.curve[:, i], k) for i, k in enumerate(_lengths(num_samples))},
-    }
-    if vae.pixels == "byte":
-        dimensions = images.images[0].numel()
-        results["bits_per_dimension"] = summary(-scores.log_likelihood / dimensions / log(2), num_samples)
-    return results
-
-
-@torch.no_grad()
-def _terms(vae: Model, images: Split) -> tuple[Tensor, Tensor]:
-    """The mean reconstruction and KL of each image, with a few draws."""
-    x = images.to(_device(vae)).scored(vae.pixels)
-    own = distributed.shard(len(x))
-    with _own_noise():
-        chunks = list(in_chunks(vae.model, vae.guide, x[own], ELBO_SAMPLES))
-    reconstruction, kl = (torch.cat([part.double().mean(0).cpu() for part in parts]) for parts in zip(*chunks, strict=True))
-    return distributed.all_gather(reconstruction, len(x)), distributed.all_gather(kl, len(x))
-
-
-def _reliability(scores: Scores) -> dict[str, Any]:
-    """The error of the estimate itself, and how far it is to be trusted."""
-    k_hat, size = scores.pareto_k, len(scores.pareto_k)
-    over = (k_hat > RELIABLE).double().mean().item()
-    error = (scores.monte_carlo_error.square().sum().sqrt() / size).item()
-    return {
-        "monte_carlo_error": error if over == 0 and not k_hat.isnan().any() else None,
-        "share_of_images_with_k_hat_over_0.7": None if k_hat.isnan().any() else over,
-        "median_effective_sample_size": scores.effective_sample_size.median().item(),
-    }
-
-
-def _lengths(num_samples: int) -> list[int]:
-    return [2**i for i in range(num_samples.bit_length()) if 2**i < num_samples] + [num_samples]
-
-
-def _active_units(vae: Model, images: Split) -> dict[str, Any]:
-    if len(images) < 2:
-        return {"count": None, "latent_dim": vae.latent_dim}
-    active = activity(vae, images.to(_device(vae)).scored(vae.pixels)) > ACTIVE
-    return {"count": int(active.sum()), "latent_dim": vae.latent_dim}
-
-
-def summary(values: Tensor, num_samples: int) -> dict[str, Any]:
-    """The mean of a figure of each image, its standard error over the images, and what it rests on."""
-    values = values.double()
-    return {
-        "mean": values.mean().item(),
-        "standard_error": (values.std() / len(values) ** 0.5).item() if len(values) > 1 else None,
-        "num_samples": num_samples,
-        "num_images": len(values),
-    }
+# Estimates of log p(x) that differ by less than this, in nats, agree whatever their errors.
+DIFFERENCE = 0.1
+# Threshold in standard errors, for about a hundred comparisons.
+Z_SCORE = 4.0
 
 
 class Information(NamedTuple):
-    """What the codes know of the images, in nats, with standard errors over images: None for a single one."""
+    """Information that the codes carry about the images, in nats, with standard errors over images: None for a single one."""
 
     mutual_information: float
     mutual_information_error: float | None
     marginal_kl: float
-    """KL(q(z) || p(z)): the rate, less the mutual information."""
+    """KL(q(z) || p(z)): the rate minus the mutual information."""
     marginal_kl_error: float | None
     num_images: int
-    """N: the mutual information of N images is at most log N, and so is its estimate."""
+    """N: the mutual information of N images, and its estimate, is at most log N."""
 
 
 @torch.no_grad()
-def information(vae: Model, x: Tensor, num_images: int = PAIRS) -> Information:
-    r"""The rate split in two: the mutual information of code and image, and the KL of the aggregate posterior to the prior.
+def information(vae: Model, x: Tensor, num_images: int = 1000) -> Information:
+    r"""Split the rate into the mutual information of code and image, and the KL of the aggregate posterior to the prior.
 
     .. math:: \overline{\mathrm{KL}(q(z \mid x) \,\|\, p(z))} = I_q(x; z) + \mathrm{KL}(q(z) \,\|\, p(z)),
         \qquad q(z) = \tfrac{1}{N} \sum_n q(z \mid x_n)
 
-    Every code is scored under the posterior of every image, so the work grows with the square of their number.
+    It requires a model whose only latent site is `z`. It evaluates one code of each image under the posterior of every image:
+    the work is quadratic in their number.
 
     References:
         | ELBO surgery: yet another way to carve up the variational evidence lower bound (Hoffman & Johnson, 2016)
@@ -178,23 +59,22 @@ def information(vae: Model, x: Tensor, num_images: int = PAIRS) -> Information:
     Arguments:
         vae: A VAE.
         x: Images, as the likelihood's pixels.
-        num_images: How many of them to take, N.
+        num_images: Number of images to use, N.
     """
     vae.eval()
     x = x[:num_images]
     q = vae.encode(x)
     z = q.sample()
-    own = q.log_prob(z)
-    at_once = rows_at_once(lambda z: q.log_prob(z.unsqueeze(1)), z)
-    aggregate = torch.cat([q.log_prob(rows.unsqueeze(1)).logsumexp(1) for rows in z.split(at_once)]) - log(len(x))
-    shared = (own - aggregate).double()
-    rate = torch.cat([chunk.kl.mean(0) for chunk in in_chunks(vae.model, vae.guide, x, ELBO_SAMPLES)]).double()
+    rows = max(1, OUTPUTS_PER_PASS // z.numel())
+    aggregate = torch.cat([q.log_prob(part.unsqueeze(1)).logsumexp(1) for part in z.split(rows)]) - log(len(x))
+    shared = (q.log_prob(z) - aggregate).double().cpu()
+    rate = score(vae.model, vae.guide, (x, None), ELBO_SAMPLES, default_batch_size(vae, x)).kl
     of_code, of_prior = summary(shared, 1), summary(rate - shared, ELBO_SAMPLES)
     return Information(of_code["mean"], of_code["standard_error"], of_prior["mean"], of_prior["standard_error"], len(x))
 
 
 class Probe(NamedTuple):
-    """The share of labels that a linear classifier finds from the codes, and its standard error."""
+    """The share of labels that a linear classifier predicts correctly from the codes, and its standard error."""
 
     accuracy: float
     standard_error: float
@@ -205,19 +85,18 @@ def linear_probe(vae: Model, train: Split, test: Split) -> Probe:
     """Logistic regression from the posterior means of labelled training images, scored on test images.
 
     Raises:
-        RequestError: If there are no labels, or only one.
+        RequestError: If there are no labels, or only one class.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     if train.labels is None or test.labels is None:
-        raise RequestError("a linear probe needs labels: add an array `labels`, or one folder a class")
+        raise RequestError("a linear probe needs labels: add an array `labels`, or one folder per class")
     if len(train.labels.unique()) < 2:
-        raise RequestError("a linear probe needs images of two classes at least")
+        raise RequestError("a linear probe needs images of at least two classes")
     vae.eval()
-    device = _device(vae)
-    seen, unseen = (codes(vae, split.to(device).scored(vae.pixels)).loc.cpu().double().numpy() for split in (train, test))
+    seen, unseen = (codes(vae, arguments(vae, split)[0]).loc.cpu().double().numpy() for split in (train, test))
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000, tol=1e-3))
     right = classifier.fit(seen, train.labels.cpu().numpy()).predict(unseen) == test.labels.cpu().numpy()
     accuracy = float(right.mean())
@@ -230,35 +109,37 @@ class Gap(NamedTuple):
     log_likelihood: Tensor
     """The importance-weighted bound, with the best posterior of the family as the proposal."""
     local_elbo: Tensor
-    """The ELBO of the best posterior of the family, found for each image on its own."""
+    """The ELBO of the best posterior of the family, optimized for each image."""
     elbo: Tensor
     """The ELBO of the encoder's posterior."""
 
     @property
     def approximation(self) -> Tensor:
-        """What the family costs, log p(x) less the best ELBO."""
+        """The cost of the family: log p(x) minus the best ELBO."""
         return self.log_likelihood - self.local_elbo
 
     @property
     def amortization(self) -> Tensor:
-        """What it costs to have an encoder give the posterior."""
+        """The cost of the encoder: the best ELBO minus the encoder's."""
         return self.local_elbo - self.elbo
 
 
 def inference_gap(
     vae: Model,
     x: Tensor,
+    y: Tensor | None = None,
+    *,
     num_samples: int = 1000,
-    steps: int = 500,
-    learning_rate: float = 0.02,
+    steps: int = 200,
+    learning_rate: float = 0.05,
     draws: int = 10,
-    memory_mb: float | None = None,
-    on_step: Callable[[int], object] = lambda images: None,
+    batch_size: int | None = None,
+    engine: AnyEngine = "auto",
 ) -> Gap:
     r"""Split :math:`\log p(x) - \mathrm{ELBO}` into the approximation gap and the amortization gap.
 
-    The posterior's parameters are optimized for each image by Adam, from where the encoder puts them, and scored with draws
-    of their own. In a hierarchical VAE they are those of q(z_1 | x); what lies above stays as it is.
+    Adam optimizes the posterior's parameters for each image, starting from the encoder's; the results are scored with new
+    draws. In a hierarchical VAE they are those of q(z | x); the other sites of the guide stay as they are.
 
     References:
         | Inference Suboptimality in Variational Autoencoders (Cremer et al., 2018)
@@ -267,78 +148,121 @@ def inference_gap(
     Arguments:
         vae: A VAE whose posterior has reparameterized draws.
         x: Images, as the likelihood's pixels.
-        num_samples: Samples for each of the figures.
+        y: Their labels.
+        num_samples: Samples for each metric.
         steps: Steps of Adam.
-        learning_rate: Its learning rate.
+        learning_rate: Its initial learning rate, which decays linearly to 0.
         draws: Draws for each gradient.
-        memory_mb: What one pass may take, in MiB; None takes what is fast.
-        on_step: Called after each step with the number of images whose posteriors it moved.
+        batch_size: Decoder rows per pass; None is `default_batch_size`.
+        engine: What runs the passes, see `Graph`; "auto" depends on the number of steps.
 
     Raises:
-        RequestError: If the posterior has no reparameterized draws.
+        RequestError: If the posterior has no reparameterized draws, or a number is not positive.
     """
+    check_positive(steps=steps, learning_rate=learning_rate, draws=draws)
     vae.eval()
-    at_once = rows_at_once(lambda x: log_weights(vae.model, vae.guide, x, num_samples=DRAWS), x, memory_mb)
-    parts = [_gap(vae, rows, num_samples, steps, learning_rate, draws, on_step) for rows in x.split(at_once)]
-    return Gap(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    with torch.no_grad():
+        params = torch.cat([vae.encoder(rows) for rows in vae.likelihood.unit(x).split(1000)])
+    if not vae.posterior(params[:1]).has_rsample:
+        raise RequestError("the inference gap needs a posterior with reparameterized draws")
+    batch_size = batch_size or default_batch_size(vae, x)
+    programs = (
+        lambda x, y, params: vae.model(x, y),
+        lambda x, y, params: _LocalPosterior(vae.posterior(params))(vae.guide)(x, y),
+    )
+    rows = max(1, batch_size // draws)
+    if engine == "auto":
+        engine = pick_engine(x.device, steps * -(-len(x) // rows))
+    gradient = Graph(partial(_gradient, *programs, draws), engine)
+    best = []
+    with progress_bar(steps * len(x), "optimizing posteriors", " steps") as bar:
+        for part in split_rows((x, y, params), rows):
+            best.append(_optimize(gradient, part, steps, learning_rate, bar))
+    local = score(*programs, (x, y, torch.cat(best)), num_samples, batch_size)
+    return Gap(local.log_likelihood, local.elbo, score(vae.model, vae.guide, (x, y), num_samples, batch_size).elbo)
 
 
-def _gap(
+class _LocalPosterior(Messenger):
+    """Samples the site `z` of a guide from another distribution."""
+
+    def __init__(self, q: TorchDistribution) -> None:
+        super().__init__()
+        self.q = q
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] == "z":
+            msg["fn"] = self.q
+
+
+def _gradient(model: Any, guide: Any, draws: int, x: Tensor, y: Tensor | None, params: Tensor) -> list[Tensor]:
+    with torch.enable_grad(), pyro.validation_enabled(False):
+        params = params.detach().requires_grad_()
+        loss = -log_weights(model, guide, x, y, params, num_samples=draws).mean(0).sum()
+        return list(torch.autograd.grad(loss, [params]))
+
+
+def _optimize(gradient: Graph, part: tuple[Any, ...], steps: int, learning_rate: float, bar: Any) -> Tensor:
+    x, y, params = part
+    params = params.clone()
+    optimizer = Adam([params], lr=learning_rate)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
+        (params.grad,) = gradient(x, y, params)
+        optimizer.step()
+        bar.update(len(x))
+    return params
+
+
+def check_log_likelihood(
     vae: Model,
     x: Tensor,
-    num_samples: int,
-    steps: int,
-    learning_rate: float,
-    draws: int,
-    on_step: Callable[[int], object],
-) -> Gap:
-    with torch.no_grad():
-        params = vae.encoder(vae.likelihood.unit(x))
-    params.requires_grad_()
-    if not vae.posterior(params).has_rsample:
-        raise RequestError("the inference gap needs a posterior with reparameterized draws")
-    elbo = _bounds(vae, x, num_samples)[0]
-    optimizer = Adam([params], lr=learning_rate)
-    with _local_posterior(vae, params):
-        for _ in range(steps):
-            (params.grad,) = torch.autograd.grad(
-                -log_weights(vae.model, vae.guide, x, num_samples=draws).mean(0).sum(), [params]
-            )
-            optimizer.step()
-            on_step(len(x))
-        local_elbo, log_p = _bounds(vae, x, num_samples)
-    return Gap(log_p, local_elbo, elbo)
+    y: Tensor | None,
+    scores: Scores,
+    num_images: int = 10,
+    num_chains: int = 8,
+    num_temperatures: int = 200,
+    engine: AnyEngine = "auto",
+) -> Metrics:
+    """Compare the importance-weighted log p(x) of a few images with a second method that does not use the guide.
 
+    The method is quadrature if the latent space has two dimensions and it converges, otherwise annealed importance sampling.
+    Importance sampling and annealing give lower bounds in expectation, so only a higher second estimate is evidence against
+    the first: the guide then misses a part of the posterior. With the default settings annealing finds large errors only.
 
-@torch.no_grad()
-def _bounds(vae: Model, x: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
-    """The ELBO and the importance-weighted bound of each image."""
-    weights = torch.cat([log_weights(vae.model, vae.guide, x, num_samples=DRAWS) for _ in range(-(-num_samples // DRAWS))])[
-        :num_samples
-    ]
-    return weights.mean(0), log_likelihood(weights)
+    Arguments:
+        vae: A trained model.
+        x: Images, as the likelihood's pixels.
+        y: Their labels.
+        scores: Their scores, from `score_images`.
+        num_images: Number of images to check, evenly spaced.
+        num_chains: Chains of annealing for each image.
+        num_temperatures: Temperatures of annealing.
+        engine: What runs the annealing, see `Graph`.
 
+    Returns:
+        `method` ("quadrature" or "ais"), the mean `difference` of the second estimate minus the first, in nats, its
+        `standard_error` over the draws of both, the `max_difference`, `num_images`, and `disagree`: whether the second estimate
+        is higher by 4 standard errors and 0.1 nats, for one of the images or in the mean.
 
-@contextmanager
-def _local_posterior(vae: Model, params: Tensor) -> Iterator[None]:
-    """Have the guide take these parameters of the posterior, whatever image it is given."""
-    vae.encode = lambda x: vae.posterior(params)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del vae.encode
-
-
-@contextmanager
-def _own_noise() -> Iterator[None]:
-    """Let each of several processes draw noise of its own; all then go on from the same random state."""
-    if distributed.world_size() == 1:
-        yield
-        return
-    with torch.random.fork_rng():
-        torch.manual_seed(torch.randint(2**62, ()).item() + distributed.rank())
-        yield
-
-
-def _device(vae: Model) -> torch.device:
-    return next(vae.parameters()).device
+    Raises:
+        RequestError: If a latent site is bounded or discrete.
+    """
+    index = torch.linspace(0, len(x) - 1, min(num_images, len(x))).long()
+    args = (x[index.to(x.device)], y if y is None else y[index.to(x.device)])
+    method, error = "quadrature", scores.monte_carlo_error[index]
+    second = quadrature_log_likelihood(vae, *args) if has_two_dimensions(vae, *args) else torch.full_like(error, torch.nan)
+    if second.isnan().any():  # more dimensions, or no convergence
+        options: dict[str, Any] = {"num_chains": num_chains, "num_temperatures": num_temperatures, "engine": engine}
+        weights = annealed_log_weights(vae.model, *args, **options).cpu()
+        method, second, error = "ais", log_likelihood(weights), torch.hypot(error, monte_carlo_error(weights))
+    difference = second - scores.log_likelihood[index]
+    mean, mean_error = difference.mean(), error.square().sum().sqrt() / len(error)
+    values, errors = torch.cat([difference, mean[None]]), torch.cat([error, mean_error[None]])
+    return {
+        "method": method,
+        "difference": mean.item(),
+        "standard_error": mean_error.item(),
+        "max_difference": difference.max().item(),
+        "num_images": len(difference),
+        "disagree": bool((values > (Z_SCORE * errors).clamp(min=DIFFERENCE)).any()),
+    }

@@ -1,45 +1,52 @@
-"""Figures of each image, streamed over images and samples within a bound on memory."""
+"""Metrics of held-out images: the ELBO, the importance-weighted log-likelihood, and their errors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from functools import partial
+from math import isfinite, log
+from typing import Any, NamedTuple
 
 import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import NotFiniteError, check_positive
-from pyro_vae.inference.graphs import Engine, Graph
+from pyro_vae.data import Split
+from pyro_vae.errors import NotFiniteError, RequestError, check_positive
+from pyro_vae.inference import distributed
+from pyro_vae.inference.codes import ACTIVE, activity, check_images
+from pyro_vae.inference.graphs import AnyEngine, Engine, Graph, pick_engine
 from pyro_vae.inference.importance import (
     Program,
     Terms,
+    curve_lengths,
     effective_sample_size,
     k_curve,
     log_likelihood,
     monte_carlo_error,
     pareto_k,
+    split_rows,
     terms,
 )
-from pyro_vae.memory import Counter
 from pyro_vae.inference.precision import products
+from pyro_vae.inference.progress import progress_bar
+from pyro_vae.vae import Model, default_batch_size
 
-PROBE = 32
-"""Samples of the first image, from which it is seen what one takes."""
+ELBO_SAMPLES = 10
+
+Metrics = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Figures of each image, in nats, on the CPU; each of shape `(N,)`, but for the curve.
+class Scores(NamedTuple):
+    """Metrics of each image, in nats, float64 on the CPU; each of shape `(N,)`, except the curve.
 
     Attributes:
         reconstruction: The mean of log p(x | z).
         kl: The mean of log q(z | x) - log p(z).
-        log_likelihood: The importance-weighted bound of all samples.
-        monte_carlo_error: Its standard error over the draws, by the delta method; it holds only where `pareto_k` is small.
+        log_likelihood: The importance-weighted bound with all samples.
+        monte_carlo_error: Its standard error over the draws, see `monte_carlo_error`.
         effective_sample_size: Of the importance weights, from 1 to the number of samples.
-        pareto_k: k-hat of the weights: above 0.7 the estimate is not to be trusted, but as a lower bound.
-        curve: The bound of 1, 2, 4, ... samples, shape `(N, lengths)`.
+        pareto_k: k-hat of the importance weights, see `pareto_k`.
+        curve: The bounds with 1, 2, 4, ... samples, shape `(N, lengths)`.
     """
 
     reconstruction: Tensor
@@ -55,53 +62,199 @@ class Scores:
         """The ELBO of each image."""
         return self.reconstruction - self.kl
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Scores:
-        """The scores with each figure changed by a function."""
-        return Scores(*(function(getattr(self, field.name)) for field in fields(self)))
 
-    @classmethod
-    def joined(cls, parts: Sequence[Scores]) -> Scores:
-        """The scores of all images of several parts."""
-        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+def evaluate(
+    vae: Model,
+    images: Split,
+    num_samples: int = 5000,
+    num_images: int | None = None,
+    batch_size: int | None = None,
+    engine: AnyEngine = "auto",
+) -> Metrics:
+    """Score held-out images, in nats per image.
+
+    The estimate of log p(x) is a lower bound in expectation. Its `monte_carlo_error` covers only what the samples reached: a
+    guide that misses a mode of the posterior gives an estimate that is too low, with a small error and a small k-hat.
+    `check_log_likelihood` compares it with a second method.
+
+    Arguments:
+        vae: A trained model, on the device on which to score it.
+        images: The images, such as `data.test`.
+        num_samples: Importance samples for each image.
+        num_images: Size of the seeded random subset whose log-likelihood is estimated; None is all images.
+        batch_size: Decoder rows per pass, where a row is one sample of one image; None is `default_batch_size`.
+        engine: What runs the passes, see `Graph`; "auto" depends on the device and the number of passes.
+
+    Returns:
+        `elbo`, `reconstruction` and `kl` of all images and the `log_likelihood`, each with its `mean`, its `standard_error`
+        over images, and the `num_samples` and `num_images` that it is based on. The log-likelihood also has the
+        `monte_carlo_error` of the mean, `share_of_images_with_k_hat_over_0.7`, `median_effective_sample_size` and
+        `elbo_same_images`. For a subset there is `log_likelihood_all_images`, see `two_phase_mean`. For bytes there is
+        `bits_per_dimension`. `k_curve` has the bounds with 1, 2, 4, ... samples and their `gain` over the first, with the
+        standard error of the paired differences. `active_units` counts the latent dimensions that vary with the image.
+
+    Raises:
+        RequestError: If `num_images` exceeds the number of images, or a number is not positive.
+        NotFiniteError: If an image has no finite importance weight.
+    """
+    subset = images if num_images is None else images.subset(num_images)
+    scores = score_images(vae, subset, num_samples, batch_size, engine)
+    return summarize(vae, images, scores, num_samples, batch_size)
+
+
+def score_images(
+    vae: Model,
+    images: Split,
+    num_samples: int = 5000,
+    batch_size: int | None = None,
+    engine: AnyEngine = "auto",
+) -> Scores:
+    """The metrics of each image; arguments as for `evaluate`. Several processes share the images."""
+    if len(images) == 0:
+        raise RequestError("there are no images to score")
+    vae.eval()
+    args = arguments(vae, images)
+    check_images(vae, args[0])
+    batch_size = batch_size or default_batch_size(vae, args[0])
+    if engine == "auto":
+        engine = pick_engine(args[0].device, len(images) * num_samples // batch_size)
+    if distributed.world_size() == 1:
+        return score(vae.model, vae.guide, args, num_samples, batch_size, engine)
+    own = distributed.shard(len(images))
+    with torch.random.fork_rng():  # each process draws random numbers of its own, and all return to the same random state
+        torch.manual_seed(torch.randint(2**62, ()).item() + distributed.rank())
+        shard = tuple(None if arg is None else arg[own] for arg in args)
+        scores = score(vae.model, vae.guide, shard, num_samples, batch_size, engine)
+    return Scores(*(distributed.all_gather(values.to(args[0].device), len(images)).cpu() for values in scores))
+
+
+def summarize(vae: Model, images: Split, scores: Scores, num_samples: int, batch_size: int | None = None) -> Metrics:
+    """The results of `evaluate`, from the scores of all images or of a subset of them."""
+    is_subset = len(scores.kl) < len(images)
+    draws = ELBO_SAMPLES if is_subset else num_samples
+    whole = score_images(vae, images, draws, batch_size) if is_subset else scores
+    results: Metrics = {
+        "elbo": summary(whole.elbo, draws),
+        "reconstruction": summary(whole.reconstruction, draws),
+        "kl": summary(whole.kl, draws),
+        "log_likelihood": {
+            **summary(scores.log_likelihood, num_samples),
+            **_reliability(scores),
+            "elbo_same_images": summary(scores.elbo, num_samples),
+        },
+        "k_curve": _k_curve(scores.curve, num_samples),
+        "active_units": {"count": None, "latent_dim": vae.latent_dim},
+    }
+    if len(images) > 1:
+        results["active_units"]["count"] = int((activity(vae, arguments(vae, images)[0]) > ACTIVE).sum())
+    if is_subset:
+        mean, error = two_phase_mean(scores.log_likelihood, scores.elbo, whole.elbo)
+        results["log_likelihood_all_images"] = {
+            "mean": mean,
+            "standard_error": error,
+            "num_samples": num_samples,
+            "num_images": len(images),
+        }
+    if vae.pixels == "byte":
+        dimensions = images.images[0].numel()
+        results["bits_per_dimension"] = summary(-scores.log_likelihood / dimensions / log(2), num_samples)
+    return results
+
+
+def _k_curve(curve: Tensor, num_samples: int) -> Metrics:
+    """The bounds with 1, 2, 4, ... samples, and their paired differences from the first."""
+    results = {}
+    for k, bound in zip(curve_lengths(num_samples), curve.T, strict=True):
+        gain = summary(bound - curve[:, 0], k)
+        results[str(k)] = {**summary(bound, k), "gain": gain["mean"], "gain_standard_error": gain["standard_error"]}
+    return results
+
+
+def summary(values: Tensor, num_samples: int) -> Metrics:
+    """The mean of a metric of each image, its standard error over the images, and what it is based on."""
+    values = values.double()
+    return {
+        "mean": values.mean().item(),
+        "standard_error": (values.std() / len(values) ** 0.5).item() if len(values) > 1 else None,
+        "num_samples": num_samples,
+        "num_images": len(values),
+    }
+
+
+def two_phase_mean(y: Tensor, x: Tensor, x_all: Tensor) -> tuple[float, float | None]:
+    r"""The mean of y over N images, measured on a subset of n, with the help of a correlated x that is known for all.
+
+    The difference estimator of two-phase sampling, with :math:`d = y - x`:
+
+    .. math:: \bar d_n + \bar x_N, \qquad
+        \operatorname{Var} = \frac{S_d^2}{n} + \frac{S_x^2 + 2 S_{x d}}{N}
+
+    It is unbiased if the subset is drawn at random without replacement. The error is that over images: the N images are
+    themselves a sample. It also holds if `x` and `x_all` are independent unbiased estimates.
+
+    References:
+        | Sampling Techniques (Cochran, 1977), chapter 12
+
+    Arguments:
+        y: Values of the subset, shape `(n,)`.
+        x: Values of the control variate on the same images, shape `(n,)`.
+        x_all: Its values on all images, shape `(N,)`.
+
+    Returns:
+        The mean and its standard error; None for a subset of one image.
+    """
+    y, x, x_all = y.double(), x.double(), x_all.double()
+    mean = ((y - x).mean() + x_all.mean()).item()
+    if len(y) < 2:
+        return mean, None
+    covariance = torch.cov(torch.stack([x, y - x]))
+    variance = covariance[1, 1] / len(y) + (x_all.var() + 2 * covariance[0, 1]) / len(x_all)
+    return mean, variance.clamp(min=0).sqrt().item()
 
 
 def score(
-    model: Program,
-    guide: Program,
-    x: Tensor,
-    num_samples: int,
-    memory_mb: float | None = None,
-    engine: Engine = "eager",
-    on_images: Callable[[int], object] = lambda images: None,
+    model: Program, guide: Program, args: tuple[Any, ...], num_samples: int, batch_size: int, engine: Engine = "eager"
 ) -> Scores:
-    """Score every row of `x` with `num_samples` importance samples; the programs are as for `log_weights`.
+    """Score every row with `num_samples` importance samples.
 
     Arguments:
-        model: A Pyro program.
-        guide: A Pyro program.
-        x: The data.
+        model: A Pyro program, as for `log_weights`.
+        guide: A Pyro program, as for `log_weights`.
+        args: Arguments of both programs, tensors with one row per image or None; the first is the data.
         num_samples: Importance samples for each row.
-        memory_mb: What one pass may take, in MiB; None takes what is fast.
-        engine: What runs the passes: see `Graph`.
-        on_images: Called with the number of rows done, after each chunk.
+        batch_size: Decoder rows per pass, where a row is one sample of one image.
+        engine: What runs the passes, see `Graph`.
 
     Raises:
-        RequestError: If `num_samples` is not positive, or the memory is too little for one row.
-        NotFiniteError: If a row has no weight that is finite, or one that is NaN.
+        RequestError: If a number is not positive.
+        NotFiniteError: If a row has no finite weight, or one that is NaN.
     """
-    parts, done = [], 0
-    with products("float32"):
-        for chunk in in_chunks(model, guide, x, num_samples, memory_mb, engine):
-            parts.append(_scores(chunk, done))
-            done += chunk.kl.shape[1]
-            on_images(chunk.kl.shape[1])
-    return Scores.joined(parts)
+    check_positive(num_samples=num_samples, batch_size=batch_size)
+    passes = -(-num_samples // batch_size)
+    counts = [num_samples * (i + 1) // passes - num_samples * i // passes for i in range(passes)]
+    graphs = {count: Graph(partial(_pass, model, guide, count), engine) for count in set(counts)}
+    parts: list[Scores] = []
+    with products("float32"), progress_bar(len(args[0]), "scoring") as bar:
+        for rows in split_rows(args, max(1, batch_size // num_samples)):
+            drawn = zip(*(graphs[count](*rows) for count in counts), strict=True)
+            parts.append(_scores(Terms(*map(torch.cat, drawn)), first=sum(len(part.kl) for part in parts)))
+            bar.update(len(rows[0]))
+    return Scores(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
-def _scores(chunk: Terms, done: int) -> Scores:
-    weights = chunk.log_weights.double().cpu()
-    _check_weights(weights, done)
-    reconstruction, kl = (part.double().mean(0).cpu() for part in chunk)
+@torch.no_grad()
+@pyro.validation_enabled(False)  # validation looks at values, which a graph cannot
+def _pass(model: Program, guide: Program, num_samples: int, *args: Any) -> list[Tensor]:
+    return list(terms(model, guide, *args, num_samples=num_samples))
+
+
+def _scores(drawn: Terms, first: int) -> Scores:
+    weights = drawn.log_weights.double().cpu()
+    bad = weights.isnan().any(0) | (weights == -torch.inf).all(0)
+    if bad.any():
+        index = first + int(bad.nonzero()[0])
+        raise NotFiniteError(f"image {index} has no finite importance weight: p(x, z) is 0 or NaN at every draw of the guide")
+    reconstruction, kl = (part.double().mean(0).cpu() for part in drawn)
     return Scores(
         reconstruction,
         kl,
@@ -113,56 +266,18 @@ def _scores(chunk: Terms, done: int) -> Scores:
     )
 
 
-def _check_weights(weights: Tensor, done: int) -> None:
-    bad = weights.isnan().any(0) | (weights == -torch.inf).all(0)
-    if bad.any():
-        index = done + int(bad.nonzero()[0])
-        raise NotFiniteError(f"image {index} has no finite importance weight: the guide draws no code that the model allows")
+def arguments(vae: Model, images: Split) -> tuple[Tensor, Tensor | None]:
+    """The arguments of a model's programs: images as the likelihood's pixels, and labels, on the model's device."""
+    images = images.to(next(vae.parameters()).device)
+    return images.scored(vae.pixels), images.labels
 
 
-def in_chunks(
-    model: Program,
-    guide: Program,
-    x: Tensor,
-    num_samples: int,
-    memory_mb: float | None = None,
-    engine: Engine = "eager",
-) -> Iterator[Terms]:
-    """The terms of `num_samples` samples for every row of `x`, a few rows at a time, each `(num_samples, rows)`.
-
-    Memory stays bounded however large `num_samples` and `x` are. No gradients.
-    """
-    check_positive(num_samples=num_samples)
-    probe = min(num_samples, PROBE)
-    with torch.no_grad(), Counter() as counter:
-        first = terms(model, guide, x[:1], num_samples=probe)
-    at_once = counter.rows_at_once(probe, memory_mb)
-    graphs = _Graphs(model, guide, engine)
-    yield _joined([first, *graphs.passes(x[:1], num_samples - probe, at_once)])
-    for rows in x[1:].split(max(1, at_once // num_samples)) if len(x) > 1 else ():
-        yield _joined(graphs.passes(rows, num_samples, at_once))
-
-
-class _Graphs:
-    """The terms as a graph for each number of samples."""
-
-    def __init__(self, model: Program, guide: Program, engine: Engine) -> None:
-        self.model, self.guide, self.engine = model, guide, engine
-        self.graphs: dict[int, Graph] = {}
-
-    @torch.no_grad()
-    @pyro.validation_enabled(False)
-    def passes(self, x: Tensor, num_samples: int, at_once: int) -> list[Terms]:
-        """The terms in as few passes as can be, as even as can be; not validated, for a graph cannot look at values."""
-        passes = -(-num_samples // at_once)
-        counts = [num_samples * (i + 1) // passes - num_samples * i // passes for i in range(passes)]
-        return [Terms(*self._graph(count)(x)) for count in counts]
-
-    def _graph(self, count: int) -> Graph:
-        if count not in self.graphs:
-            self.graphs[count] = Graph(lambda x: list(terms(self.model, self.guide, x, num_samples=count)), self.engine)
-        return self.graphs[count]
-
-
-def _joined(parts: Sequence[Terms]) -> Terms:
-    return Terms(*(torch.cat(part) for part in zip(*parts, strict=True)))
+def _reliability(scores: Scores) -> Metrics:
+    """Monte Carlo diagnostics of the estimate."""
+    k_hat = scores.pareto_k
+    error = (scores.monte_carlo_error.square().sum().sqrt() / len(k_hat)).item()
+    return {
+        "monte_carlo_error": error if isfinite(error) else None,
+        "share_of_images_with_k_hat_over_0.7": None if k_hat.isnan().any() else (k_hat > 0.7).double().mean().item(),
+        "median_effective_sample_size": scores.effective_sample_size.quantile(0.5).item(),
+    }

@@ -8,14 +8,15 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
+from pyro_vae.errors import RequestError
 from pyro_vae.vae import Model
 
+# A latent dimension is active if the variance of its posterior mean over the images exceeds this (Burda et al., 2016).
 ACTIVE = 0.01
-"""A latent dimension is active if the variance of its posterior mean over the images exceeds this (Burda et al., 2016)."""
 
 DRAWS = 100
+# Images encoded in one pass.
 IMAGES = 1000
-"""Images encoded in one pass."""
 
 
 class Codes(NamedTuple):
@@ -30,9 +31,26 @@ def codes(vae: Model, x: Tensor) -> Codes:
     """The posterior means and standard deviations at images `x`, as the likelihood's pixels.
 
     They are estimated with 100 draws where the posterior has no closed form.
+
+    Raises:
+        ValueError: If `x` does not have the dtype and shape of the model's images.
     """
+    check_images(vae, x)
     parts = [_moments(vae.encode(rows)) for rows in x.split(IMAGES)]
     return Codes(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def check_images(vae: Model, x: Tensor) -> None:
+    """Raise `RequestError` unless `x` has the dtype and shape of the model's images; sets the model to evaluation mode."""
+    vae.eval()
+    with torch.random.fork_rng():
+        image = vae.sample(1)
+    if x.dtype != image.dtype or x.shape[1:] != image.shape[1:]:
+        shape = ", ".join(map(str, image.shape[1:]))
+        raise RequestError(
+            f"images must be the likelihood's pixels, {image.dtype} of shape (N, {shape}), but are {x.dtype} of"
+            f" shape {tuple(x.shape)}; use data.test.scored(vae.pixels)"
+        )
 
 
 def _moments(q: TorchDistribution) -> tuple[Tensor, Tensor]:

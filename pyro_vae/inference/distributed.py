@@ -27,7 +27,7 @@ def rank() -> int:
 
 def is_main_process() -> bool:
     """Whether this process writes files and prints."""
-    return int(os.environ.get("RANK", 0)) == 0
+    return int(os.environ.get("WORLD_SIZE", 1)) == 1 or int(os.environ.get("RANK", 0)) == 0
 
 
 @contextmanager

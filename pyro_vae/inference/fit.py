@@ -13,20 +13,21 @@ from typing import Any, Literal, TypedDict
 import pyro
 import torch
 from pyro.infer import ELBO, Trace_ELBO
-from torch import Tensor
+from torch import Tensor, nn
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from tqdm import tqdm
 
 from pyro_vae.data import Data, to_pixels
-from pyro_vae.errors import NotFiniteError, RequestError, check_choice, check_positive
+from pyro_vae.errors import NotFiniteError, RequestError, check_choice, check_count, check_positive
 from pyro_vae.inference import distributed
 from pyro_vae.inference.codes import ACTIVE, activity
-from pyro_vae.inference.graphs import Engine, logger, pick_engine
+from pyro_vae.inference.graphs import AnyEngine, Engine, dry_run, logger, pick_engine
 from pyro_vae.inference.importance import traces
 from pyro_vae.inference.meter import Meter
 from pyro_vae.inference.precision import Precision, products
+from pyro_vae.inference.progress import progress_bar
 from pyro_vae.inference.random_state import random_state, set_random_state
 from pyro_vae.inference.svi import SVI, MakeOptimizer
 from pyro_vae.objectives import CapacityELBO, FreeBitsELBO, ScheduledELBO, check_objective
@@ -35,25 +36,26 @@ from pyro_vae.vae import Model, default_batch_size
 
 MakeScheduler = Callable[[Optimizer], LRScheduler]
 OnNaN = Literal["stop", "rewind"]
-AnyEngine = Literal["auto", "eager", "traced", "compiled"]
 
 BATCH_SIZE = 128
 EPOCHS = 20
+# Default minimum number of steps: 20 epochs are too few for small data sets.
 STEPS = 3000
-"""Least number of steps by default: 20 epochs are too few for small data sets."""
+# Pixels of the training images that initialize the model, to bound memory.
 FIRST_PIXELS = 50_000_000
-"""Pixels of the training images that initialize the model, to bound memory."""
+# Time between checks for a loss that is not finite, which wait for the device.
 CHECK_SECONDS = 1.0
-"""Time between checks for a loss that is not finite, which wait for the device."""
 REWINDS = 3
+# Attributes of `Training` in its `state_dict`.
+COUNTERS = ("epoch", "best", "waited", "rewinds")
 
 
 class Record(TypedDict):
     """Metrics of one epoch; losses, ELBO and its terms in nats per image.
 
-    `elbo` = `reconstruction` - `kl` is at beta = 1, `loss` is the value that was minimized; they are means over the epoch's steps.
-    `beta` and `learning_rate` are those of the last step. `active_units` counts the latent dimensions whose posterior mean
-    varies over the validation images by more than 0.01.
+    `elbo` = `reconstruction` - `kl` is at beta = 1, `loss` is the value that was minimized; they are means over the epoch's
+    steps. `beta` and `learning_rate` are those of the last step. `active_units` counts the latent dimensions whose posterior
+    mean varies over the validation images by more than 0.01.
     """
 
     epoch: int
@@ -97,7 +99,8 @@ def fit(
     `python -m pyro_vae.train` with the same options, bit for bit.
 
     Arguments:
-        vae: The model and the guide; initialized from the training images first (`Model.initialize`).
+        vae: The model and the guide. They are initialized from the training images first (`Model.initialize`), unless they
+            were before, or a state_dict was loaded.
         data: The `train` split is fitted, the `validation` split is scored after each epoch.
         epochs: Passes over the training images; None is 20 epochs or 3,000 steps, whichever is longer.
         batch_size: Images per step; None is 128, or all training images if there are fewer.
@@ -125,11 +128,12 @@ def fit(
         >>> data = pv.load_data("digits")
         >>> encoder, decoder = pv.MLP(data.shape, (2, 5)), pv.MLP((5,), (1, *data.shape))
         >>> vae = pv.VAE(pv.StandardNormal(5), encoder, pv.DiagonalNormal(), decoder, pv.Bernoulli())
-        >>> first, second = pv.fit(vae, data, epochs=2, seed=0)
-        >>> first["validation_elbo"] < second["validation_elbo"]
+        >>> first, *_, last = pv.fit(vae, data, epochs=10, seed=0)
+        >>> first["validation_elbo"] < last["validation_elbo"]
         True
     """
-    check_positive(epochs=epochs, batch_size=batch_size, clip_grad_norm=clip_grad_norm, patience=patience)
+    check_count(epochs=epochs, batch_size=batch_size, patience=patience)
+    check_positive(clip_grad_norm=clip_grad_norm)
     for name, value, choices in (("engine", engine, AnyEngine), ("precision", precision, Precision), ("on_nan", on_nan, OnNaN)):
         check_choice(name, value, choices)
     if seed is not None:
@@ -138,16 +142,21 @@ def fit(
     steps_per_epoch = math.ceil(len(data.train) / batch_size)
     epochs = epochs or max(EPOCHS, math.ceil(STEPS / steps_per_epoch))
     objective, beta = objective or Trace_ELBO(), beta or Constant()
+    if not isinstance(beta, Schedule):
+        raise RequestError(f"beta must be a Schedule, such as Constant(4.0), but is {beta!r}")
     for schedule in [beta, objective.schedule] if isinstance(objective, ScheduledELBO) else [beta]:
         schedule.set_training_length(steps_per_epoch, epochs)
     loop = Loop(vae, data, batch_size, objective, beta, precision)
-    vae.initialize(loop.first_pixels())
-    loop.prepare(optimizer or partial(Adam, fused=True), lr_scheduler, clip_grad_norm, _engine(engine, loop, epochs))
+    if not vae.initialized:
+        vae.initialize(loop.first_pixels())
+        vae.initialized = True
+    engine = _engine(engine, loop.device, epochs * steps_per_epoch)
+    loop.prepare(optimizer or partial(Adam, fused=True), lr_scheduler, clip_grad_norm, engine)
     return Training(loop, epochs, patience, on_nan)
 
 
 class Training(Iterator[Record]):
-    """Training in progress: each record drawn from it trains one epoch. Made by `fit`.
+    """Iterator returned by `fit`; each iteration trains one epoch.
 
     Attributes:
         epochs: Number of epochs to train.
@@ -198,13 +207,12 @@ class Training(Iterator[Record]):
 
     def state_dict(self) -> dict[str, Any]:
         """The state at the end of the last epoch, as tensors and plain values: training continues from it bit for bit."""
-        names = ("epoch", "best", "waited", "rewinds")
-        return {**{name: getattr(self, name) for name in names}, **self.loop.state_dict()}
+        return {**{name: getattr(self, name) for name in COUNTERS}, **self.loop.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a `state_dict`."""
         self.loop.load_state_dict(state)
-        for name in ("epoch", "best", "waited", "rewinds"):
+        for name in COUNTERS:
             setattr(self, name, state[name])
 
 
@@ -234,47 +242,39 @@ class Loop:
     ) -> None:
         """Make the optimizer and the scheduler, and run the programs once without side effects."""
         model, guide = self.meter.model(self.vae.model), self.meter.guide(self.vae.guide)
-        self.svi = SVI(
-            model,
-            guide,
-            lambda params: self._hooked(optimizer(params), params, clip_grad_norm),
-            self.objective,
-            mean=True,
-            prepare=self._batch,
-            engine=engine,
-        )
+        self.svi = SVI(model, guide, optimizer, self.objective, mean=True, prepare=self._batch, engine=engine)
+        first = torch.arange(self.batch_size, device=self.device)
+        dry_run(self._check, first)
         with self._shard(self.batch_size) as own:
-            self.svi.dry_run(torch.arange(self.batch_size, device=self.device)[own], check=self._check)
+            self.svi.dry_run(first[own])
+        if distributed.world_size() > 1:
+            self.optimizer.register_step_pre_hook(lambda optimizer, *_: self._average_gradients(_params(optimizer)))
+        if clip_grad_norm is not None:
+            self.optimizer.register_step_pre_hook(lambda optimizer, *_: _clip(_params(optimizer), clip_grad_norm))
         self.scheduler = None if lr_scheduler is None else lr_scheduler(self.optimizer)
 
     def epoch(self, label: str) -> dict[str, Any]:
         """Train one epoch and score the validation images."""
-        start = time.perf_counter()
-        self.vae.train()
-        with products(self.precision):
-            trained = self._train(label)
-        seconds = time.perf_counter() - start
-        self.vae.eval()
-        with products("float32"):
-            validated = self._validate(label)
-            active = int((activity(self.vae, self.validation) > ACTIVE).sum())
+        try:
+            trained, validated = self._train(label), self._validate(label)
+        except LinAlgError as error:  # a matrix with NaN cannot be factorized
+            raise self._not_finite(label) from error
         metrics = {
             "step": self.step,
             "beta": value_at(self.schedule, self.step - 1),
             "learning_rate": self._learning_rate(),
             **trained,
-            **{f"validation_{name}": value for name, value in validated.items()},
-            "active_units": active,
-            "seconds": seconds,
-            "images_per_second": len(self.train) / seconds,
+            **validated,
         }
-        self._step_scheduler(validated["elbo"])
+        self._step_scheduler(validated["validation_elbo"])
         return metrics
 
     def _train(self, label: str) -> dict[str, float]:
+        self.vae.train()
+        self._clear_sums()
+        start = checked = time.perf_counter()
         order = distributed.broadcast(torch.randperm(len(self.train), device=self.device))
-        checked = time.perf_counter()
-        with _progress(len(self.train), label) as progress:
+        with products(self.precision), progress_bar(len(self.train), label) as progress:
             for index in order.split(self.batch_size):
                 self._set_step()
                 with self._shard(len(index)) as own:
@@ -284,17 +284,24 @@ class Loop:
                 if time.perf_counter() - checked > CHECK_SECONDS and distributed.world_size() == 1:
                     self._check_finite(label)
                     checked = time.perf_counter()
-        return self._read(label, len(self.train))
+        means, seconds = self._read(label, len(self.train)), time.perf_counter() - start
+        return {**means, "seconds": seconds, "images_per_second": len(self.train) / seconds}
 
     def _validate(self, label: str) -> dict[str, float]:
+        self.vae.eval()
+        self._clear_sums()
+        labels = self.validation_labels
         chunks = torch.arange(len(self.validation), device=self.device).split(default_batch_size(self.vae, self.validation))
-        for index in chunks:
-            with self._shard(len(index)) as own:
-                rows = index[own]
-                labels = None if self.validation_labels is None else self.validation_labels[rows]
-                if len(rows):
-                    self.svi.total += len(rows) * self.svi.evaluate_loss(self.validation[rows], labels, self.beta)
-        return self._read(f"{label}, validation", len(self.validation))
+        with products("float32"):
+            for index in chunks:
+                with self._shard(len(index)) as own:
+                    rows = index[own]
+                    args = self.validation[rows], None if labels is None else labels[rows], self.beta
+                    if len(rows):
+                        self.svi.total += len(rows) * self.svi.evaluate_loss(*args)
+            means = self._read(f"{label}, validation", len(self.validation))
+            active = int((activity(self.vae, self.validation) > ACTIVE).sum())
+        return {**{f"validation_{name}": value for name, value in means.items()}, "active_units": active}
 
     def _batch(self, index: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """The arguments of the programs: images, labels and beta."""
@@ -308,21 +315,27 @@ class Loop:
             self.objective.set_step(self.step)
 
     def _read(self, label: str, rows: int) -> dict[str, float]:
-        """Metrics per row since the last call."""
+        """Metrics per row since the sums were cleared."""
         distributed.all_reduce(self.meter.sums, self.svi.total)
         self._check_finite(label)
         loss = self.svi.total.item() / rows
         reconstruction, kl = (self.meter.sums / (rows * self.objective.num_particles)).tolist()
+        return {"loss": loss, "elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
+
+    def _clear_sums(self) -> None:
+        """Start anew, even after an epoch that was interrupted."""
         self.svi.total.zero_()
         self.meter.sums.zero_()
-        return {"loss": loss, "elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
 
     def _check_finite(self, label: str) -> None:
         if not math.isfinite(self.svi.total.item() + self.meter.sums.sum().item()):
-            raise NotFiniteError(
-                f"the loss became NaN or infinite in {label}, at or before step {self.step}; lower the learning rate"
-                " (optimizer.lr), set clip_grad_norm=100, or use on_nan=rewind"
-            )
+            raise self._not_finite(label)
+
+    def _not_finite(self, label: str) -> NotFiniteError:
+        return NotFiniteError(
+            f"the loss became NaN or infinite in {label}, at or before step {self.step}; lower the learning rate"
+            " (optimizer.lr), set clip_grad_norm=100, or use on_nan=rewind"
+        )
 
     @contextmanager
     def _shard(self, rows: int) -> Iterator[slice]:
@@ -333,14 +346,6 @@ class Loop:
         with distributed.WholeNoise(rows, particles) if distributed.world_size() > 1 else nullcontext():
             yield own
 
-    def _hooked(self, optimizer: Optimizer, params: Sequence[Tensor], clip_grad_norm: float | None) -> Optimizer:
-        """The optimizer, with operations on the gradients before each step."""
-        if distributed.world_size() > 1:
-            optimizer.register_step_pre_hook(lambda *_: self._average_gradients(params))
-        if clip_grad_norm is not None:
-            optimizer.register_step_pre_hook(lambda *_: _clip(params, clip_grad_norm))
-        return optimizer
-
     def _average_gradients(self, params: Sequence[Tensor]) -> None:
         """Turn gradients of the mean over this process's rows into those of the mean over the whole batch."""
         grads = [param.grad for param in params if param.grad is not None]
@@ -348,9 +353,12 @@ class Loop:
             grad *= self.weight
         distributed.all_reduce(*grads)
 
-    def _check(self, x: Tensor, y: Tensor | None, beta: Tensor) -> None:
+    def _check(self, index: Tensor) -> None:
         """Raise `RequestError` if the parts do not fit together."""
-        _check_shapes(self.vae, x)
+        x, y, _ = self._batch(index)
+        if any(param.isnan().any() for param in self.vae.parameters()):
+            raise RequestError("the model has parameters that are NaN; build it anew, or load a state_dict before training")
+        _check_shapes(self.vae, x, y)
         check_objective(self.objective, self.schedule, *traces(self.vae.model, self.vae.guide, (x, y), 1))
         _check_distributed(self.objective, len(self.train), self.batch_size, self.svi.engine)
 
@@ -389,14 +397,12 @@ class Loop:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a `state_dict`; sums of an unfinished epoch are dropped."""
+        """Restore a `state_dict`."""
         self.step = state["step"]
         self.vae.load_state_dict(state["vae"])
         self.svi.load_optimizer(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["lr_scheduler"])
-        self.svi.total.zero_()
-        self.meter.sums.zero_()
         set_random_state(state["random"], self.device)
 
 
@@ -408,24 +414,33 @@ def _batch_size(asked: int | None, rows: int) -> int:
     return asked or min(BATCH_SIZE, rows)
 
 
-def _engine(asked: AnyEngine, loop: Loop, epochs: int) -> Engine:
+def _engine(asked: AnyEngine, device: torch.device, steps: int) -> Engine:
     if asked != "auto":
         return asked
-    steps = epochs * math.ceil(len(loop.train) / loop.batch_size)
-    return pick_engine(loop.device, steps) if distributed.world_size() == 1 else "eager"
+    return pick_engine(device, steps) if distributed.world_size() == 1 else "eager"
 
 
-def _check_shapes(vae: Model, x: Tensor) -> None:
-    dim = vae.latent_dim
-    codes, images = (vae.posterior.num_params, dim), (vae.likelihood.num_params, *x.shape[1:])
-    given = {
-        "encoder": (vae.encoder, vae.likelihood.unit(x), codes),
-        "decoder": (vae.decoder, x.new_zeros(len(x), dim), images),
-    }
-    for name, (network, value, wanted) in given.items():
-        shape = tuple(network(value).shape[1:])
-        if shape != wanted:
-            raise RequestError(f"{name} returns shape {shape} per image, but must return {wanted}")
+def _check_shapes(vae: Model, x: Tensor, y: Tensor | None) -> None:
+    """Raise `RequestError` if a network's outputs have a wrong shape, and leave the model in training mode."""
+    vae.eval()  # in training mode, batch normalization rejects a single image
+    with _outputs("decoder", vae.decoder, (vae.likelihood.num_params, *x.shape[1:])):
+        vae.sample(1)
+    with _outputs("encoder", vae.encoder, (vae.posterior.num_params, vae.latent_dim)):
+        vae.guide(x, y)
+    vae.train()
+
+
+@contextmanager
+def _outputs(name: str, network: nn.Module, wanted: tuple[int, ...]) -> Iterator[None]:
+    """If an output has another shape, raise `RequestError`, which replaces any exception of the block."""
+    shapes: list[tuple[int, ...]] = []
+    try:
+        with network.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape[1:]))):
+            yield
+    finally:
+        for shape in shapes:
+            if shape != wanted:
+                raise RequestError(f"{name} returns shape {shape} per image, but must return {wanted}")
 
 
 def _check_distributed(objective: ELBO, images: int, batch_size: int, engine: Engine) -> None:
@@ -440,11 +455,9 @@ def _check_distributed(objective: ELBO, images: int, batch_size: int, engine: En
         raise RequestError(f"{type(objective).__name__} is not supported with several processes; use one process")
 
 
-def _progress(images: int, label: str) -> tqdm[Any]:
-    """A progress bar, on a terminal only."""
-    disable = None if distributed.is_main_process() else True
-    return tqdm(total=images, desc=label, unit=" images", unit_scale=True, leave=False, disable=disable, dynamic_ncols=True)
+def _params(optimizer: Optimizer) -> list[Tensor]:
+    return [param for group in optimizer.param_groups for param in group["params"]]
 
 
 def _clip(params: Sequence[Tensor], norm: float) -> None:
-    clip_grad_norm_(params, norm)
+    clip_grad_norm_(params, norm)  # a hook that returns a value would replace its arguments

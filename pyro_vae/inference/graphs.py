@@ -19,15 +19,17 @@ from torch.utils.weak import WeakIdKeyDictionary
 from pyro_vae.errors import RequestError, check_choice
 
 logger = logging.getLogger("pyro_vae")
+aten = torch.ops.aten
 
 Engine = Literal["eager", "traced", "compiled"]
+AnyEngine = Literal["auto", "eager", "traced", "compiled"]
 
+# Minimum numbers of steps for which tracing (0.5 s) and, on the CPU, compiling (about 10 s) save more time than they take.
 TRACED_STEPS = 500
 COMPILED_STEPS = 8_000
-"""Numbers of steps from which tracing (0.5 s) and, on the CPU, compiling (about 10 s) save more time than they take."""
 
+# Calls before a CUDA graph is captured, as torch's documentation recommends.
 WARM_UPS = 3
-"""Calls before a CUDA graph is captured, as torch's documentation recommends."""
 
 
 class Graph:
@@ -42,6 +44,10 @@ class Graph:
     Arguments:
         function: Returns a list of tensors without gradients. Arguments that are not tensors are constants of the graph.
         engine: "eager" calls the function; "traced" runs its operations one by one; "compiled" fuses them with Inductor.
+
+    Attributes:
+        engine: The engine in use.
+        capturable: Whether a CUDA graph can replay the calls: False after a warning, if an operation waits for the host.
 
     Raises:
         ValueError: If the engine is unknown.
@@ -58,7 +64,7 @@ class Graph:
 
     def __init__(self, function: Callable[..., list[Any]], engine: Engine = "compiled") -> None:
         check_choice("engine", engine, Engine)
-        self.function, self.engine = function, engine
+        self.function, self.engine, self.capturable = function, engine, True
         self._graphs: dict[Any, Callable[..., list[Any]]] = {}
         self._last: Any = None
 
@@ -76,6 +82,7 @@ class Graph:
             graph, captured = trace(self.function, args)
         except Exception as error:
             return self._fall_back("eager", "the programs cannot be traced", error)
+        self._look_for_waits(graph, [*_tensors(args), *captured])
         if self.engine == "compiled":
             try:
                 graph = _compiled(graph, [*_tensors(args), *captured])
@@ -88,6 +95,15 @@ class Graph:
 
         return run
 
+    def _look_for_waits(self, graph: Any, inputs: Sequence[Tensor]) -> None:
+        nodes = graph.graph.nodes
+        waits = sorted({str(node.target) for node in nodes if _waits(node)})
+        used = [bool(node.users) for node in nodes if node.op == "placeholder"]
+        waits += ["a CPU tensor"] * any(use and not tensor.is_cuda for use, tensor in zip(used, inputs, strict=True))
+        if waits and self.capturable and any(tensor.is_cuda for tensor in inputs):
+            self.capturable = False
+            logger.warning("steps run without a CUDA graph, which is slower: the programs use %s", ", ".join(waits))
+
     def _fall_back(self, engine: Engine, problem: str, error: Exception) -> Callable[..., list[Any]]:
         self.engine = engine
         logger.warning("using the %s engine: %s (%s)", engine, problem, _reason(error))
@@ -97,29 +113,30 @@ class Graph:
 class Replay:
     """A function on CUDA tensors, without results, captured into a CUDA graph and replayed.
 
-    The tensors that it updates must keep their addresses. The first calls, and those with other shapes, run eagerly.
+    The tensors that it updates must keep their addresses. The first calls, and those with other shapes or other values of
+    arguments that are not tensors, run eagerly.
 
     Arguments:
-        function: Takes CUDA tensors and updates CUDA tensors in place.
+        function: Updates CUDA tensors in place.
     """
 
     def __init__(self, function: Callable[..., None]) -> None:
         self.function = function
         self._warm_ups: list[Any] = []
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._args: list[Tensor] = []
+        self._args: list[Any] = []
 
-    def __call__(self, *args: Tensor) -> None:
+    def __call__(self, *args: Any) -> None:
         if self._graph is None and self._warm_ups.count(_kind(args)) == WARM_UPS:
             self._capture(args)
         if self._graph is not None and _kind(args) == _kind(self._args):
-            for own, given in zip(self._args, args, strict=True):
+            for own, given in zip(_tensors(self._args), _tensors(args), strict=True):
                 own.copy_(given)
             self._graph.replay()
         else:
             self._warm_up(args)
 
-    def _warm_up(self, args: Sequence[Tensor]) -> None:
+    def _warm_up(self, args: Sequence[Any]) -> None:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -128,8 +145,8 @@ class Replay:
         if self._graph is None:
             self._warm_ups.append(_kind(args))
 
-    def _capture(self, args: Sequence[Tensor]) -> None:
-        self._args = [arg.clone() for arg in args]
+    def _capture(self, args: Sequence[Any]) -> None:
+        self._args = [arg.clone() if isinstance(arg, Tensor) else arg for arg in args]
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self.function(*self._args)
@@ -150,7 +167,7 @@ def has_compiler() -> bool:
 
 
 def trace(function: Callable[..., list[Any]], args: Sequence[Any]) -> tuple[Callable[..., Any], list[Tensor]]:
-    """The graph of a function at `args`, and the other tensors that it uses, which are further inputs of the graph."""
+    """The graph of a function at `args`, and the captured tensors, which become extra inputs."""
     census = _Census()
     with census.without_effect(), census:
         function(*args)
@@ -164,12 +181,16 @@ def trace(function: Callable[..., list[Any]], args: Sequence[Any]) -> tuple[Call
 def dry_run(function: Callable[..., Any], *args: Any) -> None:
     """Call a function without side effects on existing tensors or on the random state."""
     census = _Census()
-    with census.without_effect(), census:
-        function(*args)
+    try:
+        with census.without_effect(), census:
+            function(*args)
+    except Exception as error:
+        error.add_note("raised in the dry run before the first step")
+        raise
 
 
 class _Census(TorchDispatchMode):
-    """Records the tensors that existed before and are used, and the contents of those that are written to."""
+    """Records the existing tensors that a function uses, and the contents of those that it writes to."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -231,6 +252,13 @@ def _kind(args: Sequence[Any]) -> tuple[Any, ...]:
 
 def _tensors(args: Sequence[Any]) -> list[Tensor]:
     return [arg for arg in args if isinstance(arg, Tensor)]
+
+
+def _waits(node: torch.fx.Node) -> bool:
+    """Whether an operation on CUDA tensors waits for the host, which a CUDA graph cannot contain."""
+    tags = getattr(node.target, "tags", ())
+    by_shape = torch.Tag.dynamic_output_shape in tags and node.target is not aten.index.Tensor  # which integers also index
+    return by_shape or torch.Tag.data_dependent_output in tags or node.target is aten._linalg_check_errors.default
 
 
 def _reason(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import inf, log
 from typing import Any, NamedTuple
 
@@ -21,8 +21,8 @@ from pyro_vae.errors import RequestError, check_positive
 Program = Callable[..., Any]
 Site = Any
 
+# PSIS requires 5 weights in the tail, which is a fifth of the samples.
 LEAST_SAMPLES = 25
-"""With fewer, the tail that PSIS fits has fewer than the 5 weights it requires."""
 
 
 class Terms(NamedTuple):
@@ -109,8 +109,31 @@ def log_weights(model: Program, guide: Program, x: Tensor, *more: Any, num_sampl
     return terms(model, guide, x, *more, num_samples=num_samples).log_weights
 
 
+def joint_terms(
+    model: Program, args: tuple[Any, ...], latents: Mapping[str, Tensor], num_samples: int
+) -> tuple[Tensor, Tensor]:
+    """log p(z) and log p(x | z) at given latents, each of shape `(num_samples, N)`.
+
+    Arguments:
+        model: As for `log_weights`, called with `args`.
+        args: Arguments of the model; the first is the data.
+        latents: The value of each latent site; its batch shape must broadcast to `(num_samples, N)`.
+        num_samples: Number of values for each row.
+    """
+    with pyro.plate("importance samples", num_samples, dim=-2):
+        trace = poutine.trace(poutine.condition(model, data=dict(latents))).get_trace(*args)
+    prior = site_sum(trace, args[0], num_samples, lambda site: site["name"] in latents)
+    return prior, site_sum(trace, args[0], num_samples, lambda site: site["name"] not in latents)
+
+
+def split_rows(args: tuple[Any, ...], size: int) -> Iterator[tuple[Any, ...]]:
+    """Arguments of the programs, `size` rows at a time; an argument that is None stays None."""
+    for start in range(0, len(args[0]), size):
+        yield tuple(None if arg is None else arg[start : start + size] for arg in args)
+
+
 def log_likelihood(log_weights: Tensor) -> Tensor:
-    r"""The importance-weighted bound :math:`\log \frac{1}{K} \sum_k w_k` in nats, shape `(N,)`; at most log p(x) in expectation.
+    r"""The importance-weighted bound :math:`\log \frac{1}{K} \sum_k w_k` in nats, `(N,)`; at most log p(x) in expectation.
 
     Arguments:
         log_weights: Shape `(K, N)`.
@@ -147,9 +170,9 @@ def monte_carlo_error(log_weights: Tensor) -> Tensor:
 def pareto_k(log_weights: Tensor) -> Tensor:
     """The Pareto tail index k-hat of the weights, from PSIS as implemented in ArviZ, shape `(N,)`.
 
-    Above 0.7 the importance-weighted estimate is unreliable. A value below 0.7 is necessary, not sufficient: a guide that misses
-    a mode of the posterior has light-tailed weights and a small k-hat, and the estimate is too low by the mass of that mode.
-    Use at least 100 samples. NaN for fewer than 25, minus infinity for equal weights.
+    Above 0.7 the importance-weighted estimate is unreliable. A value below 0.7 is necessary, not sufficient: a guide that
+    misses a mode of the posterior has light-tailed weights and a small k-hat, and the estimate is too low by the mass of that
+    mode. Use at least 100 samples. NaN for fewer than 25, minus infinity for equal weights.
 
     References:
         | Pareto Smoothed Importance Sampling (Vehtari et al., 2024)
@@ -161,7 +184,7 @@ def pareto_k(log_weights: Tensor) -> Tensor:
     if len(log_weights) < LEAST_SAMPLES:
         return torch.full(log_weights.shape[1:], torch.nan)
     log_weights = log_weights.detach()
-    relative = (log_weights - log_weights.amax(0)).double().clamp(min=-700).cpu().numpy()  # exp(-700) is not yet zero
+    relative = (log_weights - log_weights.amax(0)).double().clamp(min=-700).cpu().numpy()  # exp(-700) does not underflow
     return torch.tensor([_tail_index(column) for column in relative.T], dtype=torch.float64)
 
 

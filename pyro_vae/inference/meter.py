@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
-from torch import Tensor
 
 from pyro_vae.inference.importance import Program, Site, is_random, log_prob
 

@@ -1,4 +1,4 @@
-"""The precision of matrix products of float32 tensors."""
+"""The precision of matrix products and convolutions of float32 tensors."""
 
 from __future__ import annotations
 
@@ -11,28 +11,30 @@ import torch
 
 Precision = Literal["float32", "tf32", "bf16"]
 
+# Relative error that float32 products stay below; tf32 has about 3e-4, bf16 about 3e-3.
 ROUNDING = 1e-6
-"""Relative error that float32 products stay below; tf32 has about 3e-4, bf16 about 3e-3."""
 
 
 @contextmanager
 def products(precision: Precision = "float32") -> Iterator[None]:
-    """Set the precision of matrix products of float32 tensors in a `with` block.
+    """Set the precision of matrix products and convolutions of float32 tensors in a `with` block.
 
     "tf32" and "bf16" allow lower precision where the hardware supports it: bf16 on CPUs with matrix units, tf32 on CUDA for
     both. "float32" is accurate to rounding, with the fastest backend that passes an accuracy check.
     """
-    before = torch.get_float32_matmul_precision()
+    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision({"float32": _float32(), "tf32": "high", "bf16": "medium"}[precision])
+    torch.backends.cudnn.allow_tf32 = precision != "float32"  # True by default, whatever the precision of matrix products
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 @cache
 def _float32() -> str:
-    """The fastest accurate setting. On CPUs without matrix units "medium" stays in float32, and may select a faster library."""
+    """The fastest accurate setting. On CPUs without bf16 units "medium" computes in float32, and may use a faster library."""
     if torch.cuda.is_available():
         return "highest"
     before = torch.get_float32_matmul_precision()

@@ -76,27 +76,21 @@ class SVI:
         if engine != "eager" and getattr(objective, "differentiable_loss", None) is None:
             logger.warning("using the eager engine: %s has no differentiable_loss", type(objective).__name__)
             engine = "eager"
-        function = self._gradients if engine == "eager" else self._tensor_gradients
-        self._graph, self._replay = Graph(function, engine), Replay(self._take_step)
+        self._graph = Graph(self._gradients if engine == "eager" else self._tensor_gradients, engine)
+        self._options: list[dict[str, Any]] | None = None
 
     @property
     def engine(self) -> Engine:
         """The engine that runs the steps, which is simpler than the requested one if that failed."""
         return self._graph.engine
 
-    def dry_run(self, *args: Any, check: Callable[..., object] = lambda *args: None) -> None:
-        """Validate the programs and make the optimizer, without side effects; the first step does it otherwise.
-
-        Arguments:
-            *args: The arguments of `step`.
-            check: Called with the arguments of the programs before they run.
-        """
+    def dry_run(self, *args: Any) -> None:
+        """Validate the programs and make the optimizer, without side effects. The first step calls it if necessary."""
         with _Params() as seen:
-            dry_run(self._validate, check, *args)
+            dry_run(self._validate, *args)
         self._adopt(seen.params)
         device = next(iter(seen.params.values()), self.total).device
         self.loss, self.total = self.loss.to(device), self.total.to(device)
-        self._make_capturable()
 
     def load_optimizer(self, state: dict[str, Any]) -> None:
         """Load a `state_dict` into the optimizer, which `dry_run` has made."""
@@ -106,18 +100,21 @@ class SVI:
         where = {"capturable": replays} if any("capturable" in group for group in state["param_groups"]) else {}
         groups = [{**group, **where, "lr": float(group["lr"])} for group in state["param_groups"]]
         self.optimizer.load_state_dict({**state, "param_groups": groups})
-        self._make_capturable()
-        self._replay = Replay(self._take_step)
+        self._options = None
 
     def update(self, *args: Any) -> None:
-        """Take one step. Runs asynchronously; the loss before the step is written to `loss` and added to `total`."""
+        """Take one step, asynchronously: `loss` is set to the loss before it, and its sum over rows is added to `total`."""
         if self.optimizer is None:
             self.dry_run(*args)
         with pyro.validation_enabled(False):
-            (self._replay if self._replays() else self._take_step)(*args)
+            if self._replays():
+                self._refresh()
+                self._replay(*args)
+            else:
+                self._take_step(*args)
 
     def step(self, *args: Any) -> float:
-        """Take one step and return the loss before it, in nats."""
+        """Take one step and return the loss before it, in nats, or in nats per row with `mean`."""
         self.update(*args)
         return self.loss.item()
 
@@ -127,10 +124,9 @@ class SVI:
         with pyro.validation_enabled(is_validation_enabled() and self.optimizer is None), tensor_losses(self.objective):
             return float(self.objective.loss(self.model, self.guide, *args)) / self._rows(args)
 
-    def _validate(self, check: Callable[..., object], *args: Any) -> None:
-        prepared = self.prepare(*args)
-        check(*prepared)
-        self.objective.loss(self.model, self.guide, *prepared)
+    def _validate(self, *args: Any) -> None:
+        with tensor_losses(self.objective):
+            self.objective.loss(self.model, self.guide, *self.prepare(*args))
 
     def _take_step(self, *args: Any) -> None:
         loss, rows, *grads = self._graph(*args)
@@ -161,14 +157,24 @@ class SVI:
 
     def _replays(self) -> bool:
         """Whether whole steps run as a CUDA graph."""
-        groups = self.optimizer.param_groups if self.optimizer is not None else []
-        return self.total.is_cuda and self.engine != "eager" and all("capturable" in group for group in groups)
+        capturable = self._graph.capturable and all("capturable" in group for group in self._groups)
+        return self.total.is_cuda and self.engine != "eager" and capturable
 
-    def _make_capturable(self) -> None:
-        """Keep the optimizer's learning rate and step count on the device, as a CUDA graph requires."""
-        if self._replays() and self.optimizer is not None:
-            for group in self.optimizer.param_groups:
+    def _refresh(self) -> None:
+        """Keep replays valid: update learning rates in place, and capture anew if the optimizer's other options changed."""
+        baked = [{key: group[key] for key in group.keys() - {"params", "lr", "capturable"}} for group in self._groups]
+        if baked != self._options:
+            self._options, self._replay = baked, Replay(self._take_step)
+            for group in self._groups:
                 group |= {"capturable": True, "lr": torch.as_tensor(group["lr"], device=self.total.device)}
+            self._rates = [group["lr"] for group in self._groups]
+        for group, rate in zip(self._groups, self._rates, strict=True):
+            if group["lr"] is not rate:
+                group["lr"] = rate.fill_(group["lr"])
+
+    @property
+    def _groups(self) -> list[dict[str, Any]]:
+        return [] if self.optimizer is None else self.optimizer.param_groups
 
     def _rows(self, args: Sequence[Any]) -> int:
         return len(args[0]) if self.mean else 1
@@ -185,8 +191,9 @@ class SVI:
 
 @contextmanager
 def tensor_losses(objective: Any) -> Iterator[None]:
-    """Patch Pyro's ELBOs so that their losses stay tensors; they call `.item()`, which waits for the device."""
-    modules = {sys.modules[cls.__module__] for cls in type(objective).__mro__ if cls.__module__.startswith("pyro.infer")}
+    """Patch Pyro so that losses stay tensors, and NaN raises no warnings; both wait for the device."""
+    names = {cls.__module__ for cls in type(objective).__mro__ if cls.__module__.startswith("pyro.infer")}
+    modules = [sys.modules[name] for name in (*names, "pyro.poutine.trace_struct")]
     before = [(module, name, vars(module)[name]) for module in modules for name in _TENSORS if name in vars(module)]
     try:
         for module, name, _ in before:
@@ -200,6 +207,7 @@ def tensor_losses(objective: Any) -> Iterator[None]:
 _TENSORS: dict[str, Callable[..., Any]] = {
     "torch_item": lambda x: x.detach() if isinstance(x, Tensor) else x,
     "warn_if_nan": lambda value, *args, **kwargs: value,
+    "warn_if_inf": lambda value, *args, **kwargs: value,
 }
 
 

@@ -1,4 +1,4 @@
-"""The figures of each image: against exact values, whatever the chunks, and the limits of trust in them."""
+"""Metrics of each image: against exact values, independent of the batch size, and their errors."""
 
 import math
 
@@ -11,6 +11,7 @@ from scipy import stats
 from statistics_ import assert_likely
 
 import pyro_vae as pv
+from pyro_vae.evaluation.metrics import score, score_images, two_phase_mean
 from pyro_vae.inference.graphs import has_compiler
 from pyro_vae.inference.importance import (
     effective_sample_size,
@@ -21,8 +22,6 @@ from pyro_vae.inference.importance import (
     pareto_k,
     terms,
 )
-from pyro_vae.memory import Counter
-from pyro_vae.evaluation.metrics import in_chunks, score
 from pyro_vae.testing import LinearGaussianVAE
 
 
@@ -78,13 +77,13 @@ def oracle(guide="encoder", latent_dim=2):
     vae = LinearGaussianVAE((1, 1, 3), latent_dim, scale=0.7).double()
     vae.make_guide_exact()
     spread = {"exact": 0.0, "wide": 0.2, "narrow": -1.6}[guide]
-    vae.posterior.encoder.layers[1].bias.data[[2, 5]] += spread
+    vae.encoder.layers[1].bias.data[[2, 5]] += spread
     return vae.eval()
 
 
 def test_intervals_cover_where_the_weights_have_a_variance():
     vae, x = oracle("wide"), torch.randn(400, 1, 1, 3).double()
-    found = score(vae.model, vae.guide, x, 400)
+    found = score(vae.model, vae.guide, (x,), 400, 1000)
     off = (found.log_likelihood - vae.log_p(x).detach()) / found.monte_carlo_error
     assert (found.pareto_k < 0.7).double().mean() > 0.95
     covered = int((off.abs() < 1.96).sum())
@@ -95,7 +94,7 @@ def test_intervals_cover_where_the_weights_have_a_variance():
 
 def test_a_poor_guide_is_found_out():
     vae, x = oracle("narrow"), torch.randn(50, 1, 1, 3).double()
-    found = score(vae.model, vae.guide, x, 400)
+    found = score(vae.model, vae.guide, (x,), 400, 1000)
     assert (found.pareto_k > 0.7).double().mean() > 0.6
     assert (found.effective_sample_size < 200).all()
     assert (found.log_likelihood - vae.log_p(x)).mean() < 0
@@ -103,8 +102,8 @@ def test_a_poor_guide_is_found_out():
 
 def test_the_elbo_in_closed_form():
     vae, x = oracle("narrow"), torch.randn(30, 1, 1, 3).double()
-    weights = torch.cat([part.log_weights for part in in_chunks(vae.model, vae.guide, x, 4000)], 1)
-    found = score(vae.model, vae.guide, x, 4000)
+    weights = log_weights(vae.model, vae.guide, x, num_samples=4000).detach()
+    found = score(vae.model, vae.guide, (x,), 4000, 1000)
     error = weights.std(0) / 4000**0.5
     assert_likely(((found.elbo - vae.elbo(x).detach()) / error).abs())
     torch.testing.assert_close(found.elbo, found.curve[:, 0], rtol=1e-6, atol=1e-6)
@@ -136,49 +135,35 @@ class Table:
             pyro.sample("z", dist.Delta(z, log_density=q.log_prob(z)))
 
 
-@pytest.mark.parametrize("memory_mb", [None, 0.01, 0.001])
+@pytest.mark.parametrize("batch_size", [1000, 250, 30, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_whatever_the_chunks(memory_mb, dtype):
+def test_any_batch_size(batch_size, dtype):
     """Given the same noise: chunked as unchunked, and in a batch as one by one; float32 within 1e-3 nats of float64."""
     x = torch.cat([torch.arange(7.0)[:, None], torch.randn(7, 3)], 1)
     table = Table(101, 7)
-    whole = log_weights(table.model, table.guide, x.double(), 101)
+    whole = log_weights(table.model, table.guide, x.double(), num_samples=101)
     again = Table(101, 7)
     again.noise = table.noise
-    found = score(again.model, again.guide, x.to(dtype), 101, memory_mb)
+    found = score(again.model, again.guide, (x.to(dtype),), 101, batch_size)
     tolerance = {"atol": 1e-3, "rtol": 0} if dtype == torch.float32 else {}
     torch.testing.assert_close(found.log_likelihood, log_likelihood(whole), **tolerance)
     torch.testing.assert_close(found.elbo, whole.mean(0), **tolerance)
     torch.testing.assert_close(found.curve[:, 3], k_curve(whole)[8], **tolerance)
     single = Table(101, 7)
     single.noise = table.noise
-    one_by_one = [score(single.model, single.guide, x[i : i + 1].to(dtype), 101).log_likelihood for i in range(7)]
+    one_by_one = [score(single.model, single.guide, (x[i : i + 1].to(dtype),), 101, 1000).log_likelihood for i in range(7)]
     torch.testing.assert_close(torch.cat(one_by_one), found.log_likelihood, **tolerance)
 
 
-@pytest.mark.parametrize("memory_mb", [0.02, 0.3, 5.0])
-@pytest.mark.parametrize("num_samples", [3, 500])
-def test_memory_is_bounded_as_asked(vae, x, memory_mb, num_samples):
-    """No pass of the decoder makes more than may be taken, whatever K and N."""
-    passes = []
-    x = x.repeat(20, 1, 1, 1)
-
-    def model(rows):
-        with Counter() as counter:
-            vae.model(rows)
-        passes.append(counter.bytes / 2**20)
-
-    chunks = list(in_chunks(model, vae.guide, x, num_samples, memory_mb))
-    assert sum(part.kl.shape[1] for part in chunks) == 120
-    assert all(part.kl.shape[0] == num_samples for part in chunks)
-    assert max(passes) <= memory_mb
-    fewest = sum(passes) / memory_mb
-    assert len(passes) < 25 * fewest + 3
-
-
-def test_too_little_memory_for_one_sample(vae, x):
-    with pytest.raises(pv.RequestError, match=r"memory_mb is 0.0001, but the smallest pass takes 0.00\d+: allow more"):
-        score(vae.model, vae.guide, x, 5, memory_mb=0.0001)
+@pytest.mark.parametrize("batch_size", [1, 7, 100, 1000])
+@pytest.mark.parametrize("num_samples", [3, 120])
+def test_no_pass_exceeds_the_batch_size(vae, x, batch_size, num_samples):
+    rows = []
+    vae.decoder.register_forward_hook(lambda module, args, out: rows.append(len(out)))
+    assert len(score(vae.model, vae.guide, (x[:3], None), num_samples, batch_size).kl) == 3
+    assert max(rows) <= batch_size
+    assert sum(rows) == num_samples * 3
+    assert len(rows) <= 2 * sum(rows) / batch_size + 1
 
 
 @pytest.mark.parametrize(
@@ -188,13 +173,13 @@ def test_every_engine_gives_the_same(vae, x, engine):
     results = []
     for one in ("eager", engine):
         pyro.set_rng_seed(4)
-        results.append(score(vae.model, vae.guide, x.repeat(9, 1, 1, 1), 300, memory_mb=1.0, engine=one))
+        results.append(score(vae.model, vae.guide, (x.repeat(9, 1, 1, 1), None), 300, 1000, one))
     torch.testing.assert_close(results[0].log_likelihood, results[1].log_likelihood, atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(results[0].kl, results[1].kl, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("value", [-math.inf, math.nan])
-def test_weights_of_nothing_are_one_clear_line(value):
+def test_weights_of_nothing_name_the_image(value):
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -206,23 +191,15 @@ def test_weights_of_nothing_are_one_clear_line(value):
 
     x = torch.zeros(40, 1)
     x[33] = 1
-    with pyro.validation_enabled(False), pytest.raises(pv.NotFiniteError, match="image 33 has no finite importance weight"):
-        score(model, guide, x, 30)
-
-
-def test_no_draw_of_its_own_changes_the_count(vae, x):
-    """The probe for memory is part of the samples."""
-    decoded = []
-    vae.decoder.register_forward_hook(lambda module, args, out: decoded.append(len(out)))
-    score(vae.model, vae.guide, x, 77)
-    assert sum(decoded) == 77 * len(x)
+    with pyro.validation_enabled(False), pytest.raises(pv.NotFiniteError, match="image 33"):
+        score(model, guide, (x,), 30, 100)
 
 
 def test_scores_are_those_of_the_terms(vae, x):
     pyro.set_rng_seed(2)
-    found = score(vae.model, vae.guide, x[:1], 20)
+    found = score(vae.model, vae.guide, (x[:1],), 20, 100)
     pyro.set_rng_seed(2)
-    t = terms(vae.model, vae.guide, x[:1], 20)
+    t = terms(vae.model, vae.guide, x[:1], num_samples=20)
     torch.testing.assert_close(found.reconstruction, t.reconstruction.double().mean(0))
     torch.testing.assert_close(found.kl, t.kl.double().mean(0))
     torch.testing.assert_close(found.log_likelihood, log_likelihood(t.log_weights.double()))
@@ -230,16 +207,126 @@ def test_scores_are_those_of_the_terms(vae, x):
 
 def test_the_tail_of_weights_that_have_a_gradient():
     vae = oracle("wide")
-    weights = pv.log_weights(vae.model, vae.guide, torch.randn(2, 1, 1, 3).double(), 100)
+    weights = pv.log_weights(vae.model, vae.guide, torch.randn(2, 1, 1, 3).double(), num_samples=100)
     assert weights.requires_grad
     assert torch.equal(pv.pareto_k(weights), pv.pareto_k(weights.detach()))
 
 
 def test_a_traced_evaluation_runs_the_programs_for_the_trace_alone():
-    """And an eager one for every pass: the 400 images of three samples take many."""
+    """An eager one runs them in every pass."""
     vae, x = oracle("wide"), torch.randn(400, 1, 1, 3).double()
     runs = {}
     for engine in ("traced", "eager"):
         calls = runs[engine] = []
-        score(lambda x, calls=calls: calls.append(1) or vae.model(x), vae.guide, x, 3, memory_mb=0.01, engine=engine)
+        score(lambda x, calls=calls: calls.append(1) or vae.model(x), vae.guide, (x,), 3, 12, engine)
     assert len(runs["traced"]) < 10 < 50 < len(runs["eager"])
+
+
+def test_labels_are_split_with_the_images():
+    """The label is the mean of the image; the guide is exact."""
+
+    def model(x, y):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(y + z, 1.0), obs=x)
+
+    def guide(x, y):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x - y) / 2, 0.5**0.5))
+
+    x, y = torch.randn(10), torch.arange(10.0)
+    found = score(model, guide, (x, y), 5, 15)
+    torch.testing.assert_close(found.log_likelihood.float(), dist.Normal(y, 2**0.5).log_prob(x))
+
+
+def small(digits, likelihood):
+    encoder, decoder = pv.MLP(digits.shape, (2, 3)), pv.MLP((3,), (1, *digits.shape))
+    return pv.VAE(pv.StandardNormal(3), encoder, pv.DiagonalNormal(), decoder, likelihood)
+
+
+@pytest.mark.parametrize("likelihood", [pv.Binomial(), pv.Bernoulli()])
+def test_evaluate(digits, likelihood):
+    vae = small(digits, likelihood)
+    results = pv.evaluate(vae, digits.test, num_samples=40)
+    log_p, curve = results["log_likelihood"], results["k_curve"]
+    assert set(curve) == {"1", "2", "4", "8", "16", "32", "40"}
+    assert curve["40"]["mean"] == pytest.approx(log_p["mean"])
+    assert curve["1"]["mean"] == pytest.approx(results["elbo"]["mean"]) == pytest.approx(log_p["elbo_same_images"]["mean"])
+    assert curve["1"]["gain"] == curve["1"]["gain_standard_error"] == 0
+    assert curve["40"]["gain"] == pytest.approx(log_p["mean"] - results["elbo"]["mean"])
+    assert results["elbo"]["mean"] == pytest.approx(results["reconstruction"]["mean"] - results["kl"]["mean"])
+    assert "log_likelihood_all_images" not in results
+    assert 0 <= log_p["share_of_images_with_k_hat_over_0.7"] <= 1
+    assert log_p["monte_carlo_error"] > 0
+    if vae.pixels == "byte":
+        assert results["bits_per_dimension"]["mean"] == pytest.approx(-log_p["mean"] / 64 / math.log(2))
+    assert ("bits_per_dimension" in results) == (vae.pixels == "byte")
+
+
+def test_evaluate_a_subset(digits):
+    """Images of two kinds, one much harder; a subset may hold too many of one, but the ELBO corrects for it."""
+    vae = small(digits, pv.Bernoulli())
+    vae.initialize(digits.train.scored("binary"))
+    images = torch.cat([torch.zeros_like(digits.test.images[:150]), digits.test.images[:150]])
+    whole = pv.evaluate(vae, pv.Split(images), num_samples=30)
+    part = pv.evaluate(vae, pv.Split(images), num_samples=30, num_images=20)
+    assert part["log_likelihood"]["num_images"] == part["log_likelihood"]["elbo_same_images"]["num_images"] == 20
+    assert part["elbo"]["num_images"] == part["log_likelihood_all_images"]["num_images"] == 300
+    corrected = part["log_likelihood_all_images"]
+    assert abs(corrected["mean"] - whole["log_likelihood"]["mean"]) < 4 * corrected["standard_error"]
+    assert corrected["standard_error"] < 0.6 * part["log_likelihood"]["standard_error"]
+
+
+@pytest.mark.parametrize("n", [10, 50, 200])
+def test_the_error_of_two_phase_sampling(n):
+    """Means of a subset, corrected by a noisy control variate on all images, around the mean of all possible images."""
+    generator = torch.Generator().manual_seed(0)
+
+    def repetition():
+        easy, gap = torch.randn(2, 200, generator=generator).double()
+        x = -100 + 10 * easy
+        y = x + 5 + 2 * gap - 0.5 * easy
+        noise = torch.randn(2, 200, generator=generator).double()
+        index = torch.randperm(200, generator=generator)[:n]
+        return two_phase_mean(y[index], (x + 0.3 * noise[0])[index], x + noise[1])
+
+    means, errors = torch.tensor([repetition() for _ in range(3000)]).double().T
+    assert_likely((means.mean() + 95) / (means.std() / 3000**0.5))
+    assert errors.square().mean().sqrt().item() == pytest.approx(means.std().item(), rel=0.06)
+    assert means.std() < 0.8 * 10 / n**0.5 or n == 200
+
+
+def test_two_phase_sampling_of_one_image():
+    mean, error = two_phase_mean(torch.tensor([3.0]), torch.tensor([1.0]), torch.tensor([1.0, 2.0, 6.0]))
+    assert mean == pytest.approx(5.0)
+    assert error is None
+
+
+def test_the_median_is_the_middle_of_an_even_number(vae, x):
+    from pyro_vae.evaluation.metrics import summarize
+
+    scores = score_images(vae, pv.Split(x[:4]), 30)
+    scores = scores._replace(effective_sample_size=torch.tensor([1.0, 2.0, 4.0, 9.0]))
+    results = summarize(vae, pv.Split(x[:4]), scores, 30)
+    assert results["log_likelihood"]["median_effective_sample_size"] == 3
+
+
+def test_an_error_is_given_whatever_k_hat_says():
+    vae, x = oracle("narrow").float(), torch.randn(50, 1, 1, 3)
+    log_p = pv.evaluate(vae, pv.Split(x), num_samples=400)["log_likelihood"]
+    assert log_p["share_of_images_with_k_hat_over_0.7"] > 0.6
+    assert log_p["monte_carlo_error"] > 0
+
+
+def test_what_one_sample_leaves_open_is_none(vae, x):
+    log_p = pv.evaluate(vae, pv.Split(x), num_samples=1)["log_likelihood"]
+    assert log_p["monte_carlo_error"] is log_p["share_of_images_with_k_hat_over_0.7"] is None
+
+
+@pytest.mark.parametrize("images", [torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2, 1, 4, 5), torch.zeros(2, 16)])
+def test_images_of_another_type_or_shape(vae, images):
+    with pytest.raises(pv.RequestError, match="scored"):
+        pv.codes(vae, images)
+    if images.shape[1:] != (1, 4, 4):
+        with pytest.raises(pv.RequestError, match="scored"):
+            score_images(vae, pv.Split(images), 3)

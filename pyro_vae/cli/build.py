@@ -1,0 +1,194 @@
+"""From a configuration to objects: the parts, the model, the data and the training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from inspect import signature
+from pkgutil import resolve_name
+from traceback import walk_tb
+from typing import Any, get_args
+
+import pyro
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from pyro_vae.cli.options import PARTS
+from pyro_vae.data import NAMED, Binarization, Data, load_data
+from pyro_vae.errors import RequestError
+from pyro_vae.inference import distributed
+from pyro_vae.inference.fit import Training, fit
+from pyro_vae.likelihoods import Pixels
+from pyro_vae.networks import Shape
+from pyro_vae.vae import Model
+
+# Flags that are parameters of `fit`.
+FIT_OPTIONS = ("epochs", "batch_size", "seed", "clip_grad_norm", "patience", "engine", "precision", "on_nan")
+
+
+def make(config: Namespace, name: str, **supplied: Any) -> Any:
+    """A part of a configuration, constructed with its options and those of the supplied arguments that it accepts.
+
+    Raises:
+        ValueError: If the constructor rejects its arguments. Other errors in the user's own class keep their traceback.
+    """
+    cls = resolve_name(config[name].class_path)
+    if not isinstance(cls, type) or cls in PARTS[name].unsupported:
+        raise RequestError(f"{name}: {config[name].class_path} is not supported; see --help for the classes that are")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, skip=PARTS[name].supplied, instantiate=False)
+    accepted = signature(cls).parameters.keys() & PARTS[name].supplied
+    with _blaming(name, cls):
+        options = parser.instantiate(config[name].get("init_args", Namespace())).as_dict()
+        return cls(**options, **{key: value for key, value in supplied.items() if key in accepted})
+
+
+@contextmanager
+def _blaming(name: str, cls: type) -> Iterator[None]:
+    """Turn what torch's and Pyro's own classes raise into a message about a part of the configuration."""
+    try:
+        yield
+    except RequestError as error:
+        raise RequestError(f"{name}: {error}") from error
+    except Exception as error:
+        if _root(cls.__module__) in ("torch", "pyro") and {_root(module) for module, _ in _frames(error)} <= LIBRARIES:
+            raise RequestError(f"{name}: {str(error) or type(error).__name__}") from error
+        raise
+
+
+# Whose code is not the user's own.
+LIBRARIES = {"torch", "pyro", "jsonargparse", "pyro_vae", "contextlib"}
+
+
+def _root(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _frames(error: BaseException) -> list[tuple[str, object]]:
+    """For each call that an exception passed, its module and its object, if it is a method."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    return [(frame.f_globals.get("__name__", ""), frame.f_locals.get("self")) for frame in frames]
+
+
+@contextmanager
+def naming_the_part(config: Namespace) -> Iterator[None]:
+    """Add to an exception of the user's own class a note that says which part of the run it is."""
+    try:
+        yield
+    except Exception as error:
+        owners = {type(owner).__name__ for module, owner in _frames(error) if _root(module) not in LIBRARIES}
+        for name in PARTS:
+            if config.get(name) and config[name].class_path.split(".")[-1] in owners:
+                error.add_note(f"raised by the {name}, {config[name].class_path}")
+        raise
+
+
+def build_model(config: Namespace, shape: Shape) -> Model:
+    """The model of a configuration for images of `shape`.
+
+    The parts draw their initial values in the order of VAE's parameters; a prior that needs the encoder follows the posterior.
+
+    Raises:
+        ValueError: If a constructor rejects its arguments.
+    """
+    dim = config.latent_dim
+    supplied: dict[str, Any] = {"latent_dim": dim, "data_shape": shape}
+    with torch.random.fork_rng():
+        codes = (make(config, "posterior", **supplied).num_params, dim)
+        images = (make(config, "likelihood", **supplied).num_params, *shape)
+    over_codes = {**supplied, "latent_dim": config.model.get("init_args", Namespace()).get("prior_dim", dim)}
+    early = not {"encoder", "posterior"} & signature(resolve_name(config.prior.class_path)).parameters.keys()
+    if early:
+        supplied["prior"] = make(config, "prior", **over_codes)
+    supplied["encoder"] = make(config, "encoder", in_shape=shape, out_shape=codes)
+    supplied["posterior"] = make(config, "posterior", **supplied)
+    if not early:
+        supplied["prior"] = make(config, "prior", **{**supplied, **over_codes})
+    supplied["decoder"] = make(config, "decoder", in_shape=(dim,), out_shape=images)
+    supplied["likelihood"] = make(config, "likelihood", **supplied)
+    return make(config, "model", **supplied)
+
+
+def build_training(config: Namespace, download: bool = True) -> tuple[Model, Data, Training]:
+    """The model, the data and the training of a configuration; fills in what it leaves open.
+
+    Arguments:
+        config: What `parse_training` returned.
+        download: Whether the data may be downloaded to `config.data_dir`.
+
+    Raises:
+        ValueError: If the configuration cannot be carried out.
+    """
+    device = pick_device(config.device)
+    config.binarization = _binarization(config)
+    with distributed.main_process_first():
+        data = load_data(config.data, config.data_dir, config.image_size, config.binarization, download)
+    config.data = data.name if config.data in ("auto", *NAMED) else os.path.abspath(config.data)
+    config.data_dir = os.path.abspath(config.data_dir)
+    pyro.clear_param_store()
+    pyro.set_rng_seed(config.seed)
+    vae, data = build_model(config, data.shape).to(device), data.to(device)
+    training = fit(
+        vae,
+        data,
+        optimizer=lambda params: make(config, "optimizer", params=params),
+        objective=_objective(config),
+        beta=make(config, "beta"),
+        lr_scheduler=config.lr_scheduler and (lambda optimizer: make(config, "lr_scheduler", optimizer=optimizer)),
+        **{name: config[name] for name in FIT_OPTIONS},
+    )
+    config.epochs, config.batch_size, config.engine = training.epochs, training.loop.batch_size, training.engine
+    if config.lr_scheduler:
+        _rehearse_schedule(config, training.epochs)
+    return vae, data, training
+
+
+def _objective(config: Namespace) -> Any:
+    """Pyro does not check its own options, and its classes have no type annotations."""
+    objective = make(config, "objective")
+    if not isinstance(objective.num_particles, int) or objective.num_particles < 1:
+        raise RequestError(f"objective: num_particles must be a positive integer, but is {objective.num_particles!r}")
+    if not isinstance(getattr(objective, "alpha", 0), int | float):
+        raise RequestError(f"objective: alpha must be a number, but is {objective.alpha!r}")
+    return objective
+
+
+def _rehearse_schedule(config: Namespace, epochs: int) -> None:
+    """Run the learning-rate schedule in advance: some of torch's fail in the middle, such as OneCycleLR after `total_steps`."""
+    optimizer = make(config, "optimizer", params=[torch.zeros(1, 1, requires_grad=True)])
+    scheduler = make(config, "lr_scheduler", optimizer=optimizer)
+    optimizer.step()  # or the scheduler warns
+    with _blaming("lr_scheduler", type(scheduler)):
+        for _ in range(0 if isinstance(scheduler, ReduceLROnPlateau) else min(epochs, 10_000)):
+            scheduler.step()
+
+
+def _binarization(config: Namespace) -> Binarization:
+    """What the likelihood needs, unless it is given."""
+    asked, likelihood = config.binarization, make(config, "likelihood", data_shape=(1, 1, 1))  # the data are not loaded yet
+    name, pixels = type(likelihood).__name__, getattr(likelihood, "pixels", None)
+    if pixels not in get_args(Pixels):
+        raise RequestError(f"likelihood: {name}.pixels must be one of {', '.join(get_args(Pixels))}, but is {pixels!r}")
+    if pixels == "binary" and asked == "none":
+        raise RequestError(
+            f"binarization=none keeps grey pixels, but {name} scores binary pixels; use dynamic or static, or a likelihood for"
+            " grey pixels (likelihood.relaxed=true for the cross-entropy of the classic examples)"
+        )
+    if pixels != "binary" and asked in ("dynamic", "static"):
+        raise RequestError(f"binarization={asked} makes binary pixels, but {name} scores {pixels} pixels; leave it out")
+    return asked or ("dynamic" if pixels == "binary" else "none")
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that "auto", "cpu" or "cuda" stands for.
+
+    Raises:
+        ValueError: If CUDA is asked for but not available.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RequestError("device=cuda, but CUDA is not available; use cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

@@ -1,0 +1,119 @@
+"""Metrics as lines of text, at most 80 columns wide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import log
+from typing import Any
+
+from pyro_vae.inference.fit import Record
+from pyro_vae.likelihoods import Likelihood
+
+Values = Mapping[str, Any]
+
+
+def epoch_line(record: Record, epochs: int) -> str:
+    """One epoch: the ELBO in training and validation, the KL, active units, beta if it is not 1, seconds."""
+    beta = "" if record["beta"] == 1 else f", beta {record['beta']:.3g}"
+    return (
+        f"epoch {record['epoch']}/{epochs}: ELBO {record['elbo']:.2f}, validation {record['validation_elbo']:.2f}, "
+        f"KL {record['kl']:.2f}, {record['active_units']} active{beta}, {record['seconds']:.1f} s"
+    )
+
+
+def table(metrics: Values, title: str, likelihood: Likelihood) -> str:
+    """Metrics with their standard errors, one per line."""
+    lines = [f"{title}: {metrics['elbo']['num_images']:,} images, {likelihood.pixels} pixels"]
+    lines.append("nats per image ± standard error over images")
+    lines += [_row(name, metrics[key]) for key, name in (("elbo", "ELBO"), ("reconstruction", "reconstruction"), ("kl", "KL"))]
+    lines += [line for key, section in SECTIONS.items() if metrics.get(key) for line in section(metrics[key])]
+    if not likelihood.is_density:
+        lines.append("  (the likelihood is a cross-entropy, not a density: not log-probabilities)")
+    return "\n".join(lines)
+
+
+def _row(name: str, value: Values, note: str = "") -> str:
+    error = "-" if value["standard_error"] is None else f"{value['standard_error']:.2f}"
+    return f"  {name:<20}{value['mean']:>10.2f} ± {error}{note}"
+
+
+def _log_likelihood(value: Values) -> list[str]:
+    lines = [_row("log p(x)", value, f"  K = {value['num_samples']:,}, {value['num_images']:,} images")]
+    if (same := value.get("elbo_same_images")) is not None:
+        lines.append(_row("  ELBO, same images", same))
+    if value["monte_carlo_error"] is not None:
+        lines.append(f"  {'  Monte Carlo error':<20}{value['monte_carlo_error']:>10.3f}")
+    lines.append(f"  {'  effective samples':<20}{value['median_effective_sample_size']:>10.1f}  median over images")
+    over = value["share_of_images_with_k_hat_over_0.7"]
+    if over is not None:
+        note = "unreliable there" if over else "necessary, not sufficient"
+        lines.append(f"  {'  k-hat over 0.7':<20}{over:>10.1%}  of images: {note}")
+    return lines
+
+
+def _all_images(value: Values) -> list[str]:
+    return [_row("log p(x), all images", value, "  control variate: ELBO")]
+
+
+def _check(value: Values) -> list[str]:
+    verdict = "DISAGREES" if value["disagree"] else "agrees"
+    return [
+        _row(
+            f"  {value['method']} - IS",
+            {"mean": value["difference"], **value},
+            f"  {verdict}, {value['num_images']} images",
+        )
+    ]
+
+
+def _annealed(value: Values) -> list[str]:
+    return [_row("log p(x), AIS", value, "  same images")]
+
+
+def _annealed_difference(value: Values) -> list[str]:
+    return [_row("  AIS - log p(x)", value, "  paired")]
+
+
+def _simulated(value: Values) -> list[str]:
+    return [_row("  AIS bounds, gap", value["gap"], f"  {value['gap']['num_images']} images drawn from the model")]
+
+
+def _bits(value: Values) -> list[str]:
+    return [_row("bits per dimension", value)]
+
+
+def _active(value: Values) -> list[str]:
+    return [] if value["count"] is None else [f"  {'active units':<20}{value['count']:>10} of {value['latent_dim']}"]
+
+
+def _information(value: Values) -> list[str]:
+    ceiling = f"  {value['num_images']:,} images, at most {log(value['num_images']):.2f}"
+    pairs = {
+        key: {"mean": value[key], "standard_error": value[f"{key}_error"]} for key in ("mutual_information", "marginal_kl")
+    }
+    return [_row("mutual information", pairs["mutual_information"], ceiling), _row("KL(q(z) || p(z))", pairs["marginal_kl"])]
+
+
+def _probe(value: Values) -> list[str]:
+    return [f"  {'linear probe':<20}{value['accuracy']:>10.1%} ± {value['standard_error']:.1%}  {value['num_images']:,} labels"]
+
+
+def _gap(value: Values) -> list[str]:
+    rows = {"inference gap": "total", "  approximation": "approximation", "  amortization": "amortization"}
+    return [_row(name, value[key], f"  {value[key]['num_images']} images") for name, key in rows.items()]
+
+
+# The lines of each key of the results, in the order in which they are printed.
+SECTIONS: dict[str, Callable[[Values], list[str]]] = {
+    "log_likelihood": _log_likelihood,
+    "log_likelihood_all_images": _all_images,
+    "check": _check,
+    "annealed": _annealed,
+    "annealed_difference": _annealed_difference,
+    "simulated": _simulated,
+    "bits_per_dimension": _bits,
+    "active_units": _active,
+    "information": _information,
+    "linear_probe": _probe,
+    "inference_gap": _gap,
+}

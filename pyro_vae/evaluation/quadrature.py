@@ -1,0 +1,112 @@
+"""log p(x) of models with a two-dimensional latent space, by numerical integration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.nn.functional import max_pool2d
+
+from pyro_vae.errors import RequestError
+from pyro_vae.inference.importance import joint_terms, sample_sites, split_rows
+from pyro_vae.inference.progress import progress_bar
+from pyro_vae.vae import Model, default_batch_size
+
+# Points per dimension of the first grid.
+POINTS = 64
+# Nats below its maximum at which the integrand is neglected, a factor of 1.5e-8.
+DEPTH = 18.0
+DRAWS = 1000
+TAIL = 0.005
+GROWTHS = 12
+# Largest number of parts into which a cell is split, per dimension.
+FINEST = 64
+# Change of log p(x), in nats, at which the refinement stops.
+TOLERANCE = 1e-3
+
+
+@torch.no_grad()
+def quadrature_log_likelihood(vae: Model, x: Tensor, y: Tensor | None = None, batch_size: int | None = None) -> Tensor:
+    r"""log p(x) by quadrature over a two-dimensional code, in nats. It does not use the guide.
+
+    The integrand :math:`p(z) \, p(x \mid z)` is evaluated on a grid of 64 x 64 codes that covers the prior and that
+    grows until it covers the posterior. It is refined where the posterior has mass, until log p(x) changes by less than
+    0.001 nats. A mode whose width is less than a tenth of a cell of the grid can be missed.
+
+    Arguments:
+        vae: A model whose only latent site is `z`, with two dimensions.
+        x: Images, as the likelihood's pixels.
+        y: Their labels.
+        batch_size: Decoder rows per pass; None is `default_batch_size`.
+
+    Returns:
+        Shape `(N,)`, float64 on the CPU; NaN where it does not converge.
+
+    Raises:
+        RequestError: If the model has other latent sites or dimensions.
+    """
+    if not has_two_dimensions(vae, x, y):
+        raise RequestError("quadrature requires a model whose only latent site is z, with latent_dim=2")
+    vae.eval()
+    box, results, batch_size = _box(vae, x, y), [], batch_size or default_batch_size(vae, x)
+    with progress_bar(len(x), "quadrature") as bar:
+        for image in split_rows((x, y), 1):
+            results.append(_integral(partial(_log_joint, vae, image, batch_size), box))
+            bar.update()
+    return torch.stack(results)
+
+
+def has_two_dimensions(vae: Model, x: Tensor, y: Tensor | None = None) -> bool:
+    """Whether the only latent site is `z`, with two dimensions. Has no side effects."""
+    with torch.random.fork_rng():
+        sites = sample_sites(poutine.trace(vae.model).get_trace(x[:1], y if y is None else y[:1]))
+    return {name: site["fn"].event_shape for name, site in sites.items() if not site["is_observed"]} == {"z": (2,)}
+
+
+def _box(vae: Model, x: Tensor, y: Tensor | None) -> Tensor:
+    """Two corners, `(2, 2)`, of a box that holds nearly all draws of the prior."""
+    with torch.random.fork_rng():
+        index = torch.randint(len(x), (DRAWS,), device=x.device)
+        trace = poutine.trace(poutine.uncondition(vae.model)).get_trace(x[index], y if y is None else y[index])
+    z: Any = trace.nodes["z"]["value"]
+    return z.quantile(torch.tensor([TAIL, 1 - TAIL]).to(z), 0)
+
+
+def _log_joint(vae: Model, image: tuple[Any, ...], batch_size: int, z: Tensor) -> Tensor:
+    """log p(x, z) of one image at each code of `z`, shape `(P, 2)`."""
+    parts = [joint_terms(vae.model, image, {"z": part.unsqueeze(1)}, len(part)) for part in z.split(batch_size)]
+    return torch.cat([(prior.double() + likelihood.double()).squeeze(1).cpu() for prior, likelihood in parts])
+
+
+def _integral(log_joint: Callable[[Tensor], Tensor], box: Tensor) -> Tensor:
+    """The logarithm of the integral over all codes; the grid is refined where the integrand is not negligible."""
+    grid, values = _cover(log_joint, box)
+    cell = grid[1, 1] - grid[0, 0]
+    near = max_pool2d((values > values.max() - DEPTH)[None].double(), 3, stride=1, padding=1)[0] > 0
+    old, new, split = _log_sum(values[::2, ::2], 2 * cell), _log_sum(values, cell), 1
+    while abs(new - old) > TOLERANCE and split < FINEST:
+        split *= 2
+        middles = (torch.arange(split).to(cell) + 0.5) / split - 0.5
+        fine = grid[near.to(grid.device)].unsqueeze(1) + torch.cartesian_prod(middles, middles) * cell
+        old, new = new, _log_sum(log_joint(fine.flatten(0, 1)), cell / split)
+    return torch.where((new - old).abs() > TOLERANCE, torch.nan, new)
+
+
+def _cover(log_joint: Callable[[Tensor], Tensor], box: Tensor) -> tuple[Tensor, Tensor]:
+    """A grid of codes, `(POINTS, POINTS, 2)`, that covers the integrand, and log p(x, z) on it; NaN if no grid does."""
+    for _ in range(GROWTHS):
+        box = 1.25 * box - 0.25 * box.flip(0)  # a quarter of its width more on each side
+        sides = [torch.linspace(low, high, POINTS) for low, high in box.T.tolist()]
+        grid = torch.cartesian_prod(*sides).to(box).unflatten(0, (POINTS, POINTS))
+        values = log_joint(grid.flatten(0, 1)).unflatten(0, (POINTS, POINTS))
+        if torch.cat([values[[0, -1]].flatten(), values[:, [0, -1]].flatten()]).max() < values.max() - DEPTH:
+            return grid, values
+    return grid, torch.full_like(values, torch.nan)
+
+
+def _log_sum(values: Tensor, cell: Tensor) -> Tensor:
+    return values.flatten().logsumexp(0) + cell.double().cpu().log().sum()

@@ -1,0 +1,1 @@
+"""Pictures of a trained VAE: `views` computes images, `figures` draws them with matplotlib."""

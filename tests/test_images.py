@@ -1,0 +1,337 @@
+import logging
+import os
+import socket
+import struct
+import subprocess
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFile
+
+import pyro_vae as pv
+from pyro_vae.data import load_data
+
+
+def test_own_array(images):
+    data = load_data(str(images))
+    assert (data.shape, data.name) == ((1, 6, 5), "images.npz")
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [45, 5, 10]
+    original = np.load(images)
+    for image, label in zip(data.test.images, data.test.labels, strict=True):
+        (index,) = (original["images"] == image.numpy()[0]).all((1, 2)).nonzero()[0]
+        assert original["labels"][index] == label
+
+
+@pytest.mark.parametrize("shape", [(24, 4, 3), (24, 3, 4, 3), (24, 1, 4, 3)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64, np.bool_])
+def test_arrays_of_every_kind(tmp_path, shape, dtype):
+    array = (np.random.default_rng(0).random(shape) * (255 if dtype == np.uint8 else 1)).round(2).astype(dtype)
+    np.save(tmp_path / "a.npy", array)
+    data = load_data(str(tmp_path / "a.npy"))
+    assert data.shape == ((1, 4, 3) if len(shape) == 3 else shape[1:])
+    assert data.train.images.dtype == (torch.float32 if dtype in (np.float32, np.float64) else torch.uint8)
+
+
+def folder(path, sizes=((8, 6),), mode="L", classes=("",), count=14):
+    for kind in classes:
+        (path / kind).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            Image.new(mode, sizes[i % len(sizes)], i).save(path / kind / f"{i}.png")
+    return str(path)
+
+
+def test_a_flat_folder(tmp_path):
+    data = load_data(folder(tmp_path / "flat"))
+    assert data.shape == (1, 6, 8)
+    assert data.train.labels is None
+
+
+def test_a_folder_of_classes(tmp_path):
+    data = load_data(folder(tmp_path / "classes", mode="RGB", classes=("cat", "dog")))
+    assert data.shape == (3, 6, 8)
+    assert set(torch.cat([data.train.labels, data.test.labels]).tolist()) == {0, 1}
+
+
+def test_mixed_sizes_are_resized_when_asked(tmp_path):
+    path = folder(tmp_path / "mixed", sizes=((8, 6), (5, 5)))
+    with pytest.raises(pv.RequestError, match="mixes images of 5x5 and 8x6 pixels: give image_size"):
+        load_data(path)
+    assert load_data(path, image_size=7).shape == (1, 7, 7)
+
+
+def test_images_that_eight_bits_would_spoil_are_refused(tmp_path):
+    for mode, array in {"I;16": np.zeros((4, 4), dtype=np.uint16), "F": np.zeros((4, 4), dtype=np.float32)}.items():
+        (tmp_path / mode).mkdir()
+        Image.fromarray(array).save(tmp_path / mode / "a.tiff")
+        with pytest.raises(pv.RequestError, match=f"a.tiff is of mode {mode}: save it with 8 bits"):
+            load_data(str(tmp_path / mode))
+
+
+def test_what_is_transparent_is_white(tmp_path):
+    for i in range(14):
+        Image.new("RGBA", (4, 4), (0, 0, 0, 0 if i % 2 else 255)).save(tmp_path / f"{i}.png")
+    (tmp_path / "._0.png").write_text("left by another system")
+    data = load_data(str(tmp_path))
+    assert data.shape == (3, 4, 4)
+    assert data.train.images.float().mean().item() == pytest.approx(127.5, abs=40)
+    assert set(data.train.images.unique().tolist()) == {0, 255}
+
+
+BAD_ARRAYS = {
+    "nan": (np.full((20, 4, 4), np.nan), "nan"),
+    "range": (np.full((20, 4, 4), 1.5), r"floats in \[0, 1\]"),
+    "int64": (np.zeros((20, 4, 4), dtype=np.int64), "save uint8"),
+    "flat": (np.zeros((20, 16), dtype=np.uint8), r"\(N, height, width\)"),
+    "no_images": (np.zeros((0, 8, 8), dtype=np.uint8), "has shape"),
+    "few": (np.zeros((11, 8, 8), dtype=np.uint8), "too few images"),
+    "objects": (np.array([{}, {}], dtype=object), "cannot be read as arrays"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARRAYS)
+def test_bad_arrays_are_refused(tmp_path, name):
+    array, message = BAD_ARRAYS[name]
+    np.save(tmp_path / "a.npy", array, allow_pickle=True)
+    with pytest.raises(pv.RequestError, match=message):
+        load_data(str(tmp_path / "a.npy"))
+
+
+def test_bad_files_are_refused(tmp_path):
+    (tmp_path / "text.npy").write_text("no array")
+    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_text("no image")
+    np.savez(tmp_path / "other.npz", pictures=np.zeros((20, 4, 4)))
+    np.savez(tmp_path / "labels.npz", images=np.zeros((20, 4, 4), dtype=np.uint8), labels=np.zeros(3))
+    for name, message in {
+        "text.npy": "cannot be read as arrays",
+        "notes.txt": "neither a folder",
+        "empty": "holds no images",
+        "broken": "cannot be read as an image",
+        "other.npz": "array named images",
+        "labels.npz": "one integer per image",
+        "nowhere": "no data set or path",
+    }.items():
+        with pytest.raises(pv.RequestError, match=message):
+            load_data(str(tmp_path / name))
+
+
+def test_links_out_of_the_folder_are_not_followed(tmp_path):
+    (tmp_path / "images").mkdir()
+    for index in range(12):
+        Image.new("L", (4, 4), index).save(tmp_path / "images" / f"{index}.png")
+    Image.new("L", (4, 4), 99).save(tmp_path / "secret.png")
+    (tmp_path / "images" / "inside.png").symlink_to(tmp_path / "images" / "3.png")
+    assert len(pv.load_data(str(tmp_path / "images")).train) == 10
+    (tmp_path / "images" / "outside.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(pv.RequestError, match=r"outside\.png"):
+        pv.load_data(str(tmp_path / "images"))
+
+
+def test_an_image_that_would_unpack_to_a_giant_is_refused(tmp_path):
+    """60,000 x 60,000 pixels in a file of half a megabyte: refused by its header, before it is unpacked."""
+    data = zlib.compress(bytes(60_000 // 8 + 1) * 60_000, 9)
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", 60_000, 60_000, 1, 0, 0, 0, 0), b"IDAT": data, b"IEND": b""}
+    packed = [struct.pack(">I", len(c)) + name + c + struct.pack(">I", zlib.crc32(name + c)) for name, c in chunks.items()]
+    (tmp_path / "giant.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+    with pytest.raises(pv.RequestError, match=r"giant\.png"):
+        pv.load_data(str(tmp_path))
+
+
+def test_an_archive_that_would_unpack_to_a_giant_is_refused(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "a.npz", images=np.zeros((1000, 50, 50), dtype=np.uint8))
+    monkeypatch.setattr("pyro_vae.images.BYTES", 1_000_000)
+    assert (tmp_path / "a.npz").stat().st_size < 10_000
+    with pytest.raises(pv.RequestError, match="use fewer or smaller images"):
+        pv.load_data(str(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize("shape", [(20, 2, 5, 4), (20, 5, 7, 3), (20, 2, 6, 1), (20, 3, 9, 9)])
+def test_few_pixels_are_not_taken_for_channels(tmp_path, shape):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+    assert pv.load_data(str(tmp_path / "a.npy")).shape == shape[1:]
+
+
+def test_a_size_that_no_memory_holds_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(pv.RequestError, match="image_size must be 1 to"):
+        pv.load_data("digits", image_size=100_000)
+    np.save(tmp_path / "a.npy", np.full((20_000, 2, 2), 9, dtype=np.uint8))
+    monkeypatch.setattr("pyro_vae.images.BYTES", 2**33)
+    with pytest.raises(pv.RequestError, match="GiB"):
+        pv.load_data(str(tmp_path / "a.npy"), image_size=1000)
+
+
+@pytest.mark.parametrize("shape", [(20, 8, 9, 3), (20, 5, 5, 3), (20, 9, 8, 1), (20, 8, 8, 4)])
+def test_channels_that_come_last_are_moved(tmp_path, caplog, shape):
+    caplog.set_level(logging.INFO, "pyro_vae")
+    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    np.save(tmp_path / "last.npy", array)
+    np.save(tmp_path / "first.npy", array.transpose(0, 3, 1, 2))
+    last = load_data(str(tmp_path / "last.npy"))
+    assert any("channels" in message and "last.npy" in message for message in caplog.messages)
+    caplog.clear()
+    first = load_data(str(tmp_path / "first.npy"))
+    assert not caplog.messages
+    assert last.fingerprint == first.fingerprint
+
+
+def test_bytes_of_0_and_1_are_said_to_be_nearly_black(tmp_path, caplog):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 2, (20, 5, 5), dtype=np.uint8))
+    load_data(str(tmp_path / "a.npy"))
+    assert "nearly black" in caplog.text
+
+
+def refused(path, part):
+    """The path is refused in one line that holds a part of it."""
+    with pytest.raises(pv.RequestError) as caught:
+        load_data(path if isinstance(path, str) else str(path))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+    assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a/" * 3000, "nul\0byte", "new\nline", "\ud800", "", "\x1b[31mred"])
+def test_names_that_no_file_has(name):
+    refused(name, "no data set or path")
+
+
+def test_a_loop_of_links(tmp_path):
+    (tmp_path / "a.npz").symlink_to(tmp_path / "b.npz")
+    (tmp_path / "b.npz").symlink_to(tmp_path / "a.npz")
+    refused(tmp_path / "a.npz", "a.npz")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a.png").symlink_to(tmp_path / "d" / "a.png")
+    refused(tmp_path / "d", "a.png")
+
+
+def special(path, kind):
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+    else:
+        path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket", "device"])
+def test_pipes_sockets_and_devices_are_refused(tmp_path, kind, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the name of a socket is at most 108 bytes
+    (tmp_path / "d").mkdir()
+    for name in ("x.npy", "x.npz", "x.png", "d/x.png"):
+        special(type(tmp_path)(name), kind)
+    for name in ("x.npy", "x.npz", "x.png"):
+        refused(name, name)
+    refused("d", "x.png")
+
+
+def test_a_newline_in_the_name_of_an_image(tmp_path):
+    (tmp_path / "a\nb.png").write_bytes(b"no image")
+    refused(tmp_path, "b.png")
+
+
+@pytest.fixture
+def nested(tmp_path):
+    """A folder of two classes, and in it 1,500 nested folders. Python's own functions cannot remove them."""
+    path = folder(tmp_path / "top", classes=("a", "b"))
+
+    def nest(name):
+        here = os.open(path, os.O_RDONLY)
+        for _ in range(1500):
+            os.mkdir(name, dir_fd=here)
+            there = os.open(name, os.O_RDONLY, dir_fd=here)
+            os.close(here)
+            here = there
+        os.close(here)
+        return path
+
+    yield nest
+    subprocess.run(["rm", "-rf", path], check=True)
+
+
+def test_folders_nested_1500_deep(nested):
+    """Paths of 10,000 characters are too long for the system."""
+    refused(nested("nested"), "cannot be read")
+
+
+def test_folders_nested_1500_deep_with_short_names(nested):
+    assert set(load_data(nested("n")).train.labels.tolist()) == {0, 1}
+
+
+def test_hidden_folders_are_left_out(tmp_path):
+    path = folder(tmp_path / "top", classes=("cat", "dog", ".ipynb_checkpoints"))
+    data = load_data(path)
+    assert sum(len(split) for split in (data.train, data.validation, data.test)) == 28
+    assert set(data.train.labels.tolist()) == {0, 1}
+
+
+def test_a_class_that_is_a_link_is_not_left_out_silently(tmp_path):
+    path = folder(tmp_path / "top", classes=("cat", "dog"))
+    os.symlink(folder(tmp_path / "elsewhere"), tmp_path / "top" / "eel")
+    refused(path, "eel")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_only_the_formats_that_are_named_are_read(tmp_path, suffix):
+    """An EPS file is a program for Ghostscript."""
+    (tmp_path / f"x{suffix}").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    refused(tmp_path, "cannot be read as an image")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"])
+def test_each_format(tmp_path, suffix):
+    for i in range(12):
+        Image.new("L", (6, 5), 200).save(tmp_path / f"{i}{suffix}")
+    assert load_data(str(tmp_path)).shape[1:] == (5, 6)
+
+
+def test_a_folder_over_the_limit_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    path = folder(tmp_path / "many", mode="RGB", sizes=((100, 100),))
+    monkeypatch.setattr("pyro_vae.images.BYTES", 14 * 100 * 100 * 3 - 1)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("an image was decoded"))
+    refused(path, "GiB")
+
+
+def test_a_folder_is_measured_at_the_size_that_it_is_resized_to(tmp_path, monkeypatch):
+    path = folder(tmp_path / "many", sizes=((100, 100), (90, 80)))
+    monkeypatch.setattr("pyro_vae.images.BYTES", 100_000)
+    assert load_data(path, image_size=8).shape == (1, 8, 8)
+
+
+def test_two_arrays_of_one_name(tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.zeros((20, 8, 8), dtype=np.uint8))
+    with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("images.npy", archive.read("images.npy"))
+    refused(tmp_path / "a.npz", "images")
+
+
+def test_other_arrays_in_the_file_are_not_read(tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.zeros((20, 8, 8)), names=np.array([{}], dtype=object))
+    assert load_data(str(tmp_path / "a.npz")).shape == (1, 8, 8)
+
+
+def test_an_array_file_over_the_limit_is_refused(tmp_path):
+    """A sparse file: it takes no room on the disk."""
+    with (tmp_path / "a.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (2**36, 32, 32)})
+        file.truncate(2**42)
+    refused(tmp_path / "a.npy", "GiB")
+
+
+def test_a_header_that_promises_too_much(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, archive.open("images.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (2**36, 32, 32)})
+    refused(tmp_path / "a.npz", "a.npz")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04", b"PK\x05\x06" + bytes(18), b"\x93NUMPY", b"\x93NUMPY\x01\x00\xff\xff("]
+)
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_files_that_hold_no_array(tmp_path, content, suffix):
+    (tmp_path / f"a{suffix}").write_bytes(content)
+    refused(tmp_path / f"a{suffix}", f"a{suffix}")

@@ -1,0 +1,68 @@
+"""The classes in the docstrings of the base classes work as written there."""
+
+import inspect
+import textwrap
+from itertools import takewhile
+
+import pyro
+import pyro.distributions as dist
+import torch
+from families import make_vae
+from pyro import poutine
+
+import pyro_vae as pv
+from pyro_vae import testing
+
+NAMES = {"dist": dist, "nn": torch.nn, "poutine": poutine, "pyro": pyro, "torch": torch, **vars(pv)}
+
+
+def recipe(base):
+    """The class that is defined in the indented block of a docstring."""
+    lines = inspect.getdoc(base).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("    class "))
+    block = takewhile(lambda line: not line or line.startswith("    "), lines[start:])
+    made = {}
+    exec(textwrap.dedent("\n".join(block)), NAMES, made)
+    (cls,) = made.values()
+    assert issubclass(cls, base)
+    return cls
+
+
+def train(vae, **options):
+    images = pv.Split(torch.randint(0, 256, (8, 1, 4, 4), dtype=torch.uint8))
+    before = [param.clone() for param in vae.parameters()]
+    (record,) = pv.fit(vae, pv.Data("small", images, images, images), epochs=1, engine="eager", **options)
+    assert not any(torch.equal(a, b) for a, b in zip(before, vae.parameters(), strict=True))
+    return record
+
+
+def test_prior():
+    testing.check_prior(recipe(pv.Prior)(2))
+
+
+def test_posterior():
+    testing.check_posterior(recipe(pv.Posterior)())
+
+
+def test_likelihood():
+    testing.check_likelihood(recipe(pv.Likelihood)())
+
+
+def test_schedule():
+    assert train(make_vae(), beta=recipe(pv.Schedule)())["beta"] > 3
+
+
+def test_objective():
+    train(make_vae(), objective=recipe(pv.TensorELBO)())
+
+
+def test_model(x):
+    parts = make_vae(latent_dim=3)
+    vae = recipe(pv.Model)(parts.encoder, parts.posterior, parts.decoder, parts.likelihood, latent_dim=3)
+    train(vae)
+    assert vae.latent_dim == 3
+    assert vae.sample(5).shape == vae.sample_mean(5).shape == (5, 1, 4, 4)
+    assert vae.reconstruct_mean(x).shape == x.shape
+    assert pv.log_weights(vae.model, vae.guide, x, num_samples=4).shape == (4, 6)
+    score = pv.evaluate(vae, pv.Split((255 * x).byte()), num_samples=4)["log_likelihood"]["mean"]
+    assert torch.tensor(score).isfinite()

@@ -14,7 +14,7 @@ WIDTH = 80
 
 
 def epoch_line(record: Record, epochs: int) -> str:
-    """One epoch: the ELBO in training and validation, the KL, active units, beta if it is not 1, seconds, as far as they fit."""
+    """One epoch: training and validation ELBO, KL, active units, beta if it is not 1, seconds, as far as they fit."""
     parts = [f"ELBO {record['elbo']:.2f}", f"validation {record['validation_elbo']:.2f}", f"KL {record['kl']:.2f}"]
     parts += [f"{record['active_units']} active"]
     parts += [] if record["beta"] == 1 else [f"beta {record['beta']:.3g}"]

@@ -59,14 +59,10 @@ def _all_images(value: Values) -> list[str]:
 
 
 def _check(value: Values) -> list[str]:
-    verdict = "DISAGREES" if value["disagree"] else "agrees"
-    return [
-        _row(
-            f"  {value['method']} - IS",
-            {"mean": value["difference"], **value},
-            f"  {verdict}, {value['num_images']} images",
-        )
-    ]
+    """The second estimate minus the importance-weighted one; one image suffices for a disagreement."""
+    name = {"ais": "AIS"}.get(value["method"], value["method"])
+    verdict = f"{'DISAGREES' if value['disagree'] else 'agrees'}, at most {value['max_difference']:.2f}"
+    return [_row(f"  {name} minus it", {"mean": value["difference"], **value}, f"  {verdict}, {value['num_images']} images")]
 
 
 def _annealed(value: Values) -> list[str]:

@@ -52,7 +52,7 @@ def assert_the_same(vae, engine, make=Trace_ELBO, steps=30):
     (losses, eager), (others, other) = trained(vae, "eager", make, steps), trained(vae, engine, make, steps)
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(others), rtol=1e-5, atol=1e-8)
     for (name, a), b in zip(eager.state_dict().items(), other.state_dict().values(), strict=True):
-        assert (a - b).double().norm() <= 1e-5 * a.double().norm(), name
+        assert (a.double() - b.double()).norm() <= 1e-5 * a.double().norm(), name
     for before, after in zip(vae.parameters(), other.parameters(), strict=True):
         assert not torch.equal(after, before.double())
 

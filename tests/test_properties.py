@@ -1,12 +1,14 @@
-"""Any options and any arrays either run a step or are rejected in one line: no traceback, no warning."""
+"""Whatever is asked for either runs a step or is refused in one line: never a traceback, never a warning."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import sys
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -15,6 +17,7 @@ import pyro_vae as pv
 from pyro_vae.cli.build import build_training
 from pyro_vae.cli.main import run
 from pyro_vae.cli.options import parse_training
+from pyro_vae.cli.run_folder import Run
 
 few = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
@@ -98,9 +101,8 @@ def tiny(tmp_path_factory):
 
 
 def a_step(argv):
-    """The first epoch of the requested training."""
-    _, _, training = build_training(parse_training(argv))
-    next(training)
+    """The first batches of what is asked for."""
+    next(build_training(parse_training(argv))[2])
 
 
 @few
@@ -123,6 +125,79 @@ def test_any_options(tiny, parts, plain, chosen):
         assert code == 2 or (code == 1 and "not finite" in lines[0]), argv
         assert len(lines) == 1, argv
         assert lines[0].startswith("error: ")
+
+
+@pytest.fixture(scope="module")
+def saved(tiny, tmp_path_factory):
+    """A small run, and a module beside it that no run folder may import."""
+    from pyro_vae.cli.train import train
+
+    path = tmp_path_factory.mktemp("saved")
+    (path / "evil.py").write_text("open('ran', 'w')\nclass P: pass\ndef f(*args): return 1\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyro_vae.cli.train.TEST_SAMPLES", 10)
+        patch.setattr("pyro_vae.cli.train.draw", lambda *args: [])
+        assert run(train, [f"--data={tiny}", "--epochs=1", "--latent_dim=2", f"--run_dir={path / 'run'}"]) == 0
+    return path
+
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(
+        ["evil.P", "evil.f", "evil", "evil.py", "auto", "MLP", "pyro_vae.MLP", "torch.nn.ReLU", "os.getcwd", "1e9"]
+    ),
+)
+KEYS = st.sampled_from(["class_path", "init_args", "hidden", "lr", "value", "dict_kwargs", "help", "evil.P", "x"])
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=6
+)
+
+
+@settings(few, max_examples=120)
+@given(data=st.data())
+def test_any_configuration_in_a_run_folder(saved, monkeypatch, data):
+    """A value anywhere is replaced: the run is loaded or refused in one line, and nothing that it names is imported."""
+    monkeypatch.chdir(saved)
+    file = saved / "run" / "config.yaml"
+    original = file.read_text()
+    content = yaml.safe_load(original)
+    place = content
+    while isinstance(place.get(key := data.draw(st.sampled_from([*place]))), dict) and data.draw(st.booleans()):
+        place = place[key]
+    place[data.draw(st.sampled_from([key, f"{key}.class_path", "more"]))] = data.draw(VALUES)
+    if place is content and (data_dim := place.get("latent_dim")) and not isinstance(data_dim, str | list | dict):
+        place["latent_dim"] = min(data_dim, 50)  # a wide model only takes time
+    try:
+        file.write_text(yaml.safe_dump(content))
+        with contextlib.suppress(pv.RequestError):
+            pv.load_run("run")
+    finally:
+        file.write_text(original)
+    assert not list(saved.rglob("ran"))
+    assert "evil" not in sys.modules
+
+
+@settings(few, max_examples=40)
+@given(name=st.sampled_from(["config.yaml", "metrics.jsonl", "checkpoint.pt"]), data=st.data())
+def test_any_byte_of_a_run_folder(saved, name, data):
+    """Truncated, or with other bytes in one place."""
+    file = saved / "run" / name
+    original = file.read_bytes()
+    start = data.draw(st.integers(0, len(original) - 1))
+    rest = data.draw(st.sampled_from([b"", original[start + 1 :]]))
+    file.write_bytes(original[:start] + data.draw(st.binary(max_size=4)) + rest)
+    err = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
+            code = run(lambda _: pv.load_run(saved / "run") and Run(saved / "run").records(), [])
+    finally:
+        file.write_bytes(original)
+    assert code in (0, 2)
+    assert len(err.getvalue().splitlines()) <= 1
 
 
 SHAPES = st.lists(st.integers(0, 15), min_size=0, max_size=5).map(tuple)

@@ -115,8 +115,10 @@ def test_a_missing_dimension_is_refused(x, dimension):
 def test_the_manifold_grows_to_the_right_and_upwards():
     vae = make()
     images, z = views.manifold(vae, 4)
-    torch.testing.assert_close(z[0], torch.special.ndtri(torch.tensor([0.125, 0.375, 0.625, 0.875])))
-    torch.testing.assert_close(z[0], z[1])
+    levels = torch.tensor([0.125, 0.375, 0.625, 0.875])
+    exact = torch.special.ndtri(levels)
+    error = (levels * (1 - levels) / views.PRIOR_DRAWS).sqrt() / torch.distributions.Normal(0.0, 1.0).log_prob(exact).exp()
+    assert ((z - exact).abs() < 5 * error).all()
     for row, column in ((0, 3), (2, 1)):
         torch.testing.assert_close(images[row, column], means(vae, torch.stack([z[0, column], z[1, 3 - row]])[None])[0])
 

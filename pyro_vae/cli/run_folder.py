@@ -253,14 +253,14 @@ class Run:
             ValueError: If the checkpoint is of another training.
         """
         file, state = self.path / FILES["last"], content["training"]
-        if data.fingerprint != content.get("data"):
+        if (data.fingerprint, data.shape) != (content.get("data"), _shape(content)):
             raise RequestError(f"{data.name} has changed since {self.path} was trained; restore it, or start a new run")
         expected = training.state_dict()
         expected["optimizer"]["state"] = _state_after_a_step(training.loop.optimizer)
         _check_layout({**state, "random": None}, {**expected, "random": None}, file)
         try:
             set_random_state(state["random"], training.loop.device)
-        except (KeyError, RuntimeError, TypeError, ValueError, OverflowError) as error:
+        except Exception as error:  # the generators raise almost any class
             raise RequestError(f"{file} is damaged: its random state is not valid") from error
         if not 0 <= state["epoch"] <= training.epochs:
             raise RequestError(f"--epochs {training.epochs} is less than the {state['epoch']} epochs already trained; use more")

@@ -10,15 +10,18 @@ from pyro_vae.inference.fit import Record
 from pyro_vae.likelihoods import Likelihood
 
 Values = Mapping[str, Any]
+WIDTH = 80
 
 
 def epoch_line(record: Record, epochs: int) -> str:
-    """One epoch: the ELBO in training and validation, the KL, active units, beta if it is not 1, seconds."""
-    beta = "" if record["beta"] == 1 else f", beta {record['beta']:.3g}"
-    return (
-        f"epoch {record['epoch']}/{epochs}: ELBO {record['elbo']:.2f}, validation {record['validation_elbo']:.2f}, "
-        f"KL {record['kl']:.2f}, {record['active_units']} active{beta}, {record['seconds']:.1f} s"
-    )
+    """One epoch: training and validation ELBO, KL, active units, beta if it is not 1, seconds, as far as they fit."""
+    parts = [f"ELBO {record['elbo']:.2f}", f"validation {record['validation_elbo']:.2f}", f"KL {record['kl']:.2f}"]
+    parts += [f"{record['active_units']} active"]
+    parts += [] if record["beta"] == 1 else [f"beta {record['beta']:.3g}"]
+    parts += [f"{record['seconds']:.1f} s"]
+    while len(line := f"epoch {record['epoch']}/{epochs}: {', '.join(parts)}") > WIDTH:
+        parts.pop()
+    return line
 
 
 def table(metrics: Values, title: str, likelihood: Likelihood) -> str:

@@ -96,7 +96,7 @@ def _run_dir(asked: str | None, data: Data) -> Path:
 def _finish(vae: Model, data: Data, training: Training, run: Run | None, config: Namespace) -> None:
     """Train to the end, score and draw; only the main process has a run folder."""
     _summarize(vae, data, training)
-    _train(vae, data, training, run, config.checkpoint_every)
+    _train(data, training, run, config)
     results = evaluate(vae, data.test, TEST_SAMPLES, min(TEST_IMAGES, len(data.test)))
     if run:
         run.save_results(results)
@@ -125,11 +125,11 @@ def _product_seconds(threads: int | None = None) -> float:
         torch.set_num_threads(before)
 
 
-def _train(vae: Model, data: Data, training: Training, run: Run | None, checkpoint_every: int) -> None:
-    latent_dim, last_active, warned = vae.latent_dim, training.loop.step, False
+def _train(data: Data, training: Training, run: Run | None, config: Namespace) -> None:
+    latent_dim, last_active, warned = config.latent_dim, training.loop.step, False
     for record in training:
         if run:
-            _save(training, record, run, data, checkpoint_every)
+            _save(training, record, run, data, config.checkpoint_every)
         if training.ended or record["epoch"] in {1, *range(0, training.epochs, max(1, training.epochs // LINES))}:
             logger.info(epoch_line(record, training.epochs))
         collapsed = record["active_units"] <= latent_dim // 10

@@ -44,11 +44,10 @@ def check_images(vae: Model, x: Tensor) -> None:
     """Raise `RequestError` unless `x` has the dtype and shape of the model's images; sets the model to evaluation mode."""
     vae.eval()
     with torch.random.fork_rng():
-        image = vae.sample(1)
-    if x.dtype != image.dtype or x.shape[1:] != image.shape[1:]:
-        shape = ", ".join(map(str, image.shape[1:]))
+        shape, dtype = vae.sample(1).shape[1:], next(vae.parameters()).dtype
+    if x.dtype != dtype or x.shape[1:] != shape:
         raise RequestError(
-            f"images must be the likelihood's pixels, {image.dtype} of shape (N, {shape}), but are {x.dtype} of"
+            f"images must be the likelihood's pixels, {dtype} of shape (N, {', '.join(map(str, shape))}), but are {x.dtype} of"
             f" shape {tuple(x.shape)}; use data.test.scored(vae.pixels)"
         )
 

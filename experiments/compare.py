@@ -18,7 +18,7 @@ import numpy as np
 
 import pyro_vae as pv
 from pyro_vae.cli.build import build_model, build_training
-from pyro_vae.cli.options import parse, train_parser
+from pyro_vae.cli.options import parse_training
 from pyro_vae.evaluation.metrics import score_images
 
 IMAGES, SAMPLES = 1000, 500
@@ -114,7 +114,7 @@ def run_all(args: argparse.Namespace) -> None:
 
 def train(flags: str) -> Run:
     """The ELBO and log p(x) of each test image, and what the table says of the training."""
-    vae, data, training = build_training(parse(train_parser(), flags.split()))
+    vae, data, training = build_training(parse_training(flags.split()))
     records = list(training)
     scores = score_images(vae, data.test.subset(min(IMAGES, len(data.test))), SAMPLES)
     return {
@@ -183,7 +183,7 @@ def product(data: pv.Data) -> None:
     for prior, posterior, likelihood in itertools.product(*families):
         flags = f"--prior {prior} --posterior {posterior} --likelihood {likelihood} --latent_dim 3"
         flags += " --prior.components 20" if prior.endswith(("VampPrior", "GaussianMixture")) else ""
-        vae = build_model(parse(train_parser(), flags.split()), few.shape)
+        vae = build_model(parse_training(flags.split()), few.shape)
         (record,) = pv.fit(vae, few, epochs=1)
         log_p = pv.evaluate(vae, few.test, num_samples=5)["log_likelihood"]["mean"]
         images = [vae.sample_mean(4), vae.reconstruct_mean(few.test.scored(vae.pixels))]

@@ -17,8 +17,6 @@ import pyro_vae as pv
 from pyro_vae.data import to_pixels
 from pyro_vae.inference.graphs import Graph, dry_run, has_compiler, pick_engine
 
-needs_compiler = pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
-
 
 def trained(vae, engine, make=Trace_ELBO, steps=30):
     """Train on batches of six, every ninth of four; beta and the learning rate change at every step.
@@ -52,7 +50,7 @@ def assert_the_same(vae, engine, make=Trace_ELBO, steps=30):
     (losses, eager), (others, other) = trained(vae, "eager", make, steps), trained(vae, engine, make, steps)
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(others), rtol=1e-5, atol=1e-8)
     for (name, a), b in zip(eager.state_dict().items(), other.state_dict().values(), strict=True):
-        assert (a - b).double().norm() <= 1e-5 * a.double().norm(), name
+        assert (a.double() - b.double()).norm() <= 1e-5 * a.double().norm(), name
     for before, after in zip(vae.parameters(), other.parameters(), strict=True):
         assert not torch.equal(after, before.double())
 
@@ -117,19 +115,10 @@ def test_buffers_that_training_changes_and_draws_in_the_network():
     assert_the_same(make_normalized(), "traced")
 
 
-COMPILED = {
-    "a VampPrior, logistic bins": (lambda: make_vae("VampPrior", "LowRankNormal", "DiscretizedLogistic"), "DReGELBO"),
-    "two layers": (make_hierarchical, "StickingTheLandingELBO"),
-    "a mixture, batch normalization, dropout": (make_normalized, "Trace_ELBO, vectorized"),
-}
-
-
-@needs_compiler
-@pytest.mark.parametrize("name", COMPILED)
-def test_compiled(name):
-    """Over as many steps as compile batches of six alone."""
-    make, objective = COMPILED[name]
-    assert_the_same(make(), "compiled", OBJECTIVES[objective], steps=17)
+@pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
+def test_compiled():
+    """In as many steps as compile batches of six alone: a compilation is slow."""
+    assert_the_same(make_normalized(), "compiled", steps=17)
 
 
 def test_the_graph_is_the_same_process_as_torchs_own_generator():

@@ -109,16 +109,15 @@ def make_vae(
     return pv.VAE(p_z, down, q, up, p_x)
 
 
-def make_hierarchical() -> pv.HierarchicalVAE:
-    """Two layers, of 3 and 2 dimensions."""
+def make_hierarchical(latent_dim: int = 3, prior_dim: int = 2, shape: networks.Shape = SHAPE) -> pv.HierarchicalVAE:
     return pv.HierarchicalVAE(
-        pv.StandardNormal(2),
-        pv.MLP(SHAPE, (2, 3), hidden=(8,)),
+        pv.StandardNormal(prior_dim),
+        pv.MLP(shape, (2, latent_dim), hidden=(8,)),
         pv.DiagonalNormal(),
-        pv.MLP((3,), (1, *SHAPE), hidden=(8,)),
+        pv.MLP((latent_dim,), (1, *shape), hidden=(8,)),
         pv.Bernoulli(),
-        latent_dim=3,
-        prior_dim=2,
+        latent_dim=latent_dim,
+        prior_dim=prior_dim,
         hidden=(4,),
     )
 

@@ -1,4 +1,4 @@
-"""Annealing against exact values: on linear-Gaussian models, from both sides, and through two layers."""
+"""Annealed importance sampling against exact values."""
 
 import pyro
 import pyro.distributions as dist
@@ -16,7 +16,7 @@ def oracle():
 
 
 def assert_unbiased(log_weights, exact):
-    """The weights average to p(x), row by row."""
+    """The mean of the weights is p(x) for each row."""
     ratios = (log_weights - exact.detach()).exp()
     assert_mean(ratios, 1.0)
     assert (ratios.std(0) / len(ratios) ** 0.5).max() < 0.2
@@ -46,7 +46,7 @@ def test_batches_give_the_same_estimate():
 
 
 def test_labels_reach_the_model():
-    """The label shifts the image; one label for each row, in batches."""
+    """The label is the mean of the image."""
 
     def model(x, y):
         with pyro.plate("data", len(x)):
@@ -68,8 +68,8 @@ def test_more_temperatures_give_less_variance():
     assert spread[1] < 0.5 * spread[0]
 
 
-def test_from_both_sides():
-    """On data from the model the bounds enclose the truth: each is unbiased in its own way, and they nearly meet."""
+def test_bidirectional_bounds():
+    """On simulated data, exp of the lower bound and of minus the upper bound are unbiased."""
     vae = oracle()
     x, bounds = bidirectional_bounds(vae.model, torch.zeros(200, 1, 2, 3), num_chains=4, num_temperatures=30)
     exact = vae.log_p(x).detach()
@@ -80,7 +80,7 @@ def test_from_both_sides():
     assert (bounds.upper - bounds.lower).mean() < 1
 
 
-def test_data_are_drawn_from_the_model():
+def test_simulated_data_have_the_models_covariance():
     vae = oracle()
     x, _ = bidirectional_bounds(vae.model, torch.zeros(3000, 1, 2, 3), num_chains=1, num_temperatures=1)
     covariance = torch.cov(x.flatten(1).T)
@@ -123,7 +123,7 @@ def test_a_hierarchical_vae():
     torch.testing.assert_close(pv.log_likelihood(weights).float(), expected, atol=0.3, rtol=0)
 
 
-def test_codes_that_are_bounded_are_refused():
+def test_bounded_latents_are_refused():
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Uniform(0.0, 1.0))
@@ -158,11 +158,11 @@ def two_observed(x):
 
 
 @pytest.mark.parametrize(("model", "message"), [(without_plate, "site z"), (without_codes, "no latent site")])
-def test_models_that_annealing_does_not_fit(model, message):
+def test_unsupported_models_are_refused(model, message):
     with pytest.raises(ValueError, match=message):
         annealed_log_weights(model, torch.zeros(3))
 
 
-def test_bounds_from_both_sides_need_one_observed_site():
+def test_bidirectional_bounds_require_one_observed_site():
     with pytest.raises(pv.RequestError, match="one observed site"):
         bidirectional_bounds(two_observed, torch.zeros(3))

@@ -39,7 +39,7 @@ def test_the_split_does_not_depend_on_the_seed(digits):
     assert torch.equal(again.test.scored("binary"), digits.test.scored("binary"))
 
 
-def test_an_image_keeps_its_pixels_wherever_it_is_scored(digits):
+def test_binarization_does_not_depend_on_the_batch(digits):
     whole = digits.test.scored("binary")
     assert torch.equal(digits.test[40:50].scored("binary"), whole[40:50])
     subset = digits.test.subset(17)
@@ -63,11 +63,11 @@ def test_pixels_have_the_right_mean_and_range():
     assert (dequantized - byte).mean().item() == pytest.approx(0.5, abs=5 / (12 * byte.numel()) ** 0.5)
 
 
-def test_training_pixels_are_drawn_afresh(digits):
+def test_training_pixels_are_redrawn(digits):
     assert not torch.equal(digits.train.scored("binary"), digits.train.scored("binary"))
 
 
-def test_bytes_are_refused_of_floats():
+def test_floats_cannot_be_scored_as_bytes():
     with pytest.raises(pv.RequestError, match="save them as uint8"):
         to_pixels(torch.rand(2, 1, 3, 3), "byte")
 
@@ -92,12 +92,12 @@ def test_unknown_kinds_are_refused():
         load_data("digits", binarization="sometimes")
 
 
-def test_the_splits_have_noise_of_their_own(digits):
+def test_splits_have_different_noise(digits):
     assert not torch.equal(digits.validation.noise, digits.test.noise[:149])
 
 
 @pytest.mark.parametrize("text", [repr, str])
-def test_data_are_shown_in_one_short_line(digits, text):
+def test_repr_is_one_short_line(digits, text):
     line = text(digits)
     assert "\n" not in line
     assert len(line) < 120
@@ -125,7 +125,7 @@ def logged(caplog):
     return caplog
 
 
-def test_auto_takes_digits_without_a_network_and_says_so(tmp_path, offline, logged):
+def test_auto_falls_back_to_digits_and_logs_it(tmp_path, offline, logged):
     assert load_data("auto", tmp_path).name == "digits"
     (*_, line) = logged.messages
     assert "digits" in line
@@ -134,14 +134,14 @@ def test_auto_takes_digits_without_a_network_and_says_so(tmp_path, offline, logg
     assert not list(tmp_path.iterdir())
 
 
-def test_auto_downloads_nothing_when_it_may_not(tmp_path, offline):
+def test_auto_does_not_download_if_download_is_false(tmp_path, offline):
     TIMEOUTS.clear()
     assert load_data("auto", tmp_path, download=False).name == "digits"
     assert not TIMEOUTS
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist", "omniglot"])
-def test_a_set_asked_for_by_name_is_never_replaced(tmp_path, offline, name):
+def test_a_named_data_set_is_never_replaced(tmp_path, offline, name):
     with pytest.raises(pv.RequestError, match=f"{name} could not be downloaded .* digits, which needs no network"):
         load_data(name, tmp_path / "new")
     assert not list(tmp_path.iterdir())
@@ -149,7 +149,7 @@ def test_a_set_asked_for_by_name_is_never_replaced(tmp_path, offline, name):
         load_data(name, tmp_path / "new", download=False)
 
 
-def test_a_download_has_a_timeout_of_its_own(tmp_path, offline):
+def test_downloads_have_a_timeout(tmp_path, offline):
     TIMEOUTS.clear()
     before = socket.getdefaulttimeout()
     load_data("auto", tmp_path)
@@ -159,7 +159,7 @@ def test_a_download_has_a_timeout_of_its_own(tmp_path, offline):
 
 
 @pytest.mark.parametrize("error", [PermissionError(13, "no"), TimeoutError(), RuntimeError("a\nb"), ValueError("NUL")])
-def test_a_download_fails_with_one_line(tmp_path, monkeypatch, error):
+def test_a_failed_download_is_one_line(tmp_path, monkeypatch, error):
     def fail(self):
         raise error
 
@@ -169,7 +169,7 @@ def test_a_download_fails_with_one_line(tmp_path, monkeypatch, error):
     assert "\n" not in str(caught.value)
 
 
-def test_a_download_that_fails_leaves_empty_folders_of_the_users(tmp_path, offline):
+def test_a_failed_download_keeps_the_users_folders(tmp_path, offline):
     (tmp_path / "keep" / "empty").mkdir(parents=True)
     (tmp_path / "MNIST").mkdir()
     with pytest.raises(pv.RequestError, match="could not be downloaded"):
@@ -279,6 +279,6 @@ def test_omniglot_is_read_from_its_folders(tmp_path, offline):
     assert load_data("omniglot", tmp_path, image_size=14, download=False).shape == (1, 14, 14)
 
 
-def test_the_fingerprint_is_that_of_the_images(digits):
+def test_the_fingerprint_depends_on_the_images(digits):
     assert digits.fingerprint == pv.load_data("digits").fingerprint
     assert digits.fingerprint != pv.load_data("digits", binarization="static").fingerprint

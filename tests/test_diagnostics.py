@@ -20,7 +20,7 @@ from pyro_vae.testing import probabilistic_pca
 
 
 class Fixed(nn.Module):
-    """An encoder that gives each image, named by its first pixel, parameters of its own."""
+    """An encoder that looks up the parameters of an image; its first pixel is the index."""
 
     def __init__(self, params):
         super().__init__()
@@ -31,7 +31,7 @@ class Fixed(nn.Module):
 
 
 def known_posteriors():
-    """Three Gaussians in one dimension, of little and of much overlap, and images that name them."""
+    """A VAE with three one-dimensional posteriors that overlap, and their parameters."""
     params = torch.tensor([[[-1.0], [-0.5]], [[0.5], [-1.0]], [[0.8], [0.0]]])
     return fixed(params), params
 
@@ -42,7 +42,7 @@ def fixed(params):
 
 
 def test_information_by_quadrature():
-    """Of the mixture of three posteriors, seen often enough for the error to be small."""
+    """Three posteriors, each seen a thousand times, so that the error is small."""
     vae, params = known_posteriors()
     z = torch.linspace(-12, 12, 20_001).double()
     width = z[1] - z[0]
@@ -61,7 +61,7 @@ def test_information_by_quadrature():
 
 
 def test_the_ceiling_of_mutual_information():
-    """Of posteriors that do not overlap it is log N, and never more."""
+    """It is log N for N posteriors that do not overlap."""
     params = torch.stack([100.0 * torch.arange(8.0), torch.full((8,), -3.0)], 1)[..., None]
     vae = fixed(params)
     x = torch.zeros(8, 1, 1, 2)
@@ -107,7 +107,7 @@ def test_a_probe_without_labels(vae, x):
 
 
 def test_the_gap_of_amortization_alone():
-    """Where the family holds the exact posterior, all of the gap is the encoder's."""
+    """The family contains the exact posterior, so the whole gap is the encoder's."""
     vae, x = make_oracle(shape=(1, 2, 3)).float(), torch.randn(6, 1, 2, 3)
     gap = inference_gap(vae, x, num_samples=4000, steps=800)
     assert gap.approximation.abs().max() < 0.05
@@ -132,7 +132,7 @@ def test_the_gap_of_approximation_in_closed_form():
     assert (gap.amortization > 0).all()
 
 
-def test_the_gap_leaves_the_model_as_it_was(vae, x):
+def test_the_gap_does_not_change_the_model(vae, x):
     before = {name: value.clone() for name, value in vae.state_dict().items()}
     q = vae.eval().encode(x).mean
     inference_gap(vae, x, num_samples=10, steps=5)
@@ -172,7 +172,7 @@ def test_the_gap_needs_reparameterized_draws(x):
 
 
 @pytest.mark.parametrize("latent_dim", [2, 5])
-def test_a_linear_vae_gets_to_probabilistic_pca(digits, latent_dim):
+def test_a_linear_vae_reaches_probabilistic_pca(digits, latent_dim):
     """Dequantized pixels; the covariance has the variance of their noise, 1 / 12 of a level squared.
 
     The closed form bounds the ELBO from above. Training comes within 0.5 nats of it, and within 2 % of its noise scale.
@@ -207,13 +207,13 @@ def test_probabilistic_pca_against_its_own_density():
     assert all(mean_density(*at) < found.log_likelihood for at in [(1.02, found.scale), (1.0, 1.02 * found.scale)])
 
 
-def test_what_one_image_leaves_open_is_none(vae, x):
+def test_the_errors_of_one_image_are_none(vae, x):
     found = information(vae, x[:1])
     assert found.mutual_information_error is found.marginal_kl_error is None
 
 
-def test_a_gap_is_the_same_in_batches(vae, x):
-    """Up to the noise of its estimates."""
+def test_the_gap_does_not_depend_on_the_batch_size(vae, x):
+    """Up to Monte Carlo noise."""
     whole, parts = (inference_gap(vae, x, num_samples=300, steps=100, batch_size=size) for size in (None, 30))
     assert whole.elbo.shape == parts.elbo.shape == (len(x),)
     torch.testing.assert_close(whole.local_elbo, parts.local_elbo, atol=0.3, rtol=0)

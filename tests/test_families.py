@@ -1,4 +1,4 @@
-"""Every class keeps its contract, and all of them work together."""
+"""Every class fulfils its contract, and every pair of classes works together."""
 
 import itertools
 

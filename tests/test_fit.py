@@ -8,6 +8,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from families import OBJECTIVES, make_vae
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 from torch.optim import SGD, Adam
@@ -21,20 +22,16 @@ ENGINES = ["eager", "traced", pytest.param("compiled", marks=pytest.mark.skipif(
 
 
 def build(data, seed=0, **parts):
+    """A small VAE, always with the same parameters, with some of its parts replaced."""
     pyro.set_rng_seed(seed)
-    parts = {
-        "prior": pv.StandardNormal(3),
-        "encoder": pv.MLP(data.shape, (2, 3), hidden=(16,)),
-        "posterior": pv.DiagonalNormal(),
-        "decoder": pv.MLP((3,), (1, *data.shape), hidden=(16,)),
-        "likelihood": pv.Bernoulli(),
-        **parts,
-    }
-    return pv.VAE(**parts)
+    vae = make_vae(latent_dim=3, shape=data.shape)
+    for name, part in parts.items():
+        setattr(vae, name, part)
+    return vae
 
 
 def metrics(record):
-    """All but the times."""
+    """A record without its times."""
     return {key: value for key, value in record.items() if "second" not in key}
 
 
@@ -42,7 +39,7 @@ def assert_equal(vae, other):
     assert all(torch.equal(a, b) for a, b in zip(vae.parameters(), other.parameters(), strict=True))
 
 
-def test_one_record_an_epoch(digits):
+def test_one_record_per_epoch(digits):
     records = list(pv.fit(build(digits), digits, epochs=3, batch_size=100, beta=pv.Constant(2.0)))
     assert [record["epoch"] for record in records] == [1, 2, 3]
     assert [record["step"] for record in records] == [14, 28, 42]
@@ -58,8 +55,9 @@ def test_one_record_an_epoch(digits):
 
 
 def test_it_learns(digits):
-    vae = build(digits)
-    *_, last = pv.fit(vae, digits, epochs=50, optimizer=lambda params: Adam(params, lr=0.003))
+    encoder, decoder = pv.MLP(digits.shape, (2, 3), hidden=(64,)), pv.MLP((3,), (1, *digits.shape), hidden=(64,))
+    vae = build(digits, encoder=encoder, decoder=decoder)
+    *_, last = pv.fit(vae, digits, epochs=15, optimizer=lambda params: Adam(params, lr=0.003))
     assert last["validation_elbo"] > -25.8
     assert last["kl"] > 1
 
@@ -83,7 +81,7 @@ def test_equal_seeds_give_equal_parameters(digits, engine):
     assert records[0] == records[1] != records[2]
 
 
-def test_checking_for_nan_in_between_has_no_effect(digits, monkeypatch):
+def test_checks_for_nan_within_the_epoch_have_no_effect(digits, monkeypatch):
     records = []
     for seconds in (0.0, 1e9):
         monkeypatch.setattr(fit_module, "CHECK_SECONDS", seconds)
@@ -91,7 +89,7 @@ def test_checking_for_nan_in_between_has_no_effect(digits, monkeypatch):
     assert records[0] == records[1]
 
 
-def test_the_test_set_is_not_touched(digits):
+def test_the_test_set_is_not_used(digits):
     blind = pv.Data("digits", digits.train, digits.validation, test=pv.Split(torch.full((5, 1, 8, 8), float("nan"))))
     record = next(iter(pv.fit(build(digits), blind, epochs=1)))
     assert metrics(record) == metrics(next(iter(pv.fit(build(digits), digits, epochs=1))))
@@ -154,15 +152,6 @@ def test_impossible_arguments_are_refused_by_name(digits, options):
         pv.fit(build(digits), digits, **options)
 
 
-def test_beta_is_that_of_the_last_step(digits):
-    class Falling(pv.Schedule):
-        def __call__(self, step):
-            return 1 / (1 + step)
-
-    for record in pv.fit(build(digits), digits, epochs=2, batch_size=100, beta=Falling()):
-        assert record["beta"] == 1 / record["step"]
-
-
 class Breaking(nn.Module):
     """A decoder whose outputs are NaN from a step of training on."""
 
@@ -176,31 +165,27 @@ class Breaking(nn.Module):
         return self.layer(z) / (self.calls < self.step).to(z)
 
 
-OBJECTIVES = {
+LOSSES = {
     "Trace_ELBO": Trace_ELBO,
     "TraceMeanField_ELBO": TraceMeanField_ELBO,
     "TraceGraph_ELBO": pyro.infer.TraceGraph_ELBO,
     "RenyiELBO": lambda: RenyiELBO(num_particles=2),
-    "ImportanceWeightedELBO": pv.ImportanceWeightedELBO,
-    "DReGELBO": pv.DReGELBO,
-    "StickingTheLandingELBO": pv.StickingTheLandingELBO,
-    "FreeBitsELBO": pv.FreeBitsELBO,
-    "CapacityELBO": pv.CapacityELBO,
+    **OBJECTIVES,
 }
 
 
 @pytest.mark.parametrize("engine", ["eager", "traced"])
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", LOSSES)
 def test_nan_is_one_error_without_warnings(digits, objective, engine, caplog):
     """Warnings are errors in these tests, so that one of Pyro's would end the training instead."""
     vae = build(digits, decoder=Breaking(digits.shape))
     with pytest.raises(pv.NotFiniteError, match="epoch 1/3"):
-        list(pv.fit(vae, digits, epochs=3, objective=OBJECTIVES[objective](), engine=engine))
+        list(pv.fit(vae, digits, epochs=3, objective=LOSSES[objective](), engine=engine))
 
 
 @pytest.mark.parametrize("family", [pv.LowRankNormal, pv.FullRankNormal, pv.FlowPosterior])
 @pytest.mark.parametrize("engine", ENGINES[:2])
-def test_parameters_that_diverge_are_one_error(digits, engine, family):
+def test_diverging_parameters_are_one_error(digits, engine, family):
     posterior = family(3)
     vae = build(digits, posterior=posterior, encoder=pv.MLP(digits.shape, (posterior.num_params, 3)))
     with pytest.raises(pv.NotFiniteError):
@@ -210,18 +195,13 @@ def test_parameters_that_diverge_are_one_error(digits, engine, family):
         pv.fit(vae, digits)
 
 
-class FailingSchedule(pv.Schedule):
-    def __init__(self, value):
-        self.value = value
+def test_an_impossible_beta_is_refused_with_its_step(digits):
+    class Falling(pv.Schedule):
+        def __call__(self, step):
+            return 3.0 - step
 
-    def __call__(self, step):
-        return 1.0 if step < 3 else self.value
-
-
-@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "1"])
-def test_a_schedule_that_fails(digits, value):
     with pytest.raises(pv.RequestError, match=r"beta is .* at step 3"):
-        list(pv.fit(build(digits), digits, epochs=1, beta=FailingSchedule(value)))
+        list(pv.fit(build(digits), digits, epochs=1, beta=Falling()))
 
 
 def test_dropout_is_off_for_validation_and_on_in_training(digits):
@@ -238,8 +218,8 @@ def test_dropout_is_off_for_validation_and_on_in_training(digits):
     assert [mode for mode, _ in itertools.groupby(modes)] == [True, False, True, False]
 
 
-def test_mnist_reaches_what_the_literature_does(mnist):
-    """A tenth of an epoch on real MNIST: the cross-check that the files, the pixels and the units are right."""
+def test_mnist_reaches_the_elbo_of_the_literature(mnist):
+    """In 100 steps: the files, the pixels and the units are right."""
     small = pv.Data("mnist", mnist.train[:6400], mnist.validation[:500], mnist.test)
     assert (mnist.shape, len(mnist.train), len(mnist.validation), len(mnist.test)) == ((1, 28, 28), 55_000, 5_000, 10_000)
     assert mnist.train.images.float().mean().item() / 255 == pytest.approx(0.1307, abs=5e-4)
@@ -265,7 +245,7 @@ def test_the_learning_rate_follows_its_scheduler(digits):
 
 
 def test_gradients_are_clipped(digits):
-    """Plain gradient descent moves by the learning rate times the norm at most."""
+    """Plain gradient descent moves at most by the learning rate times the norm."""
     vae = build(digits)
     options = {"optimizer": lambda params: SGD(params, lr=0.5), "clip_grad_norm": 0.01}
     training = pv.fit(vae, digits, epochs=1, batch_size=1349, **options)
@@ -276,7 +256,7 @@ def test_gradients_are_clipped(digits):
 
 
 def test_patience(digits):
-    """With a learning rate of next to nothing the ELBO wanders: it stops at the first run of epochs without a better one."""
+    """With a negligible learning rate the ELBO is noise: training stops three epochs after the best."""
     training = pv.fit(build(digits), digits, epochs=500, patience=3, optimizer=lambda params: SGD(params, lr=1e-12))
     elbos = [record["validation_elbo"] for record in training]
     best = max(elbos)
@@ -326,21 +306,24 @@ def test_rewind_gives_up_after_three_times(digits, caplog):
     assert caplog.text.count("rewinding") == 3
 
 
-def test_a_rewind_with_a_scheduler_halves_what_it_starts_from(digits, calls):
+def test_a_rewind_halves_the_initial_rate_of_a_scheduler(digits, calls):
     options = {"lr_scheduler": lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1 / (1 + epoch))}
     *_, last = pv.fit(failing(digits, calls + 5), digits, epochs=2, on_nan="rewind", **options)
     assert last["learning_rate"] == pytest.approx(1e-3 / 2 / 2)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_resumed_is_the_same_as_never_stopped(digits, engine):
+def test_resumed_training_equals_uninterrupted_training(digits, engine):
+    few = pv.Data("few", digits.train[:400], digits.validation, digits.test)
+
     def start(vae):
         return pv.fit(
             vae,
-            digits,
+            few,
             epochs=5,
+            batch_size=100 if engine == "compiled" else 90,  # a last batch of another size takes a second compilation
             engine=engine,
-            beta=pv.schedules.Cosine(steps=30),
+            beta=pv.schedules.Cosine(steps=15),
             lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5),
             clip_grad_norm=1.0,
         )
@@ -360,7 +343,7 @@ def test_resumed_is_the_same_as_never_stopped(digits, engine):
 
 
 @pytest.mark.parametrize(("before", "after"), [("eager", "traced"), ("traced", "eager")])
-def test_one_engine_goes_on_from_another(digits, before, after):
+def test_another_engine_can_resume(digits, before, after):
     training = pv.fit(build(digits), digits, epochs=2, engine=before)
     next(training)
     state = copy.deepcopy(training.state_dict())
@@ -371,7 +354,7 @@ def test_one_engine_goes_on_from_another(digits, before, after):
 
 
 def test_active_units(digits):
-    """Of a posterior whose means are the pixels, and of one that knows nothing; by draws where there is no closed form."""
+    """Two dimensions encode a pixel and two are constant; without a closed-form mean, it is estimated from draws."""
 
     class Means(torch.nn.Module):
         def forward(self, x):
@@ -423,7 +406,7 @@ class Normalized(nn.Module):
 
 @pytest.mark.parametrize("engine", ENGINES[:2])
 def test_the_dry_run_is_in_training_mode_and_has_no_side_effects(digits, engine):
-    """Evaluation mode before it: what a model is in after it was trained."""
+    """The model is in evaluation mode before, as it is after training."""
     vae = build(digits, encoder=Normalized(digits.shape, (2, 3)), decoder=Normalized((3,), (1, *digits.shape))).eval()
     vae.initialize = lambda x: None
     modes, before = [], copy.deepcopy(vae.state_dict())
@@ -476,7 +459,7 @@ def raising(base, *args):
     ],
     ids=lambda parts: next(iter(parts)),
 )
-def test_exceptions_of_the_users_own_classes_are_theirs(digits, parts):
+def test_exceptions_of_user_classes_pass_through(digits, parts):
     with pytest.raises(MissingError, match="on purpose") as caught:
         pv.fit(build(digits, **parts), digits)
     assert "dry run" in "".join(caught.value.__notes__)

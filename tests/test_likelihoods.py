@@ -13,14 +13,6 @@ PARAMS = torch.randn(1, 6, 1, 2, 3).double()
 UNIT, BYTE = torch.rand(1, 2, 3).double(), torch.randint(0, 256, (1, 2, 3)).double()
 
 
-@pytest.mark.parametrize("name", LIKELIHOODS)
-def test_shapes(name):
-    likelihood = LIKELIHOODS[name]()
-    p = likelihood(torch.randn(7, 5, likelihood.num_params, 2, 3, 4))
-    assert (p.batch_shape, p.event_shape) == ((7, 5), (2, 3, 4))
-    assert p.sample().shape == p.mean.shape == (7, 5, 2, 3, 4)
-
-
 def test_bernoulli_against_scipy():
     params = torch.randn(1, 1, 2, 3).double()
     x = torch.bernoulli(torch.full((1, 2, 3), 0.5)).double()

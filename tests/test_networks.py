@@ -8,7 +8,7 @@ from pyro_vae import networks
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("image", [(1, 28, 28), (3, 7, 10), (1, 1, 1), (2, 5, 8)])
-def test_shapes_and_gradients_at_either_end(name, image):
+def test_shapes_and_gradients(name, image):
     encoder, decoder = NETWORKS[name](image, (2, 4)), NETWORKS[name]((4,), (3, *image))
     z = encoder(torch.randn(5, *image))
     assert z.shape == (5, 2, 4)

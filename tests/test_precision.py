@@ -6,7 +6,7 @@ from pyro_vae.inference.precision import ROUNDING, products
 
 
 def test_float32_is_exact_to_rounding():
-    """By whatever library: bf16 would be off by 3e-3, tf32 by 3e-4."""
+    """With every library: the error of bf16 is 3e-3, that of tf32 is 3e-4."""
     with products("float32"):
         for rows, inner, columns in [(128, 784, 400), (1, 50, 400), (300, 400, 784), (777, 33, 5)]:
             a, b = torch.randn(rows, inner), torch.randn(inner, columns)
@@ -29,7 +29,7 @@ def test_the_users_setting_is_restored(before):
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
-def test_the_precision_is_that_of_training_alone(digits, precision):
+def test_the_precision_applies_to_training_only(digits, precision):
     seen = {True: set(), False: set()}
 
     class Spy(torch.nn.Linear):

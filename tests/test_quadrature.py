@@ -2,9 +2,9 @@
 
 import math
 
-import pyro
 import pytest
 import torch
+from families import make_oracle
 from scipy.integrate import quad
 from torch import nn
 from torch.distributions import Normal
@@ -13,13 +13,12 @@ import pyro_vae as pv
 from pyro_vae.evaluation.diagnostics import check_log_likelihood
 from pyro_vae.evaluation.metrics import score_images
 from pyro_vae.evaluation.quadrature import quadrature_log_likelihood
-from pyro_vae.testing import LinearGaussianVAE
 
 SCALE = 0.2
 
 
 class Square(nn.Module):
-    """A decoder whose images do not tell the sign of the code: with d dimensions the posterior has 2^d modes."""
+    """A decoder that ignores the sign of the code: with d dimensions the posterior has 2^d modes."""
 
     def __init__(self):
         super().__init__()
@@ -30,7 +29,7 @@ class Square(nn.Module):
 
 
 class Root(nn.Module):
-    """An encoder that finds the mode where all codes are positive, and a good width for it."""
+    """An encoder that finds the mode where all codes are positive, with the right width."""
 
     def forward(self, x):
         loc = x.flatten(1).clamp(min=0.1).sqrt()
@@ -55,9 +54,8 @@ X = torch.tensor([[0.5, 1.0], [2.0, 0.7], [1.5, 4.0]]).reshape(3, 1, 1, 2)
 
 @pytest.mark.parametrize(("scale", "dtype"), [(0.5, torch.float64), (0.02, torch.float64), (0.5, torch.float32)])
 def test_quadrature_of_a_linear_gaussian(scale, dtype):
-    """With wide and with narrow posteriors, and a guide that is somewhere else."""
-    pyro.set_rng_seed(1)
-    vae = LinearGaussianVAE((1, 2, 3), 2, scale=scale).to(dtype).eval()
+    """With wide and narrow posteriors; the guide is random."""
+    vae = make_oracle(shape=(1, 2, 3), scale=scale).to(dtype).eval()
     x = vae.sample(4)
     found = quadrature_log_likelihood(vae, x)
     torch.testing.assert_close(found, vae.log_p(x).double().detach(), atol=2e-3, rtol=0)
@@ -65,7 +63,7 @@ def test_quadrature_of_a_linear_gaussian(scale, dtype):
 
 def test_quadrature_of_an_outlier():
     """Its posterior lies where the prior has no draws."""
-    vae = LinearGaussianVAE((1, 2, 3), 2).double().eval()
+    vae = make_oracle(shape=(1, 2, 3)).eval()
     z = torch.tensor([[7.0, -8.0]]).double()
     x = vae.decode(z).mean
     torch.testing.assert_close(quadrature_log_likelihood(vae, x), vae.log_p(x).detach(), atol=2e-3, rtol=0)
@@ -78,9 +76,7 @@ def test_quadrature_of_four_modes():
 
 @pytest.mark.parametrize("prior", [pv.StudentT, pv.GaussianMixture, lambda dim: pv.FlowPrior(dim, transforms=1)])
 def test_quadrature_with_any_prior(prior):
-    pyro.set_rng_seed(1)
-    vae, x = LinearGaussianVAE((1, 2, 3), 2).eval(), torch.randn(3, 1, 2, 3)
-    vae.make_guide_exact()
+    vae, x = make_oracle(shape=(1, 2, 3), exact=True).float().eval(), torch.randn(3, 1, 2, 3)
     vae.prior = prior(2)
     vae.encoder.layers[1].bias.data[[2, 5]] += 0.3
     with torch.no_grad():
@@ -89,8 +85,8 @@ def test_quadrature_with_any_prior(prior):
 
 
 def test_quadrature_that_does_not_converge_is_nan():
-    """The posterior is the prior, whose tails are too heavy for any box; the check takes the other method."""
-    vae, x = LinearGaussianVAE((1, 1, 2), 2).eval(), torch.zeros(2, 1, 1, 2)
+    """The posterior is the prior, whose tails are too heavy for any box; the check uses annealing."""
+    vae, x = make_oracle(shape=(1, 1, 2)).float().eval(), torch.zeros(2, 1, 1, 2)
     vae.prior = pv.StudentT(2, df=0.3)
     vae.decoder.layers[1].weight.data.zero_()
     assert quadrature_log_likelihood(vae, x).isnan().all()
@@ -126,9 +122,7 @@ def test_a_missed_mode_is_found(dim, method):
 
 @pytest.mark.parametrize("dim", [2, 3])
 def test_a_good_guide_passes(dim):
-    pyro.set_rng_seed(1)
-    vae, x = LinearGaussianVAE((1, 1, 4), dim).eval(), torch.randn(9, 1, 1, 4)
-    vae.make_guide_exact()
+    vae, x = make_oracle(dim, exact=True, shape=(1, 1, 4)).float().eval(), torch.randn(9, 1, 1, 4)
     vae.encoder.layers[1].bias.data[dim :: dim + 1] += 0.2
     found = check_log_likelihood(vae, x, None, score_images(vae, pv.Split(x), 2000), num_temperatures=50)
     assert not found["disagree"]

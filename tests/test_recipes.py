@@ -17,7 +17,7 @@ NAMES = {"dist": dist, "nn": torch.nn, "poutine": poutine, "pyro": pyro, "torch"
 
 
 def recipe(base):
-    """The class that is defined in the indented block of a docstring."""
+    """The class in the indented block of a docstring."""
     lines = inspect.getdoc(base).splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("    class "))
     block = takewhile(lambda line: not line or line.startswith("    "), lines[start:])

@@ -51,7 +51,7 @@ def test_a_length_in_epochs(kind):
 
 
 @each
-def test_by_default_a_share_of_the_training(kind):
+def test_default_lengths(kind):
     """A warm-up over the first half; four cycles over all of it. Another length of the training gives another schedule."""
     schedule = kind()
     schedule.set_training_length(7, 3)
@@ -67,7 +67,7 @@ def test_the_length_of_the_training_does_not_change_a_length_in_steps(kind):
 
 
 @each
-def test_without_any_length_it_asks_for_one(kind):
+def test_a_length_is_required(kind):
     for step in (0, 100):
         with pytest.raises(ValueError, match="steps"):
             kind()(step)

@@ -11,7 +11,7 @@ import pyro_vae as pv
 
 
 @pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO, RenyiELBO])
-def test_takes_the_steps_of_pyros_svi(vae, x, objective):
+def test_steps_equal_those_of_pyros_svi(vae, x, objective):
     twin = copy.deepcopy(vae)
     vae, twin, x = vae.double(), twin.double(), x.double()
     ours = pv.SVI(vae.model, vae.guide, lambda params: Adam(params, lr=0.01), objective(num_particles=2))
@@ -35,7 +35,7 @@ def test_mean_divides_loss_and_gradient(vae, x):
         torch.testing.assert_close(a.grad / len(x), b.grad)
 
 
-def test_gradients_from_elsewhere_do_not_enter(vae, x):
+def test_existing_gradients_are_ignored(vae, x):
     twin = copy.deepcopy(vae)
     for param in vae.parameters():
         param.grad = torch.full_like(param, 100.0)

@@ -1,4 +1,4 @@
-"""The checks pass what is right and find what is wrong."""
+"""The checks accept correct parts and find the errors of others."""
 
 import pyro.distributions as dist
 import pytest

@@ -216,7 +216,7 @@ def test_a_trained_model_can_be_saved_whole(x, train, prior):
 
 @pytest.mark.parametrize("train", TRAIN)
 def test_the_parameter_store_is_empty_after_the_models_are_deleted(x, train):
-    for _ in range(20):
+    for _ in range(3):
         train(make_vae(), x)
     gc.collect()
     assert list(pyro.get_param_store().keys()) == []

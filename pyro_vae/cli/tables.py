@@ -61,8 +61,12 @@ def _all_images(value: Values) -> list[str]:
 def _check(value: Values) -> list[str]:
     """The second estimate minus the importance-weighted one; one image suffices for a disagreement."""
     name = {"ais": "AIS"}.get(value["method"], value["method"])
-    verdict = f"{'DISAGREES' if value['disagree'] else 'agrees'}, at most {value['max_difference']:.2f}"
-    return [_row(f"  {name} minus it", {"mean": value["difference"], **value}, f"  {verdict}, {value['num_images']} images")]
+    verdict = "DISAGREES" if value["disagree"] else "agrees"
+    difference = {"mean": value["difference"], **value}
+    return [
+        _row(f"  {name} minus it", difference, f"  {value['num_images']:,} images: {verdict}"),
+        f"  {'    at most':<20}{value['max_difference']:>10.2f}",
+    ]
 
 
 def _annealed(value: Values) -> list[str]:

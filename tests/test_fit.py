@@ -223,7 +223,8 @@ def test_mnist_reaches_the_elbo_of_the_literature(mnist):
     small = pv.Data("mnist", mnist.train[:6400], mnist.validation[:500], mnist.test)
     assert (mnist.shape, len(mnist.train), len(mnist.validation), len(mnist.test)) == ((1, 28, 28), 55_000, 5_000, 10_000)
     assert mnist.train.images.float().mean().item() / 255 == pytest.approx(0.1307, abs=5e-4)
-    *_, last = pv.fit(build(small), small, epochs=2, optimizer=lambda params: Adam(params, lr=3e-3))
+    networks = {"encoder": pv.MLP(small.shape, (2, 3), hidden=(16,)), "decoder": pv.MLP((3,), (1, *small.shape), hidden=(16,))}
+    *_, last = pv.fit(build(small, **networks), small, epochs=2, optimizer=lambda params: Adam(params, lr=3e-3))
     assert -195 < last["validation_elbo"] < -150
 
 

@@ -485,3 +485,18 @@ def test_a_trained_model_is_not_initialized_again(digits):
 def test_counts_are_integers(digits, name):
     with pytest.raises(pv.RequestError, match=name):
         pv.fit(build(digits), digits, **{name: 2.5})
+
+
+def denormals(training):
+    """Number of denormal elements in the optimizer's averages of gradients."""
+    averages = torch.cat([state["exp_avg"].flatten() for state in training.loop.optimizer.state.values()])
+    return ((averages != 0) & (averages.abs() < torch.finfo(torch.float32).tiny)).sum().item()
+
+
+def test_the_optimizers_state_has_no_denormals(digits, monkeypatch):
+    """Some pixels are rarely above zero, so that their gradients are exactly zero for hundreds of steps."""
+    training = pv.fit(build(digits), digits, epochs=20, batch_size=32)
+    assert [denormals(training) for _ in training] == [0] * 20
+    monkeypatch.setattr(fit_module, "FLUSH_STEPS", 10**9)
+    training = pv.fit(build(digits), digits, epochs=20, batch_size=32)
+    assert max(denormals(training) for _ in training) > 0

@@ -46,6 +46,10 @@ FIRST_PIXELS = 50_000_000
 # Time between checks for a loss that is not finite, which wait for the device.
 CHECK_SECONDS = 1.0
 REWINDS = 3
+# Steps between flushes of the optimizer's state. Averages of gradients that are exactly zero (dead units, constant pixels)
+# decay into denormal floats, which are slow on CPUs; in so many steps of Adam 1e-30 decays to 1e-35, which is still normal.
+FLUSH_STEPS = 100
+SMALLEST_STATE = 1e-30
 # Attributes of `Training` in its `state_dict`.
 COUNTERS = ("epoch", "best", "waited", "rewinds")
 
@@ -281,6 +285,8 @@ class Loop:
                     self.svi.update(index[own])
                 self.step += 1
                 progress.update(len(index))
+                if self.step % FLUSH_STEPS == 0:
+                    _flush(self.optimizer)
                 if time.perf_counter() - checked > CHECK_SECONDS and distributed.world_size() == 1:
                     self._check_finite(label)
                     checked = time.perf_counter()
@@ -453,6 +459,15 @@ def _check_distributed(objective: ELBO, images: int, batch_size: int, engine: En
         raise RequestError(f"engine={engine} is not supported with several processes; use engine=eager")
     if isinstance(objective, FreeBitsELBO | CapacityELBO):
         raise RequestError(f"{type(objective).__name__} is not supported with several processes; use one process")
+
+
+@torch.no_grad()
+def _flush(optimizer: Optimizer) -> None:
+    """Set to zero what is negligible in an optimizer's state."""
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                value.masked_fill_(value.abs() < SMALLEST_STATE, 0)
 
 
 def _params(optimizer: Optimizer) -> list[Tensor]:

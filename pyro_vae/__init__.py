@@ -9,7 +9,13 @@ from pyro_vae.cli.run_folder import load_run
 from pyro_vae.data import Data, Split, load_data
 from pyro_vae.errors import NotFiniteError, RequestError, StorageError
 from pyro_vae.evaluation.ais import annealed_log_weights, bidirectional_bounds
-from pyro_vae.evaluation.diagnostics import check_log_likelihood, inference_gap, information, linear_probe
+from pyro_vae.evaluation.diagnostics import (
+    bayes_classifier,
+    check_log_likelihood,
+    inference_gap,
+    information,
+    linear_probe,
+)
 from pyro_vae.evaluation.metrics import evaluate, score_images
 from pyro_vae.evaluation.quadrature import quadrature_log_likelihood
 from pyro_vae.inference.codes import activity, codes
@@ -38,4 +44,4 @@ from pyro_vae.objectives import (
 from pyro_vae.posteriors import DiagonalNormal, FlowPosterior, FullRankNormal, LowRankNormal, Posterior
 from pyro_vae.priors import FlowPrior, GaussianMixture, Prior, StandardNormal, StudentT, VampPrior
 from pyro_vae.schedules import Constant, Cosine, Cyclical, Ramp, Schedule, Sigmoid
-from pyro_vae.vae import VAE, HierarchicalVAE, Model
+from pyro_vae.vae import VAE, ConditionalVAE, HierarchicalVAE, Model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -34,21 +34,31 @@ MAX_SIZE = 1024
 # Data sets that torchvision downloads, and its classes.
 TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST", "omniglot": "Omniglot"}
 NAMED = (*TORCHVISION, "digits")
+# Optional fields of a split.
+EXTRAS = ("labels", "noise", "covariates")
+MAX_CLASSES = 10_000
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images with their labels and noise. Supports `len`, `to`, and indexing by a slice or a tensor.
+    """Images with their labels, covariates and noise. Supports `len`, `to`, and indexing by a slice or a tensor.
 
     Attributes:
         images: uint8, or float32 in [0, 1], shape `(N, channels, height, width)`.
         labels: Classes, shape `(N,)`, or None.
         noise: Fixed uniform noise, shape of `images`, or None to draw it anew each time.
+        covariates: Real numbers, shape `(N, C)`, or None.
     """
 
     images: Tensor
     labels: Tensor | None = None
     noise: Tensor | None = None
+    covariates: Tensor | None = None
+
+    @property
+    def y(self) -> Tensor | None:
+        """What conditional models are conditioned on: the covariates if there are any, otherwise the labels, or None."""
+        return self.labels if self.covariates is None else self.covariates
 
     def __len__(self) -> int:
         return len(self.images)
@@ -57,7 +67,7 @@ class Split:
         return self._map(lambda tensor: tensor[index])
 
     def __repr__(self) -> str:
-        extras = "".join(f", {name}" for name in ("labels", "noise") if getattr(self, name) is not None)
+        extras = "".join(f", {name}" for name in EXTRAS if getattr(self, name) is not None)
         return f"Split({len(self)} images of shape {tuple(self.images.shape[1:])}, {self.images.dtype}{extras})"
 
     def to(self, device: torch.device | str) -> Split:
@@ -84,8 +94,8 @@ class Split:
         return index.to(self.images.device)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Split:
-        labels, noise = (None if tensor is None else function(tensor) for tensor in (self.labels, self.noise))
-        return Split(function(self.images), labels, noise)
+        extras = {name: function(tensor) for name in EXTRAS if (tensor := getattr(self, name)) is not None}
+        return Split(function(self.images), **extras)
 
 
 @dataclass(frozen=True)
@@ -106,15 +116,37 @@ class Data:
         """Shape of one image: (channels, height, width)."""
         return tuple(self.train.images.shape[1:])
 
+    @property
+    def label_dim(self) -> int:
+        """Number of covariates, or of classes if there are none.
+
+        Raises:
+            ValueError: If there are no labels, or they do not number classes from 0.
+        """
+        y = [split.y for split in self.splits if split.y is not None]
+        if not y:
+            raise RequestError(f"{self.name} has no labels; use data with labels or covariates")
+        if y[0].is_floating_point():
+            return y[0].shape[1]
+        low, high = min(int(part.min()) for part in y), max(int(part.max()) for part in y)
+        if low < 0 or high >= MAX_CLASSES:
+            raise RequestError(f"labels are from {low} to {high}; number the classes from 0, up to {MAX_CLASSES - 1}")
+        return high + 1
+
+    @property
+    def splits(self) -> tuple[Split, Split, Split]:
+        """The three splits."""
+        return self.train, self.validation, self.test
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all images: equal for equal data."""
-        digest = sha256()
-        for split in (self.train, self.validation, self.test):
-            images = split.images.cpu().contiguous().numpy()
-            digest.update(f"{images.dtype} {images.shape}".encode())
-            digest.update(images.data)
-        return digest.hexdigest()
+        return _digest(split.images for split in self.splits)
+
+    @cached_property
+    def label_fingerprint(self) -> str:
+        """SHA-256 of what models are conditioned on."""
+        return _digest(split.y for split in self.splits if split.y is not None)
 
     def to(self, device: torch.device | str) -> Data:
         """The same data on another device."""
@@ -122,7 +154,16 @@ class Data:
 
     def map(self, function: Callable[[Split], Split]) -> Data:
         """Apply a function to each split."""
-        return Data(self.name, *(function(split) for split in (self.train, self.validation, self.test)))
+        return Data(self.name, *map(function, self.splits))
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    digest = sha256()
+    for tensor in tensors:
+        array = tensor.cpu().contiguous().numpy()
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
 
 
 def to_pixels(images: Tensor, pixels: Pixels, noise: Tensor | None = None) -> Tensor:
@@ -170,8 +211,9 @@ def load_data(
             - "auto": MNIST if it is in `data_dir` or can be downloaded, otherwise "digits";
             - "mnist", "fashion_mnist", "kmnist", "omniglot";
             - "digits": the 1,797 handwritten 8x8 digits that come with scikit-learn;
-            - the path of an `.npy` or `.npz` file (arrays `images` and, optionally, `labels`), shape (N, height, width) or
-              (N, channels, height, width), uint8, bool or floats in [0, 1];
+            - the path of an `.npy` or `.npz` file: `images`, shape (N, height, width) or (N, channels, height, width), uint8,
+              bool or floats in [0, 1], and optionally `labels`, integers of shape (N,), and `covariates`, numbers of shape
+              (N, C);
             - the path of a folder of images, flat or with one folder per class.
         data_dir: Folder of the downloaded data sets, as torchvision lays them out.
         image_size: Height and width to resize every image to.
@@ -282,7 +324,8 @@ def _own(name: str, size: int | None) -> Split:
     if os.path.isdir(name):
         return Split(*read_folder(path, size))
     if os.path.isfile(name) and path.suffix in (".npy", ".npz"):
-        return Split(*read_array(path))
+        images, labels, covariates = read_array(path)
+        return Split(images, labels, covariates=covariates)
     if os.path.exists(name):
         raise RequestError(f"{path} is neither a folder of images nor an .npy or .npz file: save the images as one of these")
     raise RequestError(f"there is no data set or path {str(name)[:200]}: choose from auto, {', '.join(NAMED)}, or give a path")

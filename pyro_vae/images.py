@@ -65,8 +65,8 @@ def refusing(what: str, advice: str) -> Iterator[None]:
         raise RequestError(f"{what} ({lines[-1]}): {advice}") from error
 
 
-def read_array(path: Path) -> tuple[Tensor, Tensor | None]:
-    """Read the images, and the labels if there are any, of an `.npy` or `.npz` file.
+def read_array(path: Path) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Read the images, the labels and the covariates, the last two if there are any, of an `.npy` or `.npz` file.
 
     Raises:
         RequestError: If the file is damaged, too large, or holds no images.
@@ -75,13 +75,15 @@ def read_array(path: Path) -> tuple[Tensor, Tensor | None]:
         _check_bytes(path, path.stat().st_size)
         loaded = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            return _checked_images(loaded, path), None
+            return _checked_images(loaded, path), None, None
         _check_bytes(path, sum(member.file_size for member in loaded.zip.infolist()))
         if loaded.files.count("images") != 1:
             names = ", ".join(loaded.files) or "none"
             raise RequestError(f"{path} needs one array named images, but has {names}: use savez(path, images=...)")
         images = _checked_images(loaded["images"], path)
-        return images, _checked_labels(loaded["labels"], len(images), path) if "labels" in loaded.files else None
+        labels = _checked_labels(loaded["labels"], len(images), path) if "labels" in loaded.files else None
+        covariates = _checked_covariates(loaded["covariates"], len(images), path) if "covariates" in loaded.files else None
+        return images, labels, covariates
 
 
 def _checked_images(array: np.ndarray, path: Path) -> Tensor:
@@ -117,6 +119,14 @@ def _checked_labels(labels: np.ndarray, count: int, path: Path) -> Tensor:
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise RequestError(f"{path} has labels of shape {labels.shape} and type {labels.dtype}: save one integer per image")
     return torch.from_numpy(labels.astype(np.int64))
+
+
+def _checked_covariates(covariates: np.ndarray, count: int, path: Path) -> Tensor:
+    is_matrix = covariates.ndim == 2 and len(covariates) == count and covariates.shape[1] > 0
+    if not is_matrix or covariates.dtype.kind not in "fiu" or not np.isfinite(covariates).all():
+        problem = f"covariates of shape {covariates.shape} and type {covariates.dtype}, or not finite"
+        raise RequestError(f"{path} has {problem}: save finite numbers, shape ({count}, number of covariates)")
+    return torch.from_numpy(covariates.astype(np.float32))
 
 
 def read_idx(image_file: Path, label_file: Path) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import RequestError, check_positive
 from pyro_vae.likelihoods import Likelihood, Pixels
-from pyro_vae.networks import MLP, batched
+from pyro_vae.networks import MLP, Shape, batched
 from pyro_vae.posteriors import Posterior
 from pyro_vae.priors import Prior
 
@@ -49,8 +49,13 @@ class Model(nn.Module, ABC):
                 with pyro.plate("images", len(x)), poutine.scale(scale=beta):
                     pyro.sample("z", self.encode(x))
 
-    Constructor parameters named `prior`, `encoder`, `posterior`, `decoder`, `likelihood`, `latent_dim` and `data_shape` are
-    filled in by the command line.
+    Constructor parameters named `prior`, `encoder`, `posterior`, `decoder`, `likelihood`, `latent_dim`, `data_shape` and
+    `label_dim` are filled in by the command line. A model that uses labels y sets `needs_labels`; if its decoder reads z
+    joined with a code of y of `label_dim` elements, it also sets `decodes_labels`. See `ConditionalVAE`.
+
+    Attributes:
+        needs_labels: Whether the programs require y.
+        decodes_labels: Whether the decoder has `latent_dim + label_dim` inputs.
 
     Arguments:
         encoder: Network from images, `(N, *data_shape)`, to the posterior's parameters, `(N, num_params, latent_dim)`.
@@ -58,6 +63,9 @@ class Model(nn.Module, ABC):
         decoder: Network from codes, `(N, latent_dim)`, to the likelihood's parameters, `(N, num_params, *data_shape)`.
         likelihood: The distribution p(x | z).
     """
+
+    needs_labels = False
+    decodes_labels = False
 
     def __init__(self, encoder: nn.Module, posterior: Posterior, decoder: nn.Module, likelihood: Likelihood) -> None:
         super().__init__()
@@ -72,7 +80,8 @@ class Model(nn.Module, ABC):
 
         Arguments:
             x: Images as the likelihood's pixels, shape `(N, *data_shape)`.
-            y: Their labels, for models that use them.
+            y: Their labels, for models that use them: classes, int64 of shape `(N,)`, or real covariates, shape
+                `(N, label_dim)`.
             beta: Weight of the KL divergence.
         """
 
@@ -92,33 +101,48 @@ class Model(nn.Module, ABC):
         """The likelihood p(x | z) at each code of `z`, shape `(..., latent_dim)`: batch_shape `(...)`."""
         return self.likelihood(batched(self.decoder, z))
 
-    def sample(self, n: int) -> Tensor:
-        """Draws x ~ p(x | z) with z ~ p(z), shape `(n, *data_shape)`."""
-        return self._generate(n)["x"]["value"]
+    def q_z(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
+        """The guide's distribution q(z | x) or q(z | x, y): batch_shape `(N,)`, event_shape `(latent_dim,)`."""
+        site: Any = poutine.trace(self.guide).get_trace(x, y).nodes["z"]
+        return site["fn"]
+
+    def p_x(self, z: Tensor, y: Tensor | None = None) -> TorchDistribution:
+        """The model's distribution p(x | z) or p(x | z, y) at codes of shape `(N, latent_dim)`: batch_shape `(N,)`."""
+        return self._generate(len(z), y, {"z": z})["x"]["fn"]
+
+    def sample(self, n: int, y: Tensor | None = None) -> Tensor:
+        """Draws x ~ p(x | z) with z ~ p(z), shape `(n, *data_shape)`; `y` has the labels, if the model uses them."""
+        return self._generate(n, y)["x"]["value"]
 
     @torch.no_grad()
-    def sample_mean(self, n: int) -> Tensor:
+    def sample_mean(self, n: int, y: Tensor | None = None) -> Tensor:
         """The means of p(x | z) at `n` draws z ~ p(z), shape `(n, *data_shape)`."""
-        return self._generate(n)["x"]["fn"].mean
+        return self._generate(n, y)["x"]["fn"].mean
 
     @torch.no_grad()
-    def reconstruct_mean(self, x: Tensor) -> Tensor:
-        """The mean of p(x | z) at one draw z ~ q(z | x) for each image, shape `(N, *data_shape)`."""
-        return self.decode(self.encode(x).sample()).mean
+    def reconstruct_mean(self, x: Tensor, y: Tensor | None = None, new_y: Tensor | None = None) -> Tensor:
+        """The mean of p(x | z) at one draw z ~ q(z | x) for each image, shape `(N, *data_shape)`.
+
+        A model that uses labels encodes with `y` and decodes with `new_y`, or with `y` if that is None.
+        """
+        return self.p_x(self.q_z(x, y).sample(), y if new_y is None else new_y).mean
 
     @torch.no_grad()
-    def sample_codes(self, n: int) -> Tensor:
+    def sample_codes(self, n: int, y: Tensor | None = None) -> Tensor:
         """Draws z ~ p(z), shape `(n, latent_dim)`."""
-        return self._generate(n)["z"]["value"]
+        return self._generate(n, y)["z"]["value"]
 
     @property
     @torch.no_grad()
     def latent_dim(self) -> int:
-        """Number of latent dimensions, that of the site `z`. Does not run the decoder or change the random state."""
+        """Number of latent dimensions, that of the site `z`. Does not run the decoder or change the random state.
+
+        A model whose prior depends on real covariates overrides it: the programs are called with a class, 0.
+        """
         until_z = poutine.escape(poutine.uncondition(self.model), lambda site: site["name"] == "z")
         try:
             with torch.random.fork_rng(range(torch.cuda.device_count())):
-                until_z(self._no_images(1))
+                until_z(self._no_images(1), self._no_images(1).new_zeros(1, dtype=torch.int64) if self.needs_labels else None)
         except NonlocalExit as exit_at_z:
             site: Any = exit_at_z.site
             return site["fn"].event_shape[0]
@@ -128,6 +152,11 @@ class Model(nn.Module, ABC):
     def pixels(self) -> Pixels:
         """The kind of data that the likelihood scores."""
         return self.likelihood.pixels
+
+    def check_labels(self, y: Tensor | None) -> None:
+        """Raise `RequestError` if these labels, or their absence, do not fit the model."""
+        if self.needs_labels and y is None:
+            raise RequestError(f"{type(self).__name__} needs labels, but there are none; use data with labels or covariates")
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
@@ -143,9 +172,10 @@ class Model(nn.Module, ABC):
                 biases[-1].copy_(params.flatten())
 
     @torch.no_grad()
-    def _generate(self, n: int) -> Any:
-        """The sites of the generative program for `n` images."""
-        return poutine.trace(poutine.uncondition(self.model)).get_trace(self._no_images(n)).nodes
+    def _generate(self, n: int, y: Tensor | None, given: dict[str, Tensor] | None = None) -> Any:
+        """The sites of the generative program for `n` images, some of them with given values."""
+        program = poutine.condition(poutine.uncondition(self.model), given or {})
+        return poutine.trace(program).get_trace(self._no_images(n), y).nodes
 
     def _no_images(self, n: int) -> Tensor:
         """A batch of `n` images without pixels: an unconditioned program uses only their number, dtype and device."""
@@ -228,6 +258,92 @@ class VAE(Model):
     def initialize(self, x: Tensor) -> None:
         super().initialize(x)
         self.prior.initialize(self.likelihood.unit(x))
+
+
+class ConditionalVAE(VAE):
+    r"""A VAE of images with labels, :math:`p(z) \, p(x \mid z, y)` with the guide :math:`q(z \mid x, y)`.
+
+    The code of y is one-hot for classes, and y itself for real covariates. The decoder reads z joined with the code. A linear
+    map of the code, which starts at zero, is added to the encoder's input, so that any encoder can be used.
+
+    References:
+        | Learning Structured Output Representation using Deep Conditional Generative Models (Sohn et al., 2015)
+        | https://papers.nips.cc/paper/5775
+
+    Arguments:
+        prior: The distribution p(z).
+        encoder: Network from images, `(N, *data_shape)`, to the posterior's parameters, `(N, num_params, latent_dim)`.
+        posterior: The distribution q(z | x, y).
+        decoder: Network from z and the code of y, `(N, latent_dim + label_dim)`, to the likelihood's parameters,
+            `(N, num_params, *data_shape)`.
+        likelihood: The distribution p(x | z, y).
+        data_shape: Shape of an image.
+        label_dim: Number of classes or of covariates.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> encoder, decoder = MLP((1, 8, 8), (2, 5)), MLP((5 + 10,), (1, 1, 8, 8))
+        >>> prior, posterior = pv.StandardNormal(5), pv.DiagonalNormal()
+        >>> vae = ConditionalVAE(prior, encoder, posterior, decoder, pv.Bernoulli(), data_shape=(1, 8, 8), label_dim=10)
+        >>> vae.sample(3, y=torch.tensor([7, 7, 7])).shape
+        torch.Size([3, 1, 8, 8])
+    """
+
+    needs_labels = True
+    decodes_labels = True
+
+    def __init__(
+        self,
+        prior: Prior,
+        encoder: nn.Module,
+        posterior: Posterior,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        data_shape: Shape,
+        label_dim: int,
+    ) -> None:
+        super().__init__(prior, encoder, posterior, decoder, likelihood)
+        self.label_dim = label_dim
+        self.embedding = nn.Parameter(torch.zeros(label_dim, *data_shape))
+
+    def model(self, x: Tensor, y: Tensor | None = None, beta: float | Tensor = 1.0) -> None:
+        r"""The generative program, :math:`p(z)^\beta \, p(x \mid z, y)`."""
+        self.register()
+        with pyro.plate("images", len(x)):
+            with poutine.scale(scale=beta):
+                z = pyro.sample("z", self.prior())
+            pyro.sample("x", self.decode(z, y), obs=x)
+
+    def guide(self, x: Tensor, y: Tensor | None = None, beta: float | Tensor = 1.0) -> None:
+        r"""The inference program, :math:`q(z \mid x, y)^\beta`."""
+        self.register()
+        with pyro.plate("images", len(x)), poutine.scale(scale=beta):
+            pyro.sample("z", self.encode(x, y))
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
+        """The posterior q(z | x, y) of each image: batch_shape `(N,)`, event_shape `(latent_dim,)`."""
+        return self.posterior(self.encoder(self.likelihood.unit(x) + torch.tensordot(self.code(y), self.embedding, 1)))
+
+    def decode(self, z: Tensor, y: Tensor | None = None) -> TorchDistribution:
+        """The likelihood p(x | z, y) at codes of shape `(..., N, latent_dim)`: batch_shape `(..., N)`."""
+        code = self.code(y)
+        return super().decode(torch.cat([z, code.expand(*z.shape[:-1], -1)], -1))
+
+    def code(self, y: Tensor | None) -> Tensor:
+        """The code of labels, shape `(N, label_dim)`."""
+        if y is None:
+            raise RequestError("ConditionalVAE needs labels; pass y")
+        code = y if y.is_floating_point() else y[:, None] == torch.arange(self.label_dim, device=y.device)
+        return code.to(self.embedding.dtype)
+
+    def check_labels(self, y: Tensor | None) -> None:
+        super().check_labels(y)
+        if y is None:
+            return
+        if y.is_floating_point() and y.shape[1:] != (self.label_dim,):
+            raise RequestError(f"covariates must have shape (N, {self.label_dim}), but have {tuple(y.shape)}")
+        if not y.is_floating_point() and not (y.ndim == 1 and ((y >= 0) & (y < self.label_dim)).all()):
+            raise RequestError(f"labels must be integers from 0 to {self.label_dim - 1}, shape (N,); give each class a number")
 
 
 class HierarchicalVAE(VAE):

@@ -85,8 +85,8 @@ def naming_the_part(config: Namespace) -> Iterator[None]:
         raise
 
 
-def build_model(config: Namespace, shape: Shape) -> Model:
-    """The model of a configuration for images of `shape`.
+def build_model(config: Namespace, shape: Shape, label_dim: int | None = None) -> Model:
+    """The model of a configuration for images of `shape` and labels of `label_dim`, if it uses labels.
 
     The parts draw their initial values in the order of VAE's parameters; a prior that needs the encoder follows the posterior.
 
@@ -106,9 +106,10 @@ def build_model(config: Namespace, shape: Shape) -> Model:
     supplied["posterior"] = make(config, "posterior", **supplied)
     if not early:
         supplied["prior"] = make(config, "prior", **{**supplied, **over_codes})
-    supplied["decoder"] = make(config, "decoder", in_shape=(dim,), out_shape=images)
+    joined = label_dim or 0 if getattr(resolve_name(config.model.class_path), "decodes_labels", False) else 0
+    supplied["decoder"] = make(config, "decoder", in_shape=(dim + joined,), out_shape=images)
     supplied["likelihood"] = make(config, "likelihood", **supplied)
-    return make(config, "model", **supplied)
+    return make(config, "model", label_dim=label_dim, **supplied)
 
 
 def build_training(config: Namespace, download: bool = True) -> tuple[Model, Data, Training]:
@@ -129,7 +130,9 @@ def build_training(config: Namespace, download: bool = True) -> tuple[Model, Dat
     config.data_dir = os.path.abspath(config.data_dir)
     pyro.clear_param_store()
     pyro.set_rng_seed(config.seed)
-    vae, data = build_model(config, data.shape).to(device), data.to(device)
+    needs_labels = getattr(resolve_name(config.model.class_path), "needs_labels", False)
+    vae = build_model(config, data.shape, data.label_dim if needs_labels else None).to(device)
+    data = data.to(device)
     training = fit(
         vae,
         data,

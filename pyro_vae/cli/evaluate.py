@@ -21,7 +21,13 @@ from pyro_vae.cli.tables import table
 from pyro_vae.data import Split
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.ais import annealed_log_weights, bidirectional_bounds
-from pyro_vae.evaluation.diagnostics import check_log_likelihood, inference_gap, information, linear_probe
+from pyro_vae.evaluation.diagnostics import (
+    bayes_classifier,
+    check_log_likelihood,
+    inference_gap,
+    information,
+    linear_probe,
+)
 from pyro_vae.evaluation.metrics import Metrics, Scores, arguments, score_images, summarize, summary
 from pyro_vae.inference import distributed
 from pyro_vae.inference.graphs import AnyEngine, logger
@@ -54,6 +60,9 @@ def evaluate(argv: list[str]) -> None:
         results = _results(vae, split, split[index], scores, config)
         if data.train.labels is not None and len(data.train.labels.unique()) > 1:
             results["linear_probe"] = linear_probe(vae, data.train[:PROBED], split[:PROBED])._asdict()
+        if config.classify_images and vae.needs_labels and split.covariates is None:
+            chosen = split.subset(min(config.classify_images, len(split)))
+            results["bayes_classifier"] = bayes_classifier(vae, chosen, data.label_dim)._asdict()
         if distributed.is_main_process():
             logger.info(table(results, f"{data.name}, {config.split} set, {config.checkpoint} checkpoint", vae.likelihood))
             _write(vae, split, index, scores, results, run, config)
@@ -68,6 +77,8 @@ def _parser() -> ArgumentParser:
     add(parser, "num_temperatures", up_to(1_000_000), 500, "AIS: temperatures.")
     add(parser, "check_images", NonNegativeInt, 10, "Images checked by a second method; 0 for none.")
     add(parser, "gap_images", NonNegativeInt, 0, "Images for the inference gap; takes about 1 s each.")
+    text = "Models of images with classes: images to classify by Bayes' rule; 0 for none."
+    add(parser, "classify_images", NonNegativeInt, 1000, text)
     add(parser, "batch_size", PositiveInt, None, "Decoder rows per pass; bounds the memory.")
     add(parser, "engine", AnyEngine, "auto", "What runs the passes.")
     add(parser, "per_image", str, None, "An .npz file for the scores of each image.")
@@ -96,7 +107,7 @@ def _results(vae: Model, split: Split, images: Split, scores: Scores, config: Na
         results["check"] = check_log_likelihood(vae, x, y, scores, config.check_images)
     if config.method == "ais":
         results |= _annealed(vae, x, y, scores, config)
-    results["information"] = information(vae, arguments(vae, split[:PROBED])[0])._asdict()
+    results["information"] = information(vae, *arguments(vae, split[:PROBED]))._asdict()
     if config.gap_images:
         gap = inference_gap(vae, x[: config.gap_images], y if y is None else y[: config.gap_images])
         parts = {"total": gap.log_likelihood - gap.elbo, "approximation": gap.approximation, "amortization": gap.amortization}

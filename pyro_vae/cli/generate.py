@@ -21,6 +21,7 @@ from pyro_vae.cli.options import add, parse, run_parser, up_to
 from pyro_vae.cli.run_folder import Run
 from pyro_vae.data import Split
 from pyro_vae.errors import RequestError
+from pyro_vae.evaluation.metrics import arguments
 from pyro_vae.inference.codes import codes
 from pyro_vae.inference.graphs import logger
 from pyro_vae.vae import Model
@@ -64,6 +65,8 @@ def _parser() -> ArgumentParser:
     add(parser, "mean", bool, None, "Samples: means of p(x | z) or draws; means for png, draws for npz.")
     add(parser, "columns", up_to(100), None, "Columns of a grid of samples or of the manifold.")
     add(parser, "dimension", NonNegativeInt, 0, "Latent dimension of a traversal.")
+    text = "Models that use labels: a class, or a list of covariates, to decode with; those of the images by default."
+    add(parser, "label", int | list[float], None, text)
     add(parser, "out", str, None, "File to write; RUN_DIR/generated/KIND.FORMAT by default.")
     return parser
 
@@ -90,52 +93,81 @@ def _npz(arrays: dict[str, Tensor]) -> bytes:
 
 def _samples(vae: Model, images: Images, config: Namespace) -> Output:
     mean = config.format == "png" if config.mean is None else config.mean
-    made = views.samples(vae, config.count or 64, mean)
+    count = config.count or 64
+    y = _asked_y(vae, config, count)
+    if vae.needs_labels and y is None:
+        y = views.random_labels(vae, images(), count)
+    made = views.samples(vae, count, mean, y)
     return Output({"images": _bytes(made)}, lambda: figures.samples(made, mean, config.columns))
 
 
 def _reconstructions(vae: Model, images: Images, config: Namespace) -> Output:
     split = _some(images(), config.count)
-    made = views.reconstructions(vae, split.scored(vae.pixels))
+    made = views.reconstructions(vae, *arguments(vae, split), _asked_y(vae, config, len(split)))
     arrays = {"images": _bytes(made[:, 0]), "reconstructions": _bytes(made[:, 1]), **_labels(split)}
     return Output(arrays, lambda: figures.reconstructions(made, f"{config.split} images and reconstructions"))
 
 
 def _interpolations(vae: Model, images: Images, config: Namespace) -> Output:
     chosen = _some(images(), config.count, 2)
-    first, second = chosen[: 2 * (len(chosen) // 2)].scored(vae.pixels).chunk(2)
-    made = views.interpolations(vae, first, second)
+    pairs = chosen[: 2 * (len(chosen) // 2)]
+    made = views.interpolations(vae, *arguments(vae, pairs), _asked_y(vae, config, len(pairs)))
     return Output({"images": _bytes(made)}, lambda: figures.interpolations(made))
 
 
 def _traversals(vae: Model, images: Images, config: Namespace) -> Output:
-    made = views.traversals(vae, _some(images(), config.count).scored(vae.pixels), config.dimension)
+    split = _some(images(), config.count)
+    x, y = arguments(vae, split)
+    made = views.traversals(vae, x, config.dimension, y, _asked_y(vae, config, len(split)))
     return Output({"images": _bytes(made)}, lambda: figures.traversals(made, config.dimension))
 
 
 def _manifold(vae: Model, images: Images, config: Namespace) -> Output:
-    made, z = views.manifold(vae, config.columns or 20)
+    if vae.needs_labels and config.label is None:
+        raise RequestError("the manifold of a model that uses labels needs one: add --label")
+    made, z = views.manifold(vae, config.columns or 20, _asked_y(vae, config, 1))
     return Output({"images": _bytes(made), "z": z}, lambda: figures.manifold(made, z))
 
 
 def _codes(vae: Model, images: Images, config: Namespace) -> Output:
     split = images()
     split = split if config.count is None else _some(split, config.count)
-    loc, scale = codes(vae, split.scored(vae.pixels))
+    loc, scale = codes(vae, *arguments(vae, split))
     return Output(
         {"loc": loc, "scale": scale, **_labels(split)},
         lambda: figures.latent(loc, split.labels, f"posterior means of {config.split} images"),
     )
 
 
+def _analogies(vae: Model, images: Images, config: Namespace) -> Output:
+    split = images()
+    if not vae.needs_labels or split.covariates is not None or split.labels is None:
+        raise RequestError("analogies need a model of images with classes, such as one trained with --model ConditionalVAE")
+    y = split.labels.unique()
+    made = views.analogies(vae, y, config.columns or config.count or 10)
+    return Output({"images": _bytes(made), "labels": y}, lambda: figures.analogies(made, y))
+
+
 KINDS: dict[str, Callable[[Model, Images, Namespace], Output]] = {
     "samples": _samples,
     "reconstructions": _reconstructions,
     "interpolations": _interpolations,
+    "analogies": _analogies,
     "traversals": _traversals,
     "manifold": _manifold,
     "codes": _codes,
 }
+
+
+def _asked_y(vae: Model, config: Namespace, rows: int) -> Tensor | None:
+    """The label of --label, for each of some rows; None if it is not given."""
+    if config.label is None:
+        return None
+    if not vae.needs_labels:
+        raise RequestError(f"--label is for models that use labels, which {type(vae).__name__} does not; leave it out")
+    y = torch.tensor([config.label], device=next(vae.parameters()).device)
+    vae.check_labels(y)
+    return y.repeat_interleave(rows, 0)
 
 
 def _some(split: Split, count: int | None, each: int = 1) -> Split:

@@ -89,7 +89,9 @@ def _part(
 
 OF_PYRO = ("max_plate_nesting", "max_iarange_nesting", "retain_graph", "strict_enumeration_warning", "ignore_jit_warnings")
 PARTS: dict[str, Part] = {
-    "model": _part(Model, "VAE", ("prior", "encoder", "posterior", "decoder", "likelihood", "latent_dim", "data_shape")),
+    "model": _part(
+        Model, "VAE", ("prior", "encoder", "posterior", "decoder", "likelihood", "latent_dim", "data_shape", "label_dim")
+    ),
     "prior": _part(Prior, "StandardNormal", ("latent_dim", "data_shape", "encoder", "posterior")),
     "posterior": _part(Posterior, "DiagonalNormal", ("latent_dim",)),
     "likelihood": _part(Likelihood, "Bernoulli", ("data_shape",)),

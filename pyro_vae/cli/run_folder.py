@@ -167,7 +167,7 @@ class Run:
         Raises:
             StorageError: If it cannot be written; the previous checkpoint is still there.
         """
-        content = {"shape": list(data.shape), "data": data.fingerprint, "training": training.state_dict()}
+        content = {**_identity(data, training.loop.vae.needs_labels), "training": training.state_dict()}
         save_checkpoint(self.path / FILES[which], content)
 
     def save_config(self, config: Namespace) -> None:
@@ -207,7 +207,7 @@ class Run:
             ValueError: If the checkpoint cannot be read, or does not fit the configuration.
         """
         content = self.load_checkpoint(which)
-        vae = build_model(config, _shape(content))
+        vae = build_model(config, _shape(content), content.get("label_dim"))
         _check_layout({"vae": content["training"]["vae"]}, {"vae": vae.state_dict()}, self.path / FILES[which])
         vae.load_state_dict(content["training"]["vae"])
         return vae.eval()
@@ -224,7 +224,7 @@ class Run:
             raise RequestError(
                 f"{config.data} has images of shape {data.shape}, but {self.path} was trained on {_shape(content)}"
             )
-        if data.fingerprint != content.get("data"):
+        if not _identity(data, "labels" in content).items() <= content.items():
             text = "%s has changed since %s was trained; its splits may overlap with those of training"
             logger.warning(text, config.data, self.path)
         return data
@@ -253,7 +253,7 @@ class Run:
             ValueError: If the checkpoint is of another training.
         """
         file, state = self.path / FILES["last"], content["training"]
-        if (data.fingerprint, data.shape) != (content.get("data"), _shape(content)):
+        if not _identity(data, training.loop.vae.needs_labels).items() <= content.items():
             raise RequestError(f"{data.name} has changed since {self.path} was trained; restore it, or start a new run")
         expected = training.state_dict()
         expected["optimizer"]["state"] = _state_after_a_step(training.loop.optimizer)
@@ -265,6 +265,12 @@ class Run:
         if not 0 <= state["epoch"] <= training.epochs:
             raise RequestError(f"--epochs {training.epochs} is less than the {state['epoch']} epochs already trained; use more")
         training.load_state_dict(state)
+
+
+def _identity(data: Data, labels: bool) -> dict[str, Any]:
+    """What identifies the data in a checkpoint."""
+    of_labels = {"label_dim": data.label_dim, "labels": data.label_fingerprint} if labels else {}
+    return {"shape": list(data.shape), "data": data.fingerprint, **of_labels}
 
 
 def _state_after_a_step(optimizer: Optimizer) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import log
 from typing import Any
 
@@ -97,8 +98,8 @@ def _information(value: Values) -> list[str]:
     return [_row("mutual information", pairs["mutual_information"], ceiling), _row("KL(q(z) || p(z))", pairs["marginal_kl"])]
 
 
-def _probe(value: Values) -> list[str]:
-    return [f"  {'linear probe':<20}{value['accuracy']:>10.1%} ± {value['standard_error']:.1%}  {value['num_images']:,} labels"]
+def _accuracy(name: str, value: Values) -> list[str]:
+    return [f"  {name:<20}{value['accuracy']:>10.1%} ± {value['standard_error']:.1%}  {value['num_images']:,} labels"]
 
 
 def _gap(value: Values) -> list[str]:
@@ -117,6 +118,8 @@ SECTIONS: dict[str, Callable[[Values], list[str]]] = {
     "bits_per_dimension": _bits,
     "active_units": _active,
     "information": _information,
-    "linear_probe": _probe,
+    "linear_probe": partial(_accuracy, "linear probe"),
+    "bayes_classifier": partial(_accuracy, "Bayes classifier"),
     "inference_gap": _gap,
+    "given": lambda value: [f"  (given the {value} y: log p(x) stands for log p(x | y))"],
 }

@@ -20,7 +20,7 @@ from pyro_vae.cli.run_folder import Run
 from pyro_vae.cli.tables import epoch_line, table
 from pyro_vae.data import Data
 from pyro_vae.errors import NotFiniteError, RequestError
-from pyro_vae.evaluation.metrics import evaluate
+from pyro_vae.evaluation.metrics import arguments, evaluate
 from pyro_vae.inference import distributed
 from pyro_vae.inference.codes import codes
 from pyro_vae.inference.fit import Record, Training
@@ -157,13 +157,17 @@ COLLAPSED = (
 def draw(vae: Model, data: Data, run: Run) -> list[Path]:
     """Write the figures of a trained model; their paths."""
     images = data.test[:LATENT_IMAGES]
-    x = images.scored(vae.pixels)
+    x, y = arguments(vae, images)
+    few = (x[:10], y if y is None else y[:10])
     drawn = {
         "curves": figures.curves(run.records()),
-        "reconstructions": figures.reconstructions(views.reconstructions(vae, x[:10]), "test images and reconstructions"),
-        "samples": figures.samples(views.samples(vae, 64)),
-        "latent": figures.latent(codes(vae, x).loc, images.labels, "posterior means of test images"),
+        "reconstructions": figures.reconstructions(views.reconstructions(vae, *few), "test images and reconstructions"),
+        "samples": figures.samples(views.samples(vae, 64, y=views.random_labels(vae, images, 64))),
+        "latent": figures.latent(codes(vae, x, y).loc, images.labels, "posterior means of test images"),
     }
-    if vae.latent_dim == 2:
+    if vae.needs_labels and y is not None and not y.is_floating_point():
+        classes = y.unique()
+        drawn["analogies"] = figures.analogies(views.analogies(vae, classes), classes)
+    if vae.latent_dim == 2 and not vae.needs_labels:
         drawn["manifold"] = figures.manifold(*views.manifold(vae))
     return [write(run.path / "figures" / f"{name}.png", figures.png(figure)) for name, figure in drawn.items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from math import log
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from torch.optim import Adam
 from pyro_vae.data import Split
 from pyro_vae.errors import RequestError, check_positive
 from pyro_vae.evaluation.ais import annealed_log_weights
-from pyro_vae.evaluation.metrics import ELBO_SAMPLES, Metrics, Scores, arguments, score, summary
+from pyro_vae.evaluation.metrics import ELBO_SAMPLES, Metrics, Scores, arguments, score, score_images, summary
 from pyro_vae.evaluation.quadrature import has_two_dimensions, quadrature_log_likelihood
 from pyro_vae.inference.codes import codes
 from pyro_vae.inference.graphs import AnyEngine, Graph, pick_engine
@@ -43,7 +44,7 @@ class Information(NamedTuple):
 
 
 @torch.no_grad()
-def information(vae: Model, x: Tensor, num_images: int = 1000) -> Information:
+def information(vae: Model, x: Tensor, y: Tensor | None = None, num_images: int = 1000) -> Information:
     r"""Split the rate into the mutual information of code and image, and the KL of the aggregate posterior to the prior.
 
     .. math:: \overline{\mathrm{KL}(q(z \mid x) \,\|\, p(z))} = I_q(x; z) + \mathrm{KL}(q(z) \,\|\, p(z)),
@@ -59,29 +60,30 @@ def information(vae: Model, x: Tensor, num_images: int = 1000) -> Information:
     Arguments:
         vae: A VAE.
         x: Images, as the likelihood's pixels.
+        y: Their labels.
         num_images: Number of images to use, N.
     """
     vae.eval()
-    x = x[:num_images]
-    q = vae.encode(x)
+    x, y = x[:num_images], y if y is None else y[:num_images]
+    q = vae.q_z(x, y)
     z = q.sample()
     rows = max(1, OUTPUTS_PER_PASS // z.numel())
     aggregate = torch.cat([q.log_prob(part.unsqueeze(1)).logsumexp(1) for part in z.split(rows)]) - log(len(x))
     shared = (q.log_prob(z) - aggregate).double().cpu()
-    rate = score(vae.model, vae.guide, (x, None), ELBO_SAMPLES, default_batch_size(vae, x)).kl
+    rate = score(vae.model, vae.guide, (x, y), ELBO_SAMPLES, default_batch_size(vae, x)).kl
     of_code, of_prior = summary(shared, 1), summary(rate - shared, ELBO_SAMPLES)
     return Information(of_code["mean"], of_code["standard_error"], of_prior["mean"], of_prior["standard_error"], len(x))
 
 
-class Probe(NamedTuple):
-    """The share of labels that a linear classifier predicts correctly from the codes, and its standard error."""
+class Accuracy(NamedTuple):
+    """The share of images whose label is predicted correctly, and its standard error."""
 
     accuracy: float
     standard_error: float
     num_images: int
 
 
-def linear_probe(vae: Model, train: Split, test: Split) -> Probe:
+def linear_probe(vae: Model, train: Split, test: Split) -> Accuracy:
     """Logistic regression from the posterior means of labelled training images, scored on test images.
 
     Raises:
@@ -96,11 +98,34 @@ def linear_probe(vae: Model, train: Split, test: Split) -> Probe:
     if len(train.labels.unique()) < 2:
         raise RequestError("a linear probe needs images of at least two classes")
     vae.eval()
-    seen, unseen = (codes(vae, arguments(vae, split)[0]).loc.cpu().double().numpy() for split in (train, test))
+    seen, unseen = (codes(vae, *arguments(vae, split)).loc.cpu().double().numpy() for split in (train, test))
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000, tol=1e-3))
-    right = classifier.fit(seen, train.labels.cpu().numpy()).predict(unseen) == test.labels.cpu().numpy()
-    accuracy = float(right.mean())
-    return Probe(accuracy, (accuracy * (1 - accuracy) / len(right)) ** 0.5, len(right))
+    predicted = classifier.fit(seen, train.labels.cpu().numpy()).predict(unseen)
+    return _accuracy(torch.from_numpy(predicted) == test.labels.cpu())
+
+
+def bayes_classifier(vae: Model, images: Split, num_classes: int, num_samples: int = 100) -> Accuracy:
+    r"""Predict each label by Bayes' rule with equal class probabilities, :math:`\arg\max_y \log p(x \mid y)`.
+
+    Each log p(x | y) is an importance-weighted estimate.
+
+    Arguments:
+        vae: A model of images with classes.
+        images: Labelled images.
+        num_classes: Number of classes.
+        num_samples: Importance samples for each image and class.
+    """
+    if images.labels is None:
+        raise RequestError("a classifier needs labels; use images with labels")
+    every = [torch.full_like(images.labels, label) for label in range(num_classes)]
+    scores = [score_images(vae, replace(images, labels=label, covariates=None), num_samples) for label in every]
+    predicted = torch.stack([score.log_likelihood for score in scores]).argmax(0)
+    return _accuracy(predicted == images.labels.cpu())
+
+
+def _accuracy(right: Tensor) -> Accuracy:
+    share = right.double().mean().item()
+    return Accuracy(share, (share * (1 - share) / len(right)) ** 0.5, len(right))
 
 
 class Gap(NamedTuple):
@@ -162,7 +187,7 @@ def inference_gap(
     check_positive(steps=steps, learning_rate=learning_rate, draws=draws)
     vae.eval()
     with torch.no_grad():
-        params = torch.cat([vae.encoder(rows) for rows in vae.likelihood.unit(x).split(1000)])
+        params = torch.cat([_posterior_params(vae, *rows) for rows in split_rows((x, y), 1000)])
     if not vae.posterior(params[:1]).has_rsample:
         raise RequestError("the inference gap needs a posterior with reparameterized draws")
     batch_size = batch_size or default_batch_size(vae, x)
@@ -180,6 +205,15 @@ def inference_gap(
             best.append(_optimize(gradient, part, steps, learning_rate, bar))
     local = score(*programs, (x, y, torch.cat(best)), num_samples, batch_size)
     return Gap(local.log_likelihood, local.elbo, score(vae.model, vae.guide, (x, y), num_samples, batch_size).elbo)
+
+
+def _posterior_params(vae: Model, x: Tensor, y: Tensor | None) -> Tensor:
+    """The parameters that the guide hands to the posterior, `(N, num_params, latent_dim)`."""
+    seen: list[Tensor] = []
+    hook = vae.posterior.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with hook:
+        vae.q_z(x, y)
+    return seen[0]
 
 
 class _LocalPosterior(Messenger):

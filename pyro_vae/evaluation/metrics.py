@@ -92,6 +92,7 @@ def evaluate(
         `elbo_same_images`. For a subset there is `log_likelihood_all_images`, see `two_phase_mean`. For bytes there is
         `bits_per_dimension`. `k_curve` has the bounds with 1, 2, 4, ... samples and their `gain` over the first, with the
         standard error of the paired differences. `active_units` counts the latent dimensions that vary with the image.
+        A model that uses labels is scored `given` its "labels" or "covariates" y: log p(x) is log p(x | y).
 
     Raises:
         RequestError: If `num_images` exceeds the number of images, or a number is not positive.
@@ -114,7 +115,7 @@ def score_images(
         raise RequestError("there are no images to score")
     vae.eval()
     args = arguments(vae, images)
-    check_images(vae, args[0])
+    check_images(vae, *args)
     batch_size = batch_size or default_batch_size(vae, args[0])
     if engine == "auto":
         engine = pick_engine(args[0].device, len(images) * num_samples // batch_size)
@@ -145,8 +146,10 @@ def summarize(vae: Model, images: Split, scores: Scores, num_samples: int, batch
         "k_curve": _k_curve(scores.curve, num_samples),
         "active_units": {"count": None, "latent_dim": vae.latent_dim},
     }
+    if vae.needs_labels:
+        results["given"] = "labels" if images.covariates is None else "covariates"
     if len(images) > 1:
-        results["active_units"]["count"] = int((activity(vae, arguments(vae, images)[0]) > ACTIVE).sum())
+        results["active_units"]["count"] = int((activity(vae, *arguments(vae, images)) > ACTIVE).sum())
     if is_subset:
         mean, error = two_phase_mean(scores.log_likelihood, scores.elbo, whole.elbo)
         results["log_likelihood_all_images"] = {
@@ -269,7 +272,8 @@ def _scores(drawn: Terms, first: int) -> Scores:
 def arguments(vae: Model, images: Split) -> tuple[Tensor, Tensor | None]:
     """The arguments of a model's programs: images as the likelihood's pixels, and labels, on the model's device."""
     images = images.to(next(vae.parameters()).device)
-    return images.scored(vae.pixels), images.labels
+    vae.check_labels(images.y)
+    return images.scored(vae.pixels), images.y
 
 
 def _reliability(scores: Scores) -> Metrics:

@@ -9,6 +9,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyro_vae.errors import RequestError
+from pyro_vae.inference.importance import split_rows
 from pyro_vae.vae import Model
 
 # A latent dimension is active if the variance of its posterior mean over the images exceeds this (Burda et al., 2016).
@@ -27,24 +28,25 @@ class Codes(NamedTuple):
 
 
 @torch.no_grad()
-def codes(vae: Model, x: Tensor) -> Codes:
-    """The posterior means and standard deviations at images `x`, as the likelihood's pixels.
+def codes(vae: Model, x: Tensor, y: Tensor | None = None) -> Codes:
+    """The posterior means and standard deviations at images `x`, as the likelihood's pixels, with labels `y`.
 
     They are estimated with 100 draws where the posterior has no closed form.
 
     Raises:
         ValueError: If `x` does not have the dtype and shape of the model's images.
     """
-    check_images(vae, x)
-    parts = [_moments(vae.encode(rows)) for rows in x.split(IMAGES)]
+    check_images(vae, x, y)
+    parts = [_moments(vae.q_z(*rows)) for rows in split_rows((x, y), IMAGES)]
     return Codes(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def check_images(vae: Model, x: Tensor) -> None:
-    """Raise `RequestError` unless `x` has the dtype and shape of the model's images; sets the model to evaluation mode."""
+def check_images(vae: Model, x: Tensor, y: Tensor | None = None) -> None:
+    """Raise `RequestError` unless images and labels have the dtype and shape of the model's; sets it to evaluation mode."""
     vae.eval()
+    vae.check_labels(y)
     with torch.random.fork_rng():
-        shape, dtype = vae.sample(1).shape[1:], next(vae.parameters()).dtype
+        shape, dtype = vae.sample(1, y if y is None else y[:1]).shape[1:], next(vae.parameters()).dtype
     if x.dtype != dtype or x.shape[1:] != shape:
         raise RequestError(
             f"images must be the likelihood's pixels, {dtype} of shape (N, {', '.join(map(str, shape))}), but are {x.dtype} of"
@@ -61,7 +63,7 @@ def _moments(q: TorchDistribution) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def activity(vae: Model, x: Tensor) -> Tensor:
+def activity(vae: Model, x: Tensor, y: Tensor | None = None) -> Tensor:
     r"""The variance of the posterior mean over images, :math:`\operatorname{Var}_x \mathbb{E}[z \mid x]`.
 
     Where the mean has no closed form it is estimated twice, and the covariance of the two estimates is returned: the variance
@@ -74,11 +76,12 @@ def activity(vae: Model, x: Tensor) -> Tensor:
     Arguments:
         vae: A model.
         x: At least two images, as the likelihood's pixels.
+        y: Their labels.
 
     Returns:
         The variances, shape `(latent_dim,)`.
     """
-    parts = [_two_means(vae.encode(rows)) for rows in x.split(IMAGES)]
+    parts = [_two_means(vae.q_z(*rows)) for rows in split_rows((x, y), IMAGES)]
     first, second = (torch.cat(means).double() for means in zip(*parts, strict=True))
     return ((first - first.mean(0)) * (second - second.mean(0))).sum(0) / max(1, len(x) - 1)
 

@@ -230,7 +230,7 @@ class Loop:
         self.vae, self.batch_size, self.objective, self.schedule, self.precision = vae, batch_size, objective, beta, precision
         self.device = next(vae.parameters()).device
         self.train, validation = data.train.to(self.device), data.validation.to(self.device)
-        self.validation, self.validation_labels = validation.scored(vae.pixels), validation.labels
+        self.validation, self.validation_labels = validation.scored(vae.pixels), validation.y
         self.beta, self.meter, self.step = torch.ones((), device=self.device), Meter(self.device), 0
         self._set_step()
         if objective.max_plate_nesting == math.inf:
@@ -306,12 +306,12 @@ class Loop:
                     if len(rows):
                         self.svi.total += len(rows) * self.svi.evaluate_loss(*args)
             means = self._read(f"{label}, validation", len(self.validation))
-            active = int((activity(self.vae, self.validation) > ACTIVE).sum())
+            active = int((activity(self.vae, self.validation, labels) > ACTIVE).sum())
         return {**{f"validation_{name}": value for name, value in means.items()}, "active_units": active}
 
     def _batch(self, index: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """The arguments of the programs: images, labels and beta."""
-        labels = None if self.train.labels is None else self.train.labels[index]
+        labels = None if self.train.y is None else self.train.y[index]
         return to_pixels(self.train.images[index], self.vae.pixels), labels, self.beta
 
     def _set_step(self) -> None:
@@ -361,6 +361,8 @@ class Loop:
 
     def _check(self, index: Tensor) -> None:
         """Raise `RequestError` if the parts do not fit together."""
+        self.vae.check_labels(self.train.y)
+        self.vae.check_labels(self.validation_labels)
         x, y, _ = self._batch(index)
         if any(param.isnan().any() for param in self.vae.parameters()):
             raise RequestError("the model has parameters that are NaN; build it anew, or load a state_dict before training")
@@ -430,7 +432,7 @@ def _check_shapes(vae: Model, x: Tensor, y: Tensor | None) -> None:
     """Raise `RequestError` if a network's outputs have a wrong shape, and leave the model in training mode."""
     vae.eval()  # in training mode, batch normalization rejects a single image
     with _outputs("decoder", vae.decoder, (vae.likelihood.num_params, *x.shape[1:])):
-        vae.sample(1)
+        vae.sample(1, y if y is None else y[:1])
     with _outputs("encoder", vae.encoder, (vae.posterior.num_params, vae.latent_dim)):
         vae.guide(x, y)
     vae.train()

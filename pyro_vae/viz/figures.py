@@ -97,6 +97,12 @@ def interpolations(images: Tensor) -> Figure:
     return grid(images.flatten(0, 1), title, images.shape[1], (), labels)
 
 
+def analogies(images: Tensor, y: Tensor) -> Figure:
+    """Draw the images of `views.analogies`, shape `(R, columns, ...)`; `y` has the classes of the rows."""
+    title = "means of p(x | z, y): one class per row, the same z in each column"
+    return grid(images.flatten(0, 1), title, images.shape[1], [str(label) for label in y.tolist()])
+
+
 def traversals(images: Tensor, dimension: int, width: float = 3.0) -> Figure:
     """Draw the images of `views.traversals`, shape `(N, steps + 1, ...)`; `dimension` and `width` as there."""
     labels = ["image", *_numbers(torch.linspace(-width, width, images.shape[1] - 1))]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyro_vae.data import Split
 from pyro_vae.errors import RequestError
 from pyro_vae.inference.codes import codes
+from pyro_vae.inference.importance import split_rows
 from pyro_vae.vae import Model
 
 # Largest number of codes per pass of the decoder.
@@ -22,39 +24,75 @@ def to_grey(vae: Model, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def decode_mean(vae: Model, z: Tensor) -> Tensor:
-    """Means of p(x | z) for codes of shape `(..., latent_dim)`."""
-    means = [vae.decode(rows).mean for rows in z.flatten(0, -2).split(BATCH_SIZE)]
+def decode_mean(vae: Model, z: Tensor, y: Tensor | None = None) -> Tensor:
+    """Means of p(x | z) for codes of shape `(N, ..., latent_dim)`, with labels of the first dimension."""
+    y = y if y is None else y.repeat_interleave(z[0, ..., 0].numel(), 0)
+    means = [vae.p_x(*rows).mean for rows in split_rows((z.flatten(0, -2), y), BATCH_SIZE)]
     return to_grey(vae, torch.cat(means)).unflatten(0, z.shape[:-1])
 
 
-def samples(vae: Model, count: int, mean: bool = True) -> Tensor:
+def random_labels(vae: Model, images: Split, count: int) -> Tensor | None:
+    """`count` labels drawn from those of the images, if the model uses labels."""
+    if not vae.needs_labels:
+        return None
+    vae.check_labels(images.y)
+    return images[torch.randint(len(images), (count,), device=images.images.device)].y
+
+
+def samples(vae: Model, count: int, mean: bool = True, y: Tensor | None = None) -> Tensor:
     """Generate images from `count` draws of z: means of p(x | z), or draws from it. Shape `(count, *data_shape)`."""
     generate = vae.sample_mean if mean else vae.sample
-    batches = [generate(min(BATCH_SIZE, count - start)) for start in range(0, count, BATCH_SIZE)]
-    return to_grey(vae, torch.cat(batches))
+    rows = split_rows((torch.arange(count), y), BATCH_SIZE)
+    return to_grey(vae, torch.cat([generate(len(index), labels) for index, labels in rows]))
 
 
-def reconstructions(vae: Model, x: Tensor) -> Tensor:
-    """Each image and the mean of p(x | z) for one draw z ~ q(z | x), shape `(N, 2, *data_shape)`."""
-    means = torch.cat([vae.reconstruct_mean(rows) for rows in x.split(BATCH_SIZE)])
+def reconstructions(vae: Model, x: Tensor, y: Tensor | None = None, new_y: Tensor | None = None) -> Tensor:
+    """Each image and the mean of p(x | z) for one draw z ~ q(z | x), shape `(N, 2, *data_shape)`.
+
+    A model that uses labels encodes with `y` and decodes with `new_y`, or with `y` if that is None.
+    """
+    means = torch.cat([vae.reconstruct_mean(*rows) for rows in split_rows((x, y, new_y), BATCH_SIZE)])
     return to_grey(vae, torch.stack([x, means], 1))
 
 
-def interpolations(vae: Model, first: Tensor, second: Tensor, steps: int = 10) -> Tensor:
-    """Means of p(x | z) on straight lines from the posterior means of `first` to those of `second`.
+def interpolations(vae: Model, x: Tensor, y: Tensor | None = None, new_y: Tensor | None = None, steps: int = 10) -> Tensor:
+    """Means of p(x | z) on straight lines from the posterior means of the first half of `x` to those of the second half.
+
+    Labels are used as in `reconstructions`; without `new_y` those of the first half decode.
 
     Returns:
-        Images, shape `(N, steps + 2, *data_shape)`; the first column is `first`, the last is `second`.
+        Images, shape `(N / 2, steps + 2, *data_shape)`; the first and the last column are those of `x`.
     """
-    weights = torch.linspace(0, 1, steps, device=first.device)[:, None]
-    start, end = (codes(vae, x).loc[:, None] for x in (first, second))
-    means = decode_mean(vae, torch.lerp(start, end, weights))
-    return torch.cat([to_grey(vae, first)[:, None], means, to_grey(vae, second)[:, None]], 1)
+    weights = torch.linspace(0, 1, steps, device=x.device)[:, None]
+    start, end = codes(vae, x, y).loc[:, None].chunk(2)
+    labels = y if new_y is None else new_y
+    means = decode_mean(vae, torch.lerp(start, end, weights), labels if labels is None else labels[: len(start)])
+    first, last = to_grey(vae, x)[:, None].chunk(2)
+    return torch.cat([first, means, last], 1)
 
 
-def traversals(vae: Model, x: Tensor, dimension: int, steps: int = 10, width: float = 3.0) -> Tensor:
+def analogies(vae: Model, y: Tensor, columns: int = 10) -> Tensor:
+    """Means of p(x | z, y) for every label of `y`, shape `(R,)` or `(R, C)`, and the same draws z ~ p(z) in every row.
+
+    Returns:
+        Images, shape `(R, columns, *data_shape)`.
+    """
+    z = vae.sample_codes(columns, y[:1].repeat_interleave(columns, 0))
+    return decode_mean(vae, z.expand(len(y), -1, -1), y)
+
+
+def traversals(
+    vae: Model,
+    x: Tensor,
+    dimension: int,
+    y: Tensor | None = None,
+    new_y: Tensor | None = None,
+    steps: int = 10,
+    width: float = 3.0,
+) -> Tensor:
     """Means of p(x | z) as one latent dimension goes from `-width` to `width` and the others keep their posterior means.
+
+    Labels are used as in `reconstructions`.
 
     Returns:
         Images, shape `(N, steps + 1, *data_shape)`; the first column is `x`.
@@ -64,13 +102,15 @@ def traversals(vae: Model, x: Tensor, dimension: int, steps: int = 10, width: fl
     """
     if not 0 <= dimension < vae.latent_dim:
         raise RequestError(f"dimension={dimension} is out of range; choose 0 to {vae.latent_dim - 1}")
-    z = codes(vae, x).loc[:, None].repeat(1, steps, 1)
+    z = codes(vae, x, y).loc[:, None].repeat(1, steps, 1)
     z[..., dimension] = torch.linspace(-width, width, steps, device=x.device)
-    return torch.cat([to_grey(vae, x)[:, None], decode_mean(vae, z)], 1)
+    return torch.cat([to_grey(vae, x)[:, None], decode_mean(vae, z, y if new_y is None else new_y)], 1)
 
 
-def manifold(vae: Model, side: int = 20) -> tuple[Tensor, Tensor]:
+def manifold(vae: Model, side: int = 20, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Means of p(x | z) on a grid that is spaced by the quantiles of the prior of each dimension.
+
+    A model that uses labels needs one, `y` of shape `(1,)` or `(1, C)`.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014)
@@ -86,12 +126,13 @@ def manifold(vae: Model, side: int = 20) -> tuple[Tensor, Tensor]:
     if vae.latent_dim != 2:
         raise RequestError(f"the manifold needs latent_dim=2, but this model has latent_dim={vae.latent_dim}; use traversals")
     device = next(vae.parameters()).device
-    z = _prior_quantiles(vae, (torch.arange(side, device=device) + 0.5) / side)
+    z = _prior_quantiles(vae, (torch.arange(side, device=device) + 0.5) / side, y)
     rows, columns = torch.meshgrid(z[1].flip(0), z[0], indexing="ij")
-    return decode_mean(vae, torch.stack([columns, rows], -1)), z
+    return decode_mean(vae, torch.stack([columns, rows], -1), y if y is None else y.repeat_interleave(side, 0)), z
 
 
-def _prior_quantiles(vae: Model, levels: Tensor) -> Tensor:
+def _prior_quantiles(vae: Model, levels: Tensor, y: Tensor | None) -> Tensor:
     """Empirical quantiles of each dimension of z under the prior, shape `(latent_dim, len(levels))`."""
-    draws = torch.cat([vae.sample_codes(BATCH_SIZE) for _ in range(PRIOR_DRAWS // BATCH_SIZE)])
+    y = y if y is None else y.repeat_interleave(BATCH_SIZE, 0)
+    draws = torch.cat([vae.sample_codes(BATCH_SIZE, y) for _ in range(PRIOR_DRAWS // BATCH_SIZE)])
     return torch.quantile(draws, levels, dim=0).T

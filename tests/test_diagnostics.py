@@ -52,7 +52,7 @@ def test_information_by_quadrature():
     marginal = (aggregate.exp() * (aggregate - Normal(0.0, 1.0).log_prob(z))).sum() * width
     x = torch.zeros(3000, 1, 1, 2)
     x[:, 0, 0, 0] = torch.arange(3000) % 3
-    found = information(vae, x, 3000)
+    found = information(vae, x, num_images=3000)
     assert found.num_images == 3000
     assert_likely((torch.tensor(found.mutual_information) - shared) / found.mutual_information_error)
     assert_likely((torch.tensor(found.marginal_kl) - marginal) / found.marginal_kl_error)
@@ -71,7 +71,7 @@ def test_the_ceiling_of_mutual_information():
 
 @pytest.mark.parametrize("posterior", ["FlowPosterior", "FullRankNormal"])
 def test_information_of_any_posterior(digits, posterior):
-    found = information(make_vae(posterior=posterior, shape=digits.shape), digits.test.scored("binary"), 50)
+    found = information(make_vae(posterior=posterior, shape=digits.shape), digits.test.scored("binary"), num_images=50)
     assert -0.5 < found.mutual_information <= math.log(50)
 
 

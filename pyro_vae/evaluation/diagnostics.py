@@ -44,7 +44,7 @@ class Information(NamedTuple):
 
 
 @torch.no_grad()
-def information(vae: Model, x: Tensor, y: Tensor | None = None, num_images: int = 1000) -> Information:
+def information(vae: Model, x: Tensor, y: Tensor | None = None, *, num_images: int = 1000) -> Information:
     r"""Split the rate into the mutual information of code and image, and the KL of the aggregate posterior to the prior.
 
     .. math:: \overline{\mathrm{KL}(q(z \mid x) \,\|\, p(z))} = I_q(x; z) + \mathrm{KL}(q(z) \,\|\, p(z)),

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import RequestError
+from pyro_vae.errors import RequestError, check_count
 from pyro_vae.images import read_array, read_folder, read_idx, refusing, resized
 from pyro_vae.likelihoods import Pixels
 
@@ -198,6 +198,7 @@ def load_data(
     image_size: int | None = None,
     binarization: Binarization = "dynamic",
     download: bool = True,
+    validation_size: int | None = None,
 ) -> Data:
     """Load a data set and split it. The split does not depend on any seed.
 
@@ -220,6 +221,7 @@ def load_data(
         binarization: "static" replaces each image by one fixed draw of binary pixels. "dynamic" and "none" leave the images
             as they are.
         download: Whether to download a data set that is not in `data_dir`.
+        validation_size: Number of training images to use for validation; None is a twelfth of the official training images.
 
     Raises:
         RequestError: If the data are not found, not readable, or too large for the memory.
@@ -228,18 +230,19 @@ def load_data(
         raise RequestError(f"binarization must be one of {', '.join(get_args(Binarization))}, but is {binarization}")
     if image_size is not None and not 1 <= image_size <= MAX_SIZE:
         raise RequestError(f"image_size must be 1 to {MAX_SIZE}, but is {image_size}")
-    data = _load(name, Path(data_dir), image_size, download)
+    check_count(validation_size=validation_size)
+    data = _load(name, Path(data_dir), image_size, download, validation_size)
     return data.map(_fixed_draw) if binarization == "static" else data
 
 
-def _load(name: str, data_dir: Path, size: int | None, download: bool) -> Data:
+def _load(name: str, data_dir: Path, size: int | None, download: bool, validation_size: int | None) -> Data:
     if name == "auto":
         name = _pick(data_dir, download)
     if name in TORCHVISION:
         parts = _torchvision(name, data_dir, size, download)
     else:
         parts = [_digits() if name == "digits" else _own(name, size)]
-    return _split(Path(name).name, *(replace(part, images=resized(part.images, size)) for part in parts))
+    return _split(Path(name).name, validation_size, *(replace(part, images=resized(part.images, size)) for part in parts))
 
 
 def _pick(data_dir: Path, download: bool) -> str:
@@ -331,11 +334,13 @@ def _own(name: str, size: int | None) -> Split:
     raise RequestError(f"there is no data set or path {str(name)[:200]}: choose from auto, {', '.join(NAMED)}, or give a path")
 
 
-def _split(name: str, train: Split, test: Split | None = None) -> Data:
-    """Hold out a twelfth for validation and, unless there is a test set, a sixth for the test."""
-    size = len(train) // 12
+def _split(name: str, validation_size: int | None, train: Split, test: Split | None = None) -> Data:
+    """Hold out a twelfth for validation, if no other number is given, and a sixth for the test, unless there is a test set."""
+    size = validation_size or len(train) // 12
     if test is None:
         test, train = _parted(train, len(train) // 6)
+    if size >= len(train):
+        raise RequestError(f"validation_size={size} leaves none of the {len(train)} training images; use less")
     validation, train = _parted(train, size)
     if min(len(validation), len(test)) == 0:
         raise RequestError(f"{name} has too few images to split into training, validation and test: use at least 12")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pyro_vae.errors import RequestError, check_positive
 
 Shape = tuple[int, ...]
+Initialization = Callable[[Tensor], Tensor]
 
 
 class Network(nn.Module, ABC):
@@ -39,6 +40,7 @@ class MLP(Network):
         out_shape: Shape of one output.
         hidden: Width of each hidden layer, from input to output; `[]` gives one linear map.
         activation: Constructor of the activation, such as `torch.nn.Tanh`.
+        initialization: Initializes each weight in place, such as `torch.nn.init.kaiming_normal_`; None is torch's default.
 
     Example:
         >>> import torch
@@ -53,12 +55,14 @@ class MLP(Network):
         out_shape: Shape,
         hidden: Sequence[int] = (400,),
         activation: Callable[[], nn.Module] = nn.ReLU,
+        initialization: Initialization | None = None,
     ) -> None:
         super().__init__()
         _check_widths(hidden)
         widths = [prod(in_shape), *hidden]
         layers = [m for sizes in pairwise(widths) for m in (nn.Linear(*sizes), activation())]
         self.layers = nn.Sequential(nn.Flatten(), *layers, *_head(widths[-1], out_shape))
+        _initialize(self, initialization)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
@@ -98,14 +102,22 @@ class Gated(Network):
         in_shape: Shape of one input.
         out_shape: Shape of one output.
         hidden: Width of each gated layer, from input to output.
+        initialization: Initializes each weight in place, such as `torch.nn.init.kaiming_normal_`; None is torch's default.
     """
 
-    def __init__(self, in_shape: Shape, out_shape: Shape, hidden: Sequence[int] = (300, 300)) -> None:
+    def __init__(
+        self,
+        in_shape: Shape,
+        out_shape: Shape,
+        hidden: Sequence[int] = (300, 300),
+        initialization: Initialization | None = None,
+    ) -> None:
         super().__init__()
         _check_widths(hidden)
         widths = [prod(in_shape), *hidden]
         layers = [GatedLayer(*sizes) for sizes in pairwise(widths)]
         self.layers = nn.Sequential(nn.Flatten(), *layers, *_head(widths[-1], out_shape))
+        _initialize(self, initialization)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
@@ -125,6 +137,7 @@ class Conv(Network):
         kernel_sizes: Size of each kernel, starting at the image.
         strides: Stride of each convolution, starting at the image.
         activation: Constructor of the activation.
+        initialization: Initializes each weight in place, such as `torch.nn.init.kaiming_normal_`; None is torch's default.
 
     Raises:
         ValueError: If the lists differ in length, or a stride exceeds its kernel size.
@@ -145,6 +158,7 @@ class Conv(Network):
         kernel_sizes: Sequence[int] = (3, 3),
         strides: Sequence[int] = (2, 2),
         activation: Callable[[], nn.Module] = nn.ReLU,
+        initialization: Initialization | None = None,
     ) -> None:
         super().__init__()
         if not len(channels) == len(kernel_sizes) == len(strides) > 0:
@@ -155,6 +169,7 @@ class Conv(Network):
         options = list(zip(kernel_sizes, strides, strict=True))
         build = _down if len(in_shape) == 3 else _up
         self.layers = build(in_shape, out_shape, list(channels), options, activation)
+        _initialize(self, initialization)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
@@ -204,6 +219,12 @@ def _sizes(image: Shape, options: list[tuple[int, int]]) -> list[Shape]:
 
 def _head(width: int, out_shape: Shape) -> tuple[nn.Module, nn.Module]:
     return nn.Linear(width, prod(out_shape)), nn.Unflatten(1, out_shape)
+
+
+def _initialize(network: nn.Module, initialization: Initialization | None) -> None:
+    if initialization is not None:
+        for weight in (param for param in network.parameters() if param.ndim > 1):
+            initialization(weight)
 
 
 def _check_widths(hidden: Sequence[int]) -> None:

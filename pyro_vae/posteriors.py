@@ -52,6 +52,12 @@ class DiagonalNormal(Posterior):
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014)
         | https://arxiv.org/abs/1312.6114
 
+    Arguments:
+        log_scale_limits: Smallest and largest :math:`\log \sigma`; values beyond them are clipped. None does not clip.
+
+    Raises:
+        ValueError: If the limits are not in increasing order.
+
     Example:
         >>> q = DiagonalNormal()(torch.zeros(8, 2, 20))
         >>> q.batch_shape, q.event_shape
@@ -60,8 +66,16 @@ class DiagonalNormal(Posterior):
 
     num_params = 2
 
+    def __init__(self, log_scale_limits: tuple[float, float] | None = None) -> None:
+        super().__init__()
+        if log_scale_limits is not None and not log_scale_limits[0] < log_scale_limits[1]:
+            raise RequestError(f"log_scale_limits must be two increasing numbers, but is {log_scale_limits}")
+        self.log_scale_limits = log_scale_limits
+
     def forward(self, params: Tensor) -> TorchDistribution:
         loc, log_scale = params.unbind(-2)
+        if self.log_scale_limits is not None:
+            log_scale = log_scale.clamp(*self.log_scale_limits)
         return dist.Normal(loc, log_scale.exp()).to_event(1)
 
 

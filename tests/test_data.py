@@ -282,3 +282,12 @@ def test_omniglot_is_read_from_its_folders(tmp_path, offline):
 def test_the_fingerprint_depends_on_the_images(digits):
     assert digits.fingerprint == pv.load_data("digits").fingerprint
     assert digits.fingerprint != pv.load_data("digits", binarization="static").fingerprint
+
+
+def test_validation_size():
+    data = pv.load_data("digits", validation_size=400)
+    assert (len(data.train), len(data.validation), len(data.test)) == (1498 - 400, 400, 299)
+    assert torch.equal(data.test.images, pv.load_data("digits").test.images)
+    for size in (0, 1498, 10**9):
+        with pytest.raises(pv.RequestError, match="validation_size"):
+            pv.load_data("digits", validation_size=size)

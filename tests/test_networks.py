@@ -76,3 +76,10 @@ def test_any_module_counts_as_a_network():
     assert issubclass(nn.Identity, networks.Network)
     assert not issubclass(nn.Identity, networks.MLP)
     assert not issubclass(dict, networks.Network)
+
+
+@pytest.mark.parametrize("network", [networks.MLP, networks.Gated, networks.Conv])
+def test_initialization(network):
+    """Weights as asked for; biases as torch makes them."""
+    for name, param in network((1, 8, 8), (2, 3), initialization=torch.nn.init.ones_).named_parameters():
+        assert (param == 1).all() == name.endswith("weight")

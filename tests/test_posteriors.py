@@ -73,3 +73,11 @@ def test_rank_is_between_1_and_latent_dim(rank):
 def test_a_flow_needs_transforms():
     with pytest.raises(ValueError, match="transforms"):
         pv.FlowPosterior(3, transforms=0)
+
+
+def test_log_scales_are_clipped():
+    q = pv.DiagonalNormal(log_scale_limits=(-3.0, 1.0))
+    params = torch.tensor([[0.0, 0.0, 0.0], [-9.0, 0.5, 9.0]])
+    assert q(params).stddev.log().tolist() == pytest.approx([-3.0, 0.5, 1.0])
+    with pytest.raises(pv.RequestError, match="log_scale_limits"):
+        pv.DiagonalNormal(log_scale_limits=(1.0, -3.0))

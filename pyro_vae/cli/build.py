@@ -125,7 +125,8 @@ def build_training(config: Namespace, download: bool = True) -> tuple[Model, Dat
     device = pick_device(config.device)
     config.binarization = _binarization(config)
     with distributed.main_process_first():
-        data = load_data(config.data, config.data_dir, config.image_size, config.binarization, download)
+        options = (config.image_size, config.binarization, download, config.validation_size)
+        data = load_data(config.data, config.data_dir, *options)
     config.data = data.name if config.data in ("auto", *NAMED) else os.path.abspath(config.data)
     config.data_dir = os.path.abspath(config.data_dir)
     pyro.clear_param_store()

@@ -175,6 +175,8 @@ def train_parser() -> ArgumentParser:
     add(parser, "image_size", PositiveInt, None, "Height and width to resize every image to, up to 1024.")
     text = "How grey pixels become binary: drawn at each presentation, drawn once, or not at all."
     add(parser, "binarization", Binarization, None, text)
+    text = "Training images held out for validation; by default a twelfth."
+    add(parser, "validation_size", PositiveInt, None, text)
     add(parser, "latent_dim", PositiveInt, 20, "Number of latent dimensions.")
     text = "Passes over the training images; by default 20 epochs or 3,000 steps, whichever is longer."
     add(parser, "epochs", PositiveInt, None, text)
@@ -269,9 +271,10 @@ def _suggestion(line: str, parser: ArgumentParser) -> str:
 
 
 def known_paths() -> set[str]:
-    """The import paths that a run folder may name without `trust`: the known classes and torch's activations."""
+    """The import paths that a run folder may name without `trust`: the known classes, torch's activations and its init."""
     activations = [cls for cls in vars(nn.modules.activation).values() if isinstance(cls, type) and issubclass(cls, nn.Module)]
-    return {path for cls in [*activations, *(cls for part in PARTS.values() for cls in part.known)] for path in _paths(cls)}
+    known = {path for cls in [*activations, *(cls for part in PARTS.values() for cls in part.known)] for path in _paths(cls)}
+    return known | {f"torch.nn.init.{name}" for name in vars(nn.init) if re.fullmatch(r"[a-z]\w*[a-z]_", name)}
 
 
 def _paths(cls: type) -> list[str]:

@@ -219,7 +219,8 @@ class Run:
             ValueError: If the data are missing, or have another shape.
         """
         content, where = self.load_checkpoint(which), data_dir or config.data_dir
-        data = load_data(config.data, where, config.image_size, config.binarization, download=data_dir is not None)
+        options = (config.image_size, config.binarization, data_dir is not None, config.validation_size)
+        data = load_data(config.data, where, *options)
         if data.shape != _shape(content):
             raise RequestError(
                 f"{config.data} has images of shape {data.shape}, but {self.path} was trained on {_shape(content)}"

@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_vae.errors import RequestError, check_positive
+from pyro_vae.inference.distributed import mean_over_processes
 from pyro_vae.inference.importance import Program, Site, is_random, log_likelihood, log_prob, sample_sites, site_sum, traces
 from pyro_vae.schedules import Constant, Linear, Schedule, value_at
 
@@ -289,8 +290,8 @@ class FreeBitsELBO(TensorELBO):
 
     .. math:: \mathbb{E} \log p(x \mid z) - \beta \sum_g \max\big(\lambda, \; \overline{\mathrm{KL}}_g \big)
 
-    The KL of a group g is averaged over the batch. It is computed in closed form if there is one latent site and torch has a
-    closed form, otherwise from the samples.
+    The KL of a group g is averaged over the batch, including the shares of other processes. It is computed in closed form if
+    there is one latent site and torch has a closed form, otherwise from the samples.
 
     References:
         | Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016), appendix C.8
@@ -393,6 +394,7 @@ def _reconstruction_and_rates(
         latent = [(q[name], site) for name, site in p.items() if not site["is_observed"]]
         rates.append([_rate(*pair, len(latent) == 1, groups) for pair in latent])
     mean_rates = [torch.stack(of_site).mean(0) for of_site in zip(*rates, strict=True)]
+    mean_rates = mean_over_processes(mean_rates, len(args[0]))
     return torch.stack(reconstructions).mean(), list(zip((site["scale"] for site, _ in latent), mean_rates, strict=True))
 
 

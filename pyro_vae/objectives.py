@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property, partial
-from inspect import signature
 from typing import Any
 
 import torch
@@ -63,11 +62,7 @@ class TensorELBO(ELBO, ABC):
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         if not args:
-            first = next(iter(signature(guide).parameters), "")
-            if first not in kwargs:
-                raise RequestError(f"{type(self).__name__} requires the data as the first argument of model and guide")
-            x = kwargs.pop(first)
-            return self.differentiable_loss(_taking(model, first), _taking(guide, first), x, **kwargs)
+            raise RequestError(f"{type(self).__name__} requires the data as the first argument; pass it by position")
         return self.tensor_loss(partial(model, **kwargs), partial(guide, **kwargs), args)
 
     @torch.no_grad()
@@ -86,11 +81,6 @@ class TensorELBO(ELBO, ABC):
     def _runs(self) -> Iterator[int]:
         """Number of samples in each run of the programs."""
         return iter([self.num_particles] if self.vectorize_particles else [1] * self.num_particles)
-
-
-def _taking(program: Program, name: str) -> Program:
-    """The program with its first parameter, `name`, made positional."""
-    return lambda x, **kwargs: program(**{name: x}, **kwargs)
 
 
 class ImportanceWeightedELBO(TensorELBO):

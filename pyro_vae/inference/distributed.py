@@ -143,19 +143,18 @@ def _(x: Tensor) -> Tensor:
 
 def barrier() -> None:
     """Wait for all processes."""
-    if world_size() > 1:
-        _collective(dist.barrier)
+    _collective(dist.barrier)
 
 
 def broadcast(tensor: Tensor) -> Tensor:
     """Copy the main process's tensor to all processes, in place."""
-    if world_size() > 1:
-        _collective(dist.broadcast, tensor.detach(), src=0)
+    _collective(dist.broadcast, tensor.detach(), src=0)
     return tensor
 
 
 def _collective(function: Any, *args: Any, **kwargs: Any) -> None:
     try:
-        function(*args, **kwargs)
+        if world_size() > 1:
+            function(*args, **kwargs)
     except RuntimeError as error:
         raise LostWorkerError("a worker process exited") from error

@@ -148,8 +148,7 @@ def fit(
         check_choice(name, value, choices)
     if seed is not None:
         pyro.set_rng_seed(seed)
-    batch_size = _batch_size(batch_size, len(data.train))
-    _check_processes(len(data.train), len(data.validation), batch_size)
+    batch_size = _batch_size(batch_size, len(data.train), len(data.validation))
     steps_per_epoch = math.ceil(len(data.train) / batch_size)
     epochs = epochs or max(EPOCHS, math.ceil(STEPS / steps_per_epoch))
     objective, beta = objective or Trace_ELBO(), beta or Constant()
@@ -243,7 +242,7 @@ class Loop:
         self.vae, self.batch_size, self.objective, self.schedule, self.precision = vae, batch_size, objective, beta, precision
         self.device = next(vae.parameters()).device
         self.train, validation = data.train.to(self.device), data.validation.to(self.device)
-        self.validation, self.validation_labels = validation.scored(vae.pixels), validation.labels
+        self.validation = Split(validation.scored(vae.pixels), validation.labels)
         _initialize(vae, self.train)
         self._synchronize()
         self.beta, self.meter, self.step = torch.ones((), device=self.device), Meter(self.device), 0
@@ -297,29 +296,25 @@ class Loop:
         self.vae.eval()
         self._clear_sums()
         self._synchronize()
-        labels = self.validation_labels
         with products("float32"):
             for chunk in self._chunks():
-                rows = chunk[distributed.shard(len(chunk))]
-                args = self.validation[rows], None if labels is None else labels[rows], self.beta
-                self.svi.total += len(rows) * self.svi.evaluate_loss(*args)
+                part = chunk[distributed.shard(len(chunk))]
+                self.svi.total += len(part) * self.svi.evaluate_loss(part.images, part.labels, self.beta)
             means = self._read(f"{label}, validation", len(self.validation))
-            active = int((activity(self.vae, self.validation) > ACTIVE).sum())
+            active = int((activity(self.vae, self.validation.images) > ACTIVE).sum())
         return {**{f"validation_{name}": value for name, value in means.items()}, "active_units": active}
 
-    def _chunks(self) -> list[Tensor]:
-        """The validation images of each pass: at least one for each process, which all take part."""
-        rows = torch.arange(len(self.validation), device=self.device)
-        chunks = list(rows.split(default_batch_size(self.vae, self.validation)))
-        if len(chunks[-1]) < distributed.world_size():
-            chunks[-2:] = [torch.cat(chunks[-2:])]
-        return chunks
+    def _chunks(self) -> Iterator[Split]:
+        """The validation images of each pass: at least one for each process, because all take part in it."""
+        rows, size = len(self.validation), default_batch_size(self.vae, self.validation.images)
+        starts = range(0, rows - distributed.world_size() + 1, size)
+        for start, end in zip(starts, (*starts[1:], rows), strict=True):
+            yield self.validation[start:end]
 
     def _batch(self, index: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """The arguments of the programs for this process's share of a batch: images, labels and beta."""
-        index = index[distributed.shard(len(index))]
-        labels = None if self.train.labels is None else self.train.labels[index]
-        return to_pixels(self.train.images[index], self.vae.pixels), labels, self.beta
+        part = self.train[index[distributed.shard(len(index))]]
+        return to_pixels(part.images, self.vae.pixels), part.labels, self.beta
 
     def _set_step(self) -> None:
         """Update what is scheduled in place, so that graphs stay valid."""
@@ -402,18 +397,15 @@ class Loop:
         set_random_state(state["random"], self.device)
 
 
-def _batch_size(asked: int | None, rows: int) -> int:
-    if asked is not None and asked > rows:
-        raise RequestError(f"batch_size={asked} exceeds the {rows} training images; use a smaller batch_size")
-    if asked is None and rows < BATCH_SIZE:
-        logger.info("batch_size: using all %d training images", rows)
-    return asked or min(BATCH_SIZE, rows)
-
-
-def _check_processes(images: int, validation: int, batch_size: int) -> None:
-    size = distributed.world_size()
-    if min(batch_size, images % batch_size or size, validation) < size:
-        raise RequestError(f"batch_size={batch_size} leaves a batch with fewer rows than the {size} processes; change it")
+def _batch_size(asked: int | None, images: int, validation: int) -> int:
+    if asked is not None and asked > images:
+        raise RequestError(f"batch_size={asked} exceeds the {images} training images; use a smaller batch_size")
+    if asked is None and images < BATCH_SIZE:
+        logger.info("batch_size: using all %d training images", images)
+    size, processes = asked or min(BATCH_SIZE, images), distributed.world_size()
+    if min(size, images % size or size, validation) < processes:
+        raise RequestError(f"batch_size={size} leaves a batch with fewer images than the {processes} processes; change it")
+    return size
 
 
 def _initialize(vae: Model, train: Split) -> None:

@@ -11,6 +11,7 @@ import pyro
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from pyro_vae.errors import LostWorkerError
 from pyro_vae.inference.random_state import random_state, set_random_state
@@ -37,11 +38,14 @@ def process_group(device: torch.device) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
-    if device.type == "cuda":
+    is_cuda = device.type == "cuda"
+    if is_cuda:
         torch.cuda.set_device(device)
-        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
-    else:
-        dist.init_process_group("gloo")
+    store, rank, size = next(rendezvous("env://"))
+    # `torchrun` keeps the store when it restarts the processes, with the addresses of those that were lost.
+    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    backend, device_id = ("cpu:gloo,cuda:nccl", device) if is_cuda else ("gloo", None)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, device_id=device_id)
     try:
         yield
     finally:

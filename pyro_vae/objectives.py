@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property, partial
-from inspect import signature
 from typing import Any
 
 import torch
@@ -31,6 +30,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_vae.errors import RequestError, check_positive
+from pyro_vae.inference.distributed import mean_over_processes
 from pyro_vae.inference.importance import Program, Site, is_random, log_likelihood, log_prob, sample_sites, site_sum, traces
 from pyro_vae.schedules import Constant, Linear, Schedule, value_at
 
@@ -62,11 +62,7 @@ class TensorELBO(ELBO, ABC):
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         if not args:
-            first = next(iter(signature(guide).parameters), "")
-            if first not in kwargs:
-                raise RequestError(f"{type(self).__name__} requires the data as the first argument of model and guide")
-            x = kwargs.pop(first)
-            return self.differentiable_loss(_taking(model, first), _taking(guide, first), x, **kwargs)
+            raise RequestError(f"{type(self).__name__} requires the data as the first argument; pass it by position")
         return self.tensor_loss(partial(model, **kwargs), partial(guide, **kwargs), args)
 
     @torch.no_grad()
@@ -85,11 +81,6 @@ class TensorELBO(ELBO, ABC):
     def _runs(self) -> Iterator[int]:
         """Number of samples in each run of the programs."""
         return iter([self.num_particles] if self.vectorize_particles else [1] * self.num_particles)
-
-
-def _taking(program: Program, name: str) -> Program:
-    """The program with its first parameter, `name`, made positional."""
-    return lambda x, **kwargs: program(**{name: x}, **kwargs)
 
 
 class ImportanceWeightedELBO(TensorELBO):
@@ -289,8 +280,8 @@ class FreeBitsELBO(TensorELBO):
 
     .. math:: \mathbb{E} \log p(x \mid z) - \beta \sum_g \max\big(\lambda, \; \overline{\mathrm{KL}}_g \big)
 
-    The KL of a group g is averaged over the batch. It is computed in closed form if there is one latent site and torch has a
-    closed form, otherwise from the samples.
+    The KL of a group g is averaged over the batch, including the shares of other processes. It is computed in closed form if
+    there is one latent site and torch has a closed form, otherwise from the samples.
 
     References:
         | Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016), appendix C.8
@@ -393,6 +384,7 @@ def _reconstruction_and_rates(
         latent = [(q[name], site) for name, site in p.items() if not site["is_observed"]]
         rates.append([_rate(*pair, len(latent) == 1, groups) for pair in latent])
     mean_rates = [torch.stack(of_site).mean(0) for of_site in zip(*rates, strict=True)]
+    mean_rates = mean_over_processes(mean_rates, len(args[0]))
     return torch.stack(reconstructions).mean(), list(zip((site["scale"] for site, _ in latent), mean_rates, strict=True))
 
 

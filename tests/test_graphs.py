@@ -224,7 +224,8 @@ def test_programs_that_are_not_vaes():
 
 def test_pick_engine():
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert pick_engine(cpu, 33) == "eager"
-    assert pick_engine(cpu, 3000) == "traced"
-    assert pick_engine(cpu, 10**6) == ("compiled" if has_compiler() else "traced")
-    assert pick_engine(cuda, 10**6) == "compiled"
+    assert pick_engine("traced", cpu, 33) == "traced"
+    assert pick_engine("auto", cpu, 33) == "eager"
+    assert pick_engine("auto", cpu, 3000) == "traced"
+    assert pick_engine("auto", cpu, 10**6) == ("compiled" if has_compiler() else "traced")
+    assert pick_engine("auto", cuda, 10**6) == "compiled"

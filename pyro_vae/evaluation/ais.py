@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vae.errors import RequestError, check_positive
+from pyro_vae.inference.distributed import map_rows
 from pyro_vae.inference.graphs import AnyEngine, Graph, pick_engine
 from pyro_vae.inference.importance import Program, Site, check_plates, joint_terms, log_likelihood, sample_sites, split_rows
 from pyro_vae.inference.progress import progress_bar
@@ -44,7 +45,7 @@ def annealed_log_weights(
     Each chain passes through :math:`p(z) \, p(x \mid z)^{\beta_t}`, with :math:`\beta_t` rising from 0 to 1 along a sigmoid, by
     one Hamiltonian transition of ten leapfrog steps per temperature. The mean of the weights is an unbiased estimate of p(x),
     and their `log_likelihood` is a lower bound in expectation. A separate run adapts the step sizes, one per image and
-    temperature, so that the final run has fixed step sizes.
+    temperature, so that the final run has fixed step sizes. Several processes share the rows.
 
     References:
         | Annealed Importance Sampling (Neal, 2001)
@@ -68,9 +69,13 @@ def annealed_log_weights(
         RequestError: If a number is not positive, or a latent site is bounded or discrete, or there is none.
         ValueError: If a site is outside the plate.
     """
-    annealing = _Annealing(model, (x, *more), num_chains, num_temperatures, batch_size, engine, runs=2)
-    with annealing.bar:
-        return torch.cat([annealing.forward(args, annealing.adapt(args)) for args in annealing.batches], 1)
+
+    def anneal(args: tuple[Any, ...]) -> list[Tensor]:
+        annealing = _Annealing(model, args, num_chains, num_temperatures, batch_size, engine, runs=2)
+        with annealing.bar:
+            return [torch.cat([annealing.forward(args, annealing.adapt(args)).T for args in annealing.batches])]
+
+    return map_rows(anneal, (x, *more))[0].T
 
 
 def bidirectional_bounds(
@@ -106,15 +111,14 @@ def bidirectional_bounds(
     Raises:
         ValueError: As for `annealed_log_weights`, or if there is not exactly one observed site.
     """
-    annealing, results = _Annealing(model, (x, *more), num_chains, num_temperatures, batch_size, engine, runs=3), []
-    with annealing.bar:
-        for args in annealing.batches:
-            simulated, latents = annealing.simulate(args)
-            args = (simulated, *args[1:])
-            steps = annealing.adapt(args)
-            lower, upper = annealing.forward(args, steps), annealing.backward(args, steps, latents)
-            results.append((simulated, log_likelihood(lower), -log_likelihood(-upper)))
-    simulated, lower, upper = (torch.cat(values) for values in zip(*results, strict=True))
+
+    def anneal(args: tuple[Any, ...]) -> list[Tensor]:
+        annealing = _Annealing(model, args, num_chains, num_temperatures, batch_size, engine, runs=3)
+        with annealing.bar:
+            results = [annealing.bound(args) for args in annealing.batches]
+        return [torch.cat(values) for values in zip(*results, strict=True)]
+
+    simulated, lower, upper = map_rows(anneal, (x, *more))
     return simulated, Bounds(lower, upper)
 
 
@@ -152,8 +156,7 @@ class _Annealing:
         self.batches = list(split_rows(args, max(1, batch_size // num_chains) if batch_size else len(args[0])))
         ramp = torch.linspace(-4, 4, num_temperatures + 1, dtype=torch.float64).sigmoid()
         self.betas: list[float] = ((ramp - ramp[0]) / (ramp[-1] - ramp[0])).tolist()
-        if engine == "auto":
-            engine = pick_engine(args[0].device, LEAPFROGS * num_temperatures * len(self.batches))
+        engine = pick_engine(engine, args[0].device, LEAPFROGS * num_temperatures * len(self.batches))
         self.graph = Graph(self._evaluate, engine)
         self.bar = progress_bar(runs * num_temperatures * len(args[0]), "annealing", " temperatures")
 
@@ -183,6 +186,14 @@ class _Annealing:
             state, _ = self._transition(state, args, self.betas[t + 1], step)
             log_weights += (self.betas[t + 1] - self.betas[t]) * state.likelihood
         return log_weights
+
+    def bound(self, args: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Simulated data, and both bounds."""
+        simulated, latents = self.simulate(args)
+        args = (simulated, *args[1:])
+        steps = self.adapt(args)
+        lower, upper = self.forward(args, steps), self.backward(args, steps, latents)
+        return simulated, log_likelihood(lower), -log_likelihood(-upper)
 
     @torch.no_grad()
     def simulate(self, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:

@@ -196,8 +196,7 @@ def inference_gap(
         lambda x, y, params: _LocalPosterior(vae.posterior(params))(vae.guide)(x, y),
     )
     rows = max(1, batch_size // draws)
-    if engine == "auto":
-        engine = pick_engine(x.device, steps * -(-len(x) // rows))
+    engine = pick_engine(engine, x.device, steps * -(-len(x) // rows))
     gradient = Graph(partial(_gradient, *programs, draws), engine)
     best = []
     with progress_bar(steps * len(x), "optimizing posteriors", " steps") as bar:

@@ -117,16 +117,8 @@ def score_images(
     args = arguments(vae, images)
     check_images(vae, *args)
     batch_size = batch_size or default_batch_size(vae, args[0])
-    if engine == "auto":
-        engine = pick_engine(args[0].device, len(images) * num_samples // batch_size)
-    if distributed.world_size() == 1:
-        return score(vae.model, vae.guide, args, num_samples, batch_size, engine)
-    own = distributed.shard(len(images))
-    with torch.random.fork_rng():  # each process draws random numbers of its own, and all return to the same random state
-        torch.manual_seed(torch.randint(2**62, ()).item() + distributed.rank())
-        shard = tuple(None if arg is None else arg[own] for arg in args)
-        scores = score(vae.model, vae.guide, shard, num_samples, batch_size, engine)
-    return Scores(*(distributed.all_gather(values.to(args[0].device), len(images)).cpu() for values in scores))
+    engine = pick_engine(engine, args[0].device, len(images) * num_samples // batch_size)
+    return Scores(*distributed.map_rows(lambda args: score(vae.model, vae.guide, args, num_samples, batch_size, engine), args))
 
 
 def summarize(vae: Model, images: Split, scores: Scores, num_samples: int, batch_size: int | None = None) -> Metrics:

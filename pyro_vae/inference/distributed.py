@@ -1,18 +1,20 @@
-"""Data-parallel processes: each works on its shard of every batch, with the noise that a single process would draw."""
+"""Data-parallel processes: each works on its shard of every batch, with noise of its own."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import pyro
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.distributed.rendezvous import rendezvous
 
-from pyro_vae.errors import LostWorkerError, RequestError
+from pyro_vae.errors import LostWorkerError
+from pyro_vae.inference.random_state import random_state, set_random_state
 
 
 def world_size() -> int:
@@ -36,7 +38,14 @@ def process_group(device: torch.device) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    is_cuda = device.type == "cuda"
+    if is_cuda:
+        torch.cuda.set_device(device)
+    store, rank, size = next(rendezvous("env://"))
+    # `torchrun` keeps the store when it restarts the processes, with the addresses of those that were lost.
+    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    backend, device_id = ("cpu:gloo,cuda:nccl", device) if is_cuda else ("gloo", None)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, device_id=device_id)
     try:
         yield
     finally:
@@ -53,86 +62,103 @@ def main_process_first() -> Iterator[None]:
         barrier()
 
 
+@contextmanager
+def own_noise(device: torch.device) -> Iterator[None]:
+    """Draw other random numbers in each process; after the `with` block the random state is that before it.
+
+    The main process draws a seed, to which each process adds its rank. One process keeps its random state.
+    """
+    if world_size() == 1:
+        yield
+        return
+    before = random_state(device)
+    pyro.set_rng_seed(int(broadcast(torch.randint(2**31, ()))) + rank())
+    try:
+        yield
+    finally:
+        set_random_state(before, device)
+
+
 def shard(rows: int) -> slice:
     """This process's part of `rows`; the parts differ by at most one row."""
     return slice(rows * rank() // world_size(), rows * (rank() + 1) // world_size())
 
 
-def all_reduce(*tensors: Tensor) -> None:
-    """Sum each tensor over the processes, in place.
+def map_rows(function: Callable[[tuple[Any, ...]], Sequence[Tensor]], args: tuple[Any, ...]) -> list[Tensor]:
+    """The results of a function of rows, which the processes share.
+
+    Arguments:
+        function: Returns tensors with one row for each row of its arguments.
+        args: Tensors of equal length or None, the first a tensor. With fewer rows than processes, each computes all.
+    """
+    rows = len(args[0])
+    if not 1 < world_size() <= rows:
+        return list(function(args))
+    own = shard(rows)
+    with own_noise(args[0].device):
+        results = function(tuple(None if arg is None else arg[own] for arg in args))
+    torch.rand(())  # or the next call would draw the same numbers
+    wholes = [result.new_zeros(rows, *result.shape[1:]) for result in results]
+    for whole, result in zip(wholes, results, strict=True):
+        whole[own] = result
+    return all_reduce(wholes)
+
+
+def all_reduce(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The sum of each tensor over the processes, by one operation; the tensors have one dtype.
 
     Raises:
         LostWorkerError: If a worker process exited.
     """
-    if world_size() > 1 and tensors:
-        flat = torch.cat([tensor.flatten() for tensor in tensors])
-        _collective(dist.all_reduce, flat)
-        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-            tensor.copy_(part.view_as(tensor))
+    if world_size() == 1 or not tensors:
+        return list(tensors)
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    _collective(dist.all_reduce, flat)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for tensor, part in zip(tensors, parts, strict=True)]
 
 
-def all_gather(values: Tensor, rows: int) -> Tensor:
-    """The values of all `rows`, in order, from those of each process's shard."""
-    whole = values.new_zeros(rows, *values.shape[1:])
-    whole[shard(rows)] = values
-    all_reduce(whole)
-    return whole
+def mean_over_processes(means: list[Tensor], rows: int) -> list[Tensor]:
+    """The means over the rows of all processes, with the gradients of the means over this process's.
+
+    If the loss of each process is f(mean) * rows, the sum of their gradients is then the gradient of the sum of their losses.
+
+    Arguments:
+        means: Means over this process's rows, each of shape `(D,)`.
+        rows: Their number.
+    """
+    if world_size() == 1:
+        return means
+    own = torch.cat(means)
+    sums = _sum_in_graph(torch.cat([own.detach(), torch.ones_like(own[:1])]) * rows)
+    whole = own + (sums[:-1] / sums[-1] - own).detach()
+    return list(whole.split([len(mean) for mean in means]))
+
+
+@torch.library.custom_op("pyro_vae::sum_over_processes", mutates_args=(), schema="(Tensor x) -> Tensor")
+def _sum_in_graph(x: Tensor) -> Tensor:
+    return all_reduce([x])[0]
+
+
+@_sum_in_graph.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
 
 
 def barrier() -> None:
     """Wait for all processes."""
-    if world_size() > 1:
-        _collective(dist.barrier)
+    _collective(dist.barrier)
 
 
 def broadcast(tensor: Tensor) -> Tensor:
     """Copy the main process's tensor to all processes, in place."""
-    if world_size() > 1:
-        _collective(dist.broadcast, tensor, src=0)
+    _collective(dist.broadcast, tensor.detach(), src=0)
     return tensor
 
 
 def _collective(function: Any, *args: Any, **kwargs: Any) -> None:
     try:
-        function(*args, **kwargs)
+        if world_size() > 1:
+            function(*args, **kwargs)
     except RuntimeError as error:
         raise LostWorkerError("a worker process exited") from error
-
-
-aten = torch.ops.aten
-FILLERS = {aten.normal_, aten.uniform_, aten.bernoulli_, aten.exponential_, aten.cauchy_, aten.log_normal_, aten.geometric_}
-MAKERS = {aten.rand, aten.randn, aten.rand_like, aten.randn_like}
-
-
-class WholeNoise(TorchDispatchMode):
-    """Draws the noise of the whole batch and keeps the rows of this process's shard.
-
-    Rows are the first dimension or, under a plate of particles, the second.
-
-    Arguments:
-        rows: Number of rows of the whole batch.
-        particles: Number of particles drawn at once.
-
-    Raises:
-        ValueError: If the programs draw from another kind of operation, such as one with tensor parameters.
-    """
-
-    def __init__(self, rows: int, particles: int = 1) -> None:
-        super().__init__()
-        self.rows, self.particles, own = rows, particles, shard(rows)
-        self.start, self.own_rows = own.start, own.stop - own.start
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, kind = kwargs or {}, func.overloadpacket
-        if torch.Tag.nondeterministic_seeded not in func.tags or "attention" in str(kind):
-            return func(*args, **kwargs)
-        if kind not in FILLERS | MAKERS or any(isinstance(arg, Tensor) for arg in args[1:]):
-            raise RequestError(f"{kind} is not supported with several processes; use one process")
-        shape = list(args[0].shape if isinstance(args[0], Tensor) else args[0])
-        dim = int(shape[:2] == [self.particles, self.own_rows] != [1, 1])
-        if shape[dim : dim + 1] != [self.own_rows]:
-            return func(*args, **kwargs)
-        shape[dim] = self.rows
-        whole = args[0].new_empty(shape) if isinstance(args[0], Tensor) else shape
-        own = func(whole, *args[1:], **kwargs).narrow(dim, self.start, self.own_rows)
-        return args[0].copy_(own) if kind in FILLERS else own.clone()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, TypedDict
 
@@ -19,18 +20,18 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from pyro_vae.data import Data, to_pixels
+from pyro_vae.data import Data, Split, to_pixels
 from pyro_vae.errors import NotFiniteError, RequestError, check_choice, check_count, check_positive
 from pyro_vae.inference import distributed
 from pyro_vae.inference.codes import ACTIVE, activity
-from pyro_vae.inference.graphs import AnyEngine, Engine, dry_run, logger, pick_engine
+from pyro_vae.inference.graphs import AnyEngine, Engine, logger, pick_engine
 from pyro_vae.inference.importance import traces
 from pyro_vae.inference.meter import Meter
 from pyro_vae.inference.precision import Precision, products
 from pyro_vae.inference.progress import progress_bar
 from pyro_vae.inference.random_state import random_state, set_random_state
 from pyro_vae.inference.svi import SVI, MakeOptimizer
-from pyro_vae.objectives import CapacityELBO, FreeBitsELBO, ScheduledELBO, check_objective
+from pyro_vae.objectives import ScheduledELBO, check_objective
 from pyro_vae.schedules import Constant, Schedule, value_at
 from pyro_vae.vae import Model, default_batch_size
 
@@ -102,6 +103,12 @@ def fit(
     With the same seed before the model is built (`pyro.set_rng_seed(seed)`) and as `seed`, the parameters equal those of
     `python -m pyro_vae.train` with the same options, bit for bit.
 
+    Several processes, started by `torchrun`, share the images of each batch and sum their gradients. All start from the main
+    process's parameters and take the same order of images. Each draws noise of its own: in each epoch the main process draws a
+    seed, to which each process adds its rank. A run is reproducible for a given number of processes; without noise the
+    parameters equal those of one process, to rounding. Batch normalization uses the statistics of each process's share in
+    training, and the main process's running averages in validation.
+
     Arguments:
         vae: The model and the guide. They are initialized from the training images first (`Model.initialize`), unless they
             were before, or a state_dict was loaded.
@@ -142,7 +149,7 @@ def fit(
         check_choice(name, value, choices)
     if seed is not None:
         pyro.set_rng_seed(seed)
-    batch_size = _batch_size(batch_size, len(data.train))
+    batch_size = _batch_size(batch_size, len(data.train), len(data.validation))
     steps_per_epoch = math.ceil(len(data.train) / batch_size)
     epochs = epochs or max(EPOCHS, math.ceil(STEPS / steps_per_epoch))
     objective, beta = objective or Trace_ELBO(), beta or Constant()
@@ -150,12 +157,9 @@ def fit(
         raise RequestError(f"beta must be a Schedule, such as Constant(4.0), but is {beta!r}")
     for schedule in [beta, objective.schedule] if isinstance(objective, ScheduledELBO) else [beta]:
         schedule.set_training_length(steps_per_epoch, epochs)
-    loop = Loop(vae, data, batch_size, objective, beta, precision)
-    if not vae.initialized:
-        vae.initialize(loop.first_pixels())
-        vae.initialized = True
-    engine = _engine(engine, loop.device, epochs * steps_per_epoch)
-    loop.prepare(optimizer or partial(Adam, fused=True), lr_scheduler, clip_grad_norm, engine)
+    engine = pick_engine(engine, next(vae.parameters()).device, epochs * steps_per_epoch)
+    optimizer = optimizer or partial(Adam, fused=True)
+    loop = Loop(vae, data, batch_size, objective, beta, optimizer, lr_scheduler, clip_grad_norm, engine, precision)
     return Training(loop, epochs, patience, on_nan)
 
 
@@ -223,44 +227,42 @@ class Training(Iterator[Record]):
 class Loop:
     """One epoch at a time: the training steps, then the validation."""
 
-    svi: SVI
-    scheduler: LRScheduler | None
-
-    def __init__(self, vae: Model, data: Data, batch_size: int, objective: ELBO, beta: Schedule, precision: Precision) -> None:
+    def __init__(
+        self,
+        vae: Model,
+        data: Data,
+        batch_size: int,
+        objective: ELBO,
+        beta: Schedule,
+        optimizer: MakeOptimizer,
+        lr_scheduler: MakeScheduler | None,
+        clip_grad_norm: float | None,
+        engine: Engine,
+        precision: Precision,
+    ) -> None:
         self.vae, self.batch_size, self.objective, self.schedule, self.precision = vae, batch_size, objective, beta, precision
         self.device = next(vae.parameters()).device
         self.train, validation = data.train.to(self.device), data.validation.to(self.device)
-        self.validation, self.validation_labels = validation.scored(vae.pixels), validation.y
+        self.validation = replace(validation, images=validation.scored(vae.pixels))
+        _initialize(vae, self.train)
+        self._synchronize()
         self.beta, self.meter, self.step = torch.ones((), device=self.device), Meter(self.device), 0
         self._set_step()
         if objective.max_plate_nesting == math.inf:
             objective.max_plate_nesting = 1 + (objective.vectorize_particles and objective.num_particles > 1)
-
-    def first_pixels(self) -> Tensor:
-        """The training images that initialize the model, as the likelihood's pixels."""
-        images = self.train.images
-        return to_pixels(images[: max(1, FIRST_PIXELS // images[0].numel())], self.vae.pixels)
-
-    def prepare(
-        self, optimizer: MakeOptimizer, lr_scheduler: MakeScheduler | None, clip_grad_norm: float | None, engine: Engine
-    ) -> None:
-        """Make the optimizer and the scheduler, and run the programs once without side effects."""
-        model, guide = self.meter.model(self.vae.model), self.meter.guide(self.vae.guide)
-        self.svi = SVI(model, guide, optimizer, self.objective, mean=True, prepare=self._batch, engine=engine)
-        first = torch.arange(self.batch_size, device=self.device)
-        dry_run(self._check, first)
-        with self._shard(self.batch_size) as own:
-            self.svi.dry_run(first[own])
-        if distributed.world_size() > 1:
-            self.optimizer.register_step_pre_hook(lambda optimizer, *_: self._average_gradients(_params(optimizer)))
+        model, guide = self.meter.model(vae.model), self.meter.guide(vae.guide)
+        self.svi = SVI(model, guide, optimizer, objective, mean=True, prepare=self._batch, engine=engine)
+        self.svi.dry_run(torch.arange(batch_size, device=self.device), check=self._check)
         if clip_grad_norm is not None:
-            self.optimizer.register_step_pre_hook(lambda optimizer, *_: _clip(_params(optimizer), clip_grad_norm))
+            self.optimizer.register_step_pre_hook(lambda optimizer, *_: _clip(optimizer, clip_grad_norm))
         self.scheduler = None if lr_scheduler is None else lr_scheduler(self.optimizer)
 
     def epoch(self, label: str) -> dict[str, Any]:
         """Train one epoch and score the validation images."""
+        order = distributed.broadcast(torch.randperm(len(self.train), device=self.device))
         try:
-            trained, validated = self._train(label), self._validate(label)
+            with distributed.own_noise(self.device):
+                trained, validated = self._train(label, order), self._validate(label)
         except LinAlgError as error:  # a matrix with NaN cannot be factorized
             raise self._not_finite(label) from error
         metrics = {
@@ -273,22 +275,20 @@ class Loop:
         self._step_scheduler(validated["validation_elbo"])
         return metrics
 
-    def _train(self, label: str) -> dict[str, float]:
+    def _train(self, label: str, order: Tensor) -> dict[str, float]:
         self.vae.train()
         self._clear_sums()
         start = checked = time.perf_counter()
-        order = distributed.broadcast(torch.randperm(len(self.train), device=self.device))
         with products(self.precision), progress_bar(len(self.train), label) as progress:
             for index in order.split(self.batch_size):
                 self._set_step()
-                with self._shard(len(index)) as own:
-                    self.svi.update(index[own])
+                self.svi.update(index)
                 self.step += 1
                 progress.update(len(index))
                 if self.step % FLUSH_STEPS == 0:
                     _flush(self.optimizer)
                 if time.perf_counter() - checked > CHECK_SECONDS and distributed.world_size() == 1:
-                    self._check_finite(label)
+                    self._read(label, len(self.train))
                     checked = time.perf_counter()
         means, seconds = self._read(label, len(self.train)), time.perf_counter() - start
         return {**means, "seconds": seconds, "images_per_second": len(self.train) / seconds}
@@ -296,23 +296,26 @@ class Loop:
     def _validate(self, label: str) -> dict[str, float]:
         self.vae.eval()
         self._clear_sums()
-        labels = self.validation_labels
-        chunks = torch.arange(len(self.validation), device=self.device).split(default_batch_size(self.vae, self.validation))
+        self._synchronize()
         with products("float32"):
-            for index in chunks:
-                with self._shard(len(index)) as own:
-                    rows = index[own]
-                    args = self.validation[rows], None if labels is None else labels[rows], self.beta
-                    if len(rows):
-                        self.svi.total += len(rows) * self.svi.evaluate_loss(*args)
+            for chunk in self._chunks():
+                part = chunk[distributed.shard(len(chunk))]
+                self.svi.total += len(part) * self.svi.evaluate_loss(part.images, part.y, self.beta)
             means = self._read(f"{label}, validation", len(self.validation))
-            active = int((activity(self.vae, self.validation, labels) > ACTIVE).sum())
+            active = int((activity(self.vae, self.validation.images, self.validation.y) > ACTIVE).sum())
         return {**{f"validation_{name}": value for name, value in means.items()}, "active_units": active}
 
+    def _chunks(self) -> Iterator[Split]:
+        """The validation images of each pass: at least one for each process, because all take part in it."""
+        rows, size = len(self.validation), default_batch_size(self.vae, self.validation.images)
+        starts = range(0, rows - distributed.world_size() + 1, size)
+        for start, end in zip(starts, (*starts[1:], rows), strict=True):
+            yield self.validation[start:end]
+
     def _batch(self, index: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """The arguments of the programs: images, labels and beta."""
-        labels = None if self.train.y is None else self.train.y[index]
-        return to_pixels(self.train.images[index], self.vae.pixels), labels, self.beta
+        """The arguments of the programs for this process's share of a batch: images, labels and beta."""
+        part = self.train[index[distributed.shard(len(index))]]
+        return to_pixels(part.images, self.vae.pixels), part.y, self.beta
 
     def _set_step(self) -> None:
         """Update what is scheduled in place, so that graphs stay valid."""
@@ -322,20 +325,16 @@ class Loop:
 
     def _read(self, label: str, rows: int) -> dict[str, float]:
         """Metrics per row since the sums were cleared."""
-        distributed.all_reduce(self.meter.sums, self.svi.total)
-        self._check_finite(label)
-        loss = self.svi.total.item() / rows
-        reconstruction, kl = (self.meter.sums / (rows * self.objective.num_particles)).tolist()
-        return {"loss": loss, "elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
+        sums, total = distributed.all_reduce([self.meter.sums, self.svi.total])
+        if not math.isfinite(total.item() + sums.sum().item()):
+            raise self._not_finite(label)
+        reconstruction, kl = (sums / (rows * self.objective.num_particles)).tolist()
+        return {"loss": total.item() / rows, "elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
 
     def _clear_sums(self) -> None:
         """Start anew, even after an epoch that was interrupted."""
         self.svi.total.zero_()
         self.meter.sums.zero_()
-
-    def _check_finite(self, label: str) -> None:
-        if not math.isfinite(self.svi.total.item() + self.meter.sums.sum().item()):
-            raise self._not_finite(label)
 
     def _not_finite(self, label: str) -> NotFiniteError:
         return NotFiniteError(
@@ -343,32 +342,19 @@ class Loop:
             " (optimizer.lr), set clip_grad_norm=100, or use on_nan=rewind"
         )
 
-    @contextmanager
-    def _shard(self, rows: int) -> Iterator[slice]:
-        """This process's rows of a batch, with the noise that a single process would draw."""
-        own = distributed.shard(rows)
-        self.weight = (own.stop - own.start) / rows
-        particles = self.objective.num_particles if self.objective.vectorize_particles else 1
-        with distributed.WholeNoise(rows, particles) if distributed.world_size() > 1 else nullcontext():
-            yield own
+    def _synchronize(self) -> None:
+        """Copy the main process's parameters, and the buffers that batch normalization updates, to all processes."""
+        for tensor in (*self.vae.parameters(), *self.vae.buffers()):
+            distributed.broadcast(tensor)
 
-    def _average_gradients(self, params: Sequence[Tensor]) -> None:
-        """Turn gradients of the mean over this process's rows into those of the mean over the whole batch."""
-        grads = [param.grad for param in params if param.grad is not None]
-        for grad in grads:
-            grad *= self.weight
-        distributed.all_reduce(*grads)
-
-    def _check(self, index: Tensor) -> None:
+    def _check(self, x: Tensor, y: Tensor | None, beta: Tensor) -> None:
         """Raise `RequestError` if the parts do not fit together."""
         self.vae.check_labels(self.train.y)
-        self.vae.check_labels(self.validation_labels)
-        x, y, _ = self._batch(index)
+        self.vae.check_labels(self.validation.y)
         if any(param.isnan().any() for param in self.vae.parameters()):
             raise RequestError("the model has parameters that are NaN; build it anew, or load a state_dict before training")
         _check_shapes(self.vae, x, y)
         check_objective(self.objective, self.schedule, *traces(self.vae.model, self.vae.guide, (x, y), 1))
-        _check_distributed(self.objective, len(self.train), self.batch_size, self.svi.engine)
 
     @property
     def optimizer(self) -> Optimizer:
@@ -414,18 +400,23 @@ class Loop:
         set_random_state(state["random"], self.device)
 
 
-def _batch_size(asked: int | None, rows: int) -> int:
-    if asked is not None and asked > rows:
-        raise RequestError(f"batch_size={asked} exceeds the {rows} training images; use a smaller batch_size")
-    if asked is None and rows < BATCH_SIZE:
-        logger.info("batch_size: using all %d training images", rows)
-    return asked or min(BATCH_SIZE, rows)
+def _batch_size(asked: int | None, images: int, validation: int) -> int:
+    if asked is not None and asked > images:
+        raise RequestError(f"batch_size={asked} exceeds the {images} training images; use a smaller batch_size")
+    if asked is None and images < BATCH_SIZE:
+        logger.info("batch_size: using all %d training images", images)
+    size, processes = asked or min(BATCH_SIZE, images), distributed.world_size()
+    if min(size, images % size or size, validation) < processes:
+        raise RequestError(f"batch_size={size} leaves a batch with fewer images than the {processes} processes; change it")
+    return size
 
 
-def _engine(asked: AnyEngine, device: torch.device, steps: int) -> Engine:
-    if asked != "auto":
-        return asked
-    return pick_engine(device, steps) if distributed.world_size() == 1 else "eager"
+def _initialize(vae: Model, train: Split) -> None:
+    """Initialize a model that was not before from the training images."""
+    if not vae.initialized:
+        first = train.images[: max(1, FIRST_PIXELS // train.images[0].numel())]
+        vae.initialize(to_pixels(first, vae.pixels))
+        vae.initialized = True
 
 
 def _check_shapes(vae: Model, x: Tensor, y: Tensor | None) -> None:
@@ -451,18 +442,6 @@ def _outputs(name: str, network: nn.Module, wanted: tuple[int, ...]) -> Iterator
                 raise RequestError(f"{name} returns shape {shape} per image, but must return {wanted}")
 
 
-def _check_distributed(objective: ELBO, images: int, batch_size: int, engine: Engine) -> None:
-    size = distributed.world_size()
-    if size == 1:
-        return
-    if batch_size < size or 0 < images % batch_size < size:
-        raise RequestError(f"batch_size={batch_size} leaves a batch with fewer rows than the {size} processes; change it")
-    if engine != "eager":
-        raise RequestError(f"engine={engine} is not supported with several processes; use engine=eager")
-    if isinstance(objective, FreeBitsELBO | CapacityELBO):
-        raise RequestError(f"{type(objective).__name__} is not supported with several processes; use one process")
-
-
 @torch.no_grad()
 def _flush(optimizer: Optimizer) -> None:
     """Set to zero what is negligible in an optimizer's state."""
@@ -472,9 +451,5 @@ def _flush(optimizer: Optimizer) -> None:
                 value.masked_fill_(value.abs() < SMALLEST_STATE, 0)
 
 
-def _params(optimizer: Optimizer) -> list[Tensor]:
-    return [param for group in optimizer.param_groups for param in group["params"]]
-
-
-def _clip(params: Sequence[Tensor], norm: float) -> None:
-    clip_grad_norm_(params, norm)  # a hook that returns a value would replace its arguments
+def _clip(optimizer: Optimizer, norm: float) -> None:
+    clip_grad_norm_([param for group in optimizer.param_groups for param in group["params"]], norm)

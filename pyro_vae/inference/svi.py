@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pyro_vae.errors import RequestError
+from pyro_vae.inference import distributed
 from pyro_vae.inference.graphs import Engine, Graph, Replay, dry_run, logger
 from pyro_vae.inference.importance import Program
 
@@ -28,13 +29,14 @@ class SVI:
     A dry run before the first step validates the programs and finds their parameters. The steps run without Pyro's validation.
     The engines "traced" and "compiled" trace the objective and its gradient into one graph of tensor operations at the
     first step: see `Graph`. They require an objective with a tensor loss (`differentiable_loss`); others run eagerly.
+    Several processes sum their gradients, in one operation per step.
 
     Arguments:
         model: A Pyro program.
         guide: A Pyro program with the same arguments.
         optimizer: Makes a torch optimizer from a list of parameters, such as `torch.optim.Adam`.
         objective: The loss, such as `pyro.infer.Trace_ELBO()`.
-        mean: Divide the loss by the number of rows of the programs' first argument: nats per image.
+        mean: Divide the loss by the number of rows of the first argument of `step`: nats per image.
         prepare: Computes the programs' arguments from those of `step`, in the same graph; None passes them on.
         engine: "eager", "traced" or "compiled". The last two require tensors as the arguments of `step`.
 
@@ -84,10 +86,15 @@ class SVI:
         """The engine that runs the steps, which is simpler than the requested one if that failed."""
         return self._graph.engine
 
-    def dry_run(self, *args: Any) -> None:
-        """Validate the programs and make the optimizer, without side effects. The first step calls it if necessary."""
+    def dry_run(self, *args: Any, check: Callable[..., None] | None = None) -> None:
+        """Validate the programs and make the optimizer, without side effects. The first step calls it if necessary.
+
+        Arguments:
+            *args: Arguments of `step`.
+            check: A function that is called before with the arguments of the programs.
+        """
         with _Params() as seen:
-            dry_run(self._validate, *args)
+            dry_run(self._validate, check, *args)
         self._adopt(seen.params)
         device = next(iter(seen.params.values()), self.total).device
         self.loss, self.total = self.loss.to(device), self.total.to(device)
@@ -124,14 +131,18 @@ class SVI:
         with pyro.validation_enabled(is_validation_enabled() and self.optimizer is None), tensor_losses(self.objective):
             return float(self.objective.loss(self.model, self.guide, *args)) / self._rows(args)
 
-    def _validate(self, *args: Any) -> None:
+    def _validate(self, check: Callable[..., None] | None, *args: Any) -> None:
+        args = self.prepare(*args)
+        if check is not None:
+            check(*args)
         with tensor_losses(self.objective):
-            self.objective.loss(self.model, self.guide, *self.prepare(*args))
+            self.objective.loss(self.model, self.guide, *args)
 
     def _take_step(self, *args: Any) -> None:
         loss, rows, *grads = self._graph(*args)
+        total = iter(distributed.all_reduce([grad for grad in grads if grad is not None]))
         for param, grad in zip(self._params.values(), grads, strict=True):
-            param.grad = grad
+            param.grad = None if grad is None else next(total)
         if self.optimizer is not None:
             self.optimizer.step()
         self.loss.fill_(loss / rows)
@@ -139,26 +150,24 @@ class SVI:
 
     def _gradients(self, *args: Any) -> list[Any]:
         """The loss, the number of rows and the gradients, as the objective computes them; parameters may appear later."""
-        args = self.prepare(*args)
-        with _Params() as seen, tensor_losses(self.objective):
-            loss = self.objective.loss_and_grads(self.model, self.guide, *args)
-        self._adopt(seen.params)
         rows = self._rows(args)
+        with _Params() as seen, tensor_losses(self.objective):
+            loss = self.objective.loss_and_grads(self.model, self.guide, *self.prepare(*args))
+        self._adopt(seen.params)
         grads = [param.grad if key in seen.params else None for key, param in self._params.items()]
         return [loss, rows, *(grad if grad is None else grad / rows for grad in grads)]
 
     def _tensor_gradients(self, *args: Any) -> list[Any]:
         """The same from the objective's tensor loss, in tensor operations only."""
-        args = self.prepare(*args)
-        with tensor_losses(self.objective):
-            loss = self.objective.differentiable_loss(self.model, self.guide, *args)
         rows = self._rows(args)
+        with tensor_losses(self.objective):
+            loss = self.objective.differentiable_loss(self.model, self.guide, *self.prepare(*args))
         return [loss.detach(), rows, *torch.autograd.grad(loss / rows, list(self._params.values()), allow_unused=True)]
 
     def _replays(self) -> bool:
         """Whether whole steps run as a CUDA graph."""
         capturable = self._graph.capturable and all("capturable" in group for group in self._groups)
-        return self.total.is_cuda and self.engine != "eager" and capturable
+        return self.total.is_cuda and self.engine != "eager" and capturable and distributed.world_size() == 1
 
     def _refresh(self) -> None:
         """Keep replays valid: update learning rates in place, and capture anew if the optimizer's other options changed."""

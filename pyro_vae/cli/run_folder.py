@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import os
-import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 import torch
 from filelock import FileLock, Timeout
@@ -26,7 +25,6 @@ from pyro_vae.data import Data, load_data
 from pyro_vae.errors import RequestError, StorageError, check_choice
 from pyro_vae.inference.fit import Record, Training
 from pyro_vae.inference.graphs import logger
-from pyro_vae.inference.random_state import set_random_state
 from pyro_vae.vae import Model
 
 Which = Literal["last", "best"]
@@ -208,7 +206,8 @@ class Run:
         """
         content = self.load_checkpoint(which)
         vae = build_model(config, _shape(content))
-        _check_layout({"vae": content["training"]["vae"]}, {"vae": vae.state_dict()}, self.path / FILES[which])
+        if not _fits(content["training"]["vae"], vae.state_dict()):
+            raise _of_another_run(self.path / FILES[which])
         vae.load_state_dict(content["training"]["vae"])
         return vae.eval()
 
@@ -255,16 +254,16 @@ class Run:
         file, state = self.path / FILES["last"], content["training"]
         if (data.fingerprint, data.shape) != (content.get("data"), _shape(content)):
             raise RequestError(f"{data.name} has changed since {self.path} was trained; restore it, or start a new run")
-        expected = training.state_dict()
-        expected["optimizer"]["state"] = _state_after_a_step(training.loop.optimizer)
-        _check_layout({**state, "random": None}, {**expected, "random": None}, file)
         try:
-            set_random_state(state["random"], training.loop.device)
-        except Exception as error:  # the generators raise almost any class
-            raise RequestError(f"{file} is damaged: its random state is not valid") from error
-        if not 0 <= state["epoch"] <= training.epochs:
-            raise RequestError(f"--epochs {training.epochs} is less than the {state['epoch']} epochs already trained; use more")
-        training.load_state_dict(state)
+            expected, moments = training.state_dict(), _state_after_a_step(training.loop.optimizer)
+            expected["optimizer"]["state"] = {key: moments[key] for key in state["optimizer"]["state"]}
+            if not _fits({**state, "random": None}, {**expected, "random": None}):
+                raise ValueError("other keys, types or shapes")
+            training.load_state_dict(state)
+        except Exception as error:  # damaged states raise almost any class
+            raise _of_another_run(file) from error
+        if not 0 <= training.epoch <= training.epochs:
+            raise RequestError(f"--epochs {training.epochs} is less than the {training.epoch} epochs already trained; use more")
 
 
 def _state_after_a_step(optimizer: Optimizer) -> Any:
@@ -276,28 +275,26 @@ def _state_after_a_step(optimizer: Optimizer) -> Any:
     return trial.state_dict()["state"]
 
 
-def _check_layout(state: Any, expected: Any, file: Path) -> None:
-    """Check the names, types and shapes in a state; parameters without a gradient have no state in the optimizer."""
-    given, wanted = _layout(state, "training"), _layout(expected, "training")
-    for name in sorted({*given, *wanted}):
-        param = re.match(r"training\.optimizer\.state\.\d+", name)
-        if given.get(name) != wanted.get(name) and not (param and param[0] not in given):
-            is_, must = given.get(name, "missing"), wanted.get(name, "absent")
-            raise RequestError(f"{file} does not fit its config.yaml: {name} is {is_}, but must be {must}")
+def _fits(given: Any, expected: Any) -> bool:
+    """Whether nested containers have equal keys, types and shapes, without NaN."""
+    if isinstance(expected, dict):
+        return isinstance(given, dict) and given.keys() == expected.keys() and all(_fits(given[k], expected[k]) for k in given)
+    if isinstance(expected, list | tuple):
+        return isinstance(given, list | tuple) and len(given) == len(expected) and all(map(_fits, given, expected))
+    if isinstance(expected, Tensor) and expected.ndim:
+        same = isinstance(given, Tensor) and (given.dtype, given.shape) == (expected.dtype, expected.shape)
+        return same and not given.isnan().any()
+    if expected is None or isinstance(expected, int | float | Tensor):  # a number may be None, or a tensor for CUDA graphs
+        return given is None or _is_number(given, inf)
+    return type(given) is type(expected)
 
 
-def _layout(value: Any, name: str) -> dict[str, str]:
-    """The types and shapes of everything in nested containers, by name."""
-    if isinstance(value, dict | list | tuple):
-        children = value.items() if isinstance(value, dict) else enumerate(value)
-        parts = [_layout(child, f"{name}.{key}") for key, child in children]
-        return {name: "a mapping" if isinstance(value, dict) else "a list", **{k: v for part in parts for k, v in part.items()}}
-    if isinstance(value, Tensor) and value.ndim:
-        return {name: f"{'NaN, ' if value.isnan().any() else ''}{value.dtype} of shape {tuple(value.shape)}"}
-    if value is None or isinstance(value, int | float | Tensor):
-        size = abs(float(value or 0))
-        return {name: "a number" if size < 1e300 or size == inf else "not a number"}
-    return {name: type(value).__name__}
+def _is_number(value: Any, limit: float = 1e300) -> bool:
+    return isinstance(value, int | float | Tensor) and -limit <= float(value) <= limit
+
+
+def _of_another_run(file: Path) -> RequestError:
+    return RequestError(f"{file} does not fit its config.yaml; use the other --checkpoint, or train again")
 
 
 def _shape(content: Mapping[str, Any]) -> tuple[int, ...]:
@@ -308,15 +305,12 @@ def _shape(content: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _record(line: str) -> Record | None:
-    """A line of metrics.jsonl, if it has the keys and types of a record."""
+    """A line of metrics.jsonl, if it holds the numbers of a record."""
     try:
         record = json.loads(line)
-    except (ValueError, RecursionError):
+        return record if all(_is_number(record[name]) for name in Record.__annotations__) else None
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
         return None
-    if not isinstance(record, dict):
-        return None
-    values = [(record.get(name), kind) for name, kind in get_type_hints(Record).items()]
-    return record if all(isinstance(value, int | kind) and abs(value) < 1e300 for value, kind in values) else None  # type: ignore[return-value]
 
 
 def _check_names(content: Mapping[str, Any], known: Collection[str], file: Path) -> None:

@@ -64,10 +64,12 @@ def naming_the_part(config: Namespace) -> Iterator[None]:
         yield
     except Exception as error:
         paths = {name: config[name].class_path for name in PARTS if config.get(name)}
-        own = {path.split(".")[-1]: f"{name}, {path}" for name, path in paths.items() if not path.startswith(LIBRARIES)}
-        owners = [type(frame.f_locals.get("self")).__name__ for frame, _ in walk_tb(error.__traceback__)]
-        for owner in [owner for owner in owners if owner in own][-1:]:  # the innermost call
-            error.add_note(f"raised by the {own[owner]}")
+        own = {name: path for name, path in paths.items() if not path.startswith(LIBRARIES)}
+        classes = [type(frame.f_locals.get("self")).__name__ for frame, _ in walk_tb(error.__traceback__)]
+        called = [cls for cls in classes if cls in {path.split(".")[-1] for path in own.values()}]
+        for name, path in own.items():
+            if called and path.split(".")[-1] == called[-1]:
+                error.add_note(f"raised by the {name}, {path}")
         raise
 
 

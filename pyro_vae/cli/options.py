@@ -23,7 +23,7 @@ from torch import nn
 from torch.optim import LBFGS, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, SequentialLR
 
-from pyro_vae import objectives
+import pyro_vae.objectives as objectives  # the package itself is still being imported
 from pyro_vae.cli.files import parse_yaml, read_yaml
 from pyro_vae.data import NAMED, Binarization
 from pyro_vae.errors import RequestError
@@ -108,7 +108,7 @@ PARTS: dict[str, Part] = {
 
 # The parameters of `fit` that are flags as they are, and the others.
 FIT_OPTIONS = ("epochs", "batch_size", "clip_grad_norm", "patience", "engine", "precision", "on_nan")
-NOT_FLAGS: set[str | int] = {*signature(fit).parameters} - {*FIT_OPTIONS}
+NOT_FLAGS: set[str | int] = {name for name in signature(fit).parameters if name not in FIT_OPTIONS}
 
 # Defaults come first on the command line. As jsonargparse's defaults they would lend their options to the classes that
 # replace them.

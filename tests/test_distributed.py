@@ -17,6 +17,7 @@ import pyro_vae as pv
 from pyro_vae.cli.main import main
 from pyro_vae.inference import distributed
 
+ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
 RUN = ["--data", "digits", "--device", "cpu", "--latent_dim", "4", "--clip_grad_norm", "3", "--batch_size", "100"]
@@ -71,8 +72,10 @@ def test_one_process_goes_on_from_two(tmp_path):
     assert [line["epoch"] for line in metrics(path)] == [1, 2]
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are found as Linux shows them")
-def test_a_lost_worker_ends_the_job_with_a_line_and_a_checkpoint(tmp_path):
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found as Linux shows them")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_lost_worker_ends_the_job_with_a_line_and_a_checkpoint(tmp_path, rank):
+    """The main process says how to continue; if it is lost, another says that."""
     path = tmp_path / "run"
     with torchrun("train", *RUN, "--epochs", "100000", "--run_dir", path) as process:
         deadline = time.monotonic() + 120
@@ -80,15 +83,25 @@ def test_a_lost_worker_ends_the_job_with_a_line_and_a_checkpoint(tmp_path):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        children = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True
-        ).stdout.split()
-        os.kill(int(children[-1]), signal.SIGKILL)
-        _, err = process.communicate(timeout=200)
+        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
+        ranks = {pid: Path(f"/proc/{pid}/environ").read_text().split("\0") for pid in children.split()}
+        os.kill(next(int(pid) for pid, environment in ranks.items() if f"RANK={rank}" in environment), signal.SIGKILL)
+        _, err = process.communicate(timeout=30)
     assert process.returncode != 0
-    assert f"python -m pyro_vae.train --run_dir {path} --resume" in err
+    assert "a worker process exited" in err
+    assert err.count("error: ") == 1
+    assert (f"python -m pyro_vae.train --run_dir {path} --resume" in err) == (rank == 1)
     done = len(metrics(path))
     assert main(["train", "--run_dir", str(path), "--resume", "--epochs", str(done + 2)]) == 0
+
+
+def test_a_worker_that_fails_in_set_up(tmp_path):
+    """Each process says in at most one line why it stops; the tracebacks are torchrun's own."""
+    with torchrun("train", "--data", "nowhere", "--run_dir", tmp_path / "run") as process:
+        _, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert err.count("error: there is no data set") == 1
+    assert "pyro_vae/" not in err.replace(str(ROOT), "")
 
 
 @pytest.mark.parametrize(

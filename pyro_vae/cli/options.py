@@ -267,4 +267,4 @@ def known_paths() -> set[str]:
 def _paths(cls: type) -> list[str]:
     """The import paths of a class: from its module, and from the packages around it that export it."""
     modules = accumulate(cls.__module__.split("."), "{}.{}".format)
-    return [f"{name}.{cls.__name__}" for name in modules if vars(sys.modules[name]).get(cls.__name__) is cls]
+    return [f"{name}.{cls.__name__}" for name in modules if getattr(sys.modules[name], cls.__name__, None) is cls]

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pyro_vae.cli.build import build_model
-from pyro_vae.cli.files import load_checkpoint, parse_yaml, read, read_yaml, save_checkpoint, write
+from pyro_vae.cli.files import load_checkpoint, parse_yaml, read, read_yaml, save_checkpoint, write, writing
 from pyro_vae.cli.options import known_paths, parse_training, train_parser
 from pyro_vae.data import Data, load_data
-from pyro_vae.errors import RequestError, StorageError, check_choice
+from pyro_vae.errors import RequestError, check_choice
 from pyro_vae.inference.fit import Record, Training
 from pyro_vae.inference.graphs import logger
 from pyro_vae.vae import Model
@@ -54,16 +54,15 @@ class Run:
         """A new run folder, or one whose run was killed before it had a config.yaml.
 
         Raises:
-            ValueError: If the folder holds anything else, or cannot be made.
+            ValueError: If the folder holds anything else.
+            StorageError: If it cannot be made.
         """
-        try:
+        if "\0" in str(path) or (os.path.lexists(path) and not os.path.isdir(path)):
+            raise RequestError(f"{path} is not a folder; use another run_dir")
+        with writing(path):
             path.mkdir(parents=True, exist_ok=True)
             if not {file.name for file in path.iterdir()} <= UNFINISHED:
-                raise FileExistsError
-        except FileExistsError as error:
-            raise RequestError(f"{path} exists already; use another run_dir, or remove it") from error
-        except (OSError, ValueError) as error:
-            raise RequestError(f"{path} cannot be made ({getattr(error, 'strerror', error)}); use another run_dir") from error
+                raise RequestError(f"{path} exists already; use another run_dir, or remove it")
         return cls(path)
 
     @classmethod
@@ -114,12 +113,11 @@ class Run:
             ValueError: If another process does.
         """
         lock = FileLock(self.path / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise RequestError(f"another process trains in {self.path}; wait for it, or use another run_dir") from error
-        except OSError as error:
-            raise StorageError(f"{self.path / '.lock'} cannot be written ({error.strerror})") from error
+        with writing(self.path / ".lock"):
+            try:
+                lock.acquire()
+            except Timeout as error:
+                raise RequestError(f"another process trains in {self.path}; wait for it, or use another run_dir") from error
         try:
             yield
         finally:
@@ -132,11 +130,8 @@ class Run:
             StorageError: If it cannot be written.
         """
         file = self.path / "metrics.jsonl"
-        try:
-            with file.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(record) + "\n")
-        except OSError as error:
-            raise StorageError(f"{file} cannot be written ({error.strerror})") from error
+        with writing(file), file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(record) + "\n")
 
     def records(self) -> list[Record]:
         """The well-formed records of metrics.jsonl, in order; a warning says how many lines are not."""

@@ -15,7 +15,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from pyro_vae.cli.options import FIT_OPTIONS, PARTS
+from pyro_vae.cli.options import FIT_OPTIONS, PARTS, one_line
 from pyro_vae.data import NAMED, Binarization, Data, load_data
 from pyro_vae.errors import RequestError, check_choice, check_count
 from pyro_vae.inference import distributed
@@ -40,9 +40,13 @@ def make(config: Namespace, name: str, **supplied: Any) -> Any:
         raise RequestError(f"{name}: {path} is not supported; see --help for the classes that are")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, skip=PARTS[name].supplied, instantiate=False)
-    accepted = signature(cls).parameters.keys() & PARTS[name].supplied
+    given, accepted = config[name].get("init_args", Namespace()), signature(cls).parameters.keys() & PARTS[name].supplied
+    try:
+        parser.validate(given, skip_unset=False)  # parsing accepts null for any type
+    except TypeError as error:
+        raise RequestError(f"{name}.{one_line(str(error), parser)}") from error
     with _blaming(name, path):
-        options = parser.instantiate(config[name].get("init_args", Namespace())).as_dict()
+        options = parser.instantiate(given).as_dict()
         return cls(**options, **{key: value for key, value in supplied.items() if key in accepted})
 
 

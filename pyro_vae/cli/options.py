@@ -221,7 +221,7 @@ def parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
         if own := _raised_by_an_import(error):
             raise own from None
         if "No module named" not in str(error) or os.getcwd() in sys.path:
-            raise RequestError(_one_line(str(error), parser)) from error
+            raise RequestError(one_line(str(error), parser)) from error
     sys.path.append(os.getcwd())
     return parse(parser, argv)
 
@@ -237,7 +237,7 @@ def _raised_by_an_import(error: BaseException | None) -> BaseException | None:
     return None
 
 
-def _one_line(message: str, parser: ArgumentParser) -> str:
+def one_line(message: str, parser: ArgumentParser) -> str:
     """The option and the first line that says what is wrong, of jsonargparse's nested message."""
     option = ".".join(re.findall(r'Parser key "(.*?)":', message))
     lines = [re.sub(r'Parser key ".*?":', "", line).strip(" -") for line in message.splitlines()]

@@ -4,44 +4,21 @@ Classes whose names are ambiguous (Normal, Laplace, Linear) are in their modules
 `networks` and `schedules`.
 """
 
-from pyro_vae import likelihoods, networks, objectives, posteriors, priors, schedules
-from pyro_vae.cli.run_folder import load_run
-from pyro_vae.data import Data, Split, load_data
-from pyro_vae.errors import NotFiniteError, RequestError, StorageError
-from pyro_vae.evaluation.ais import annealed_log_weights, bidirectional_bounds
-from pyro_vae.evaluation.diagnostics import (
-    bayes_classifier,
-    check_log_likelihood,
-    inference_gap,
-    information,
-    linear_probe,
-)
-from pyro_vae.evaluation.metrics import evaluate, score_images
-from pyro_vae.evaluation.quadrature import quadrature_log_likelihood
-from pyro_vae.inference.codes import activity, codes
-from pyro_vae.inference.fit import Record, Training, fit
-from pyro_vae.inference.importance import (
-    effective_sample_size,
-    k_curve,
-    log_likelihood,
-    log_weights,
-    monte_carlo_error,
-    pareto_k,
-)
-from pyro_vae.inference.svi import SVI
-from pyro_vae.likelihoods import Bernoulli, Beta, Binomial, Categorical, ContinuousBernoulli, DiscretizedLogistic, Likelihood
-from pyro_vae.networks import MLP, Conv, Gated, Network
-from pyro_vae.objectives import (
-    CapacityELBO,
-    DReGELBO,
-    FreeBitsELBO,
-    ImportanceWeightedELBO,
-    PathELBO,
-    ScheduledELBO,
-    StickingTheLandingELBO,
-    TensorELBO,
-)
-from pyro_vae.posteriors import DiagonalNormal, FlowPosterior, FullRankNormal, LowRankNormal, Posterior
-from pyro_vae.priors import FlowPrior, GaussianMixture, Prior, StandardNormal, StudentT, VampPrior
-from pyro_vae.schedules import Constant, Cosine, Cyclical, Ramp, Schedule, Sigmoid
-from pyro_vae.vae import VAE, ConditionalVAE, HierarchicalVAE, Model
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyro_vae._public import *
+else:
+    # The commands import this package before they can handle Ctrl-C, and torch takes seconds to import.
+    def __getattr__(name: str) -> Any:
+        if name[0] != "_" or name == "__all__":
+            public = vars(import_module("pyro_vae._public"))
+            globals().update({key: value for key, value in public.items() if key[0] != "_"})
+            globals()["__all__"] = [key for key in public if key[0] != "_"]
+        if name not in globals():
+            raise AttributeError(f"module 'pyro_vae' has no attribute {name!r}")
+        return globals()[name]
+
+    def __dir__() -> list[str]:
+        return __getattr__("__all__")

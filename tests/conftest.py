@@ -9,10 +9,16 @@ import pyro
 import pytest
 import torch
 from families import make_vae
+from hypothesis import HealthCheck, settings
 
 import pyro_vae as pv
 
 torch.set_num_threads(1)
+
+suite = settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+settings.register_profile("suite", suite)
+settings.register_profile("long", suite, max_examples=2000, derandomize=False)
+settings.load_profile("suite")
 
 MNIST = [Path(__file__).parents[1] / "data", Path(__file__).parents[2] / "shared" / "data"]
 

@@ -154,7 +154,9 @@ def test_a_job_survives_the_loss_of_workers(job, tmp_path, monkeypatch):
 
 
 @linux
-def test_a_lost_worker_ends_the_job_with_a_line_and_a_checkpoint(tmp_path):
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_lost_worker_ends_the_job_with_a_line_and_a_checkpoint(tmp_path, rank):
+    """The main process says how to continue; if it is lost, another says that."""
     path = tmp_path / "run"
     with torchrun("-m", "pyro_vae", "train", *RUN, "--epochs", "100000", "--run_dir", path) as process:
         deadline = time.monotonic() + 120
@@ -163,10 +165,12 @@ def test_a_lost_worker_ends_the_job_with_a_line_and_a_checkpoint(tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(int(children[-1]), signal.SIGKILL)
+        ranks = {pid: Path(f"/proc/{pid}/environ").read_text().split("\0") for pid in children}
+        os.kill(next(int(pid) for pid, environment in ranks.items() if f"RANK={rank}" in environment), signal.SIGKILL)
         _, err = process.communicate(timeout=30)
     assert process.returncode != 0
-    assert err.count(f"python -m pyro_vae.train --run_dir {path} --resume") == 1
+    assert err.count("error: a worker process exited") == 1
+    assert (f"python -m pyro_vae.train --run_dir {path} --resume" in err) == (rank == 1)
     done = len(metrics(path))
     assert main(["train", "--run_dir", str(path), "--resume", "--epochs", str(done + 2)]) == 0
 

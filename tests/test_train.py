@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -456,6 +457,24 @@ def test_ctrl_c(images, tmp_path):
             process.kill()
     assert process.returncode == 130
     continued(err, path)
+
+
+FORMS = ["-m pyro_vae", "-m pyro_vae.train", "-c 'from pyro_vae.__main__ import main; raise SystemExit(main())'"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize("form", FORMS)
+def test_ctrl_c_while_torch_is_imported(tmp_path, form):
+    """In place of torch stands a module whose import does not end."""
+    (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    environment, pipe = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}, subprocess.PIPE
+    argv = [sys.executable, *shlex.split(form)]
+    with subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True, env=environment, preexec_fn=heeding_ctrl_c) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "stopped by Ctrl-C\n")
 
 
 @quick

@@ -8,24 +8,24 @@ from contextlib import contextmanager
 from inspect import signature
 from pkgutil import resolve_name
 from traceback import walk_tb
-from typing import Any, get_args
+from typing import Any
 
 import pyro
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from pyro_vae.cli.options import PARTS
+from pyro_vae.cli.options import FIT_OPTIONS, PARTS, one_line
 from pyro_vae.data import NAMED, Binarization, Data, load_data
-from pyro_vae.errors import RequestError
+from pyro_vae.errors import RequestError, check_choice, check_count
 from pyro_vae.inference import distributed
 from pyro_vae.inference.fit import Training, fit
 from pyro_vae.likelihoods import Pixels
 from pyro_vae.networks import Shape
 from pyro_vae.vae import Model
 
-# Flags that are parameters of `fit`.
-FIT_OPTIONS = ("epochs", "batch_size", "seed", "clip_grad_norm", "patience", "engine", "precision", "on_nan")
+# The classes in these packages are not the user's own.
+LIBRARIES = ("torch.", "pyro.", "pyro_vae.")
 
 
 def make(config: Namespace, name: str, **supplied: Any) -> Any:
@@ -34,42 +34,31 @@ def make(config: Namespace, name: str, **supplied: Any) -> Any:
     Raises:
         ValueError: If the constructor rejects its arguments. Other errors in the user's own class keep their traceback.
     """
-    cls = resolve_name(config[name].class_path)
+    path = config[name].class_path
+    cls = resolve_name(path)
     if not isinstance(cls, type) or cls in PARTS[name].unsupported:
-        raise RequestError(f"{name}: {config[name].class_path} is not supported; see --help for the classes that are")
+        raise RequestError(f"{name}: {path} is not supported; see --help for the classes that are")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, skip=PARTS[name].supplied, instantiate=False)
-    accepted = signature(cls).parameters.keys() & PARTS[name].supplied
-    with _blaming(name, cls):
-        options = parser.instantiate(config[name].get("init_args", Namespace())).as_dict()
+    given, accepted = config[name].get("init_args", Namespace()), signature(cls).parameters.keys() & PARTS[name].supplied
+    try:
+        parser.validate(given, skip_unset=False)  # parsing accepts null for any type
+    except TypeError as error:
+        raise RequestError(f"{name}.{one_line(str(error), parser)}") from error
+    with _blaming(name, path):
+        options = parser.instantiate(given).as_dict()
         return cls(**options, **{key: value for key, value in supplied.items() if key in accepted})
 
 
 @contextmanager
-def _blaming(name: str, cls: type) -> Iterator[None]:
-    """Turn what torch's and Pyro's own classes raise into a message about a part of the configuration."""
+def _blaming(name: str, path: str) -> Iterator[None]:
+    """Turn what torch's and Pyro's own classes raise, of almost any class, into a message about a part."""
     try:
         yield
-    except RequestError as error:
-        raise RequestError(f"{name}: {error}") from error
     except Exception as error:
-        if _root(cls.__module__) in ("torch", "pyro") and {_root(module) for module, _ in _frames(error)} <= LIBRARIES:
+        if isinstance(error, RequestError) or path.startswith(("torch.", "pyro.")):
             raise RequestError(f"{name}: {str(error) or type(error).__name__}") from error
         raise
-
-
-# Whose code is not the user's own.
-LIBRARIES = {"torch", "pyro", "jsonargparse", "pyro_vae", "contextlib"}
-
-
-def _root(module: str) -> str:
-    return module.partition(".")[0]
-
-
-def _frames(error: BaseException) -> list[tuple[str, object]]:
-    """For each call that an exception passed, its module and its object, if it is a method."""
-    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
-    return [(frame.f_globals.get("__name__", ""), frame.f_locals.get("self")) for frame in frames]
 
 
 @contextmanager
@@ -78,10 +67,13 @@ def naming_the_part(config: Namespace) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        owners = {type(owner).__name__ for module, owner in _frames(error) if _root(module) not in LIBRARIES}
-        for name in PARTS:
-            if config.get(name) and config[name].class_path.split(".")[-1] in owners:
-                error.add_note(f"raised by the {name}, {config[name].class_path}")
+        paths = {name: config[name].class_path for name in PARTS if config.get(name)}
+        own = {name: path for name, path in paths.items() if not path.startswith(LIBRARIES)}
+        classes = [type(frame.f_locals.get("self")).__name__ for frame, _ in walk_tb(error.__traceback__)]
+        called = [cls for cls in classes if cls in {path.split(".")[-1] for path in own.values()}]
+        for name, path in own.items():
+            if called and path.split(".")[-1] == called[-1]:
+                error.add_note(f"raised by the {name}, {path}")
         raise
 
 
@@ -141,31 +133,31 @@ def build_training(config: Namespace, download: bool = True) -> tuple[Model, Dat
         objective=_objective(config),
         beta=make(config, "beta"),
         lr_scheduler=config.lr_scheduler and (lambda optimizer: make(config, "lr_scheduler", optimizer=optimizer)),
+        seed=config.seed,
         **{name: config[name] for name in FIT_OPTIONS},
     )
     config.epochs, config.batch_size, config.engine = training.epochs, training.loop.batch_size, training.engine
     if config.lr_scheduler:
-        _rehearse_schedule(config, training.epochs)
+        _rehearse_schedule(config)
     return vae, data, training
 
 
 def _objective(config: Namespace) -> Any:
     """Pyro does not check its own options, and its classes have no type annotations."""
     objective = make(config, "objective")
-    if not isinstance(objective.num_particles, int) or objective.num_particles < 1:
-        raise RequestError(f"objective: num_particles must be a positive integer, but is {objective.num_particles!r}")
+    check_count(**{"objective.num_particles": objective.num_particles})
     if not isinstance(getattr(objective, "alpha", 0), int | float):
-        raise RequestError(f"objective: alpha must be a number, but is {objective.alpha!r}")
+        raise RequestError(f"objective.alpha must be a number, but is {objective.alpha!r}")
     return objective
 
 
-def _rehearse_schedule(config: Namespace, epochs: int) -> None:
-    """Run the learning-rate schedule in advance: some of torch's fail in the middle, such as OneCycleLR after `total_steps`."""
+def _rehearse_schedule(config: Namespace) -> None:
+    """Step the scheduler in advance: some of torch's fail at the first step, and OneCycleLR after `total_steps`."""
     optimizer = make(config, "optimizer", params=[torch.zeros(1, 1, requires_grad=True)])
     scheduler = make(config, "lr_scheduler", optimizer=optimizer)
     optimizer.step()  # or the scheduler warns
-    with _blaming("lr_scheduler", type(scheduler)):
-        for _ in range(0 if isinstance(scheduler, ReduceLROnPlateau) else min(epochs, 10_000)):
+    with _blaming("lr_scheduler", config.lr_scheduler.class_path):
+        for _ in range(0 if isinstance(scheduler, ReduceLROnPlateau) else min(config.epochs, 10_000)):
             scheduler.step()
 
 
@@ -173,8 +165,7 @@ def _binarization(config: Namespace) -> Binarization:
     """What the likelihood needs, unless it is given."""
     asked, likelihood = config.binarization, make(config, "likelihood", data_shape=(1, 1, 1))  # the data are not loaded yet
     name, pixels = type(likelihood).__name__, getattr(likelihood, "pixels", None)
-    if pixels not in get_args(Pixels):
-        raise RequestError(f"likelihood: {name}.pixels must be one of {', '.join(get_args(Pixels))}, but is {pixels!r}")
+    check_choice(f"{name}.pixels", pixels, Pixels)
     if pixels == "binary" and asked == "none":
         raise RequestError(
             f"binarization=none keeps grey pixels, but {name} scores binary pixels; use dynamic or static, or a likelihood for"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,15 @@ YAML_DEPTH = 20
 YAML_SCALAR = 4096
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise `StorageError` if a file or folder cannot be written in a `with` block."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written ({error.strerror or error})") from error
+
+
 def write(path: Path, content: bytes) -> Path:
     """Replace a file so that at any time the old or the new content is there, whole; the path. Follows no links.
 
@@ -32,7 +42,7 @@ def write(path: Path, content: bytes) -> Path:
         StorageError: If it cannot be written; the old content is still there.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)  # left by a process that was killed
         try:
@@ -43,8 +53,6 @@ def write(path: Path, content: bytes) -> Path:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written ({error.strerror or error})") from error
     return path
 
 

@@ -66,6 +66,8 @@ def run(command: Command, argv: list[str]) -> int:
     except KeyboardInterrupt as error:
         return _stop(130, "stopped by Ctrl-C", error)
     except TerminatedError as error:
+        if isinstance(lost := error.__context__, LostWorkerError):  # torchrun stops the others during their cleanup
+            return _stop(1, f"error: {lost}", lost)
         return _stop(143, "stopped by SIGTERM", error)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Collection
 from difflib import get_close_matches
-from inspect import isabstract
+from inspect import isabstract, signature
 from itertools import accumulate
 from pathlib import Path
 from traceback import walk_tb
@@ -17,19 +17,17 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace, set_loader
-from jsonargparse.typing import PositiveFloat, PositiveInt, restricted_number_type
+from jsonargparse.typing import PositiveInt, restricted_number_type
 from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 from torch.optim import LBFGS, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, SequentialLR
 
-from pyro_vae import objectives
+import pyro_vae.objectives as objectives  # the package itself is still being imported
 from pyro_vae.cli.files import parse_yaml, read_yaml
 from pyro_vae.data import NAMED, Binarization
 from pyro_vae.errors import RequestError
-from pyro_vae.inference.fit import OnNaN
-from pyro_vae.inference.graphs import AnyEngine
-from pyro_vae.inference.precision import Precision
+from pyro_vae.inference.fit import fit
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.networks import Network
 from pyro_vae.posteriors import Posterior
@@ -110,6 +108,10 @@ PARTS: dict[str, Part] = {
     "beta": _part(Schedule, "Constant", ()),
 }
 
+# The parameters of `fit` that are flags as they are, and the others.
+FIT_OPTIONS = ("epochs", "batch_size", "clip_grad_norm", "patience", "engine", "precision", "on_nan")
+NOT_FLAGS: set[str | int] = {name for name in signature(fit).parameters if name not in FIT_OPTIONS}
+
 # Defaults come first on the command line. As jsonargparse's defaults they would lend their options to the classes that
 # replace them.
 DEFAULTS = [*(f"--{name}={part.default}" for name, part in PARTS.items() if part.default), "--optimizer.fused=true"]
@@ -178,22 +180,15 @@ def train_parser() -> ArgumentParser:
     text = "Training images held out for validation; by default a twelfth."
     add(parser, "validation_size", PositiveInt, None, text)
     add(parser, "latent_dim", PositiveInt, 20, "Number of latent dimensions.")
-    text = "Passes over the training images; by default 20 epochs or 3,000 steps, whichever is longer."
-    add(parser, "epochs", PositiveInt, None, text)
-    add(parser, "batch_size", PositiveInt, None, "Images per step; by default 128, or all if there are fewer.")
+    parser.add_function_arguments(
+        fit, as_group=False, skip={name for name in signature(fit).parameters if name not in FIT_OPTIONS}
+    )
     _add_common(parser)
     add(parser, "run_dir", str, None, "New folder for everything that the run writes; by default runs/DATA-TIME.")
     kind = Literal["never", "always", "auto"]
     text = "Continue the run in --run_dir from its last checkpoint; with auto, start it if it does not exist."
     parser.add_argument("--resume", nargs="?", const="always", type=kind, default="never", help=text)
     add(parser, "checkpoint_every", PositiveInt, 1, "Epochs between checkpoints.")
-    add(parser, "patience", PositiveInt, None, "Stop after this many epochs without a better validation ELBO.")
-    add(parser, "clip_grad_norm", PositiveFloat, None, "Maximum norm of the gradient; by default unlimited.")
-    text = "If the loss is not finite, stop, or rewind to the previous epoch with half the learning rate."
-    add(parser, "on_nan", OnNaN, "stop", text)
-    text = "What runs the steps: Pyro as written, its traced graph, or the compiled graph; auto chooses."
-    add(parser, "engine", AnyEngine, "auto", text)
-    add(parser, "precision", Precision, "float32", "Precision of matrix products in training.")
     for name, part in PARTS.items():
         _add_part(parser, name, part)
     return parser
@@ -230,7 +225,7 @@ def parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
         if own := _raised_by_an_import(error):
             raise own from None
         if "No module named" not in str(error) or os.getcwd() in sys.path:
-            raise RequestError(_one_line(str(error), parser)) from error
+            raise RequestError(one_line(str(error), parser)) from error
     sys.path.append(os.getcwd())
     return parse(parser, argv)
 
@@ -246,28 +241,25 @@ def _raised_by_an_import(error: BaseException | None) -> BaseException | None:
     return None
 
 
-def _one_line(message: str, parser: ArgumentParser) -> str:
+def one_line(message: str, parser: ArgumentParser) -> str:
     """The option and the first line that says what is wrong, of jsonargparse's nested message."""
+    option = ".".join(re.findall(r'Parser key "(.*?)":', message))
     lines = [re.sub(r'Parser key ".*?":', "", line).strip(" -") for line in message.splitlines()]
     line = next((line for line in lines if line and not line.startswith(_NESTING)), message)
-    line = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", line).replace("a typing.Literal", "one of ")
-    given = re.search(r"Given value: ([^\s(]+)$", message)
-    line = f"{line}. Got value: {given[1]}" if given and given[1] not in line else line
-    option = ".".join(re.findall(r'Parser key "(.*?)":', message))
-    if not option:
-        return f"{line}{_suggestion(line, parser)}"
-    more = f"; choose from {PARTS[option].choices}" if option in PARTS and "class_path '" not in message else ""
-    return f"{option}: {line.replace('Expected a dot import path string:', 'there is no class')}{more}"
+    line = re.sub(r"a <class '(?:\w+\.)*(\w+)'>", r"type \1", line).replace("a typing.Literal", "one of ")
+    line = line.replace("Expected a dot import path string:", "there is no class")
+    if (given := re.search(r"Given value: ([^\s(]+)$", message)) and given[1] not in line:
+        line += f". Got value: {given[1]}"
+    if option in PARTS and "class_path '" not in message:
+        line += f"; choose from {PARTS[option].choices}"
+    flag = re.match(r"unrecognized arguments: (--[\w.]+)", line)
+    if close := flag and get_close_matches(flag[1], parser._option_string_actions, 1, 0.7):
+        line += f"; did you mean {close[0]}?"
+    return f"{option}: {line}" if option else line
 
 
 # Lines of jsonargparse's messages that say how it tried to read a value.
 _NESTING = ("Expected a path", "Does not validate", "Subtypes", "Errors", "Expected a <class 'NoneType'>", "Problem with given")
-
-
-def _suggestion(line: str, parser: ArgumentParser) -> str:
-    flag = re.match(r"unrecognized arguments: (--[\w.]+)", line)
-    close = get_close_matches(flag[1], parser._option_string_actions, 1, 0.7) if flag else []
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def known_paths() -> set[str]:
@@ -280,4 +272,4 @@ def known_paths() -> set[str]:
 def _paths(cls: type) -> list[str]:
     """The import paths of a class: from its module, and from the packages around it that export it."""
     modules = accumulate(cls.__module__.split("."), "{}.{}".format)
-    return [f"{name}.{cls.__name__}" for name in modules if vars(sys.modules[name]).get(cls.__name__) is cls]
+    return [f"{name}.{cls.__name__}" for name in modules if getattr(sys.modules[name], cls.__name__, None) is cls]

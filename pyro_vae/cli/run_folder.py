@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import os
-import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 import torch
 from filelock import FileLock, Timeout
@@ -20,13 +19,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pyro_vae.cli.build import build_model
-from pyro_vae.cli.files import load_checkpoint, parse_yaml, read, read_yaml, save_checkpoint, write
+from pyro_vae.cli.files import load_checkpoint, parse_yaml, read, read_yaml, save_checkpoint, write, writing
 from pyro_vae.cli.options import known_paths, parse_training, train_parser
-from pyro_vae.data import Data, load_data
-from pyro_vae.errors import RequestError, StorageError, check_choice
+from pyro_vae.data import MAX_CLASSES, Data, load_data
+from pyro_vae.errors import RequestError, check_choice
 from pyro_vae.inference.fit import Record, Training
 from pyro_vae.inference.graphs import logger
-from pyro_vae.inference.random_state import set_random_state
 from pyro_vae.vae import Model
 
 Which = Literal["last", "best"]
@@ -56,16 +54,15 @@ class Run:
         """A new run folder, or one whose run was killed before it had a config.yaml.
 
         Raises:
-            ValueError: If the folder holds anything else, or cannot be made.
+            ValueError: If the folder holds anything else.
+            StorageError: If it cannot be made.
         """
-        try:
+        if "\0" in str(path) or (os.path.lexists(path) and not os.path.isdir(path)):
+            raise RequestError(f"{path} is not a folder; use another run_dir")
+        with writing(path):
             path.mkdir(parents=True, exist_ok=True)
             if not {file.name for file in path.iterdir()} <= UNFINISHED:
-                raise FileExistsError
-        except FileExistsError as error:
-            raise RequestError(f"{path} exists already; use another run_dir, or remove it") from error
-        except (OSError, ValueError) as error:
-            raise RequestError(f"{path} cannot be made ({getattr(error, 'strerror', error)}); use another run_dir") from error
+                raise RequestError(f"{path} exists already; use another run_dir, or remove it")
         return cls(path)
 
     @classmethod
@@ -116,12 +113,11 @@ class Run:
             ValueError: If another process does.
         """
         lock = FileLock(self.path / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise RequestError(f"another process trains in {self.path}; wait for it, or use another run_dir") from error
-        except OSError as error:
-            raise StorageError(f"{self.path / '.lock'} cannot be written ({error.strerror})") from error
+        with writing(self.path / ".lock"):
+            try:
+                lock.acquire()
+            except Timeout as error:
+                raise RequestError(f"another process trains in {self.path}; wait for it, or use another run_dir") from error
         try:
             yield
         finally:
@@ -134,11 +130,8 @@ class Run:
             StorageError: If it cannot be written.
         """
         file = self.path / "metrics.jsonl"
-        try:
-            with file.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(record) + "\n")
-        except OSError as error:
-            raise StorageError(f"{file} cannot be written ({error.strerror})") from error
+        with writing(file), file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(record) + "\n")
 
     def records(self) -> list[Record]:
         """The well-formed records of metrics.jsonl, in order; a warning says how many lines are not."""
@@ -207,8 +200,9 @@ class Run:
             ValueError: If the checkpoint cannot be read, or does not fit the configuration.
         """
         content = self.load_checkpoint(which)
-        vae = build_model(config, _shape(content), content.get("label_dim"))
-        _check_layout({"vae": content["training"]["vae"]}, {"vae": vae.state_dict()}, self.path / FILES[which])
+        vae = build_model(config, _shape(content), _label_dim(content))
+        if not _fits(content["training"]["vae"], vae.state_dict()):
+            raise _of_another_run(self.path / FILES[which])
         vae.load_state_dict(content["training"]["vae"])
         return vae.eval()
 
@@ -256,16 +250,16 @@ class Run:
         file, state = self.path / FILES["last"], content["training"]
         if not _identity(data, training.loop.vae.needs_labels).items() <= content.items():
             raise RequestError(f"{data.name} has changed since {self.path} was trained; restore it, or start a new run")
-        expected = training.state_dict()
-        expected["optimizer"]["state"] = _state_after_a_step(training.loop.optimizer)
-        _check_layout({**state, "random": None}, {**expected, "random": None}, file)
         try:
-            set_random_state(state["random"], training.loop.device)
-        except Exception as error:  # the generators raise almost any class
-            raise RequestError(f"{file} is damaged: its random state is not valid") from error
-        if not 0 <= state["epoch"] <= training.epochs:
-            raise RequestError(f"--epochs {training.epochs} is less than the {state['epoch']} epochs already trained; use more")
-        training.load_state_dict(state)
+            expected, moments = training.state_dict(), _state_after_a_step(training.loop.optimizer)
+            expected["optimizer"]["state"] = {key: moments[key] for key in state["optimizer"]["state"]}
+            if not _fits({**state, "random": None}, {**expected, "random": None}):
+                raise ValueError("other keys, types or shapes")
+            training.load_state_dict(state)
+        except Exception as error:  # damaged states raise almost any class
+            raise _of_another_run(file) from error
+        if not 0 <= training.epoch <= training.epochs:
+            raise RequestError(f"--epochs {training.epochs} is less than the {training.epoch} epochs already trained; use more")
 
 
 def _identity(data: Data, labels: bool) -> dict[str, Any]:
@@ -283,28 +277,32 @@ def _state_after_a_step(optimizer: Optimizer) -> Any:
     return trial.state_dict()["state"]
 
 
-def _check_layout(state: Any, expected: Any, file: Path) -> None:
-    """Check the names, types and shapes in a state; parameters without a gradient have no state in the optimizer."""
-    given, wanted = _layout(state, "training"), _layout(expected, "training")
-    for name in sorted({*given, *wanted}):
-        param = re.match(r"training\.optimizer\.state\.\d+", name)
-        if given.get(name) != wanted.get(name) and not (param and param[0] not in given):
-            is_, must = given.get(name, "missing"), wanted.get(name, "absent")
-            raise RequestError(f"{file} does not fit its config.yaml: {name} is {is_}, but must be {must}")
+def _fits(given: Any, expected: Any) -> bool:
+    """Whether nested containers have equal keys, types and shapes, without NaN."""
+    if isinstance(expected, dict):
+        return isinstance(given, dict) and given.keys() == expected.keys() and all(_fits(given[k], expected[k]) for k in given)
+    if isinstance(expected, list | tuple):
+        return isinstance(given, list | tuple) and len(given) == len(expected) and all(map(_fits, given, expected))
+    if isinstance(expected, Tensor) and expected.ndim:
+        same = isinstance(given, Tensor) and (given.dtype, given.shape) == (expected.dtype, expected.shape)
+        return same and not given.isnan().any()
+    if expected is None or isinstance(expected, int | float | Tensor):  # a number may be None, or a tensor for CUDA graphs
+        return given is None or _is_number(given, inf)
+    return type(given) is type(expected)
 
 
-def _layout(value: Any, name: str) -> dict[str, str]:
-    """The types and shapes of everything in nested containers, by name."""
-    if isinstance(value, dict | list | tuple):
-        children = value.items() if isinstance(value, dict) else enumerate(value)
-        parts = [_layout(child, f"{name}.{key}") for key, child in children]
-        return {name: "a mapping" if isinstance(value, dict) else "a list", **{k: v for part in parts for k, v in part.items()}}
-    if isinstance(value, Tensor) and value.ndim:
-        return {name: f"{'NaN, ' if value.isnan().any() else ''}{value.dtype} of shape {tuple(value.shape)}"}
-    if value is None or isinstance(value, int | float | Tensor):
-        size = abs(float(value or 0))
-        return {name: "a number" if size < 1e300 or size == inf else "not a number"}
-    return {name: type(value).__name__}
+def _is_number(value: Any, limit: float = 1e300) -> bool:
+    return isinstance(value, int | float | Tensor) and -limit <= float(value) <= limit
+
+
+def _of_another_run(file: Path) -> RequestError:
+    return RequestError(f"{file} does not fit its config.yaml; use the other --checkpoint, or train again")
+
+
+def _label_dim(content: Mapping[str, Any]) -> int | None:
+    """The number of classes or covariates of a checkpoint."""
+    label_dim = content.get("label_dim")
+    return label_dim if isinstance(label_dim, int) and 0 < label_dim <= MAX_CLASSES else None
 
 
 def _shape(content: Mapping[str, Any]) -> tuple[int, ...]:
@@ -315,15 +313,12 @@ def _shape(content: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _record(line: str) -> Record | None:
-    """A line of metrics.jsonl, if it has the keys and types of a record."""
+    """A line of metrics.jsonl, if it holds the numbers of a record."""
     try:
         record = json.loads(line)
-    except (ValueError, RecursionError):
+        return record if all(_is_number(record[name]) for name in Record.__annotations__) else None
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
         return None
-    if not isinstance(record, dict):
-        return None
-    values = [(record.get(name), kind) for name, kind in get_type_hints(Record).items()]
-    return record if all(isinstance(value, int | kind) and abs(value) < 1e300 for value, kind in values) else None  # type: ignore[return-value]
 
 
 def _check_names(content: Mapping[str, Any], known: Collection[str], file: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -41,11 +42,14 @@ def process_group(device: torch.device) -> Iterator[None]:
     is_cuda = device.type == "cuda"
     if is_cuda:
         torch.cuda.set_device(device)
+    # Python's handler would not run while torch waits for processes that may be lost.
+    handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     store, rank, size = next(rendezvous("env://"))
     # `torchrun` keeps the store when it restarts the processes, with the addresses of those that were lost.
     store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     backend, device_id = ("cpu:gloo,cuda:nccl", device) if is_cuda else ("gloo", None)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, device_id=device_id)
+    signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:

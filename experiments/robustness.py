@@ -2,26 +2,33 @@
 
     python experiments/robustness.py kill --kills 200
     python experiments/robustness.py soak --epochs 300
+    python experiments/robustness.py fits --fits 100
 
-Both run `python -m pyro_vae.train` on the digits. `soak` needs Linux.
+`kill` and `soak` run `python -m pyro_vae.train` on the digits; `fits` calls `pv.fit`. `soak` and `fits` need Linux.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import os
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyro
 import torch
+
+import pyro_vae as pv
+from pyro_vae.inference.graphs import Engine
 
 
 def train(folder: Path, *flags: str) -> subprocess.Popen[bytes]:
@@ -66,17 +73,15 @@ def train_with_kills(folder: Path, flags: list[str], seconds: float, most: int) 
             break
         process.kill()
         process.wait()
-        kills, while_writing = kills + 1, while_writing + bool(list(folder.glob("*.tmp")))
-        resumable = (folder / "checkpoint.pt").exists()
-        if not resumable:
-            shutil.rmtree(folder, ignore_errors=True)
-        process = train(folder, *(["--resume"] if resumable else flags))
+        kills, while_writing = kills + 1, while_writing + bool(list(folder.glob(".*.tmp")))
+        process = train(folder, *flags)
     finish(process)
     return kills, while_writing
 
 
 def kill(kills: int, engine: str, epochs: int) -> None:
-    flags = ["--data", "digits", "--epochs", str(epochs), "--device", "cpu", "--engine", engine]
+    flags = ["--data", "digits", "--epochs", str(epochs), "--device", "cpu", "--engine", engine, "--resume", "auto"]
+    flags += ["--lr_scheduler", "CosineAnnealingLR", "--lr_scheduler.T_max", str(epochs)]
     done, runs, while_writing = 0, 0, 0
     with tempfile.TemporaryDirectory() as temporary:
         undisturbed, folder = Path(temporary) / "undisturbed", Path(temporary) / "run"
@@ -119,16 +124,34 @@ def resident_mib(pid: int) -> float:
     return pages * 4096 / 2**20
 
 
+def fits(count: int, engine: Engine) -> None:
+    """Fit models one after the other in this process, and report its memory and Pyro's parameter store."""
+    data, memory = pv.load_data("digits"), []
+    for _ in range(count):
+        encoder, decoder = pv.MLP(data.shape, (2, 20)), pv.MLP((20,), (1, *data.shape))
+        vae = pv.VAE(pv.StandardNormal(20), encoder, pv.DiagonalNormal(), decoder, pv.Bernoulli())
+        deque(pv.fit(vae, data, epochs=1, engine=engine), 0)
+        del encoder, decoder, vae
+        gc.collect()
+        memory.append(resident_mib(os.getpid()))
+    slope = np.polyfit(range(count // 10, count), memory[count // 10 :], 1)[0]
+    print(f"{engine}: {memory[0]:.0f} MiB after fit 1, {memory[-1]:.0f} after {count}; {slope:+.3f} MiB per fit")
+    print(f"{len(pyro.get_param_store())} entries in the parameter store")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["kill", "soak"])
+    parser.add_argument("command", choices=["kill", "soak", "fits"])
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--fits", type=int, default=100)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--engine", default="eager", choices=["eager", "traced", "compiled"])
     args = parser.parse_args()
     print(f"python {sys.version.split()[0]}, torch {torch.__version__}, Pyro {pyro.__version__}")
     if args.command == "kill":
         kill(args.kills, args.engine, args.epochs or 40)
+    elif args.command == "fits":
+        fits(args.fits, args.engine)
     else:
         soak(args.epochs or 300, args.engine)
 

@@ -15,7 +15,7 @@ import pyro_vae as pv
 
 torch.set_num_threads(1)
 
-suite = settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+suite = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 settings.register_profile("suite", suite)
 settings.register_profile("long", suite, max_examples=2000, derandomize=False)
 settings.load_profile("suite")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -310,6 +313,27 @@ def test_output_files_that_cannot_be_written(capfd, run_dir, images, command, pa
     assert len(err) < 1000
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
+@pytest.mark.parametrize(
+    "command", ["generate run samples --out s.npz --count 2000", "generate run samples --out s.png", "evaluate run"]
+)
+def test_a_full_disk_leaves_no_part_of_a_file(capfd, run_dir, tmp_path, monkeypatch, command):
+    """Stood in for by a limit on the size of files, which is below that of arrays and figures."""
+    import resource
+
+    shutil.copytree(run_dir, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    argv, before = [*command.split(), *(["--num_samples", "2"] if command == "evaluate run" else [])], [*tmp_path.rglob("*")]
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+    try:
+        assert main(argv) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert capfd.readouterr().err.count("cannot be written") == 1
+    assert [*tmp_path.rglob("*")] == before
+
+
 def test_commands(capfd):
     assert main(["--help"]) == main([]) == 0
     assert main(["tain"]) == 2
@@ -350,10 +374,35 @@ def test_help_as_a_process(command):
     assert done.stdout.startswith("usage: ")
 
 
-def test_a_mistake_as_a_process():
-    done = pyro_vae("-m", "pyro_vae.train", "--foo")
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert "--foo" in done.stderr
+MISTAKES = """
+import gc, json, os, sys
+from pyro_vae.cli.main import main
+
+sys.path[:] = [path for path in sys.path if path not in ("", os.getcwd())]
+lines = json.load(sys.stdin)
+main(lines[0])  # imports what is imported late
+gc.freeze()  # the collector would copy the memory that the processes share
+for argv in lines:
+    if not (pid := os.fork()):
+        os._exit(main(argv))
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_mistakes_as_processes(tmp_path, run_dir):
+    """Some lines of the tables, each in a process of its own, forked after the imports to save their time."""
+    (tmp_path / "own.py").write_text(OWN)
+    lines = [[*TRAIN, *flags.split()] for flags in ["--objective CapacityELBO --beta.value 2", *[*BAD_TRAIN][::6]]]
+    lines += [["tain"], *([command, str(run_dir), *flags] for command, *flags in map(str.split, [*BAD_SAVED][::5]))]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = pyro_vae("-B", "-c", MISTAKES, input=json.dumps(lines), cwd=tmp_path, env=environment)
+    assert done.stdout == "2\n" * len(lines)
+    assert len(lines) >= 25
+    assert [line for line in done.stderr.splitlines() if not line.startswith("error: ")] == []
+    assert done.stderr.count("\n") == 1 + len(lines)
+    assert [path.name for path in tmp_path.iterdir()] == ["own.py"]
 
 
 def test_importing_leaves_torchs_validation_alone():

@@ -23,6 +23,7 @@ class Network(nn.Module, ABC):
     accepted as a network. Constructor parameters named `in_shape` and `out_shape` are filled in by the command line.
     """
 
+    # So that the command line accepts any module as a subclass of Network.
     @classmethod
     def __subclasshook__(cls, other: type) -> bool:
         return issubclass(other, nn.Module) if cls is Network else NotImplemented

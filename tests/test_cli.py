@@ -396,7 +396,8 @@ def test_mistakes_as_processes(tmp_path, run_dir):
     (tmp_path / "own.py").write_text(OWN)
     lines = [[*TRAIN, *flags.split()] for flags in ["--objective CapacityELBO --beta.value 2", *[*BAD_TRAIN][::6]]]
     lines += [["tain"], *([command, str(run_dir), *flags] for command, *flags in map(str.split, [*BAD_SAVED][::5]))]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    # One thread: those of OpenMP do not survive a fork, and the child would wait for them.
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     done = pyro_vae("-B", "-c", MISTAKES, input=json.dumps(lines), cwd=tmp_path, env=environment)
     assert done.stdout == "2\n" * len(lines)
     assert len(lines) >= 25

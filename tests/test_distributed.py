@@ -221,9 +221,3 @@ def test_evaluation_is_split_over_processes(run_dir):
     assert two["log_likelihood"]["num_images"] == one["log_likelihood"]["num_images"] == 299
     assert two["log_likelihood"]["mean"] == pytest.approx(one["log_likelihood"]["mean"], abs=0.02)
     assert two["active_units"] == one["active_units"]
-
-
-def test_fewer_images_than_processes_are_rejected(run_dir):
-    _, _, err = finished("-m", "pyro_vae", "evaluate", run_dir, "--num_images", "1")
-    assert err.count("error: ") == 1
-    assert "num_images" in err

@@ -19,6 +19,16 @@ from pyro_vae.evaluation.metrics import score_images
 from pyro_vae.testing import LinearGaussianVAE
 
 CLASSES = 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick():
+    """Few samples at the end of a training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyro_vae.cli.train.TEST_SAMPLES", 5)
+        yield
+
+
 Y = torch.tensor([0, 1, 2, 2, 1, 0, 1])
 
 

@@ -402,29 +402,6 @@ def test_recipes_run(recipe, tmp_path, few):
     assert yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())["latent_dim"] == asked["latent_dim"]
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-
-
-@quick
-def test_readme(images, tmp_path, monkeypatch, capsys):
-    """Every `pyro-vae` line in its order, then the Python, in one folder, on few images for an epoch."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
-    few = {"train": ["--data", str(images), "--epochs", "1", "--batch_size", "45"]}
-    few["evaluate"] = ["--num_samples", "5", "--num_images", "10", "--check_images", "0"]
-    lines = [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()]
-    commands = [words[1:] for words in lines if words[:1] == ["pyro-vae"]]
-    commands += [["train", *words[3:]] for words in lines if words[:3] == ["python", "-m", "pyro_vae.train"]]
-    assert {command[0] for command in commands} == {"train", "evaluate", "generate"}
-    for command in commands:
-        command = [{"100": "10", "1000": "10"}.get(word, word) for word in command]
-        assert main([*command, *few.get(command[0], [])]) == 0, command
-    names: dict[str, object] = {}
-    for block in blocks("python"):
-        exec(block.replace("epochs=20", "epochs=1").replace("num_samples=1000", "num_samples=5"), names)
-
-
 def heeding_ctrl_c():
     """A process started in the background of a shell ignores Ctrl-C, and so would its children."""
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -29,6 +29,7 @@ from pyro_vae.evaluation.diagnostics import (
     linear_probe,
 )
 from pyro_vae.evaluation.metrics import Metrics, Scores, arguments, score_images, summarize, summary
+from pyro_vae.evaluation.quadrature import latent_shapes
 from pyro_vae.inference import distributed
 from pyro_vae.inference.graphs import AnyEngine, logger
 from pyro_vae.inference.importance import log_likelihood
@@ -88,8 +89,6 @@ def _parser() -> ArgumentParser:
 def _chosen(config: Namespace, split: Split) -> Tensor:
     """The indices of the images to score; the request is checked before minutes are spent."""
     count = config.num_images or (min(100, len(split)) if config.method == "ais" else len(split))
-    if count < distributed.world_size():
-        raise RequestError(f"--num_images {count} is less than the number of processes; use more")
     if config.per_image and (not config.per_image.endswith(".npz") or not _is_writable(Path(config.per_image))):
         raise RequestError(f"--per_image {config.per_image} must be an .npz file in a folder that you can write to")
     return split.subset_index(count)
@@ -107,7 +106,8 @@ def _results(vae: Model, split: Split, images: Split, scores: Scores, config: Na
         results["check"] = check_log_likelihood(vae, x, y, scores, config.check_images)
     if config.method == "ais":
         results |= _annealed(vae, x, y, scores, config)
-    results["information"] = information(vae, *arguments(vae, split[:PROBED]))._asdict()
+    if latent_shapes(vae, x, y).keys() == {"z"}:
+        results["information"] = information(vae, *arguments(vae, split[:PROBED]))._asdict()
     if config.gap_images:
         gap = inference_gap(vae, x[: config.gap_images], y if y is None else y[: config.gap_images])
         parts = {"total": gap.log_likelihood - gap.elbo, "approximation": gap.approximation, "amortization": gap.amortization}

@@ -248,7 +248,9 @@ def _scores(drawn: Terms, first: int) -> Scores:
     bad = weights.isnan().any(0) | (weights == -torch.inf).all(0)
     if bad.any():
         index = first + int(bad.nonzero()[0])
-        raise NotFiniteError(f"image {index} has no finite importance weight: p(x, z) is 0 or NaN at every draw of the guide")
+        raise NotFiniteError(
+            f"image {index} of those scored has importance weights that are NaN, or all 0; check the likelihood"
+        )
     reconstruction, kl = (part.double().mean(0).cpu() for part in drawn)
     return Scores(
         reconstruction,

@@ -20,6 +20,7 @@ from pyro_vae.vae import Model, default_batch_size
 POINTS = 64
 # Nats below its maximum at which the integrand is neglected, a factor of 1.5e-8.
 DEPTH = 18.0
+# Draws of the prior that the first grid covers, but for the share TAIL of them at each end.
 DRAWS = 1000
 TAIL = 0.005
 GROWTHS = 12
@@ -62,9 +63,14 @@ def quadrature_log_likelihood(vae: Model, x: Tensor, y: Tensor | None = None, ba
 
 def has_two_dimensions(vae: Model, x: Tensor, y: Tensor | None = None) -> bool:
     """Whether the only latent site is `z`, with two dimensions. Has no side effects."""
+    return latent_shapes(vae, x, y) == {"z": (2,)}
+
+
+def latent_shapes(vae: Model, x: Tensor, y: Tensor | None = None) -> dict[str, tuple[int, ...]]:
+    """The event shape of each latent site of the model. Has no side effects."""
     with torch.random.fork_rng():
         sites = sample_sites(poutine.trace(vae.model).get_trace(x[:1], y if y is None else y[:1]))
-    return {name: site["fn"].event_shape for name, site in sites.items() if not site["is_observed"]} == {"z": (2,)}
+    return {name: site["fn"].event_shape for name, site in sites.items() if not site["is_observed"]}
 
 
 def _box(vae: Model, x: Tensor, y: Tensor | None) -> Tensor:

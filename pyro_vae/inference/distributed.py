@@ -29,7 +29,7 @@ def rank() -> int:
 
 
 def is_main_process() -> bool:
-    """Whether this process writes files and prints."""
+    """Whether this process writes files and prints. Also true before the processes have joined."""
     return int(os.environ.get("WORLD_SIZE", 1)) == 1 or int(os.environ.get("RANK", 0)) == 0
 
 

@@ -254,7 +254,7 @@ def _check_sites(model: Trace, guide: Trace, size: int) -> None:
 def check_plates(sites: Mapping[str, Site], size: int) -> None:
     """Raise `RequestError` unless each site is in one plate over the data and, to its left, one over samples."""
     for name, site in sites.items():
-        _, *plates = sorted(site["cond_indep_stack"], key=lambda frame: frame.dim or 0)
+        _, *plates = sorted(site["cond_indep_stack"], key=lambda frame: frame.dim or 0)  # the first is the plate over samples
         if [(plate.dim, plate.size) for plate in plates] != [(-1, size)]:
             raise RequestError(
                 f"site {name} is not in exactly one plate of {size} rows at dim -1; put every site of model and guide"

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from pyro_vae.errors import LostWorkerError
+from pyro_vae.errors import LostWorkerError, RequestError
 from pyro_vae.inference.random_state import random_state, set_random_state
 
 
@@ -29,13 +29,17 @@ def rank() -> int:
 
 
 def is_main_process() -> bool:
-    """Whether this process writes files and prints. Also true before the processes have joined."""
+    """Whether this process writes files and prints. It is known before the processes join."""
     return int(os.environ.get("WORLD_SIZE", 1)) == 1 or int(os.environ.get("RANK", 0)) == 0
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the processes that `torchrun` started, if any, for the `with` block."""
+    """Join the processes that `torchrun` started, if any, for the `with` block.
+
+    Raises:
+        ValueError: If WORLD_SIZE is set, but other variables that torchrun sets are missing.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
@@ -44,7 +48,10 @@ def process_group(device: torch.device) -> Iterator[None]:
         torch.cuda.set_device(device)
     # Python's handler would not run while torch waits for processes that may be lost.
     handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    store, rank, size = next(rendezvous("env://"))
+    try:
+        store, rank, size = next(rendezvous("env://"))
+    except ValueError as error:
+        raise RequestError(f"the processes cannot join ({error}); start them with torchrun") from error
     # `torchrun` keeps the store when it restarts the processes, with the addresses of those that were lost.
     store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     backend, device_id = ("cpu:gloo,cuda:nccl", device) if is_cuda else ("gloo", None)

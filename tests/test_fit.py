@@ -256,6 +256,17 @@ def test_gradients_are_clipped(digits):
     assert (after - before).norm().item() == pytest.approx(0.005, rel=1e-3)
 
 
+@pytest.mark.parametrize("engine", ["eager", "traced"])
+def test_gradients_are_normalized(digits, engine):
+    """One step of plain gradient descent moves every tensor by the learning rate."""
+    vae = build(digits)
+    options = {"optimizer": lambda params: SGD(params, lr=0.5), "normalize_gradients": True, "engine": engine}
+    training = pv.fit(vae, digits, epochs=1, batch_size=1349, **options)
+    before = [param.detach().clone() for param in vae.parameters()]
+    next(training)
+    assert [(a - b).norm().item() for a, b in zip(vae.parameters(), before, strict=True)] == pytest.approx([0.5] * len(before))
+
+
 def test_patience(digits):
     """With a negligible learning rate the ELBO is noise: training stops three epochs after the best."""
     training = pv.fit(build(digits), digits, epochs=500, patience=3, optimizer=lambda params: SGD(params, lr=1e-12))

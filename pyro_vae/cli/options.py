@@ -109,7 +109,7 @@ PARTS: dict[str, Part] = {
 }
 
 # The parameters of `fit` that are flags as they are, and the others.
-FIT_OPTIONS = ("epochs", "batch_size", "clip_grad_norm", "patience", "engine", "precision", "on_nan")
+FIT_OPTIONS = ("epochs", "batch_size", "clip_grad_norm", "normalize_gradients", "patience", "engine", "precision", "on_nan")
 NOT_FLAGS: set[str | int] = {name for name in signature(fit).parameters if name not in FIT_OPTIONS}
 
 # Defaults come first on the command line. As jsonargparse's defaults they would lend their options to the classes that

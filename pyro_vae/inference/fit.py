@@ -93,6 +93,7 @@ def fit(
     beta: Schedule | None = None,
     lr_scheduler: MakeScheduler | None = None,
     clip_grad_norm: float | None = None,
+    normalize_gradients: bool = False,
     patience: int | None = None,
     engine: AnyEngine = "auto",
     precision: Precision = "float32",
@@ -121,6 +122,7 @@ def fit(
         beta: Weight of the KL at each step; None is 1.
         lr_scheduler: Makes one of torch's learning-rate schedulers from the optimizer; it is stepped after each epoch.
         clip_grad_norm: Maximum norm of the gradient over all parameters; None does not clip.
+        normalize_gradients: Scale the gradient of each parameter tensor to norm 1, after any clipping.
         patience: Number of epochs without a better validation ELBO (at beta = 1) after which training stops; None never stops.
         engine: What runs the steps, see `SVI`; "auto" depends on the device and the number of steps.
         precision: Precision of matrix products in training, see `products`; validation uses float32.
@@ -159,7 +161,9 @@ def fit(
         schedule.set_training_length(steps_per_epoch, epochs)
     engine = pick_engine(engine, next(vae.parameters()).device, epochs * steps_per_epoch)
     optimizer = optimizer or partial(Adam, fused=True)
-    loop = Loop(vae, data, batch_size, objective, beta, optimizer, lr_scheduler, clip_grad_norm, engine, precision)
+    hooks: list[Callable[..., None]] = [partial(_clip, norm=clip_grad_norm)] if clip_grad_norm else []
+    hooks += [_normalize] if normalize_gradients else []
+    loop = Loop(vae, data, batch_size, objective, beta, optimizer, lr_scheduler, hooks, engine, precision)
     return Training(loop, epochs, patience, on_nan)
 
 
@@ -236,7 +240,7 @@ class Loop:
         beta: Schedule,
         optimizer: MakeOptimizer,
         lr_scheduler: MakeScheduler | None,
-        clip_grad_norm: float | None,
+        gradient_hooks: list[Callable[..., None]],
         engine: Engine,
         precision: Precision,
     ) -> None:
@@ -253,8 +257,8 @@ class Loop:
         model, guide = self.meter.model(vae.model), self.meter.guide(vae.guide)
         self.svi = SVI(model, guide, optimizer, objective, mean=True, prepare=self._batch, engine=engine)
         self.svi.dry_run(torch.arange(batch_size, device=self.device), check=self._check)
-        if clip_grad_norm is not None:
-            self.optimizer.register_step_pre_hook(lambda optimizer, *_: _clip(optimizer, clip_grad_norm))
+        for hook in gradient_hooks:
+            self.optimizer.register_step_pre_hook(hook)
         self.scheduler = None if lr_scheduler is None else lr_scheduler(self.optimizer)
 
     def epoch(self, label: str) -> dict[str, Any]:
@@ -451,5 +455,10 @@ def _flush(optimizer: Optimizer) -> None:
                 value.masked_fill_(value.abs() < SMALLEST_STATE, 0)
 
 
-def _clip(optimizer: Optimizer, norm: float) -> None:
+def _clip(optimizer: Optimizer, *_: Any, norm: float) -> None:
     clip_grad_norm_([param for group in optimizer.param_groups for param in group["params"]], norm)
+
+
+def _normalize(optimizer: Optimizer, *_: Any) -> None:
+    for grad in (param.grad for group in optimizer.param_groups for param in group["params"] if param.grad is not None):
+        grad /= grad.norm().clamp(min=1e-12)  # gradients may be zero

@@ -18,7 +18,7 @@ from pyro_vae.cli.files import read, read_yaml, write
 from pyro_vae.cli.options import add, add_common, new_parser, parse
 from pyro_vae.cli.run_folder import Run
 from pyro_vae.data import Split
-from pyro_vae.errors import RequestError
+from pyro_vae.errors import NotFiniteError, RequestError
 from pyro_vae.inference.graphs import logger
 from pyro_vae.vae import Model
 from pyro_vae.viz.explorer import FULL, QUICK, Effort, overview, view
@@ -27,14 +27,12 @@ if TYPE_CHECKING:
     from pyro_vae.viz.report import RunReport
 
 RESULTS_BYTES = 2**24
-MISSING = "the report needs Bokeh and Jinja2; install them with pip install 'pyro_vae[report]'"
 
 
 def report(argv: list[str]) -> None:
     """Run the command."""
     config = parse(_parser(), argv)
-    if not _is_installed():
-        raise RequestError(MISSING)
+    _check_installed()
     out = Path(config.out or Path(config.run_dirs[0]) / "report.html")
     if out.suffix != ".html" or os.path.isdir(out) or "\0" in str(out):
         raise RequestError(f"--out {out} must be a file that ends in .html")
@@ -63,20 +61,21 @@ def _open(run_dir: str, config: Namespace) -> RunReport:
 
 
 def save_report(run: Run, vae: Model, test: Split) -> list[Path]:
-    """Write the report of a run that has just ended, in seconds; no file if Bokeh and Jinja2 are not installed."""
-    if not _is_installed():
-        logger.info("no report.html: %s", MISSING)
+    """Write the report of a run that has just ended, in seconds; a message if it cannot be made."""
+    try:
+        _check_installed()
+        return [_write(run.path / "report.html", [_report(run, vae, test, QUICK)])]
+    except (RequestError, NotFiniteError) as error:
+        logger.info("no report.html: %s", error)
         return []
-    return [_write(run.path / "report.html", [_report(run, vae, test, QUICK)])]
 
 
-def _is_installed() -> bool:
+def _check_installed() -> None:
     try:
         import bokeh  # noqa: F401
         import jinja2  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    except ImportError as error:
+        raise RequestError("the report needs Bokeh and Jinja2; install them with pip install 'pyro_vae[report]'") from error
 
 
 def _write(path: Path, runs: list[RunReport]) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import pyro
 import torch
 from torch import Tensor
 from torch.distributions import Independent
@@ -294,6 +295,7 @@ class View(NamedTuple):
     traversals: Traversals | None
 
 
+@pyro.validation_enabled(False)  # grids leave the support of bounded distributions
 def view(vae: Model, test: Split, effort: Effort = FULL) -> View:
     """Compute what the page of one run shows."""
     shown = overview(vae, test, effort)

@@ -7,13 +7,13 @@ import io
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from math import floor, isfinite, log10, sqrt
+from math import floor, inf, isfinite, log10, sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from bokeh.embed import components
-from bokeh.models import ColumnDataSource, HoverTool, Range1d
+from bokeh.models import BasicTicker, ColumnDataSource, HoverTool, Range1d
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 from contourpy import contour_generator
@@ -102,13 +102,14 @@ PANELS = (
 def page(runs: Sequence[RunReport]) -> str:
     """The HTML page: everything about one run, or a comparison of several."""
     plots, context = _one(runs[0]) if len(runs) == 1 else _several(runs)
-    plots |= {f"curve{n}": plot for n, plot in enumerate(_curves(runs))}
+    curves = dict(_curves(runs))
+    plots |= curves
     script, divs = components(plots)
     environment = Environment(loader=PackageLoader("pyro_vae.viz"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     library = Resources(mode="inline", components=["bokeh"], log_level="warn").render()
     safe = {"library": Markup(library), "script": Markup(script), "plots": {name: Markup(div) for name, div in divs.items()}}
-    return environment.get_template("page.html").render({**context, **safe, "runs": runs})
+    return environment.get_template("page.html").render({**context, **safe, "runs": runs, "curves": list(curves)})
 
 
 # --- one run ----------------------------------------------------------------------------------------------------------
@@ -163,18 +164,18 @@ def _reconstructions(shown: Overview) -> Iterator[tuple[str, str, str]]:
         yield image, mean, f"{elbo:.1f}"
 
 
-def _curves(runs: Sequence[RunReport]) -> Iterator[figure]:
-    """A panel for each metric; of several runs only the first column."""
+def _curves(runs: Sequence[RunReport]) -> Iterator[tuple[str, figure]]:
+    """The title and the plot of each panel; of several runs only the first column."""
     for title, unit, columns in PANELS:
         if title == "beta" and all(record["beta"] == 1 for run in runs for record in run.records):
             continue
-        plot = _figure("epoch", unit, title)
+        plot = _figure("epoch", unit)
         lines = [(run, *item) for run in runs for item in list(columns.items())[: 1 if len(runs) > 1 else None]]
         for n, (run, column, label) in enumerate(lines):
             records = run.records[:: max(1, len(run.records) // EPOCHS)]
             data = {"x": [record["epoch"] for record in records], "y": [record[column] for record in records]}
             _line(plot, data, run.name if len(runs) > 1 else label, n)
-        yield plot
+        yield title, _with_legend(plot)
 
 
 def _line(plot: figure, data: Mapping[str, Any], label: str, n: int) -> None:
@@ -186,9 +187,8 @@ def _line(plot: figure, data: Mapping[str, Any], label: str, n: int) -> None:
     plot.add_tools(HoverTool(renderers=[points], tooltips=[("", "@label"), (plot.xaxis.axis_label, "@x"), ("", "@y{0.00}")]))
 
 
-def _figure(xlabel: str, ylabel: str, title: str = "", square: bool = False, log: bool = False) -> figure:
+def _figure(xlabel: str, ylabel: str, square: bool = False, log: bool = False, counts: bool = True) -> figure:
     plot = figure(
-        title=title,
         x_axis_label=xlabel,
         y_axis_label=ylabel,
         x_axis_type="log" if log else "linear",
@@ -200,27 +200,48 @@ def _figure(xlabel: str, ylabel: str, title: str = "", square: bool = False, log
         toolbar_location="above",
     )
     plot.toolbar.logo = None
+    if counts and not square and not log:
+        plot.xaxis.ticker = BasicTicker(min_interval=1, num_minor_ticks=0)
+    return plot
+
+
+LEGEND = ":host { background: none !important; border: none !important; } .bk-label { color: var(--ink) !important; }"
+
+
+def _with_legend(plot: figure) -> figure:
+    """Move the legend below the plot, where it hides nothing. Bokeh's CSS variables do not reach its colours."""
+    plot.add_layout(plot.legend[0], "below")
+    plot.legend.update(stylesheets=[LEGEND], margin=0, padding=0, spacing=0)
+    plot.height += 22 * len(plot.legend.items)
     return plot
 
 
 def _latent(shown: Overview, pictures: list[str], over: Plane | None) -> figure:
     """Posterior means of images, coloured by class; hovering shows the image. On a decoded plane also the prior."""
     points, (xlabel, ylabel) = plane(shown.codes.cpu().double())
-    labels = _classes(shown)
-    x, y = points.T.numpy()
+    codes, labels = points.numpy(), _classes(shown)
     plot = _figure(xlabel, ylabel, square=True)
     plot.name = "latent"
     if over:
         lines = _lines(over.fine, over.log_prior, MASSES)
-        plot.multi_line(lines["xs"], lines["ys"], color="gray", line_dash="dashed", legend_label="prior: 99, 90, 50 %")
+        plot.multi_line(lines["xs"], lines["ys"], color="gray", line_dash="dashed")
         plot.x_range, plot.y_range = (Range1d(float(side[0]), float(side[-1])) for side in over.grid)
-    for n, name in enumerate(sorted(set(labels))):
-        own = np.array([label == name for label in labels])
-        data = {"x": x[own], "y": y[own], "label": [name] * own.sum(), "image": [pictures[i] for i in own.nonzero()[0]]}
-        _class(plot, data, COLOURS[n], name)
+    classes = sorted(set(labels))
+    data = {
+        "x": codes[:, 0],
+        "y": codes[:, 1],
+        "label": labels,
+        "image": pictures,
+        "colour": [COLOURS[classes.index(label)] for label in labels],
+    }
+    points = plot.scatter("x", "y", source=ColumnDataSource(data), size=7, color="colour", line_color="white", line_width=0.4)
+    plot.add_tools(HoverTool(renderers=[points], tooltips=TOOLTIP))
+    # Ten colours alone are hard to tell apart.
+    middle = np.array([np.median(codes[np.array(labels) == name], 0) for name in classes])
+    plot.text(*middle.T, classes, text_font_size="22px", text_font_style="bold", anchor="center", text_outline_color="white")
     if over:
-        middle = {axis: [float(side.mean())] for axis, side in zip("xy", over.grid, strict=True)}
-        cursor = ColumnDataSource(middle, name="cursor")
+        centre = {axis: [float(side.mean())] for axis, side in zip("xy", over.grid, strict=True)}
+        cursor = ColumnDataSource(centre, name="cursor")
         plot.scatter("x", "y", source=cursor, marker="circle_cross", size=20, fill_alpha=0, line_color="gray", line_width=2)
     return plot
 
@@ -234,17 +255,6 @@ def _classes(shown: Overview) -> list[str]:
 
 
 TOOLTIP = '<img src="@image" alt="" width="56" style="image-rendering: pixelated"> @label'
-
-
-def _class(plot: figure, data: dict[str, Any], colour: str, name: str) -> None:
-    """The points of one class, and its name at their median: ten colours alone are hard to tell apart."""
-    points = plot.scatter(
-        "x", "y", source=ColumnDataSource(data), size=7, fill_color=colour, line_color="white", line_width=0.4
-    )
-    plot.add_tools(HoverTool(renderers=[points], tooltips=TOOLTIP))
-    middle = [[float(np.median(data[axis]))] for axis in "xy"]
-    outline = {"text_outline_color": "white", "text_font_size": "22px", "text_font_style": "bold"}
-    plot.text(*middle, [name], text_color="black", text_align="center", text_baseline="middle", **outline)  # type: ignore[arg-type]
 
 
 def _dimensions(shown: Overview) -> figure:
@@ -278,8 +288,7 @@ def _bounds(curve: list[tuple[int, float, float]]) -> figure:
     plot = _figure("K, number of importance samples", "nats per image", log=True)
     plot.varea(x, y - error, y + error, fill_color=BLUE, fill_alpha=0.25)
     _line(plot, {"x": x, "y": y}, "bound of K samples", 0)
-    plot.legend.location = "bottom_right"
-    return plot
+    return _with_legend(plot)
 
 
 # --- the explorer: everything is computed here, the browser only shows the state of the chosen image -------------------
@@ -295,7 +304,7 @@ def _interactive(view: View) -> State:
     if view.plane:
         (x, y), images = view.plane.grid, view.plane.images
         over = {"x": [float(x[0]), float(x[-1])], "y": [float(y[0]), float(y[-1])], "side": len(x)}
-        return {"plane": over, "images": [_state(posterior) for posterior in view.posteriors], **_atlas(images)}
+        return {"plane": over, "images": [_finite(_state(posterior)) for posterior in view.posteriors], **_atlas(images)}
     moves = view.traversals
     assert moves
     images = torch.cat([moves.traversals.flatten(0, 2), moves.interpolations.flatten(0, 1)])
@@ -309,8 +318,8 @@ def _posterior_plots(first: State) -> dict[str, figure]:
     sources = {name: ColumnDataSource(model["data"], name=name) for name, model in first.items() if "data" in model}
     ranges = [Range1d(**first[name], name=name) for name in ("z0", "z1")]
     plots = {}
-    for name, title in TITLES.items():
-        plot = plots[name] = _figure("z[0]", "z[1]", title, square=True)
+    for name in ("guide", "best", "draws"):
+        plot = plots[name] = _figure("z[0]", "z[1]", square=True)
         plot.x_range, plot.y_range = ranges
         plot.multi_polygons("xs", "ys", source=sources["exact"], fill_color=BLUE, fill_alpha="alpha", line_color=None)
     for name in ("guide", "best"):
@@ -319,15 +328,10 @@ def _posterior_plots(first: State) -> dict[str, figure]:
     return {**plots, "gap": _gap_plot(sources["gap"]), "weighting": _weighting_plot(sources)}
 
 
-TITLES = {"guide": "the guide's q(z | x)", "best": "the best q(z | x) of its family", "draws": "draws of q(z | x)"}
-
-
 def _gap_plot(source: ColumnDataSource) -> figure:
-    plot = _figure("nats", "", "from the ELBO to log p(x)")
-    plot.height, plot.yaxis.visible = 170, False
-    look = {"color": "colour", "hatch_pattern": "hatch", "legend_field": "name"}
-    plot.hbar(0, left="left", right="right", height=0.8, source=source, **look)
-    plot.add_layout(plot.legend[0], "below")
+    plot = _figure("nats", "", counts=False)
+    plot.height, plot.yaxis.visible, plot.toolbar_location = 110, False, None
+    plot.hbar(0, left="left", right="right", height=0.8, source=source, color="colour")
     return plot
 
 
@@ -336,8 +340,7 @@ def _weighting_plot(sources: Mapping[str, ColumnDataSource]) -> figure:
     for name, colour, label in (("mean-bound", BLUE, "mean bound of K draws"), ("level", GREEN, "exact log p(x)")):
         plot.line("x", "y", source=sources[name], color=colour, line_width=2, legend_label=label)
     plot.scatter("x", "y", source=sources["bound"], color=ORANGE, size=12, legend_label="bound of these draws")
-    plot.add_layout(plot.legend[0], "below")
-    return plot
+    return _with_legend(plot)
 
 
 def _state(posterior: Posterior) -> State:
@@ -351,13 +354,22 @@ def _state(posterior: Posterior) -> State:
         "best": {"data": _lines(posterior.grid, posterior.best)},
         "z0": {"start": float(x[0]), "end": float(x[-1])},
         "z1": {"start": float(y[0]), "end": float(y[-1])},
-        "gap": {"data": _gap_bar(exact, best, elbo)},
+        "gap": {"data": {"left": [elbo, best], "right": [best, exact], "colour": [ORANGE, BLUE]}},
         "mean-bound": {"data": {"x": list(curve), "y": _short(curve.values(), 0.001)}},
         "level": {"data": {"x": [1, max(curve)], "y": [posterior.log_likelihood] * 2}},
     }
     text = {"log-p": exact, "best-elbo": best, "elbo": elbo}
     text |= {"approximation": exact - best, "amortization": best - elbo, "total": exact - elbo}
     return {"models": models, "text": _texts(text), "weighted": [_weighted_state(posterior, k) for k in curve]}
+
+
+def _finite(value: Any) -> Any:
+    """The same nested value with None, which JSON has, for numbers that are not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(child) for child in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _weighted_state(posterior: Posterior, k: int) -> State:
@@ -371,18 +383,7 @@ def _weighted_state(posterior: Posterior, k: int) -> State:
 
 
 def _texts(values: Mapping[str, float]) -> dict[str, str]:
-    return {name: f"{value:.2f}" if isfinite(value) else "–" for name, value in values.items()}
-
-
-def _gap_bar(exact: float, best: float, elbo: float) -> State:
-    names = {"amortization gap: one encoder for all images": ORANGE, "approximation gap: the family of q": BLUE}
-    return {
-        "left": [elbo, best],
-        "right": [best, exact],
-        "name": list(names),
-        "colour": list(names.values()),
-        "hatch": ["/", " "],
-    }
+    return {name: f"{value:.2f}" if isfinite(value) else "-" for name, value in values.items()}
 
 
 def _areas(grid: Grid, log_density: Tensor) -> State:
@@ -412,7 +413,8 @@ def _contours(grid: Grid, density: np.ndarray) -> Any:
 
 def _density(grid: Grid, log_density: Tensor, masses: Sequence[float]) -> tuple[np.ndarray, list[float]]:
     """A density on a grid, 1 at its maximum, and its levels above which it has the given shares of its mass."""
-    density = (log_density - log_density.max()).double().exp().cpu()
+    log_density = log_density.double().cpu().nan_to_num(-inf, inf, -inf)
+    density = (log_density - log_density.max()).exp()
     ordered = density.sort(descending=True).values
     shares = ordered.cumsum(0) / ordered.sum()
     levels = [float(ordered[int(torch.searchsorted(shares, mass))]) for mass in masses]

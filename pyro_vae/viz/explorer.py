@@ -57,6 +57,7 @@ class Overview(NamedTuple):
     Attributes:
         images: A random subset of the test images, the same at every call.
         pictures: The same as grey values in [0, 1].
+        num_samples: Importance samples for each image.
         scores: Their scores.
         codes: Posterior means, shape `(N, latent_dim)`.
         activity: The variance of the posterior mean, shape `(latent_dim,)`.
@@ -67,6 +68,7 @@ class Overview(NamedTuple):
 
     images: Split
     pictures: Tensor
+    num_samples: int
     scores: Scores
     codes: Tensor
     activity: Tensor
@@ -84,6 +86,7 @@ def overview(vae: Model, test: Split, effort: Effort = FULL) -> Overview:
     return Overview(
         images,
         views.to_grey(vae, x),
+        effort.samples,
         score(vae.model, vae.guide, (x, y), effort.samples, default_batch_size(vae, x)),
         codes(vae, x, y).loc,
         activity(vae, x, y),
@@ -137,12 +140,14 @@ class Plane(NamedTuple):
         images: The means of p(x | z) there.
         fine: A finer grid.
         log_prior: log p(z) there.
+        given_label: Whether the decoder was given the label of the first image.
     """
 
     grid: Grid
     images: Tensor
     fine: Grid
     log_prior: Tensor
+    given_label: bool
 
 
 @torch.no_grad()
@@ -153,7 +158,7 @@ def plane(vae: Model, x: Tensor, y: Tensor | None = None) -> Plane:
     around = torch.cat([codes(vae, x, y).loc, drawn])
     grid, fine = grid_around(around, SIDE), grid_around(around, POINTS)
     images = views.decode_mean(vae, grid.points[None], first)[0]
-    return Plane(grid, images, fine, log_joint(vae, x[:1], first, fine.points)[0])
+    return Plane(grid, images, fine, log_joint(vae, x[:1], first, fine.points)[0], vae.needs_labels)
 
 
 @torch.no_grad()

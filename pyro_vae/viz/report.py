@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from pyro_vae.inference.codes import ACTIVE
-from pyro_vae.viz.explorer import WIDTH, Grid, Overview, Plane, Posterior, View
+from pyro_vae.viz.explorer import CHOSEN, WIDTH, Grid, Overview, Plane, Posterior, View
 from pyro_vae.viz.figures import COLOURS, plane
 
 # Bytes of the pixels of all pictures, and of all tiles of the atlas, above which they are made smaller.
@@ -131,7 +131,7 @@ def _one(run: RunReport) -> tuple[dict[str, Any], dict[str, Any]]:
     }
     if view:
         data = _interactive(view)
-        context |= {"data": data, "view": view, "chosen": pictures[: _count(view)]}
+        context |= {"data": data, "view": view, "chosen": pictures[: len(view.posteriors) or CHOSEN]}
         if view.posteriors:
             first = data["images"][0]
             plots |= _posterior_plots({**first["models"], **first["weighted"][FIRST_K]["models"]})
@@ -169,7 +169,7 @@ def _curves(runs: Sequence[RunReport]) -> Iterator[tuple[str, figure]]:
     for title, unit, columns in PANELS:
         if title == "beta" and all(record["beta"] == 1 for run in runs for record in run.records):
             continue
-        plot = _figure("epoch", unit)
+        plot = _counts("epoch", unit)
         lines = [(run, *item) for run in runs for item in list(columns.items())[: 1 if len(runs) > 1 else None]]
         for n, (run, column, label) in enumerate(lines):
             records = run.records[:: max(1, len(run.records) // EPOCHS)]
@@ -187,7 +187,7 @@ def _line(plot: figure, data: Mapping[str, Any], label: str, n: int) -> None:
     plot.add_tools(HoverTool(renderers=[points], tooltips=[("", "@label"), (plot.xaxis.axis_label, "@x"), ("", "@y{0.00}")]))
 
 
-def _figure(xlabel: str, ylabel: str, square: bool = False, log: bool = False, counts: bool = True) -> figure:
+def _figure(xlabel: str, ylabel: str, square: bool = False, log: bool = False) -> figure:
     plot = figure(
         x_axis_label=xlabel,
         y_axis_label=ylabel,
@@ -200,8 +200,13 @@ def _figure(xlabel: str, ylabel: str, square: bool = False, log: bool = False, c
         toolbar_location="above",
     )
     plot.toolbar.logo = None
-    if counts and not square and not log:
-        plot.xaxis.ticker = BasicTicker(min_interval=1, num_minor_ticks=0)
+    return plot
+
+
+def _counts(xlabel: str, ylabel: str) -> figure:
+    """A figure whose horizontal axis has integers."""
+    plot = _figure(xlabel, ylabel)
+    plot.xaxis.ticker = BasicTicker(min_interval=1, num_minor_ticks=0)
     return plot
 
 
@@ -218,36 +223,33 @@ def _with_legend(plot: figure) -> figure:
 
 def _latent(shown: Overview, pictures: list[str], over: Plane | None) -> figure:
     """Posterior means of images, coloured by class; hovering shows the image. On a decoded plane also the prior."""
-    points, (xlabel, ylabel) = plane(shown.codes.cpu().double())
-    codes, labels = points.numpy(), _classes(shown)
+    codes, (xlabel, ylabel) = plane(shown.codes.cpu().double())
     plot = _figure(xlabel, ylabel, square=True)
-    plot.name = "latent"
     if over:
-        lines = _lines(over.fine, over.log_prior, MASSES)
-        plot.multi_line(lines["xs"], lines["ys"], color="gray", line_dash="dashed")
-        plot.x_range, plot.y_range = (Range1d(float(side[0]), float(side[-1])) for side in over.grid)
+        _add_prior(plot, over)
+    labels, (x, y) = _classes(shown), codes.T.numpy()
     classes = sorted(set(labels))
-    data = {
-        "x": codes[:, 0],
-        "y": codes[:, 1],
-        "label": labels,
-        "image": pictures,
-        "colour": [COLOURS[classes.index(label)] for label in labels],
-    }
+    data = {"x": x, "y": y, "label": labels, "image": pictures, "colour": [COLOURS[classes.index(name)] for name in labels]}
     points = plot.scatter("x", "y", source=ColumnDataSource(data), size=7, color="colour", line_color="white", line_width=0.4)
     plot.add_tools(HoverTool(renderers=[points], tooltips=TOOLTIP))
     # Ten colours alone are hard to tell apart.
     middle = np.array([np.median(codes[np.array(labels) == name], 0) for name in classes])
     plot.text(*middle.T, classes, text_font_size="22px", text_font_style="bold", anchor="center", text_outline_color="white")
-    if over:
-        centre = {axis: [float(side.mean())] for axis, side in zip("xy", over.grid, strict=True)}
-        cursor = ColumnDataSource(centre, name="cursor")
-        plot.scatter("x", "y", source=cursor, marker="circle_cross", size=20, fill_alpha=0, line_color="gray", line_width=2)
     return plot
 
 
+def _add_prior(plot: figure, over: Plane) -> None:
+    """Contours of the prior, and the ring at the code that is decoded."""
+    plot.name = "latent"
+    plot.x_range, plot.y_range = (Range1d(float(side[0]), float(side[-1])) for side in over.grid)
+    plot.multi_line("xs", "ys", source=_lines(over.fine, over.log_prior), color="gray", line_dash="dashed")
+    centre = {axis: [float(side.mean())] for axis, side in zip("xy", over.grid, strict=True)}
+    ring = ColumnDataSource(centre, name="cursor")
+    plot.scatter("x", "y", source=ring, marker="circle_cross", size=20, fill_alpha=0, line_color="gray", line_width=2)
+
+
 def _classes(shown: Overview) -> list[str]:
-    """The class of each image as text; all equal if there are none, or more than there are colours."""
+    """The class of each image as text; empty if there are none, or more than there are colours."""
     labels = shown.images.labels
     if labels is None or len(labels.unique()) > len(COLOURS):
         return [""] * len(shown.codes)
@@ -262,7 +264,7 @@ def _dimensions(shown: Overview) -> figure:
     values = (shown.activity if shown.kl is None else shown.kl).cpu()
     order = values.argsort(descending=True)
     active = [bool(shown.activity[d] > ACTIVE) for d in order]
-    plot = _figure("rank", "nats" if shown.kl is not None else "variance of the posterior mean")
+    plot = _counts("rank", "nats" if shown.kl is not None else "variance of the posterior mean")
     data = {
         "x": list(range(1, len(order) + 1)),
         "top": values[order].tolist(),
@@ -292,11 +294,6 @@ def _bounds(curve: list[tuple[int, float, float]]) -> figure:
 
 
 # --- the explorer: everything is computed here, the browser only shows the state of the chosen image -------------------
-
-
-def _count(view: View) -> int:
-    """The number of images to choose from."""
-    return len(view.posteriors) if view.plane else len(view.traversals.traversals) if view.traversals else 0
 
 
 def _interactive(view: View) -> State:
@@ -329,7 +326,7 @@ def _posterior_plots(first: State) -> dict[str, figure]:
 
 
 def _gap_plot(source: ColumnDataSource) -> figure:
-    plot = _figure("nats", "", counts=False)
+    plot = _figure("nats", "")
     plot.height, plot.yaxis.visible, plot.toolbar_location = 110, False, None
     plot.hbar(0, left="left", right="right", height=0.8, source=source, color="colour")
     return plot
@@ -388,7 +385,7 @@ def _texts(values: Mapping[str, float]) -> dict[str, str]:
 
 def _areas(grid: Grid, log_density: Tensor) -> State:
     """Polygons of the areas between the contours of `MASSES`."""
-    density, levels = _density(grid, log_density, MASSES)
+    density, levels = _density(grid, log_density)
     contours, x, y = _contours(grid, density), [], []
     for low, high in pairwise([*levels, 2.0]):
         polygons = zip(*contours.filled(low, high), strict=True)
@@ -398,9 +395,9 @@ def _areas(grid: Grid, log_density: Tensor) -> State:
     return {"xs": x, "ys": y, "alpha": SHADES}
 
 
-def _lines(grid: Grid, log_density: Tensor, masses: Sequence[float] = MASSES) -> State:
-    """Contours that hold the given shares of the mass."""
-    density, levels = _density(grid, log_density, masses)
+def _lines(grid: Grid, log_density: Tensor) -> State:
+    """Contours that hold the shares `MASSES` of the mass."""
+    density, levels = _density(grid, log_density)
     contours = _contours(grid, density)
     lines = [line for level in levels for line in contours.lines(level)]
     return {"xs": [_round(line[:, 0], grid) for line in lines], "ys": [_round(line[:, 1], grid) for line in lines]}
@@ -411,7 +408,7 @@ def _contours(grid: Grid, density: np.ndarray) -> Any:
     return contour_generator(x, y, density)  # type: ignore[arg-type,call-arg]
 
 
-def _density(grid: Grid, log_density: Tensor, masses: Sequence[float]) -> tuple[np.ndarray, list[float]]:
+def _density(grid: Grid, log_density: Tensor, masses: Sequence[float] = MASSES) -> tuple[np.ndarray, list[float]]:
     """A density on a grid, 1 at its maximum, and its levels above which it has the given shares of its mass."""
     log_density = log_density.double().cpu().nan_to_num(-inf, inf, -inf)
     density = (log_density - log_density.max()).exp()

@@ -84,9 +84,10 @@ def images(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Final scores with few samples, and no figures: for runs whose outcome is not looked at."""
+    """Final scores with few samples, no figures and no report: for runs whose outcome is not looked at."""
     monkeypatch.setattr("pyro_vae.cli.train.TEST_SAMPLES", 10)
     monkeypatch.setattr("pyro_vae.cli.train.draw", lambda vae, data, run: [])
+    monkeypatch.setattr("pyro_vae.cli.train.save_report", lambda run, vae, test: [])
 
 
 @pytest.fixture

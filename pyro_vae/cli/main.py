@@ -17,13 +17,14 @@ from tqdm import tqdm
 
 from pyro_vae.cli.evaluate import evaluate
 from pyro_vae.cli.generate import generate
+from pyro_vae.cli.report import report
 from pyro_vae.cli.train import train
 from pyro_vae.errors import LostWorkerError, NotFiniteError, RequestError, StorageError, TerminatedError
 from pyro_vae.inference.distributed import is_main_process
 
 Command = Callable[[list[str]], None]
 
-COMMANDS: dict[str, Command] = {"train": train, "evaluate": evaluate, "generate": generate}
+COMMANDS: dict[str, Command] = {"train": train, "evaluate": evaluate, "generate": generate, "report": report}
 
 USAGE = """usage: pyro-vae COMMAND ...
 
@@ -33,6 +34,7 @@ commands:
   train       train a model, score it on the test set and draw figures
   evaluate    score a saved run and check how far the numbers can be trusted
   generate    write images or arrays from a saved run
+  report      write an HTML page about one run, or that compares several
 
 pyro-vae COMMAND --help lists the options of a command."""
 

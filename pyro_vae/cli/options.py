@@ -150,7 +150,8 @@ def add(parser: ArgumentParser, name: str, kind: Any, default: Any, text: str) -
     parser.add_argument(f"--{name}", type=kind if default is not None else kind | None, default=default, help=text)
 
 
-def _add_common(parser: ArgumentParser) -> None:
+def add_common(parser: ArgumentParser) -> None:
+    """Add the flags of every command."""
     add(parser, "seed", Seed, 0, "Seed of the random number generators.")
     add(parser, "device", Literal["auto", "cpu", "cuda"], "auto", "Where to compute.")
     text = "Import any class that the run folder names. This runs code from its module."
@@ -164,7 +165,7 @@ def run_parser(command: str, description: str) -> ArgumentParser:
     add(parser, "checkpoint", Literal["last", "best"], "last", "Last epoch, or the best by validation ELBO.")
     add(parser, "split", Literal["train", "validation", "test"], "test", "Images to use.")
     add(parser, "data_dir", str, None, "Folder of the downloaded data sets, if it was moved.")
-    _add_common(parser)
+    add_common(parser)
     return parser
 
 
@@ -183,12 +184,13 @@ def train_parser() -> ArgumentParser:
     parser.add_function_arguments(
         fit, as_group=False, skip={name for name in signature(fit).parameters if name not in FIT_OPTIONS}
     )
-    _add_common(parser)
+    add_common(parser)
     add(parser, "run_dir", str, None, "New folder for everything that the run writes; by default runs/DATA-TIME.")
     kind = Literal["never", "always", "auto"]
     text = "Continue the run in --run_dir from its last checkpoint; with auto, start it if it does not exist."
     parser.add_argument("--resume", nargs="?", const="always", type=kind, default="never", help=text)
     add(parser, "checkpoint_every", PositiveInt, 1, "Epochs between checkpoints.")
+    add(parser, "report", bool, True, "Write report.html, a page about the run, at the end.")
     for name, part in PARTS.items():
         _add_part(parser, name, part)
     return parser

@@ -16,6 +16,7 @@ from jsonargparse import Namespace
 from pyro_vae.cli.build import build_training, naming_the_part, pick_device
 from pyro_vae.cli.files import write
 from pyro_vae.cli.options import known_paths, parse_training
+from pyro_vae.cli.report import save_report
 from pyro_vae.cli.run_folder import Run
 from pyro_vae.cli.tables import epoch_line, table
 from pyro_vae.data import Data
@@ -101,7 +102,8 @@ def _finish(vae: Model, data: Data, training: Training, run: Run | None, config:
     if run:
         run.save_results(results)
         logger.info(table(results, f"\n{data.name}, test set", vae.likelihood))
-        logger.info("\n  ".join([f"\nrun folder: {run.path}", *map(str, draw(vae, data, run))]))
+        files = [*draw(vae, data, run), *(save_report(run, vae, data.test) if config.report else [])]
+        logger.info("\n  ".join([f"\nrun folder: {run.path}", *map(str, files)]))
 
 
 def _summarize(vae: Model, data: Data, training: Training) -> None:

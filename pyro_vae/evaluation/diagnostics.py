@@ -129,7 +129,7 @@ def _accuracy(right: Tensor) -> Accuracy:
 
 
 class Gap(NamedTuple):
-    """The inference gap of each image, in nats, each of shape `(N,)`."""
+    """The inference gap of each image, in nats, each of shape `(N,)`, and the posteriors that it is measured with."""
 
     log_likelihood: Tensor
     """The importance-weighted bound, with the best posterior of the family as the proposal."""
@@ -137,6 +137,8 @@ class Gap(NamedTuple):
     """The ELBO of the best posterior of the family, optimized for each image."""
     elbo: Tensor
     """The ELBO of the encoder's posterior."""
+    params: Tensor
+    """The parameters of the best posterior, shape `(N, num_params, latent_dim)`."""
 
     @property
     def approximation(self) -> Tensor:
@@ -203,7 +205,8 @@ def inference_gap(
         for part in split_rows((x, y, params), rows):
             best.append(_optimize(gradient, part, steps, learning_rate, bar))
     local = score(*programs, (x, y, torch.cat(best)), num_samples, batch_size)
-    return Gap(local.log_likelihood, local.elbo, score(vae.model, vae.guide, (x, y), num_samples, batch_size).elbo)
+    encoder = score(vae.model, vae.guide, (x, y), num_samples, batch_size)
+    return Gap(local.log_likelihood, local.elbo, encoder.elbo, torch.cat(best))
 
 
 def _posterior_params(vae: Model, x: Tensor, y: Tensor | None) -> Tensor:

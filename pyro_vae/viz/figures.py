@@ -170,7 +170,7 @@ def latent(codes: Tensor, labels: Tensor | None, title: str) -> Figure:
     if labels is None or len(labels.unique()) > len(COLOURS):
         labels = torch.zeros(len(codes))
     names, groups = labels.unique(return_inverse=True)
-    points, (xlabel, ylabel) = _plane(codes.cpu().double())
+    points, (xlabel, ylabel) = plane(codes.cpu().double())
     figure, axes = _subplots(6.4, 5.4)
     x, y = points.T.numpy()
     axes.scatter(x, y, s=6 if len(points) > 1000 else 14, c=[COLOURS[group] for group in groups.tolist()], linewidths=0)
@@ -182,7 +182,7 @@ def latent(codes: Tensor, labels: Tensor | None, title: str) -> Figure:
     return figure
 
 
-def _plane(codes: Tensor) -> tuple[Tensor, tuple[str, str]]:
+def plane(codes: Tensor) -> tuple[Tensor, tuple[str, str]]:
     """Two coordinates of each code and their names."""
     if codes.shape[1] == 1:
         return torch.stack([codes[:, 0], torch.arange(len(codes))], 1), ("z[0]", "index of the image")

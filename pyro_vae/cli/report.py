@@ -1,0 +1,137 @@
+"""`pyro-vae report`: one HTML page about one run, or that compares several."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import torch
+from jsonargparse import ArgumentParser, Namespace
+
+from pyro_vae.cli.build import pick_device
+from pyro_vae.cli.files import read, read_yaml, write
+from pyro_vae.cli.options import add, add_common, new_parser, parse
+from pyro_vae.cli.run_folder import Run
+from pyro_vae.data import Split
+from pyro_vae.errors import NotFiniteError, RequestError
+from pyro_vae.inference.graphs import logger
+from pyro_vae.vae import Model
+from pyro_vae.viz.explorer import FULL, QUICK, Effort, overview, view
+
+if TYPE_CHECKING:
+    from pyro_vae.viz.report import RunReport
+
+RESULTS_BYTES = 2**24
+
+
+def report(argv: list[str]) -> None:
+    """Run the command."""
+    config = parse(_parser(), argv)
+    _check_installed()
+    out = Path(config.out or Path(config.run_dirs[0]) / "report.html")
+    if out.suffix != ".html" or os.path.isdir(out) or "\0" in str(out):
+        raise RequestError(f"--out {out} must be a file that ends in .html")
+    if len(config.run_dirs) > 1 and not config.out:
+        raise RequestError("a page about several runs needs a file; add --out report.html")
+    runs = [_open(run_dir, config) for run_dir in config.run_dirs]
+    logger.info("written to %s", _write(out, runs))
+
+
+def _parser() -> ArgumentParser:
+    parser = new_parser("report", "Write an HTML page about one run, with an explorer, or a page that compares several.")
+    parser.add_argument("run_dirs", nargs="+", help="Folders of runs.")
+    add(parser, "out", str, None, "File to write; RUN_DIR/report.html by default.")
+    add(parser, "data_dir", str, None, "Folder of the downloaded data sets, if it was moved.")
+    add_common(parser)
+    return parser
+
+
+def _open(run_dir: str, config: Namespace) -> RunReport:
+    """What the page shows of a saved run."""
+    run = Run.open(run_dir)
+    stored, device = run.config(config.trust), pick_device(config.device)
+    vae, data = run.model(stored, "last").to(device), run.data(stored, "last", config.data_dir)
+    pyro.set_rng_seed(config.seed)
+    return _report(run, vae, data.test, FULL, several=len(config.run_dirs) > 1)
+
+
+def save_report(run: Run, vae: Model, test: Split) -> list[Path]:
+    """Write the report of a run that has just ended, in seconds; a message if it cannot be made."""
+    try:
+        _check_installed()
+        return [_write(run.path / "report.html", [_report(run, vae, test, QUICK)])]
+    except (RequestError, NotFiniteError) as error:
+        logger.info("no report.html: %s", error)
+        return []
+
+
+def _check_installed() -> None:
+    try:
+        import bokeh  # noqa: F401
+        import jinja2  # noqa: F401
+    except ImportError as error:
+        raise RequestError("the report needs Bokeh and Jinja2; install them with pip install 'pyro_vae[report]'") from error
+
+
+def _write(path: Path, runs: list[RunReport]) -> Path:
+    from pyro_vae.viz.report import page
+
+    return write(path, page(runs).encode())
+
+
+def _report(run: Run, vae: Model, test: Split, effort: Effort, several: bool = False) -> RunReport:
+    from pyro_vae.viz.report import RunReport
+
+    options = dict(_flat(read_yaml(run.path / "config.yaml")))
+    records, results = run.records(), _results(run.path / "results.json")
+    facts = {"seconds of training": f"{sum(record['seconds'] for record in records):,.1f}", **_facts(run, vae, test)}
+    name = str(run.path) if several else run.path.resolve().name
+    if several:
+        return RunReport(name, options, facts, records, results, overview(vae, test, effort))
+    shown = view(vae, test, effort)
+    return RunReport(name, options, facts, records, results, shown.overview, shown)
+
+
+def _facts(run: Run, vae: Model, test: Split) -> dict[str, str]:
+    """What is known of a run besides its options and metrics."""
+    versions = run.load_checkpoint("last").get("versions")
+    device = next(vae.parameters()).device
+    cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return {
+        "model": f"{type(vae).__name__}, {sum(param.numel() for param in vae.parameters()):,} parameters",
+        "test images": f"{len(test):,} of shape {' x '.join(map(str, test.images.shape[1:]))}",
+        "versions in training": ", ".join(f"{key} {value}" for key, value in dict(versions or {}).items()),
+        "page made on": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+    }
+
+
+def _results(file: Path) -> Mapping[str, Any]:
+    """The content of results.json, with every number as a float; empty if there is no such file.
+
+    Raises:
+        RequestError: If it is damaged.
+    """
+    if not os.path.lexists(file):
+        return {}
+    try:
+        results = json.loads(read(file, RESULTS_BYTES), parse_int=float)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{file} is damaged; write it again by training, or remove it") from error
+    return results if isinstance(results, dict) else {}
+
+
+def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Options by dotted names, as text; without the folder of the data, which tells about the machine only."""
+    for key, value in options.items():
+        name = prefix if key == "class_path" else ".".join(filter(None, (prefix, key)))
+        if isinstance(value, Mapping):
+            yield from _flat(value, prefix if key == "init_args" else name)
+        elif name == "data":
+            yield name, Path(str(value)).name
+        elif name != "data_dir":
+            yield name, str(value)

@@ -1,0 +1,317 @@
+"""What the report shows of a trained model, as plain arrays: scores, codes, exact posteriors, traversals."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from torch import Tensor
+from torch.distributions import Independent
+
+from pyro_vae.data import Split
+from pyro_vae.evaluation.diagnostics import inference_gap
+from pyro_vae.evaluation.metrics import Scores, arguments, score
+from pyro_vae.evaluation.quadrature import has_two_dimensions, quadrature_log_likelihood
+from pyro_vae.inference.codes import ACTIVE, activity, codes
+from pyro_vae.inference.importance import (
+    curve_lengths,
+    effective_sample_size,
+    joint_terms,
+    k_curve,
+    log_likelihood,
+    pareto_k,
+    sample_sites,
+    site_sum,
+    split_rows,
+    traces,
+)
+from pyro_vae.vae import Model, default_batch_size
+from pyro_vae.viz import views
+
+
+class Effort(NamedTuple):
+    """How much is computed: images that are scored, samples for each, images in the explorer, steps to optimize a posterior."""
+
+    scored: int
+    samples: int
+    explored: int
+    steps: int
+
+
+FULL, QUICK = Effort(500, 100, 30, 200), Effort(200, 50, 10, 60)
+
+# Images per dimension of the decoded plane, and points per dimension of the grids of densities.
+SIDE, POINTS = 21, 64
+# Draws of q whose weights are shown, and those of the mean bounds.
+DRAWS, CURVE_DRAWS = 256, 1024
+# Nats below the maximum at which the posterior is not shown.
+DEPTH = 8.0
+# Images, dimensions and steps of the traversals, and of the interpolations.
+CHOSEN, UNITS, STEPS, WIDTH = 6, 10, 11, 3.0
+
+
+class Overview(NamedTuple):
+    """What is shown of every model.
+
+    Attributes:
+        images: A random subset of the test images, the same at every call.
+        pictures: The same as grey values in [0, 1].
+        num_samples: Importance samples for each image.
+        scores: Their scores.
+        codes: Posterior means, shape `(N, latent_dim)`.
+        activity: The variance of the posterior mean, shape `(latent_dim,)`.
+        kl: The KL of each dimension, or None where prior or posterior do not factorize.
+        samples: Means of p(x | z) for draws of the prior.
+        reconstructions: The first ten images and their reconstructions, shape `(10, 2, ...)`.
+    """
+
+    images: Split
+    pictures: Tensor
+    num_samples: int
+    scores: Scores
+    codes: Tensor
+    activity: Tensor
+    kl: Tensor | None
+    samples: Tensor
+    reconstructions: Tensor
+
+
+@torch.no_grad()
+def overview(vae: Model, test: Split, effort: Effort = FULL) -> Overview:
+    """Compute the overview of a model from its test images. Runs in one process."""
+    vae.eval()
+    images = test.subset(min(effort.scored, len(test)))
+    x, y = arguments(vae, images)
+    return Overview(
+        images,
+        views.to_grey(vae, x),
+        effort.samples,
+        score(vae.model, vae.guide, (x, y), effort.samples, default_batch_size(vae, x)),
+        codes(vae, x, y).loc,
+        activity(vae, x, y),
+        kl_per_dimension(vae, x, y),
+        views.samples(vae, 40, y=views.random_labels(vae, images.to(x.device), 40)),
+        views.reconstructions(vae, x[:10], y if y is None else y[:10]),
+    )
+
+
+@torch.no_grad()
+def kl_per_dimension(vae: Model, x: Tensor, y: Tensor | None = None) -> Tensor | None:
+    """The mean KL(q(z_d | x) || p(z_d)) of each latent dimension, in nats, from one draw for each of ten passes.
+
+    None unless `z` is the only latent site, and both its distributions are independent over dimensions.
+    """
+    p, q = (sample_sites(trace) for trace in traces(vae.model, vae.guide, (x, y), 10))
+    if q.keys() != {"z"} or not (_factorizes(p["z"]["fn"]) and _factorizes(q["z"]["fn"])):
+        return None
+    parts = (trace["z"]["fn"].base_dist.log_prob(q["z"]["value"]) for trace in (q, p))
+    return (next(parts) - next(parts)).mean((0, 1))
+
+
+def _factorizes(fn: Any) -> bool:
+    return isinstance(fn, Independent) and fn.base_dist.event_shape == () and fn.reinterpreted_batch_ndims == 1
+
+
+class Grid(NamedTuple):
+    """A rectangle of codes: the values of z[0] and z[1], and all pairs of them, shape `(len(z1) * len(z0), 2)`."""
+
+    z0: Tensor
+    z1: Tensor
+
+    @property
+    def points(self) -> Tensor:
+        """All codes, row by row; z[0] changes fastest."""
+        return torch.cartesian_prod(self.z1, self.z0).flip(1)
+
+
+def grid_around(points: Tensor, side: int, margin: float = 0.1, tail: float = 0.005) -> Grid:
+    """A grid that covers the points, shape `(P, 2)`, without the outermost share `tail` of them, with a margin."""
+    low, high = points.quantile(torch.tensor([tail, 1 - tail]).to(points), 0)
+    edge = margin * (high - low)
+    return Grid(*(torch.linspace(a, b, side).to(points) for a, b in zip(low - edge, high + edge, strict=True)))  # type: ignore[arg-type]
+
+
+class Plane(NamedTuple):
+    """The decoded plane of two latent dimensions.
+
+    Attributes:
+        grid: The codes.
+        images: The means of p(x | z) there.
+        fine: A finer grid.
+        log_prior: log p(z) there.
+        given_label: Whether the decoder was given the label of the first image.
+    """
+
+    grid: Grid
+    images: Tensor
+    fine: Grid
+    log_prior: Tensor
+    given_label: bool
+
+
+@torch.no_grad()
+def plane(vae: Model, x: Tensor, y: Tensor | None = None) -> Plane:
+    """The plane that covers the codes of the images and the prior; a model that uses labels decodes with the first label."""
+    first = y if y is None else y[:1]
+    drawn = vae.sample_codes(1000, y if y is None else y[:1].repeat_interleave(1000, 0))
+    around = torch.cat([codes(vae, x, y).loc, drawn])
+    grid, fine = grid_around(around, SIDE), grid_around(around, POINTS)
+    images = views.decode_mean(vae, grid.points[None], first)[0]
+    return Plane(grid, images, fine, log_joint(vae, x[:1], first, fine.points)[0], vae.needs_labels)
+
+
+@torch.no_grad()
+def log_joint(vae: Model, x: Tensor, y: Tensor | None, z: Tensor) -> tuple[Tensor, Tensor]:
+    """log p(z) and log p(x | z) of one image at codes of shape `(P, 2)`."""
+    parts = [joint_terms(vae.model, (x, y), {"z": part[:, None]}, len(part)) for part in z.split(default_batch_size(vae, x))]
+    prior, likelihood = (torch.cat(terms).squeeze(1) for terms in zip(*parts, strict=True))
+    return prior, likelihood
+
+
+class Weighted(NamedTuple):
+    """Draws of q(z | x) for one image.
+
+    Attributes:
+        z: Shape `(256, 2)`.
+        log_weights: Shape `(256,)`.
+        curve: The mean bounds with 1, 2, 4, ..., 256 samples.
+    """
+
+    z: Tensor
+    log_weights: Tensor
+    curve: dict[int, float]
+
+    def first(self, k: int) -> dict[str, Any]:
+        """The first k draws: normalized weights, the bound that they give, their effective sample size and k-hat."""
+        log_weights = self.log_weights[:k, None]
+        estimates = {"bound": log_likelihood, "effective": effective_sample_size, "k_hat": pareto_k}
+        values = {name: float(estimate(log_weights)) for name, estimate in estimates.items()}
+        return {"weights": log_weights[:, 0].softmax(0), **values}
+
+
+class Posterior(NamedTuple):
+    """One image's exact posterior and its approximations, log-densities on a grid.
+
+    Attributes:
+        exact: log p(x, z) on the grid, in nats; it is not normalized.
+        guide: log q(z | x).
+        best: That of the best posterior of the family for this image.
+        log_likelihood: log p(x) by quadrature.
+        elbo: The guide's.
+        best_elbo: That of the best posterior of the family.
+        draws: Draws of the guide.
+    """
+
+    grid: Grid
+    exact: Tensor
+    guide: Tensor
+    best: Tensor
+    log_likelihood: float
+    elbo: float
+    best_elbo: float
+    draws: Weighted
+
+
+def posteriors(vae: Model, x: Tensor, y: Tensor | None = None, steps: int = FULL.steps) -> list[Posterior]:
+    """The posterior of each image.
+
+    Raises:
+        RequestError: If `z` is not the only latent site, or does not have two dimensions, or the posterior has no
+            reparameterized draws.
+    """
+    log_p, gap = quadrature_log_likelihood(vae, x, y), inference_gap(vae, x, y, steps=steps)
+    wide = plane(vae, x, y).fine
+    drawn = weighted(vae, x, y)
+    return [
+        Posterior(*_densities(vae, wide, *args), float(log_p[n]), float(gap.elbo[n]), float(gap.local_elbo[n]), drawn[n])
+        for n, args in enumerate(split_rows((x, y, gap.params), 1))
+    ]
+
+
+@torch.no_grad()
+def _densities(vae: Model, wide: Grid, x: Tensor, y: Tensor | None, params: Tensor) -> tuple[Grid, Tensor, Tensor, Tensor]:
+    """The first four fields of the posterior of one image, from those of a wide grid and the parameters of the best q."""
+    guide, local = vae.q_z(x, y), vae.posterior(params)
+    joint = torch.stack(log_joint(vae, x, y, wide.points)).sum(0)
+    mass = wide.points[joint > joint.max() - DEPTH]
+    cell = torch.stack([wide.z0[1] - wide.z0[0], wide.z1[1] - wide.z1[0]]) / 2
+    near = [q.sample(torch.Size([1000])).squeeze(1) for q in (guide, local)]
+    low, high = torch.cat([torch.cat([mass - cell, mass + cell]), *(_middle(z) for z in near)]).aminmax(dim=0)
+    grid = grid_around(torch.stack([low, high]), POINTS, tail=0)
+    exact = torch.stack(log_joint(vae, x, y, grid.points)).sum(0)
+    first, second = (q.log_prob(grid.points[:, None]).squeeze(1) for q in (guide, local))
+    return grid, exact, first, second
+
+
+def _middle(z: Tensor) -> Tensor:
+    """Two corners of the box that holds 98 % of the draws of each dimension."""
+    return z.quantile(torch.tensor([0.01, 0.99]).to(z), 0)
+
+
+@torch.no_grad()
+def weighted(vae: Model, x: Tensor, y: Tensor | None = None) -> list[Weighted]:
+    """Draws of q(z | x) for each image, with their importance weights and the mean bounds."""
+    drawn = []
+    for args in split_rows((x, y), max(1, default_batch_size(vae, x) // CURVE_DRAWS)):
+        p, q = traces(vae.model, vae.guide, args, CURVE_DRAWS)
+        log_weights = (site_sum(p, args[0], CURVE_DRAWS) - site_sum(q, args[0], CURVE_DRAWS)).double().cpu()
+        bounds = {k: bound for k, bound in k_curve(log_weights).items() if k in curve_lengths(DRAWS)}
+        latents: Tensor = sample_sites(q)["z"]["value"]
+        for n, z in enumerate(latents.unbind(1)):
+            curve = {k: float(bound[n]) for k, bound in bounds.items()}
+            drawn.append(Weighted(z[:DRAWS], log_weights[:DRAWS, n], curve))
+    return drawn
+
+
+class Traversals(NamedTuple):
+    """Means of p(x | z) as one code changes, for models with other than two dimensions.
+
+    Attributes:
+        dimensions: The active dimensions, by decreasing activity.
+        traversals: Shape `(N, len(dimensions), steps, ...)`: each dimension from -3 to 3.
+        pairs: Pairs of images.
+        interpolations: Shape `(len(pairs), steps, ...)`: on a line between their codes.
+    """
+
+    dimensions: list[int]
+    traversals: Tensor
+    pairs: list[tuple[int, int]]
+    interpolations: Tensor
+
+
+def traversals(vae: Model, x: Tensor, y: Tensor | None, spread: Tensor) -> Traversals:
+    """The traversals of the dimensions with the largest `spread`, and the interpolations between the images."""
+    order = spread.argsort(descending=True)[:UNITS]
+    dimensions = [int(d) for d in order if spread[d] > ACTIVE] or [int(order[0])]
+    rows = [views.traversals(vae, x, d, y, steps=STEPS, width=WIDTH)[:, 1:] for d in dimensions]
+    first, last = torch.triu_indices(len(x), len(x), 1)
+    index = torch.cat([first, last]).to(x.device)
+    lines = views.interpolations(vae, x[index], y if y is None else y[index], steps=STEPS)[:, 1:-1]
+    return Traversals(dimensions, torch.stack(rows, 1), list(zip(first.tolist(), last.tolist(), strict=True)), lines)
+
+
+class View(NamedTuple):
+    """What is computed for the page of one run; a part that does not exist for a model is None or empty."""
+
+    overview: Overview
+    plane: Plane | None
+    posteriors: list[Posterior]
+    traversals: Traversals | None
+
+
+@pyro.validation_enabled(False)  # grids leave the support of bounded distributions
+def view(vae: Model, test: Split, effort: Effort = FULL) -> View:
+    """Compute what the page of one run shows."""
+    shown = overview(vae, test, effort)
+    x, y = arguments(vae, shown.images)
+    few = (x[: effort.explored], y if y is None else y[: effort.explored])
+    if has_two_dimensions(vae, *few):
+        explored = posteriors(vae, *few, effort.steps) if _can_optimize(vae, *few) else []
+        return View(shown, plane(vae, x, y), explored, None)
+    chosen = (x[:CHOSEN], y if y is None else y[:CHOSEN])
+    return View(shown, None, [], traversals(vae, *chosen, shown.activity))
+
+
+def _can_optimize(vae: Model, x: Tensor, y: Tensor | None) -> bool:
+    return vae.q_z(x[:1], y if y is None else y[:1]).has_rsample

@@ -16,6 +16,7 @@ QUICK = {
     "train": ["--data", "digits", "--epochs", "1"],
     "evaluate": ["--num_samples", "5", "--check_images", "1"],
     "generate": [],
+    "report": [],
 }
 
 

@@ -123,9 +123,11 @@ def _checked_labels(labels: np.ndarray, count: int, path: Path) -> Tensor:
 
 def _checked_covariates(covariates: np.ndarray, count: int, path: Path) -> Tensor:
     is_matrix = covariates.ndim == 2 and len(covariates) == count and covariates.shape[1] > 0
-    if not is_matrix or covariates.dtype.kind not in "fiu" or not np.isfinite(covariates).all():
-        problem = f"covariates of shape {covariates.shape} and type {covariates.dtype}, or not finite"
-        raise RequestError(f"{path} has {problem}: save finite numbers, shape ({count}, number of covariates)")
+    if not is_matrix or covariates.dtype.kind not in "fiu":
+        problem = f"covariates of shape {covariates.shape} and type {covariates.dtype}"
+        raise RequestError(f"{path} has {problem}: save numbers, shape ({count}, number of covariates)")
+    if not np.isfinite(covariates).all():
+        raise RequestError(f"{path} has covariates that are NaN or infinite: save finite numbers")
     return torch.from_numpy(covariates.astype(np.float32))
 
 

@@ -51,7 +51,8 @@ class Model(nn.Module, ABC):
 
     Constructor parameters named `prior`, `encoder`, `posterior`, `decoder`, `likelihood`, `latent_dim`, `data_shape` and
     `label_dim` are filled in by the command line. A model that uses labels y sets `needs_labels`; if its decoder reads z
-    joined with a code of y of `label_dim` elements, it also sets `decodes_labels`. See `ConditionalVAE`.
+    joined with a code of y of `label_dim` elements, it also sets `decodes_labels`. If p(z | y) depends on real covariates, it
+    overrides `latent_dim`. See `ConditionalVAE`.
 
     Attributes:
         needs_labels: Whether the programs require y.
@@ -137,7 +138,7 @@ class Model(nn.Module, ABC):
     def latent_dim(self) -> int:
         """Number of latent dimensions, that of the site `z`. Does not run the decoder or change the random state.
 
-        A model whose prior depends on real covariates overrides it: the programs are called with a class, 0.
+        A model whose prior depends on real covariates must override it, because the program is called with the class 0.
         """
         until_z = poutine.escape(poutine.uncondition(self.model), lambda site: site["name"] == "z")
         try:
@@ -146,6 +147,10 @@ class Model(nn.Module, ABC):
         except NonlocalExit as exit_at_z:
             site: Any = exit_at_z.site
             return site["fn"].event_shape[0]
+        except Exception as error:
+            if self.needs_labels:
+                error.add_note("a model whose prior depends on real covariates must override the property latent_dim")
+            raise
         raise RequestError("the model has no site z; name the decoder's input z")
 
     @property
@@ -174,6 +179,9 @@ class Model(nn.Module, ABC):
     @torch.no_grad()
     def _generate(self, n: int, y: Tensor | None, given: dict[str, Tensor] | None = None) -> Any:
         """The sites of the generative program for `n` images, some of them with given values."""
+        self.check_labels(y)
+        if y is not None and len(y) != n:
+            raise RequestError(f"there are {len(y)} labels for {n} images; pass one label for each image")
         program = poutine.condition(poutine.uncondition(self.model), given or {})
         return poutine.trace(program).get_trace(self._no_images(n), y).nodes
 

@@ -17,6 +17,7 @@ from pyro_vae import networks
 from pyro_vae.cli.main import main
 from pyro_vae.evaluation.metrics import score_images
 from pyro_vae.testing import LinearGaussianVAE
+from pyro_vae.viz import views
 
 CLASSES = 3
 
@@ -234,7 +235,10 @@ def test_generate(options, run_of_classes, tmp_path):
         assert np.load(tmp_path / "a.npz")["images"].shape == (10, 4, 1, 8, 8)
 
 
-@pytest.mark.parametrize("options", ["samples --label 10", "samples --label [0.5]", "samples --label x", "manifold"])
+@pytest.mark.parametrize(
+    "options",
+    ["samples --label 10", "samples --label -1", "samples --label [0.5]", "samples --label x", "codes --label 1", "manifold"],
+)
 def test_labels_that_cannot_be_decoded_are_rejected(options, run_of_classes, capfd):
     assert main(["generate", str(run_of_classes), *options.split()]) == 2
     assert len(capfd.readouterr().err.splitlines()) == 1
@@ -251,6 +255,13 @@ def test_labels_change_what_is_generated(run_of_classes):
     seven, one = (vae.p_x(torch.zeros(1, 2), torch.tensor([label])).mean for label in (7, 1))
     assert (seven - one).abs().max() > 0.01
     assert vae.sample(3, y=torch.tensor([1, 2, 3])).shape == (3, 1, 8, 8)
+
+
+def test_labels_that_do_not_fit_the_images(run_of_classes):
+    vae = pv.load_run(run_of_classes)
+    for y in (None, torch.tensor([1, 2]), torch.tensor([1, 2, 10])):
+        with pytest.raises(pv.RequestError, match="label"):
+            vae.sample(3, y)
 
 
 def test_evaluate(run_of_classes, capfd):
@@ -299,6 +310,7 @@ def test_covariates(tmp_path, capfd):
     assert dark == pytest.approx(0.2, abs=0.1)
     assert bright == pytest.approx(0.8, abs=0.1)
     assert main(["generate", run, "samples", "--label", "[0.3]"]) == 0
+    assert main(["generate", run, "samples", "--label", "1"]) == 2
     assert main(["generate", run, "samples"]) == 0
     assert main(["evaluate", run, "--num_samples", "50"]) == 0
     assert main(["generate", run, "analogies"]) == 2
@@ -349,3 +361,6 @@ def test_a_model_of_the_users_own_with_a_prior_per_class(tmp_path, monkeypatch):
     vae = pv.load_run(run, trust=True)
     assert vae.latent_dim == 2
     assert torch.allclose(vae.sample_codes(4000, torch.full((4000,), 3)).mean(0), vae.loc[3], atol=0.1)
+    assert main(["generate", run, "--trust", "samples", "--label", "-1"]) == 2
+    rows = views.analogies(vae, torch.arange(10), 3)
+    assert not torch.equal(rows[0], rows[1])

@@ -59,6 +59,7 @@ def evaluate(argv: list[str]) -> None:
         pyro.set_rng_seed(config.seed)
         scores = score_images(vae, split[index], config.num_samples, config.batch_size, config.engine)
         results = _results(vae, split, split[index], scores, config)
+        pyro.set_rng_seed(config.seed)
         if data.train.labels is not None and len(data.train.labels.unique()) > 1:
             results["linear_probe"] = linear_probe(vae, data.train[:PROBED], split[:PROBED])._asdict()
         if config.classify_images and vae.needs_labels and split.covariates is None:
@@ -106,9 +107,11 @@ def _results(vae: Model, split: Split, images: Split, scores: Scores, config: Na
         results["check"] = check_log_likelihood(vae, x, y, scores, config.check_images)
     if config.method == "ais":
         results |= _annealed(vae, x, y, scores, config)
+    pyro.set_rng_seed(config.seed)  # or the next numbers would depend on which others were asked for
     if latent_shapes(vae, x, y).keys() == {"z"}:
         results["information"] = information(vae, *arguments(vae, split[:PROBED]))._asdict()
     if config.gap_images:
+        pyro.set_rng_seed(config.seed)
         gap = inference_gap(vae, x[: config.gap_images], y if y is None else y[: config.gap_images])
         parts = {"total": gap.log_likelihood - gap.elbo, "approximation": gap.approximation, "amortization": gap.amortization}
         results["inference_gap"] = {name: summary(values, 1000) for name, values in parts.items()}

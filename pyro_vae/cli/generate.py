@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -52,8 +53,10 @@ def generate(argv: list[str]) -> None:
         return getattr(run.data(stored, config.checkpoint, config.data_dir), config.split).to(device)
 
     pyro.set_rng_seed(config.seed)
+    if config.label is not None:
+        _check_label(vae, images, config)
     output = KINDS[config.kind](vae, images, config)
-    content = figures.png(output.figure()) if file.suffix == ".png" else _npz(output.arrays)
+    content = _picture(output, config) if file.suffix == ".png" else _npz(output.arrays)
     logger.info("written to %s", write(file, content))
 
 
@@ -73,7 +76,8 @@ def _parser() -> ArgumentParser:
 
 def _file(config: Namespace, run: Run) -> Path:
     """The file to write; its suffix is the format."""
-    path = Path(config.out) if config.out else run.path / "generated" / config.kind
+    label = "" if config.label is None else f"-label-{config.label}".translate(str.maketrans(" .", "_p", "[],"))
+    path = Path(config.out) if config.out else run.path / "generated" / f"{config.kind}{label}"
     config.format = config.format or path.suffix[1:] or ("npz" if config.kind == "codes" else "png")
     if (
         config.format not in ("png", "npz")
@@ -83,6 +87,30 @@ def _file(config: Namespace, run: Run) -> Path:
     ):
         raise RequestError(f"--out {path} must be a file that ends in .png or .npz, as --format says")
     return path.with_suffix(f".{config.format}")
+
+
+def _check_label(vae: Model, images: Images, config: Namespace) -> None:
+    """Raise `RequestError` unless the model can decode with --label: one of the classes, or as many covariates as it has."""
+    if not vae.needs_labels:
+        raise RequestError(f"--label is for models that use labels, which {type(vae).__name__} does not; leave it out")
+    if config.kind in ("analogies", "codes"):
+        raise RequestError(f"{config.kind} are not decoded with one label; leave out --label")
+    known = images().y
+    vae.check_labels(known)
+    if known is not None and known.is_floating_point():
+        count = known.shape[1]
+        if not (isinstance(config.label, list) and len(config.label) == count and all(map(isfinite, config.label))):
+            raise RequestError(f"--label must be a list of {count} covariates, such as [{', '.join(['0.5'] * count)}]")
+    elif known is not None and (isinstance(config.label, list) or config.label not in known.unique().tolist()):
+        classes = ", ".join(map(str, known.unique().tolist()[:20]))
+        raise RequestError(f"--label must be one of the classes {classes}, but is {config.label}")
+
+
+def _picture(output: Output, config: Namespace) -> bytes:
+    figure = output.figure()
+    if config.label is not None:
+        figure.axes[0].set_title(f"{figure.axes[0].get_title()}, given y = {config.label}", fontsize=11)
+    return figures.png(figure)
 
 
 def _npz(arrays: dict[str, Tensor]) -> bytes:
@@ -98,7 +126,8 @@ def _samples(vae: Model, images: Images, config: Namespace) -> Output:
     if vae.needs_labels and y is None:
         y = views.random_labels(vae, images(), count)
     made = views.samples(vae, count, mean, y)
-    return Output({"images": _bytes(made)}, lambda: figures.samples(made, mean, config.columns))
+    arrays = {"images": _bytes(made)} | ({} if y is None else {"y": y})
+    return Output(arrays, lambda: figures.samples(made, mean, config.columns))
 
 
 def _reconstructions(vae: Model, images: Images, config: Namespace) -> Output:
@@ -123,7 +152,7 @@ def _traversals(vae: Model, images: Images, config: Namespace) -> Output:
 
 
 def _manifold(vae: Model, images: Images, config: Namespace) -> Output:
-    if vae.needs_labels and config.label is None:
+    if vae.needs_labels and config.label is None and vae.latent_dim == 2:
         raise RequestError("the manifold of a model that uses labels needs one: add --label")
     made, z = views.manifold(vae, config.columns or 20, _asked_y(vae, config, 1))
     return Output({"images": _bytes(made), "z": z}, lambda: figures.manifold(made, z))
@@ -141,8 +170,10 @@ def _codes(vae: Model, images: Images, config: Namespace) -> Output:
 
 def _analogies(vae: Model, images: Images, config: Namespace) -> Output:
     split = images()
-    if not vae.needs_labels or split.covariates is not None or split.labels is None:
-        raise RequestError("analogies need a model of images with classes, such as one trained with --model ConditionalVAE")
+    if not vae.needs_labels:
+        raise RequestError("analogies need a model that uses labels, such as one trained with --model ConditionalVAE")
+    if split.covariates is not None or split.labels is None:
+        raise RequestError("analogies need classes, but this model uses covariates; use samples with --label")
     y = split.labels.unique()
     made = views.analogies(vae, y, config.columns or config.count or 10)
     return Output({"images": _bytes(made), "labels": y}, lambda: figures.analogies(made, y))
@@ -163,11 +194,7 @@ def _asked_y(vae: Model, config: Namespace, rows: int) -> Tensor | None:
     """The label of --label, for each of some rows; None if it is not given."""
     if config.label is None:
         return None
-    if not vae.needs_labels:
-        raise RequestError(f"--label is for models that use labels, which {type(vae).__name__} does not; leave it out")
-    y = torch.tensor([config.label], device=next(vae.parameters()).device)
-    vae.check_labels(y)
-    return y.repeat_interleave(rows, 0)
+    return torch.tensor([config.label], device=next(vae.parameters()).device).repeat_interleave(rows, 0)
 
 
 def _some(split: Split, count: int | None, each: int = 1) -> Split:

@@ -329,7 +329,7 @@ def _check_names(content: Mapping[str, Any], known: Collection[str], file: Path)
         for name in () if key in ("data", "data_dir") and isinstance(value, str) else _strings(value):
             is_file = os.path.lexists(name) and not os.path.isdir(name)
             if name not in known and (is_file or not name.isidentifier()):
-                raise RequestError(f"{file} names {name}; if you trust it, add --trust, which runs its module's code")
+                raise RequestError(f"{file} names {name}; to run its module's code, add --trust, or trust=True in Python")
 
 
 def _strings(value: Any) -> Iterator[str]:

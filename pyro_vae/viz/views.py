@@ -74,11 +74,17 @@ def interpolations(vae: Model, x: Tensor, y: Tensor | None = None, new_y: Tensor
 def analogies(vae: Model, y: Tensor, columns: int = 10) -> Tensor:
     """Means of p(x | z, y) for every label of `y`, shape `(R,)` or `(R, C)`, and the same draws z ~ p(z) in every row.
 
+    If the prior depends on y, the rows share the random numbers from which z is drawn.
+
     Returns:
         Images, shape `(R, columns, *data_shape)`.
     """
-    z = vae.sample_codes(columns, y[:1].repeat_interleave(columns, 0))
-    return decode_mean(vae, z.expand(len(y), -1, -1), y)
+    seed, z = int(torch.randint(2**62, ())), []
+    for label in y.split(1):
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            torch.manual_seed(seed)
+            z.append(vae.sample_codes(columns, label.repeat_interleave(columns, 0)))
+    return decode_mean(vae, torch.stack(z), y)
 
 
 def traversals(

@@ -29,6 +29,13 @@ def _seeded():
     pyro.set_rng_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _no_report(request, monkeypatch):
+    """Training writes no report, which takes seconds, except in its own tests and for `run_dir`."""
+    if request.module.__name__ != "test_report":
+        monkeypatch.setattr("pyro_vae.cli.train.save_report", lambda run, vae, test: [])
+
+
 @pytest.fixture(scope="session")
 def digits() -> pv.Data:
     return pv.load_data("digits")
@@ -84,10 +91,9 @@ def images(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Final scores with few samples, no figures and no report: for runs whose outcome is not looked at."""
+    """Final scores with few samples and no figures: for runs whose outcome is not looked at."""
     monkeypatch.setattr("pyro_vae.cli.train.TEST_SAMPLES", 10)
     monkeypatch.setattr("pyro_vae.cli.train.draw", lambda vae, data, run: [])
-    monkeypatch.setattr("pyro_vae.cli.train.save_report", lambda run, vae, test: [])
 
 
 @pytest.fixture

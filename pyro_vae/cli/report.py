@@ -33,11 +33,10 @@ def report(argv: list[str]) -> None:
     """Run the command."""
     config = parse(_parser(), argv)
     _check_installed()
-    out = Path(config.out or Path(config.run_dirs[0]) / "report.html")
+    only = Path(config.run_dirs[0]) if len(config.run_dirs) == 1 else Path()
+    out = Path(config.out) if config.out else only / "report.html"
     if out.suffix != ".html" or os.path.isdir(out) or "\0" in str(out):
         raise RequestError(f"--out {out} must be a file that ends in .html")
-    if len(config.run_dirs) > 1 and not config.out:
-        raise RequestError("a page about several runs needs a file; add --out report.html")
     runs = [_open(run_dir, config) for run_dir in config.run_dirs]
     logger.info("written to %s", _write(out, runs))
 
@@ -45,7 +44,7 @@ def report(argv: list[str]) -> None:
 def _parser() -> ArgumentParser:
     parser = new_parser("report", "Write an HTML page about one run, with an explorer, or a page that compares several.")
     parser.add_argument("run_dirs", nargs="+", help="Folders of runs.")
-    add(parser, "out", str, None, "File to write; RUN_DIR/report.html by default.")
+    add(parser, "out", str, None, "File to write; RUN_DIR/report.html by default, or report.html for several runs.")
     add(parser, "data_dir", str, None, "Folder of the downloaded data sets, if it was moved.")
     add_common(parser)
     return parser
@@ -100,12 +99,13 @@ def _report(run: Run, vae: Model, test: Split, effort: Effort, several: bool = F
 def _facts(run: Run, vae: Model, test: Split) -> dict[str, str]:
     """What is known of a run besides its options and metrics."""
     versions = run.load_checkpoint("last").get("versions")
+    known = versions if isinstance(versions, dict) else {}
     device = next(vae.parameters()).device
     cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     return {
         "model": f"{type(vae).__name__}, {sum(param.numel() for param in vae.parameters()):,} parameters",
         "test images": f"{len(test):,} of shape {' x '.join(map(str, test.images.shape[1:]))}",
-        "versions in training": ", ".join(f"{key} {value}" for key, value in dict(versions or {}).items()),
+        "versions in training": ", ".join(f"{key} {value}" for key, value in known.items()),
         "page made on": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
     }
 

@@ -279,8 +279,8 @@ def _dimensions(shown: Overview) -> figure:
 
 def _k_curve(curve: Any) -> Iterator[tuple[int, float, float]]:
     """K, the bound and the standard error of its gain over K = 1, from results.json."""
-    for k in filter(str.isdecimal, curve if isinstance(curve, Mapping) else ()):
-        if (mean := _number(curve, f"{k}/mean")) is not None:
+    for k in curve if isinstance(curve, Mapping) else ():
+        if k.isdecimal() and len(k) < 10 and (mean := _number(curve, f"{k}/mean")) is not None:
             yield int(k), mean, _number(curve, f"{k}/gain_standard_error") or 0.0
 
 

@@ -53,7 +53,10 @@ function startPlane({ x, y, side }) {
 }
 
 function startPosteriors(images) {
-  const draws = () => show(images[chosen()].weighted[value("draws")]);
+  const draws = () => {
+    show(images[chosen()].weighted[value("draws")]);
+    element("draws").setAttribute("aria-valuetext", element("k").textContent);
+  };
   element("choice").addEventListener("input", () => { show(images[chosen()]); draws(); });
   show(images[chosen()]);
   onInput(["draws"], draws);

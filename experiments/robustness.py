@@ -79,7 +79,7 @@ def train_with_kills(folder: Path, flags: list[str], seconds: float, most: int) 
     return kills, while_writing
 
 
-def kill(kills: int, engine: str, epochs: int) -> None:
+def kill(kills: int, engine: str, epochs: int, longest: float | None) -> None:
     flags = ["--data", "digits", "--epochs", str(epochs), "--device", "cpu", "--engine", engine, "--resume", "auto"]
     flags += ["--lr_scheduler", "CosineAnnealingLR", "--lr_scheduler.T_max", str(epochs)]
     done, runs, while_writing = 0, 0, 0
@@ -91,7 +91,7 @@ def kill(kills: int, engine: str, epochs: int) -> None:
         finish(train(undisturbed, *flags))
         seconds = time.perf_counter() - start
         while done < kills:
-            count, writing = train_with_kills(folder, flags, seconds, kills - done)
+            count, writing = train_with_kills(folder, flags, longest or seconds, kills - done)
             done, runs, while_writing = done + count, runs + 1, while_writing + writing
             assert contents(folder) == contents(undisturbed), "the resumed run differs from the undisturbed one"
             shutil.rmtree(folder)
@@ -145,13 +145,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["kill", "soak", "fits"])
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seconds", type=float, help="longest time until a kill; by default that of an undisturbed run")
     parser.add_argument("--fits", type=int, default=100)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--engine", default="eager", choices=["eager", "traced", "compiled"])
     args = parser.parse_args()
     print(f"python {sys.version.split()[0]}, torch {torch.__version__}, Pyro {pyro.__version__}")
     if args.command == "kill":
-        kill(args.kills, args.engine, args.epochs or 40)
+        kill(args.kills, args.engine, args.epochs or 40, args.seconds)
     elif args.command == "fits":
         fits(args.fits, args.engine)
     else:

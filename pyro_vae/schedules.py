@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from math import cos, exp, inf, pi
+from math import cos, exp, pi
 
 from pyro_vae.errors import RequestError, check_positive
 
 # Lower limit of scheduled values: Pyro rejects a scale of 0, and smaller values may underflow to 0 in float32.
 SMALLEST = 1e-30
+LARGEST = 1e30  # far above useful values, and far below the overflow of float32
 
 
 class Schedule(ABC):
@@ -33,11 +34,11 @@ def value_at(schedule: Schedule, step: int) -> float:
     """The value of a schedule at a step.
 
     Raises:
-        ValueError: If it is not a positive, finite number.
+        ValueError: If it is not a positive number up to 1e30.
     """
     value = schedule(step)
-    if not (isinstance(value, int | float) and 0 < value < inf):
-        raise RequestError(f"beta is {value!r} at step {step}; a schedule must return positive, finite numbers")
+    if not (isinstance(value, int | float) and 0 < value <= LARGEST):
+        raise RequestError(f"beta is {value!r} at step {step}; a schedule must return positive numbers up to {LARGEST:g}")
     return max(value, SMALLEST)
 
 

@@ -47,6 +47,7 @@ BAD_TRAIN = {
     "--optimizer.betas [2,3]": "optimizer",
     "--beta 4": "beta",
     "--beta.value 0": "value",
+    "--beta.value 1e308": "beta",
     "--likelihood pyro_vae.likelihoods.Normal --likelihood.scale 0": "scale",
     "--latent_dim 0": "latent_dim",
     "--latent_dim x": "latent_dim",

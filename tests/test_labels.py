@@ -23,8 +23,8 @@ CLASSES = 3
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _quick():
-    """Few samples at the end of a training."""
+def _quick(run_dir):
+    """Few samples at the end of a training; not of `run_dir`, which other modules share."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pyro_vae.cli.train.TEST_SAMPLES", 5)
         patch.setattr("pyro_vae.cli.train.save_report", lambda run, vae, test: [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -294,6 +295,15 @@ def test_resuming_with_other_labels_is_rejected(tmp_path, capfd):
     np.savez(tmp_path / "data.npz", images=images, labels=1 - labels)
     assert main([*argv, "--epochs", "2", "--resume"]) == 2
     assert "changed" in capfd.readouterr().err
+
+
+def test_a_run_folder_whose_model_was_changed_to_one_with_labels(run_dir, tmp_path, capfd):
+    folder = tmp_path / "run"
+    shutil.copytree(run_dir, folder)
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("pyro_vae.VAE", "pyro_vae.ConditionalVAE"))
+    assert main(["generate", str(folder), "samples"]) == 2
+    assert len(capfd.readouterr().err.splitlines()) == 1
 
 
 def test_covariates(tmp_path, capfd):

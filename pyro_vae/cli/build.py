@@ -85,6 +85,8 @@ def build_model(config: Namespace, shape: Shape, label_dim: int | None = None) -
     Raises:
         ValueError: If a constructor rejects its arguments.
     """
+    if needs_labels(config) and label_dim is None:
+        raise RequestError(f"model: {config.model.class_path} needs labels, which the run was not trained with; use VAE")
     dim = config.latent_dim
     supplied: dict[str, Any] = {"latent_dim": dim, "data_shape": shape}
     with torch.random.fork_rng():
@@ -98,10 +100,15 @@ def build_model(config: Namespace, shape: Shape, label_dim: int | None = None) -
     supplied["posterior"] = make(config, "posterior", **supplied)
     if not early:
         supplied["prior"] = make(config, "prior", **{**supplied, **over_codes})
-    joined = label_dim or 0 if getattr(resolve_name(config.model.class_path), "decodes_labels", False) else 0
+    joined = label_dim if label_dim and getattr(resolve_name(config.model.class_path), "decodes_labels", False) else 0
     supplied["decoder"] = make(config, "decoder", in_shape=(dim + joined,), out_shape=images)
     supplied["likelihood"] = make(config, "likelihood", **supplied)
     return make(config, "model", label_dim=label_dim, **supplied)
+
+
+def needs_labels(config: Namespace) -> bool:
+    """Whether the model of a configuration uses labels."""
+    return getattr(resolve_name(config.model.class_path), "needs_labels", False)
 
 
 def build_training(config: Namespace, download: bool = True) -> tuple[Model, Data, Training]:
@@ -123,8 +130,7 @@ def build_training(config: Namespace, download: bool = True) -> tuple[Model, Dat
     config.data_dir = os.path.abspath(config.data_dir)
     pyro.clear_param_store()
     pyro.set_rng_seed(config.seed)
-    needs_labels = getattr(resolve_name(config.model.class_path), "needs_labels", False)
-    vae = build_model(config, data.shape, data.label_dim if needs_labels else None).to(device)
+    vae = build_model(config, data.shape, data.label_dim if needs_labels(config) else None).to(device)
     data = data.to(device)
     training = fit(
         vae,

@@ -181,9 +181,7 @@ def train_parser() -> ArgumentParser:
     text = "Training images held out for validation; by default a twelfth."
     add(parser, "validation_size", PositiveInt, None, text)
     add(parser, "latent_dim", PositiveInt, 20, "Number of latent dimensions.")
-    parser.add_function_arguments(
-        fit, as_group=False, skip={name for name in signature(fit).parameters if name not in FIT_OPTIONS}
-    )
+    parser.add_function_arguments(fit, as_group=False, skip=NOT_FLAGS)
     add_common(parser)
     add(parser, "run_dir", str, None, "New folder for everything that the run writes; by default runs/DATA-TIME.")
     kind = Literal["never", "always", "auto"]

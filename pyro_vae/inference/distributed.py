@@ -35,7 +35,7 @@ def is_main_process() -> bool:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the processes that `torchrun` started, if any, for the `with` block.
+    """Initialize `torch.distributed` for the `with` block; does nothing without `torchrun`.
 
     Raises:
         ValueError: If WORLD_SIZE is set, but other variables that torchrun sets are missing.

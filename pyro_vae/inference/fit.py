@@ -114,7 +114,7 @@ def fit(
         vae: The model and the guide. They are initialized from the training images first (`Model.initialize`), unless they
             were before, or a state_dict was loaded.
         data: The `train` split is fitted, the `validation` split is scored after each epoch.
-        epochs: Passes over the training images; None is 20 epochs or 3,000 steps, whichever is longer.
+        epochs: Passes over the training images; by default 20 epochs, or more if they have fewer than 3,000 steps.
         batch_size: Images per step; None is 128, or all training images if there are fewer.
         seed: Seed of torch's, NumPy's and Python's global generators; None leaves them as they are.
         optimizer: Makes a torch optimizer from a list of parameters; None is fused Adam with learning rate 1e-3.

@@ -154,11 +154,16 @@ class Plane(NamedTuple):
 def plane(vae: Model, x: Tensor, y: Tensor | None = None) -> Plane:
     """The plane that covers the codes of the images and the prior; a model that uses labels decodes with the first label."""
     first = y if y is None else y[:1]
-    drawn = vae.sample_codes(1000, y if y is None else y[:1].repeat_interleave(1000, 0))
-    around = torch.cat([codes(vae, x, y).loc, drawn])
+    around = _reach(vae, x, y)
     grid, fine = grid_around(around, SIDE), grid_around(around, POINTS)
     images = views.decode_mean(vae, grid.points[None], first)[0]
     return Plane(grid, images, fine, log_joint(vae, x[:1], first, fine.points)[0], vae.needs_labels)
+
+
+def _reach(vae: Model, x: Tensor, y: Tensor | None) -> Tensor:
+    """The codes of the images, and draws of the prior."""
+    drawn = vae.sample_codes(1000, y if y is None else y[:1].repeat_interleave(1000, 0))
+    return torch.cat([codes(vae, x, y).loc, drawn])
 
 
 @torch.no_grad()
@@ -221,7 +226,7 @@ def posteriors(vae: Model, x: Tensor, y: Tensor | None = None, steps: int = FULL
             reparameterized draws.
     """
     log_p, gap = quadrature_log_likelihood(vae, x, y), inference_gap(vae, x, y, steps=steps)
-    wide = plane(vae, x, y).fine
+    wide = grid_around(_reach(vae, x, y), POINTS)
     drawn = weighted(vae, x, y)
     return [
         Posterior(*_densities(vae, wide, *args), float(log_p[n]), float(gap.elbo[n]), float(gap.local_elbo[n]), drawn[n])

@@ -5,20 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_vae.errors import RequestError, check_count
-from pyro_vae.images import read_array, read_folder, read_idx, refusing, resized
+from pyro_vae.images import is_mapped, map_array, read_array, read_folder, read_idx, refusing, resized
 from pyro_vae.likelihoods import Pixels
 
 logger = logging.getLogger("pyro_vae")
@@ -30,6 +31,8 @@ SEED = 0
 # Seconds without an answer after which a download fails.
 TIMEOUT = 4
 OMNIGLOT_SIZE = 28
+# Maximum pixels of the test images, and of the validation images, held out from an array on disk.
+HELD_OUT_PIXELS = 50_000_000
 MAX_SIZE = 1024
 # Data sets that torchvision downloads, and its classes.
 TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST", "omniglot": "Omniglot"}
@@ -78,6 +81,10 @@ class Split:
         """The images as the pixels that a likelihood scores: `to_pixels` with the split's noise."""
         return to_pixels(self.images, pixels, self.noise)
 
+    def only(self, index: Tensor) -> Split:
+        """The split of the images at `index`, which are not read yet if they are on disk."""
+        return self[index]
+
     def subset(self, count: int) -> Split:
         """A random subset of `count` images, the same at every call.
 
@@ -96,6 +103,36 @@ class Split:
     def _map(self, function: Callable[[Tensor], Tensor]) -> Split:
         extras = {name: function(tensor) for name in EXTRAS if (tensor := getattr(self, name)) is not None}
         return Split(function(self.images), **extras)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class HostSplit(Split):
+    """Images that do not fit on the device, or that stay on disk. Indexing reads some of them into memory, as a `Split`.
+
+    Attributes:
+        rows: The positions in `images` of the images of this split, shape `(N,)`.
+    """
+
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: slice | Tensor) -> Split:
+        rows = self.rows[index].numpy()
+        return self._map(
+            lambda tensor: torch.from_numpy(tensor.numpy().take(rows, axis=0))
+        )  # in one thread, as it may read a disk
+
+    def to(self, device: torch.device | str) -> Split:
+        """The same split: its images stay where they are."""
+        return self
+
+    def scored(self, pixels: Pixels) -> Tensor:
+        raise RequestError("the training images do not fit into memory; use the validation or the test images")
+
+    def only(self, index: Tensor) -> Split:
+        return replace(self, rows=self.rows[index])
 
 
 @dataclass(frozen=True)
@@ -149,12 +186,34 @@ class Data:
         return _digest(split.y for split in self.splits if split.y is not None)
 
     def to(self, device: torch.device | str) -> Data:
-        """The same data on another device."""
-        return self.map(lambda split: split.to(device))
+        """The same data on another device; training images that need over half of its free memory stay on the host."""
+        train = self.train if _fits(self.train.images, torch.device(device)) else on_host(self.train)
+        return Data(self.name, train.to(device), self.validation.to(device), self.test.to(device))
 
     def map(self, function: Callable[[Split], Split]) -> Data:
         """Apply a function to each split."""
         return Data(self.name, *map(function, self.splits))
+
+
+def _fits(images: Tensor, device: torch.device) -> bool:
+    return device.type != "cuda" or images.is_cuda or 2 * images.nbytes < torch.cuda.mem_get_info(device)[0]
+
+
+def on_host(split: Split) -> HostSplit:
+    """A split whose images stay where they are."""
+    extras = {name: getattr(split, name) for name in EXTRAS}
+    return HostSplit(split.images, **extras, rows=torch.arange(len(split)))
+
+
+def prefetch(function: Callable[[Tensor], Any], batches: Iterable[Tensor]) -> Iterator[Any]:
+    """The results of a function, which a thread computes one batch ahead."""
+    with ThreadPoolExecutor(1) as thread:
+        futures = (thread.submit(function, batch) for batch in batches)
+        pending = next(futures)
+        for future in futures:
+            yield pending.result()
+            pending = future
+        yield pending.result()
 
 
 def _digest(tensors: Iterable[Tensor]) -> str:
@@ -214,7 +273,8 @@ def load_data(
             - "digits": the 1,797 handwritten 8x8 digits that come with scikit-learn;
             - the path of an `.npy` or `.npz` file: `images`, shape (N, height, width) or (N, channels, height, width), uint8,
               bool or floats in [0, 1], and optionally `labels`, integers of shape (N,), and `covariates`, numbers of shape
-              (N, C);
+              (N, C). An `.npy` file larger than a quarter of the memory stays on disk (uint8 or float32 only); at most 50
+              million pixels of it are used for the test, and for validation;
             - the path of a folder of images, flat or with one folder per class.
         data_dir: Folder of the downloaded data sets, as torchvision lays them out.
         image_size: Height and width to resize every image to.
@@ -327,6 +387,8 @@ def _own(name: str, size: int | None) -> Split:
     if os.path.isdir(name):
         return Split(*read_folder(path, size))
     if os.path.isfile(name) and path.suffix in (".npy", ".npz"):
+        if is_mapped(path):
+            return on_host(Split(map_array(path)))
         images, labels, covariates = read_array(path)
         return Split(images, labels, covariates=covariates)
     if os.path.exists(name):
@@ -336,9 +398,9 @@ def _own(name: str, size: int | None) -> Split:
 
 def _split(name: str, validation_size: int | None, train: Split, test: Split | None = None) -> Data:
     """Hold out a twelfth for validation, if no other number is given, and a sixth for the test, unless there is a test set."""
-    size = validation_size or len(train) // 12
+    size = validation_size or _held_out(train, len(train) // 12)
     if test is None:
-        test, train = _parted(train, len(train) // 6)
+        test, train = _parted(train, _held_out(train, len(train) // 6))
     if size >= len(train):
         raise RequestError(f"validation_size={size} leaves none of the {len(train)} training images; use less")
     validation, train = _parted(train, size)
@@ -347,9 +409,14 @@ def _split(name: str, validation_size: int | None, train: Split, test: Split | N
     return Data(name, train, _with_noise(validation, 1), _with_noise(test, 0))
 
 
+def _held_out(split: Split, count: int) -> int:
+    """`count`, or fewer of the images of an array on disk: those held out are in memory, with their noise."""
+    return min(count, max(1, HELD_OUT_PIXELS // split.images[0].numel())) if isinstance(split, HostSplit) else count
+
+
 def _parted(split: Split, count: int) -> tuple[Split, Split]:
     order = _shuffled(len(split))
-    return split[order[:count]], split[order[count:]]
+    return split[order[:count]], split.only(order[count:])
 
 
 def _shuffled(count: int) -> Tensor:
@@ -366,5 +433,7 @@ def _with_noise(split: Split, stream: int) -> Split:
 
 def _fixed_draw(split: Split) -> Split:
     """One draw of binary pixels for every image."""
+    if isinstance(split, HostSplit):
+        raise RequestError("binarization=static needs the training images in memory; use dynamic")
     noisy = split if split.noise is not None else _with_noise(split, 2)
     return replace(split, images=(noisy.scored("binary") * 255).to(torch.uint8))

@@ -86,6 +86,26 @@ def read_array(path: Path) -> tuple[Tensor, Tensor | None, Tensor | None]:
         return images, labels, covariates
 
 
+def is_mapped(path: Path) -> bool:
+    """Whether an array stays on disk: an `.npy` file that is too large to be read."""
+    return path.suffix == ".npy" and path.stat().st_size > BYTES
+
+
+def map_array(path: Path) -> Tensor:
+    """The images of an `.npy` file, left on disk: uint8 or float32, with the channels first.
+
+    Raises:
+        RequestError: If the file is damaged, or holds other images.
+    """
+    with refusing(f"{path} cannot be read as an array", "save it with numpy.save"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if array.dtype not in (np.uint8, np.float32) or (array.ndim == 4 and _channels_are_last(*array.shape[1:])):
+            raise RequestError(f"{path} does not fit into memory: save uint8 or float32, shape (N, channels, height, width)")
+        _check_bytes(f"an order of the images of {path}", 16 * len(array))
+        return _checked_images(array, path)
+
+
 def _checked_images(array: np.ndarray, path: Path) -> Tensor:
     if array.ndim not in (3, 4) or 0 in array.shape:
         raise RequestError(f"{path} has shape {array.shape}: images need (N, height, width) or (N, channels, height, width)")
@@ -112,7 +132,7 @@ def _checked_values(array: np.ndarray, path: Path) -> np.ndarray:
     low, high = array.min(), array.max()
     if not (low >= 0 and high <= 1):  # also if they are NaN
         raise RequestError(f"{path} holds floats from {low:g} to {high:g}: save floats in [0, 1], or uint8")
-    return array.astype(np.float32)
+    return array.astype(np.float32, copy=False)
 
 
 def _checked_labels(labels: np.ndarray, count: int, path: Path) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 from typing import Any, Literal, TypedDict
 
 import pyro
@@ -20,7 +21,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from pyro_vae.data import Data, Split, to_pixels
+from pyro_vae.data import Data, HostSplit, Split, prefetch, to_pixels
 from pyro_vae.errors import NotFiniteError, RequestError, check_choice, check_count, check_positive
 from pyro_vae.inference import distributed
 from pyro_vae.inference.codes import ACTIVE, activity
@@ -246,7 +247,8 @@ class Loop:
     ) -> None:
         self.vae, self.batch_size, self.objective, self.schedule, self.precision = vae, batch_size, objective, beta, precision
         self.device = next(vae.parameters()).device
-        self.train, validation = data.train.to(self.device), data.validation.to(self.device)
+        data = data.to(self.device)
+        self.train, validation = data.train, data.validation
         self.validation = replace(validation, images=validation.scored(vae.pixels))
         _initialize(vae, self.train)
         self._synchronize()
@@ -256,14 +258,14 @@ class Loop:
             objective.max_plate_nesting = 1 + (objective.vectorize_particles and objective.num_particles > 1)
         model, guide = self.meter.model(vae.model), self.meter.guide(vae.guide)
         self.svi = SVI(model, guide, optimizer, objective, mean=True, prepare=self._batch, engine=engine)
-        self.svi.dry_run(torch.arange(batch_size, device=self.device), check=self._check)
+        self.svi.dry_run(*next(self._steps(torch.arange(batch_size, device=self.train.images.device))), check=self._check)
         for hook in gradient_hooks:
             self.optimizer.register_step_pre_hook(hook)
         self.scheduler = None if lr_scheduler is None else lr_scheduler(self.optimizer)
 
     def epoch(self, label: str) -> dict[str, Any]:
         """Train one epoch and score the validation images."""
-        order = distributed.broadcast(torch.randperm(len(self.train), device=self.device))
+        order = distributed.broadcast(torch.randperm(len(self.train), device=self.train.images.device))
         try:
             with distributed.own_noise(self.device):
                 trained, validated = self._train(label, order), self._validate(label)
@@ -284,11 +286,11 @@ class Loop:
         self._clear_sums()
         start = checked = time.perf_counter()
         with products(self.precision), progress_bar(len(self.train), label) as progress:
-            for index in order.split(self.batch_size):
+            for args in self._steps(order):
                 self._set_step()
-                self.svi.update(index)
+                self.svi.update(*args)
                 self.step += 1
-                progress.update(len(index))
+                progress.update(len(args[0]))
                 if self.step % FLUSH_STEPS == 0:
                     _flush(self.optimizer)
                 if time.perf_counter() - checked > CHECK_SECONDS and distributed.world_size() == 1:
@@ -316,10 +318,19 @@ class Loop:
         for start, end in zip(starts, (*starts[1:], rows), strict=True):
             yield self.validation[start:end]
 
-    def _batch(self, index: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    def _steps(self, order: Tensor) -> Iterator[tuple[Any, ...]]:
+        """The arguments of each step: the indices of a batch, and its images and labels if they are not on the device."""
+        batches = order.split(self.batch_size)
+        return prefetch(self._read_batch, batches) if isinstance(self.train, HostSplit) else zip(batches)
+
+    def _read_batch(self, index: Tensor) -> tuple[Any, ...]:
+        part = self.train[index[distributed.shard(len(index))]].to(self.device)
+        return index.to(self.device), part.images, part.y
+
+    def _batch(self, index: Tensor, *read: Any) -> tuple[Tensor, Tensor | None, Tensor]:
         """The arguments of the programs for this process's share of a batch: images, labels and beta."""
-        part = self.train[index[distributed.shard(len(index))]]
-        return to_pixels(part.images, self.vae.pixels), part.y, self.beta
+        images, y = read or attrgetter("images", "y")(self.train[index[distributed.shard(len(index))]])
+        return to_pixels(images, self.vae.pixels), y, self.beta
 
     def _set_step(self) -> None:
         """Update what is scheduled in place, so that graphs stay valid."""
@@ -418,7 +429,7 @@ def _batch_size(asked: int | None, images: int, validation: int) -> int:
 def _initialize(vae: Model, train: Split) -> None:
     """Initialize a model that was not before from the training images."""
     if not vae.initialized:
-        first = train.images[: max(1, FIRST_PIXELS // train.images[0].numel())]
+        first = train[: max(1, FIRST_PIXELS // train.images[0].numel())].images.to(next(vae.parameters()).device)
         vae.initialize(to_pixels(first, vae.pixels))
         vae.initialized = True
 

@@ -32,7 +32,7 @@ SEED = 0
 TIMEOUT = 4
 OMNIGLOT_SIZE = 28
 # Maximum pixels of the test images, and of the validation images, held out from an array on disk.
-HELD_OUT_PIXELS = 50_000_000
+HELD_OUT_PIXELS = 20_000_000
 MAX_SIZE = 1024
 # Data sets that torchvision downloads, and its classes.
 TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST", "omniglot": "Omniglot"}
@@ -273,7 +273,7 @@ def load_data(
             - "digits": the 1,797 handwritten 8x8 digits that come with scikit-learn;
             - the path of an `.npy` or `.npz` file: `images`, shape (N, height, width) or (N, channels, height, width), uint8,
               bool or floats in [0, 1], and optionally `labels`, integers of shape (N,), and `covariates`, numbers of shape
-              (N, C). An `.npy` file larger than a quarter of the memory stays on disk (uint8 or float32 only); at most 50
+              (N, C). An `.npy` file larger than a quarter of the memory stays on disk (uint8 or float32 only); at most 20
               million pixels of it are used for the test, and for validation;
             - the path of a folder of images, flat or with one folder per class.
         data_dir: Folder of the downloaded data sets, as torchvision lays them out.

@@ -54,8 +54,9 @@ def test_runs_with_solutions(lesson, kernel):
 
 
 @each_lesson
-def test_has_10_to_20_cells_and_three_solutions(lesson):
-    assert 10 <= len(read(lesson).cells) <= 20
+def test_has_short_cells_and_three_solutions(lesson):
+    assert 10 <= len(read(lesson).cells) <= 25
+    assert all(len(cell.source.splitlines()) <= 25 for cell in read(lesson).cells if cell.cell_type == "code")
     assert len(solutions(read(lesson))) == 3
 
 
@@ -82,3 +83,11 @@ def test_uses_public_names_only(lesson):
 def test_readme_links_all_lessons():
     assert sorted(path.stem for path in FOLDER.glob("[!_]*.ipynb")) == LESSONS
     assert all(f"({lesson}.ipynb)" in (FOLDER / "README.md").read_text() for lesson in LESSONS)
+
+
+def test_the_explorer_has_ten_questions_and_answers():
+    page = (FOLDER / "explorer.html").read_text()
+    assert len(page.encode()) < 3e6
+    assert page.count("<summary>Answer</summary>") == 10
+    for lesson in ("1_elbo", "3_amortization", "5_importance_weighting"):
+        assert "(explorer.html)" in (FOLDER / f"{lesson}.ipynb").read_text()

@@ -1,4 +1,4 @@
-"""Make explorer.html: the report of a VAE of MNIST in two dimensions, and ten questions about it.
+"""Make explorer.html: the report of a VAE in two dimensions, with ten questions about it.
 
     python experiments/lessons/explorer.py --data_dir DIR
 

@@ -162,12 +162,24 @@ class LinearGaussianVAE(VAE):
     @torch.no_grad()
     def make_guide_exact(self) -> None:
         """Set the guide's parameters so that it is the exact posterior of the model as it is."""
-        weight, bias = self.encoder.parameters()
+        weight, _ = self.encoder.parameters()
         origin = self.exact_posterior(torch.zeros(1, weight.shape[1]).to(weight))
         slope = self.exact_posterior(torch.eye(weight.shape[1]).to(weight)).mean - origin.mean
-        lower, scale, d = origin.scale_tril[0], origin.scale_tril[0].diagonal(), len(slope.T)
-        weight.zero_()[:d] = slope.T
-        bias[:d], bias[d:] = origin.mean[0], (d * (lower / scale[:, None]).tril(-1) + scale.log().diag()).flatten()
+        self.set_guide(origin.mean[0], origin.scale_tril[0])
+        weight[: len(slope.T)] = slope.T
+
+    @torch.no_grad()
+    def set_guide(self, loc: Tensor, scale_tril: Tensor) -> None:
+        """Make the guide the same Gaussian for every image.
+
+        Arguments:
+            loc: Its mean, shape `(latent_dim,)`.
+            scale_tril: The Cholesky factor of its covariance, shape `(latent_dim, latent_dim)`.
+        """
+        weight, bias = self.encoder.parameters()
+        lower, scale = scale_tril.tril(-1), scale_tril.diagonal()
+        weight.zero_()
+        bias.copy_(torch.cat([loc, (len(loc) * lower / scale[:, None] + scale.log().diag()).flatten()]))
 
 
 class PPCA(NamedTuple):

@@ -158,7 +158,8 @@ def test_a_job_survives_the_loss_of_workers(job, tmp_path, monkeypatch):
 def test_a_lost_worker_ends_the_job_with_a_line_and_a_checkpoint(tmp_path, rank):
     """The main process says how to continue; if it is lost, another says that."""
     path = tmp_path / "run"
-    with torchrun("-m", "pyro_vae", "train", *RUN, "--epochs", "100000", "--run_dir", path) as process:
+    options = [*RUN, "--engine", "traced", "--epochs", "100000"]  # compiling would take most of the time
+    with torchrun("-m", "pyro_vae", "train", *options, "--run_dir", path) as process:
         deadline = time.monotonic() + 120
         while not (path / "metrics.jsonl").exists():
             assert process.poll() is None

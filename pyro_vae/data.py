@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import RequestError, check_count
+from pyro_vae.errors import RequestError, check_choice, check_count
 from pyro_vae.images import read_array, read_folder, read_idx, refusing, resized
 from pyro_vae.likelihoods import Pixels
 
@@ -226,23 +226,46 @@ def load_data(
     Raises:
         RequestError: If the data are not found, not readable, or too large for the memory.
     """
-    if binarization not in get_args(Binarization):
-        raise RequestError(f"binarization must be one of {', '.join(get_args(Binarization))}, but is {binarization}")
-    if image_size is not None and not 1 <= image_size <= MAX_SIZE:
-        raise RequestError(f"image_size must be 1 to {MAX_SIZE}, but is {image_size}")
+    _check_options(image_size, binarization)
     check_count(validation_size=validation_size)
-    data = _load(name, Path(data_dir), image_size, download, validation_size)
+    if name == "auto":
+        name = _pick(Path(data_dir), download)
+    data = _split(Path(name).name, validation_size, *_read(name, Path(data_dir), image_size, download))
     return data.map(_fixed_draw) if binarization == "static" else data
 
 
-def _load(name: str, data_dir: Path, size: int | None, download: bool, validation_size: int | None) -> Data:
-    if name == "auto":
-        name = _pick(data_dir, download)
+def load_images(
+    name: str,
+    data_dir: str | Path = "data",
+    image_size: int | None = None,
+    binarization: Binarization = "dynamic",
+    download: bool = True,
+) -> Split:
+    """Load all images of a data set as one split, or its official test set; to score and encode images that are new to a model.
+
+    Arguments are those of `load_data`, without "auto".
+
+    Raises:
+        RequestError: If the data are not found, not readable, or too large for the memory.
+    """
+    _check_options(image_size, binarization)
+    images = _with_noise(_read(name, Path(data_dir), image_size, download)[-1], 0)
+    return _fixed_draw(images) if binarization == "static" else images
+
+
+def _check_options(image_size: int | None, binarization: str) -> None:
+    check_choice("binarization", binarization, Binarization)
+    if image_size is not None and not 1 <= image_size <= MAX_SIZE:
+        raise RequestError(f"image_size must be 1 to {MAX_SIZE}, but is {image_size}")
+
+
+def _read(name: str, data_dir: Path, size: int | None, download: bool) -> list[Split]:
+    """All images, or the training and the test images."""
     if name in TORCHVISION:
         parts = _torchvision(name, data_dir, size, download)
     else:
         parts = [_digits() if name == "digits" else _own(name, size)]
-    return _split(Path(name).name, validation_size, *(replace(part, images=resized(part.images, size)) for part in parts))
+    return [replace(part, images=resized(part.images, size)) for part in parts]
 
 
 def _pick(data_dir: Path, download: bool) -> str:
@@ -331,7 +354,7 @@ def _own(name: str, size: int | None) -> Split:
         return Split(images, labels, covariates=covariates)
     if os.path.exists(name):
         raise RequestError(f"{path} is neither a folder of images nor an .npy or .npz file: save the images as one of these")
-    raise RequestError(f"there is no data set or path {str(name)[:200]}: choose from auto, {', '.join(NAMED)}, or give a path")
+    raise RequestError(f"there is no data set or path {str(name)[:200]}: choose from {', '.join(NAMED)}, or give a path")
 
 
 def _split(name: str, validation_size: int | None, train: Split, test: Split | None = None) -> Data:

@@ -224,7 +224,7 @@ def test_metrics_are_those_of_the_results(report, run_dir):
 
 def test_the_explorer_shows_the_quadrature_and_parts_that_add_up(report, run_dir):
     run = Run.open(run_dir)
-    vae, data = run.model(run.config(), "last"), run.data(run.config(), "last")
+    vae, data = opened_run(run)
     x, _ = arguments(vae, data.test.subset(40)[:3])
     for state, log_p in zip(page_data(report())["images"], quadrature_log_likelihood(vae, x), strict=True):
         text = state["text"]
@@ -232,6 +232,11 @@ def test_the_explorer_shows_the_quadrature_and_parts_that_add_up(report, run_dir
         values = {name: float(value) for name, value in text.items()}
         assert values["approximation"] == pytest.approx(values["log-p"] - values["best-elbo"], abs=1e-9)
         assert values["total"] == pytest.approx(values["approximation"] + values["amortization"], abs=1e-9)
+
+
+def opened_run(run):
+    config, checkpoint = run.config(), run.load_checkpoint("last")
+    return run.model(config, checkpoint), run.data(config, checkpoint)
 
 
 def page_data(text):
@@ -287,7 +292,7 @@ def test_several_runs_are_compared_on_the_same_images(run_dir, tmp_path, report)
     for path in (run_dir, other):
         run = Run.open(path)
         pyro.set_rng_seed(0)
-        model, data = run.model(run.config(), "last"), run.data(run.config(), "last")
+        model, data = opened_run(run)
         pyro.set_rng_seed(0)
         scores.append(explorer.overview(model, data.test, TINY).scores)
     difference = scores[1].elbo - scores[0].elbo

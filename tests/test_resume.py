@@ -179,7 +179,7 @@ def test_epochs_by_default(flags, tmp_path):
     """`--epochs null` is the default number, not none."""
     trained(*flags, "--epochs", 1, "--batch_size", 45, "--run_dir", tmp_path / "run")
     checkpoint = Run(tmp_path / "run").load_checkpoint("last")
-    assert checkpoint["training"]["epoch"] == 1
+    assert checkpoint.content["training"]["epoch"] == 1
     assert main(["train", "--run_dir", str(tmp_path / "run"), "--resume", "--epochs", "null", "--patience", "1"]) == 2
 
 

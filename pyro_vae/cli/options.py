@@ -201,6 +201,8 @@ def train_parser() -> ArgumentParser:
     text = "Continue the run in --run_dir from its last checkpoint; with auto, start it if it does not exist."
     parser.add_argument("--resume", nargs="?", const="always", type=kind, default="never", help=text)
     add(parser, "checkpoint_every", PositiveInt, 1, "Epochs between checkpoints.")
+    text = "Epochs between checkpoints that are all kept, in epochs/ of the run folder; the report has a slider over them."
+    add(parser, "keep_every", PositiveInt, None, text)
     add(parser, "report", bool, True, "Write report.html, a page about the run, at the end.")
     for name, part in PARTS.items():
         _add_part(parser, name, part)

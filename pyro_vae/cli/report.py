@@ -93,7 +93,7 @@ def _report(run: Run, vae: Model, test: Split, effort: Effort, several: bool = F
     name = str(run.path) if several else run.path.resolve().name
     if several:
         return RunReport(name, options, facts, records, results, overview(vae, test, effort))
-    shown = view(vae, test, effort)
+    shown = view(vae, test, effort, run.earlier(vae))
     return RunReport(name, options, facts, records, results, shown.overview, shown)
 
 

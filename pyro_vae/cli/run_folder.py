@@ -29,6 +29,8 @@ from pyro_vae.networks import Shape
 from pyro_vae.vae import Model
 
 Which = Literal["last", "best"]
+# Largest number of earlier epochs in the report, which bounds its size and time.
+EARLIER = 5
 
 FILES: dict[Which, str] = {"last": "checkpoint.pt", "best": "best.pt"}
 
@@ -41,7 +43,7 @@ NOT_STORED = {"config", "run_dir", "resume", "trust"}
 METRICS_BYTES = 2**28
 
 # Options that may differ when a run is resumed.
-MAY_CHANGE = {*NOT_STORED, "epochs", "device", "data_dir", "checkpoint_every", "report", "on_nan", "engine"}
+MAY_CHANGE = {*NOT_STORED, "epochs", "device", "data_dir", "checkpoint_every", "keep_every", "report", "on_nan", "engine"}
 
 
 class Images(NamedTuple):
@@ -199,14 +201,17 @@ class Run:
             file.rename(file.with_suffix(".damaged"))
         write(file, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
-    def save_checkpoint(self, which: Which, training: Training, data: Data) -> None:
-        """Write the state of a training.
+    def save_checkpoint(self, which: Which | int, training: Training, data: Data) -> None:
+        """Write the state of a training, as the last, the best, or one of the epochs that are kept.
 
         Raises:
             StorageError: If it cannot be written; the previous checkpoint is still there.
         """
         content = {**_identity(data, training.loop.vae.needs_labels), "training": training.state_dict()}
-        save_checkpoint(self.path / FILES[which], content)
+        save_checkpoint(self._file(which), content)
+
+    def _file(self, which: Which | int) -> Path:
+        return self.path / (f"epochs/{which:04}.pt" if isinstance(which, int) else FILES[which])
 
     def save_config(self, config: Namespace) -> None:
         """Write the options of the run, except those about the folder itself.
@@ -225,13 +230,13 @@ class Run:
         """
         return write(self.path / f"{name}.json", (json.dumps(results, indent=2) + "\n").encode())
 
-    def load_checkpoint(self, which: Which) -> Checkpoint:
+    def load_checkpoint(self, which: Which | int) -> Checkpoint:
         """Read a checkpoint.
 
         Raises:
             ValueError: If it is missing, damaged, or not of a training.
         """
-        file = self.path / FILES[which]
+        file = self._file(which)
         checkpoint = Checkpoint(file, load_checkpoint(file))
         training = checkpoint.content.get("training")
         if not isinstance(training, dict) or "vae" not in training or not checkpoint.shape:
@@ -244,11 +249,15 @@ class Run:
         Raises:
             ValueError: If the checkpoint does not fit the configuration.
         """
-        vae, state = build_model(config, checkpoint.shape, checkpoint.label_dim), checkpoint.content["training"]["vae"]
-        if not _fits(state, vae.state_dict()):
-            raise checkpoint.misfit
-        vae.load_state_dict(state)
-        return vae.eval()
+        return _load(build_model(config, checkpoint.shape, checkpoint.label_dim), checkpoint)
+
+    def earlier(self, vae: Model) -> Iterator[tuple[str, Model]]:
+        """Copies of the model after earlier epochs that were kept, evenly spaced, with their names."""
+        last = self.load_checkpoint("last").content["training"]["epoch"]
+        files = (self.path / "epochs").glob("*.pt")
+        kept = sorted(int(file.stem) for file in files if file.stem.isdecimal() and int(file.stem) < last)
+        for epoch in kept[:: -(-len(kept) // EARLIER) or 1]:
+            yield f"epoch {epoch}", _load(copy.deepcopy(vae), self.load_checkpoint(epoch))
 
     def data(self, config: Namespace, checkpoint: Checkpoint, data_dir: str | None = None) -> Data:
         """The data set of the run; it is downloaded only to a folder that the user names.
@@ -323,6 +332,15 @@ class Run:
             raise checkpoint.misfit from error
         if not 0 <= training.epoch <= training.epochs:
             raise RequestError(f"--epochs {training.epochs} is less than the {training.epoch} epochs already trained; use more")
+
+
+def _load(vae: Model, checkpoint: Checkpoint) -> Model:
+    """The model with the parameters of a checkpoint, in evaluation mode."""
+    state = checkpoint.content["training"]["vae"]
+    if not _fits(state, vae.state_dict()):
+        raise checkpoint.misfit
+    vae.load_state_dict(state)
+    return vae.eval()
 
 
 def _identity(data: Data, labels: bool) -> dict[str, Any]:

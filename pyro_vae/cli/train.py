@@ -131,7 +131,7 @@ def _train(data: Data, training: Training, run: Run | None, config: Namespace) -
     latent_dim, last_active, warned = config.latent_dim, training.loop.step, False
     for record in training:
         if run:
-            _save(training, record, run, data, config.checkpoint_every)
+            _save(training, record, run, data, config)
         if training.ended or record["epoch"] in {1, *range(0, training.epochs, max(1, training.epochs // LINES))}:
             logger.info(epoch_line(record, training.epochs))
         collapsed = record["active_units"] <= latent_dim // 10
@@ -141,12 +141,14 @@ def _train(data: Data, training: Training, run: Run | None, config: Namespace) -
             warned = True
 
 
-def _save(training: Training, record: Record, run: Run, data: Data, checkpoint_every: int) -> None:
+def _save(training: Training, record: Record, run: Run, data: Data, config: Namespace) -> None:
     """Write an epoch; the checkpoint last, because resuming starts from it."""
     run.add_record(record)
     if training.improved:
         run.save_checkpoint("best", training, data)
-    if training.ended or training.epoch % checkpoint_every == 0:
+    if config.keep_every and training.epoch % config.keep_every == 0:
+        run.save_checkpoint(training.epoch, training, data)
+    if training.ended or training.epoch % config.checkpoint_every == 0:
         run.save_checkpoint("last", training, data)
 
 

@@ -203,6 +203,8 @@ def train_parser() -> ArgumentParser:
     add(parser, "checkpoint_every", PositiveInt, 1, "Epochs between checkpoints.")
     text = "Epochs between checkpoints that are all kept, in epochs/ of the run folder; the report has a slider over them."
     add(parser, "keep_every", PositiveInt, None, text)
+    text = "Also write curves, samples and reconstructions of each epoch to tensorboard/ in the run folder."
+    add(parser, "logger", Literal["tensorboard"], None, text)
     add(parser, "report", bool, True, "Write report.html, a page about the run, at the end.")
     for name, part in PARTS.items():
         _add_part(parser, name, part)

@@ -43,7 +43,18 @@ NOT_STORED = {"config", "run_dir", "resume", "trust"}
 METRICS_BYTES = 2**28
 
 # Options that may differ when a run is resumed.
-MAY_CHANGE = {*NOT_STORED, "epochs", "device", "data_dir", "checkpoint_every", "keep_every", "report", "on_nan", "engine"}
+MAY_CHANGE = {
+    *NOT_STORED,
+    "epochs",
+    "device",
+    "data_dir",
+    "checkpoint_every",
+    "keep_every",
+    "logger",
+    "report",
+    "on_nan",
+    "engine",
+}
 
 
 class Images(NamedTuple):

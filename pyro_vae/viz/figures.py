@@ -57,7 +57,7 @@ def grid(images: Tensor, title: str, columns: int | None = None, row_labels: Lab
     inches = min(8 / (columns * width), 8 / (rows * height), 1 / sqrt(height * width))
     inches = max(inches, 0.25 / max(height, width))  # per pixel
     figure, axes = _subplots(columns * width * inches + 1, rows * height * inches + 1)
-    axes.imshow(_tile(images, columns))
+    axes.imshow(tile(images, columns))
     axes.set_title(title, fontsize=11)
     # Font sizes in points at which one line of six characters fits a cell.
     axes.set_xticks(_centres(width, len(column_labels)), labels=column_labels, fontsize=min(8, 20 * width * inches))
@@ -67,7 +67,7 @@ def grid(images: Tensor, title: str, columns: int | None = None, row_labels: Lab
     return figure
 
 
-def _tile(images: Tensor, columns: int) -> np.ndarray:
+def tile(images: Tensor, columns: int) -> np.ndarray:
     """Tile the images into one RGB picture, shape `(height, width, 3)`, with white lines between them."""
     from torchvision.utils import make_grid
 
@@ -76,7 +76,7 @@ def _tile(images: Tensor, columns: int) -> np.ndarray:
 
 
 def _centres(size: int, count: int) -> list[float]:
-    """Pixel coordinates of the centres of the first `count` cells of `_tile`."""
+    """Pixel coordinates of the centres of the first `count` cells of `tile`."""
     return [(size + 1) * (cell + 0.5) for cell in range(count)]
 
 

@@ -302,9 +302,9 @@ def test_several_runs_are_compared_on_the_same_images(run_dir, tmp_path, report)
 
 
 def test_large_colour_images_fit_the_page():
-    from pyro_vae.viz.report import _atlas
+    from pyro_vae.viz.pictures import atlas
 
-    state = _atlas(torch.rand(500, 3, 64, 64))
+    state = atlas(torch.rand(500, 3, 64, 64))
     assert len(state["atlas"]) < 1.6e6
     assert state["tile"]["width"] == state["tile"]["height"] < 64
 

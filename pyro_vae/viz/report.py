@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -19,18 +17,13 @@ from bokeh.resources import Resources
 from contourpy import contour_generator
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
-from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from pyro_vae.inference.codes import ACTIVE
 from pyro_vae.viz.explorer import CHOSEN, WIDTH, Grid, Moment, Overview, Plane, Posterior, View
 from pyro_vae.viz.figures import COLOURS, plane
+from pyro_vae.viz.pictures import atlas, pictures
 
-# Bytes of the pixels of all pictures, and of all tiles of the atlas, above which they are made smaller.
-PICTURES, ATLAS = 500_000, 1_000_000
-# Tiles per row of the atlas.
-COLUMNS = 32
 # Shares of the mass inside the contours, and how opaque the areas between them are.
 MASSES, SHADES = (0.99, 0.9, 0.5), (0.2, 0.45, 0.8)
 # Position of the slider over K at first: K = 16.
@@ -117,21 +110,21 @@ def page(runs: Sequence[RunReport]) -> str:
 
 def _one(run: RunReport) -> tuple[dict[str, Any], dict[str, Any]]:
     shown, view = run.overview, run.view
-    pictures = _pictures(shown.pictures)
-    plots = {"latent": _latent(shown, pictures, view and view.plane), "dimensions": _dimensions(shown.kl, shown.activity)}
+    urls = pictures(shown.pictures)
+    plots = {"latent": _latent(shown, urls, view and view.plane), "dimensions": _dimensions(shown.kl, shown.activity)}
     if curve := list(_k_curve(run.results.get("k_curve"))):
         plots["bounds"] = _bounds(curve)
     context: dict[str, Any] = {
         "metrics": list(_metrics(run.results)),
-        "samples": _pictures(shown.samples),
+        "samples": pictures(shown.samples),
         "reconstructions": list(_reconstructions(shown)),
-        "worst": [(pictures[n], f"{shown.scores.log_likelihood[n]:.1f}") for n in shown.scores.log_likelihood.argsort()[:10]],
+        "worst": [(urls[n], f"{shown.scores.log_likelihood[n]:.1f}") for n in shown.scores.log_likelihood.argsort()[:10]],
         "by_kl": shown.kl is not None,
         "data": None,
     }
     if view:
         data = _interactive(view)
-        context |= {"data": data, "view": view, "chosen": pictures[: len(view.posteriors) or CHOSEN]}
+        context |= {"data": data, "view": view, "chosen": urls[: len(view.posteriors) or CHOSEN]}
         if view.posteriors:
             first = data["images"][0]
             plots |= _posterior_plots({**first["models"], **first["weighted"][FIRST_K]["models"]})
@@ -159,7 +152,7 @@ def _number(results: Any, path: str) -> float | None:
 
 def _reconstructions(shown: Overview) -> Iterator[tuple[str, str, str]]:
     """Pictures of an image and its reconstruction, and its ELBO."""
-    images, means = (_pictures(part) for part in shown.reconstructions.unbind(1))
+    images, means = (pictures(part) for part in shown.reconstructions.unbind(1))
     for image, mean, elbo in zip(images, means, shown.scores.elbo.tolist(), strict=False):
         yield image, mean, f"{elbo:.1f}"
 
@@ -221,7 +214,7 @@ def _with_legend(plot: figure) -> figure:
     return plot
 
 
-def _latent(shown: Overview, pictures: list[str], over: Plane | None) -> figure:
+def _latent(shown: Overview, urls: list[str], over: Plane | None) -> figure:
     """Posterior means of images, coloured by class; hovering shows the image. On a decoded plane also the prior."""
     codes, (xlabel, ylabel) = plane(shown.codes.cpu().double())
     plot = _figure(xlabel, ylabel, square=True)
@@ -229,7 +222,7 @@ def _latent(shown: Overview, pictures: list[str], over: Plane | None) -> figure:
         _add_prior(plot, over)
     labels, (x, y) = _classes(shown), codes.T.numpy()
     classes = sorted(set(labels))
-    data = {"x": x, "y": y, "label": labels, "image": pictures, "colour": [COLOURS[classes.index(name)] for name in labels]}
+    data = {"x": x, "y": y, "label": labels, "image": urls, "colour": [COLOURS[classes.index(name)] for name in labels]}
     source = ColumnDataSource(data, name="points")
     points = plot.scatter("x", "y", source=source, size=7, color="colour", line_color="white", line_width=0.4)
     plot.add_tools(HoverTool(renderers=[points], tooltips=TOOLTIP))
@@ -278,7 +271,7 @@ def _dimensions(kl: Tensor | None, activity: Tensor) -> figure:
     """Bars of the KL of each dimension, or of its activity if the KL does not split; collapsed ones are hatched."""
     plot = _counts("rank", "nats" if kl is not None else "variance of the posterior mean")
     source = ColumnDataSource(_bars(kl, activity), name="dimensions")
-    bars = plot.vbar("x", top="top", width=0.8, source=source, color="colour", hatch_pattern="hatch")
+    bars = plot.vbar("x", top="top", width=0.8, source=source, color="colour", hatch_pattern="hatch", hatch_color="white")
     plot.add_tools(HoverTool(renderers=[bars], tooltips=[("", "@label"), ("", "@top{0.000}")]))
     return plot
 
@@ -320,13 +313,13 @@ def _interactive(view: View) -> State:
     if view.moments:
         labels = _classes(view.overview)
         *earlier, last = (_moment_state(moment, n, labels) for n, moment in enumerate(view.moments))
-        return {**last, "earlier": earlier, **_atlas(torch.cat([moment.plane.images for moment in view.moments]))}
+        return {**last, "earlier": earlier, **atlas(torch.cat([moment.plane.images for moment in view.moments]))}
     moves = view.traversals
     assert moves
     images = torch.cat([moves.traversals.flatten(0, 2), moves.interpolations.flatten(0, 1)])
     count, units, steps = moves.traversals.shape[:3]
     shape = {"count": count, "units": units, "steps": steps, "width": WIDTH}
-    return {"traversals": {**shape, "dimensions": moves.dimensions, "pairs": moves.pairs}, **_atlas(images)}
+    return {"traversals": {**shape, "dimensions": moves.dimensions, "pairs": moves.pairs}, **atlas(images)}
 
 
 def _moment_state(moment: Moment, n: int, labels: list[str]) -> State:
@@ -473,7 +466,7 @@ def _several(runs: Sequence[RunReport]) -> tuple[dict[str, Any], dict[str, Any]]
         "rows": [(run.name, row) for run, row in zip(runs, rows, strict=True)],
         "groups": list(_groups(runs)),
         "pairs": pairs,
-        "strips": [(run.name, _pictures(run.overview.samples[:10])) for run in runs],
+        "strips": [(run.name, pictures(run.overview.samples[:10])) for run in runs],
     }
     return {}, context
 
@@ -512,37 +505,3 @@ def _paired(run: RunReport, first: RunReport) -> tuple[str, str]:
     differences = [a - b for a, b in pairs]
     elbo, log_p = (f"{d.mean():+.2f} ± {d.std() / sqrt(len(d)):.2f}" for d in differences)
     return elbo, log_p
-
-
-# --- pictures ---------------------------------------------------------------------------------------------------------
-
-
-def _pictures(images: Tensor) -> list[str]:
-    """Each image as a PNG file in a URL."""
-    return [_url(pixels) for pixels in _pixels(images, PICTURES)]
-
-
-def _atlas(images: Tensor) -> State:
-    """All images as tiles of one PNG file in a URL, row by row."""
-    pixels = _pixels(images, ATLAS)
-    count, height, width = pixels.shape[:3]
-    rows = -(-count // COLUMNS)
-    padded = np.concatenate([pixels, np.zeros_like(pixels, shape=(rows * COLUMNS - count, *pixels.shape[1:]))])
-    tiles = padded.reshape(rows, COLUMNS, *pixels.shape[1:]).swapaxes(1, 2)
-    whole = tiles.reshape(rows * height, COLUMNS * width, *pixels.shape[3:])
-    return {"atlas": _url(whole), "tile": {"width": width, "height": height, "columns": COLUMNS}}
-
-
-def _pixels(images: Tensor, limit: int) -> np.ndarray:
-    """Bytes of shape `(N, height, width)`, grey images inverted as in the figures, or `(N, height, width, 3)`."""
-    images = images[:, :3] if images.shape[1] in (3, 4) else 1 - images.mean(1, keepdim=True)
-    scale = sqrt(limit / images.numel())
-    if scale < 1:
-        images = interpolate(images, scale_factor=scale, mode="area")
-    return (images.cpu() * 255).round().byte().permute(0, 2, 3, 1).squeeze(-1).numpy()
-
-
-def _url(pixels: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

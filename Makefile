@@ -20,7 +20,7 @@ lint: .venv/installed-dev
 
 .venv/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[report]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[report,mnist5k]"
 	touch $@
 
 .venv/installed-dev: .venv/installed

@@ -2,7 +2,7 @@
 
 from pyro_vae import likelihoods, networks, objectives, posteriors, priors, schedules
 from pyro_vae.cli.run_folder import load_run
-from pyro_vae.data import Data, Split, load_data
+from pyro_vae.data import Data, Split, load_data, load_images
 from pyro_vae.errors import NotFiniteError, RequestError, StorageError
 from pyro_vae.evaluation.ais import annealed_log_weights, bidirectional_bounds
 from pyro_vae.evaluation.diagnostics import (

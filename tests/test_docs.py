@@ -6,6 +6,8 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
+
 from pyro_vae import priors
 from pyro_vae.cli.main import main
 from pyro_vae.testing import check_prior
@@ -35,6 +37,7 @@ def test_readme(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pyro_vae.cli.train.TEST_SAMPLES", 5)
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    np.savez(tmp_path / "new.npz", images=np.zeros((4, 8, 8), np.uint8))
     names: dict[str, object] = {}
     ran = set()
     for language, text in blocks("README.md"):

@@ -12,6 +12,7 @@ from families import OBJECTIVES, make_vae
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 from torch.optim import SGD, Adam
+from tqdm import tqdm
 
 import pyro_vae as pv
 from pyro_vae.inference import fit as fit_module
@@ -511,3 +512,17 @@ def test_the_optimizers_state_has_no_denormals(digits, monkeypatch):
     monkeypatch.setattr(fit_module, "FLUSH_STEPS", 10**9)
     training = pv.fit(build(digits), digits, epochs=20, batch_size=32, engine="traced")
     assert max(denormals(training) for _ in training) > 0
+
+
+def test_the_bar_shows_metrics_and_the_time_left(digits, monkeypatch):
+    text = io.StringIO()
+    options = {"file": text, "disable": False, "dynamic_ncols": False, "ncols": 80, "mininterval": 0}
+    monkeypatch.setattr("pyro_vae.inference.progress.tqdm", lambda **given: tqdm(**{**given, **options}))
+    monkeypatch.setattr(fit_module, "CHECK_SECONDS", 0)
+    first, _ = pv.fit(build(digits), digits, epochs=2, seed=0)
+    lines = [line for line in text.getvalue().split("\r") if line.strip()]
+    assert all(len(line) <= 80 and "left" in line for line in lines)
+    assert lines[-1].startswith("epoch 2/2: ")
+    (before,) = [line for line in lines if "50%" in line and "active" in line][:1]
+    shown = f"ELBO {first['elbo']:.1f}, KL {first['kl']:.1f}, {first['active_units']} active"
+    assert before.endswith(shown)

@@ -89,6 +89,7 @@ def test_what_needs_all_images_in_memory_is_refused(file, small_memory, tmp_path
     assert main(["train", "--data", str(file), "--latent_dim", "2", "--epochs", "1", "--run_dir", str(run)]) == 0
     assert "memory" in refused("evaluate", run, "--split", "train")
     assert "memory" in refused("train", "--data", file, "--binarization", "static", "--run_dir", tmp_path / "other")
+    assert "memory" in refused("evaluate", run, "--data", file)
     assert main(["train", "--run_dir", str(run), "--resume", "always", "--epochs", "2"]) == 0
     assert main(["evaluate", str(run)]) == 0
 

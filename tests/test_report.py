@@ -26,7 +26,7 @@ from pyro_vae.viz.explorer import Effort
 
 pytest.importorskip("bokeh", reason="Bokeh is not installed")
 
-TINY = Effort(scored=40, samples=10, explored=3, steps=20)
+TINY = Effort(scored=40, samples=10, explored=3, several=2, steps=20)
 CHROMIUM, DRIVER = shutil.which("chromium") or shutil.which("chromium-browser"), shutil.which("chromedriver")
 
 
@@ -224,7 +224,7 @@ def test_metrics_are_those_of_the_results(report, run_dir):
 
 def test_the_explorer_shows_the_quadrature_and_parts_that_add_up(report, run_dir):
     run = Run.open(run_dir)
-    vae, data = run.model(run.config(), "last"), run.data(run.config(), "last")
+    vae, data = opened_run(run)
     x, _ = arguments(vae, data.test.subset(40)[:3])
     for state, log_p in zip(page_data(report())["images"], quadrature_log_likelihood(vae, x), strict=True):
         text = state["text"]
@@ -232,6 +232,11 @@ def test_the_explorer_shows_the_quadrature_and_parts_that_add_up(report, run_dir
         values = {name: float(value) for name, value in text.items()}
         assert values["approximation"] == pytest.approx(values["log-p"] - values["best-elbo"], abs=1e-9)
         assert values["total"] == pytest.approx(values["approximation"] + values["amortization"], abs=1e-9)
+
+
+def opened_run(run):
+    config, checkpoint = run.config(), run.load_checkpoint("last")
+    return run.model(config, checkpoint), run.data(config, checkpoint)
 
 
 def page_data(text):
@@ -287,7 +292,7 @@ def test_several_runs_are_compared_on_the_same_images(run_dir, tmp_path, report)
     for path in (run_dir, other):
         run = Run.open(path)
         pyro.set_rng_seed(0)
-        model, data = run.model(run.config(), "last"), run.data(run.config(), "last")
+        model, data = opened_run(run)
         pyro.set_rng_seed(0)
         scores.append(explorer.overview(model, data.test, TINY).scores)
     difference = scores[1].elbo - scores[0].elbo
@@ -297,9 +302,9 @@ def test_several_runs_are_compared_on_the_same_images(run_dir, tmp_path, report)
 
 
 def test_large_colour_images_fit_the_page():
-    from pyro_vae.viz.report import _atlas
+    from pyro_vae.viz.pictures import atlas
 
-    state = _atlas(torch.rand(500, 3, 64, 64))
+    state = atlas(torch.rand(500, 3, 64, 64))
     assert len(state["atlas"]) < 1.6e6
     assert state["tile"]["width"] == state["tile"]["height"] < 64
 
@@ -412,6 +417,52 @@ def test_traversals_and_interpolation_follow_their_sliders(opened, tmp_path, mon
         set_slider(browser, "between", (value + 3) / 6)
         pictures.append((drawn(browser, "traversal0"), drawn(browser, "interpolated")))
     assert all(a != b for before, after in pairwise(pictures) for a, b in zip(before, after, strict=True))
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A run of three epochs, all of them kept."""
+    run = tmp_path_factory.mktemp("kept") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyro_vae.cli.train.draw", lambda vae, data, run: [])
+        patch.setattr("pyro_vae.cli.report.QUICK", TINY)
+        options = ["--data", "digits", "--latent_dim", "2", "--epochs", "3", "--keep_every", "1", "--device", "cpu"]
+        assert main(["train", *options, "--run_dir", str(run)]) == 0
+    return run
+
+
+def test_epochs_that_are_kept_have_a_moment_each(kept):
+    assert sorted(file.name for file in (kept / "epochs").iterdir()) == ["0001.pt", "0002.pt", "0003.pt"]
+    assert (kept / "report.html").stat().st_size < 3e6
+    data, run = page_data((kept / "report.html").read_text()), Run.open(kept)
+    assert [state["text"]["epoch-name"] for state in (*data["earlier"], data)] == ["epoch 1", "epoch 2", "last epoch"]
+    (vae, images), config = opened_run(run), run.config()
+    x, _ = arguments(vae, images.test.subset(40))
+    for state, epoch in zip((*data["earlier"], data), (1, 2, 3), strict=True):
+        vae = run.model(config, run.load_checkpoint(epoch))
+        expected = [f"{value:.2f}" for value in quadrature_log_likelihood(vae, x[:2])]
+        assert [image["text"]["log-p"] for image in state["images"]] == expected
+        codes = pv.codes(vae, x).loc[:, 0].tolist()
+        assert state["models"]["points"]["data"]["x"] == pytest.approx(codes, abs=1e-3)
+
+
+def test_the_slider_over_epochs_moves_plane_posterior_and_bars(opened, kept):
+    browser = opened(kept / "report.html")
+    data, seen = page_data((kept / "report.html").read_text()), []
+    source = "return [...Bokeh.documents.map((one) => one.get_model_by_name(arguments[0])).find(Boolean).data[arguments[1]]]"
+    for n, state in enumerate((*data["earlier"], data)):
+        set_slider(browser, "epoch", n)
+        assert shown(browser, "epoch-name") == state["text"]["epoch-name"]
+        assert shown(browser, "log-p") == state["images"][0]["text"]["log-p"]
+        assert shown(browser, "bound") == state["images"][0]["weighted"][4]["text"]["bound"]
+        assert browser.execute_script(source, "points", "x") == state["models"]["points"]["data"]["x"]
+        assert browser.execute_script(source, "dimensions", "top") == state["models"]["dimensions"]["data"]["top"]
+        assert browser.execute_script(source, "gap", "left") == state["images"][0]["models"]["gap"]["data"]["left"]
+        assert len(browser.execute_script(source, "points", "image")) == 40
+        seen.append(drawn(browser, "decoded"))
+    assert len(set(seen)) == 3
+    browser.execute_script("document.querySelectorAll('input[name=image]')[1].click()")
+    assert shown(browser, "log-p") == data["images"][1]["text"]["log-p"]
 
 
 def test_a_hostile_folder_runs_no_script(opened, run_dir, tmp_path):

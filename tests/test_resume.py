@@ -179,7 +179,7 @@ def test_epochs_by_default(flags, tmp_path):
     """`--epochs null` is the default number, not none."""
     trained(*flags, "--epochs", 1, "--batch_size", 45, "--run_dir", tmp_path / "run")
     checkpoint = Run(tmp_path / "run").load_checkpoint("last")
-    assert checkpoint["training"]["epoch"] == 1
+    assert checkpoint.content["training"]["epoch"] == 1
     assert main(["train", "--run_dir", str(tmp_path / "run"), "--resume", "--epochs", "null", "--patience", "1"]) == 2
 
 
@@ -547,3 +547,15 @@ def test_a_rewound_run_resumes(flags, tmp_path, monkeypatch):
     files.save_checkpoint(path / "checkpoint.pt", content)
     trained("train", "--run_dir", path, "--resume", "--epochs", 2)
     assert json.loads((path / "metrics.jsonl").read_text().splitlines()[-1])["learning_rate"] == 5e-4
+
+
+def test_epochs_that_are_kept_are_those_of_a_run_without_interruption(flags, tmp_path):
+    """Also epochs after the last checkpoint, which are trained again."""
+    options = ["--keep_every", 2, "--checkpoint_every", 3]
+    trained(*flags, *options, "--epochs", 6, "--run_dir", tmp_path / "whole")
+    trained(*flags, *options, "--epochs", 3, "--run_dir", tmp_path / "parts")
+    trained(*flags, *options, "--epochs", 6, "--run_dir", tmp_path / "parts", "--resume")
+    for name in ("0002.pt", "0004.pt", "0006.pt"):
+        whole, parts = (files.load_checkpoint(tmp_path / run / "epochs" / name) for run in ("whole", "parts"))
+        assert equal(whole["training"], parts["training"])
+    assert len(list((tmp_path / "parts" / "epochs").iterdir())) == 3

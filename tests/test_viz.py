@@ -267,6 +267,14 @@ def test_each_label_has_its_colour():
     assert len(set(colours)) == 3
 
 
+def test_each_label_stands_at_the_median_of_its_codes():
+    which, codes = torch.arange(30) % 3 + 4, torch.randn(30, 2)
+    texts = figures.latent(codes, which, "codes").axes[0].texts
+    for name, text in zip((4, 5, 6), texts, strict=True):
+        assert text.get_text() == str(name)
+        np.testing.assert_allclose(text.xy, codes[which == name].median(0).values)
+
+
 @pytest.mark.parametrize("which", [None, torch.arange(30)])
 def test_codes_without_labels_or_with_too_many_have_one_colour(which):
     axes = figures.latent(torch.randn(30, 2), which, "codes").axes[0]

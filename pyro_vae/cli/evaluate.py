@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_vae.cli.build import pick_device
 from pyro_vae.cli.files import write
-from pyro_vae.cli.options import add, parse, run_parser, up_to
+from pyro_vae.cli.options import add, parse, run_parser, source, up_to
 from pyro_vae.cli.run_folder import Run
 from pyro_vae.cli.tables import table
 from pyro_vae.data import Split
@@ -51,22 +51,23 @@ def evaluate(argv: list[str]) -> None:
     with distributed.process_group(device):
         run = Run.open(config.run_dir)
         stored = run.config(config.trust)
-        vae = run.model(stored, config.checkpoint).to(device)
+        checkpoint = run.load_checkpoint(config.checkpoint)
+        vae = run.model(stored, checkpoint).to(device)
         with distributed.main_process_first():
-            data = run.data(stored, config.checkpoint, config.data_dir)
-        split: Split = getattr(data, config.split).to(device)
+            name, split, train = run.images(stored, checkpoint, config)
+        split = split.to(device)
         index = _chosen(config, split)
         pyro.set_rng_seed(config.seed)
         scores = score_images(vae, split[index], config.num_samples, config.batch_size, config.engine)
         results = _results(vae, split, split[index], scores, config)
         pyro.set_rng_seed(config.seed)
-        if data.train.labels is not None and len(data.train.labels.unique()) > 1:
-            results["linear_probe"] = linear_probe(vae, data.train[:PROBED], split[:PROBED])._asdict()
-        if config.classify_images and vae.needs_labels and split.covariates is None:
+        if train is not None and train.labels is not None and len(train.labels.unique()) > 1:
+            results["linear_probe"] = linear_probe(vae, train[:PROBED], split[:PROBED])._asdict()
+        if config.classify_images and checkpoint.label_dim and split.covariates is None:
             chosen = split.subset(min(config.classify_images, len(split)))
-            results["bayes_classifier"] = bayes_classifier(vae, chosen, data.label_dim)._asdict()
+            results["bayes_classifier"] = bayes_classifier(vae, chosen, checkpoint.label_dim)._asdict()
         if distributed.is_main_process():
-            logger.info(table(results, f"{data.name}, {config.split} set, {config.checkpoint} checkpoint", vae.likelihood))
+            logger.info(table(results, f"{name}, {config.checkpoint} checkpoint", vae.likelihood))
             _write(vae, split, index, scores, results, run, config)
 
 
@@ -137,7 +138,7 @@ def _annealed(vae: Model, x: Tensor, y: Tensor | None, scores: Scores, config: N
 
 def _write(vae: Model, split: Split, index: Tensor, scores: Scores, results: Metrics, run: Run, config: Namespace) -> None:
     """Write the results and figures under a name that tells what was asked for."""
-    name = f"{config.split}-{config.checkpoint}-K{config.num_samples}-N{len(index)}-seed{config.seed}"
+    name = f"{source(config)}-{config.checkpoint}-K{config.num_samples}-N{len(index)}-seed{config.seed}"
     name += f"-ais{config.num_chains}x{config.num_temperatures}" if config.method == "ais" else ""
     name += f"-gap{config.gap_images}" if config.gap_images else ""
     files = [

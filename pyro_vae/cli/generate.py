@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_vae.cli.build import pick_device
 from pyro_vae.cli.files import write
-from pyro_vae.cli.options import add, parse, run_parser, up_to
+from pyro_vae.cli.options import add, parse, run_parser, source, up_to
 from pyro_vae.cli.run_folder import Run
 from pyro_vae.data import Split
 from pyro_vae.errors import RequestError
@@ -47,10 +47,11 @@ def generate(argv: list[str]) -> None:
     config = parse(_parser(), argv)
     run, device = Run.open(config.run_dir), pick_device(config.device)
     file, stored = _file(config, run), run.config(config.trust)
-    vae = run.model(stored, config.checkpoint).to(device)
+    checkpoint = run.load_checkpoint(config.checkpoint)
+    vae = run.model(stored, checkpoint).to(device)
 
     def images() -> Split:
-        return getattr(run.data(stored, config.checkpoint, config.data_dir), config.split).to(device)
+        return run.images(stored, checkpoint, config).split.to(device)
 
     pyro.set_rng_seed(config.seed)
     if config.label is not None:
@@ -77,7 +78,8 @@ def _parser() -> ArgumentParser:
 def _file(config: Namespace, run: Run) -> Path:
     """The file to write; its suffix is the format."""
     label = "" if config.label is None else f"-label-{config.label}".translate(str.maketrans(" .", "_p", "[],"))
-    path = Path(config.out) if config.out else run.path / "generated" / f"{config.kind}{label}"
+    other = "" if config.data is None else f"-{source(config)}"
+    path = Path(config.out) if config.out else run.path / "generated" / f"{config.kind}{label}{other}"
     config.format = config.format or path.suffix[1:] or ("npz" if config.kind == "codes" else "png")
     if (
         config.format not in ("png", "npz")
@@ -134,7 +136,7 @@ def _reconstructions(vae: Model, images: Images, config: Namespace) -> Output:
     split = _some(images(), config.count)
     made = views.reconstructions(vae, *arguments(vae, split), _asked_y(vae, config, len(split)))
     arrays = {"images": _bytes(made[:, 0]), "reconstructions": _bytes(made[:, 1]), **_labels(split)}
-    return Output(arrays, lambda: figures.reconstructions(made, f"{config.split} images and reconstructions"))
+    return Output(arrays, lambda: figures.reconstructions(made, f"{_named(config)} and reconstructions"))
 
 
 def _interpolations(vae: Model, images: Images, config: Namespace) -> Output:
@@ -164,7 +166,7 @@ def _codes(vae: Model, images: Images, config: Namespace) -> Output:
     loc, scale = codes(vae, *arguments(vae, split))
     return Output(
         {"loc": loc, "scale": scale, **_labels(split)},
-        lambda: figures.latent(loc, split.labels, f"posterior means of {config.split} images"),
+        lambda: figures.latent(loc, split.labels, f"posterior means of {_named(config)}"),
     )
 
 
@@ -203,6 +205,10 @@ def _some(split: Split, count: int | None, each: int = 1) -> Split:
     if asked > len(split):
         raise RequestError(f"--count needs {asked:,} images, but the split has {len(split):,}; use a smaller count")
     return split.subset(asked)
+
+
+def _named(config: Namespace) -> str:
+    return f"{config.split} images" if config.data is None else f"images of {Path(config.data).name}"
 
 
 def _labels(split: Split) -> dict[str, Tensor]:

@@ -163,10 +163,23 @@ def run_parser(command: str, description: str) -> ArgumentParser:
     parser = new_parser(command, description)
     parser.add_argument("run_dir", help="Folder of a run.")
     add(parser, "checkpoint", Literal["last", "best"], "last", "Last epoch, or the best by validation ELBO.")
-    add(parser, "split", Literal["train", "validation", "test"], "test", "Images to use.")
+    add(parser, "split", Literal["train", "validation", "test"], "test", "Images of the run to use.")
+    add(parser, "data", str, None, "Images that are not the run's: as in train; all of them, or the official test set.")
     add(parser, "data_dir", str, None, "Folder of the downloaded data sets, if it was moved.")
+    add(
+        parser,
+        "image_size",
+        PositiveInt,
+        None,
+        "Height and width to resize the images of --data to; by default as the run.",
+    )
     add_common(parser)
     return parser
+
+
+def source(config: Namespace) -> str:
+    """The part of file names that says which images the options of `run_parser` ask for."""
+    return config.split if config.data is None else f"data-{Path(config.data).name.replace('.', '_')}"
 
 
 def train_parser() -> ArgumentParser:
@@ -188,6 +201,10 @@ def train_parser() -> ArgumentParser:
     text = "Continue the run in --run_dir from its last checkpoint; with auto, start it if it does not exist."
     parser.add_argument("--resume", nargs="?", const="always", type=kind, default="never", help=text)
     add(parser, "checkpoint_every", PositiveInt, 1, "Epochs between checkpoints.")
+    text = "Epochs between checkpoints that are all kept, in epochs/ of the run folder; the report has a slider over them."
+    add(parser, "keep_every", PositiveInt, None, text)
+    text = "Also write curves, samples and reconstructions of each epoch to tensorboard/ in the run folder."
+    add(parser, "logger", Literal["tensorboard"], None, text)
     add(parser, "report", bool, True, "Write report.html, a page about the run, at the end.")
     for name, part in PARTS.items():
         _add_part(parser, name, part)

@@ -54,7 +54,8 @@ def _open(run_dir: str, config: Namespace) -> RunReport:
     """What the page shows of a saved run."""
     run = Run.open(run_dir)
     stored, device = run.config(config.trust), pick_device(config.device)
-    vae, data = run.model(stored, "last").to(device), run.data(stored, "last", config.data_dir)
+    checkpoint = run.load_checkpoint("last")
+    vae, data = run.model(stored, checkpoint).to(device), run.data(stored, checkpoint, config.data_dir)
     pyro.set_rng_seed(config.seed)
     return _report(run, vae, data.test, FULL, several=len(config.run_dirs) > 1)
 
@@ -92,13 +93,13 @@ def _report(run: Run, vae: Model, test: Split, effort: Effort, several: bool = F
     name = str(run.path) if several else run.path.resolve().name
     if several:
         return RunReport(name, options, facts, records, results, overview(vae, test, effort))
-    shown = view(vae, test, effort)
+    shown = view(vae, test, effort, run.earlier(vae))
     return RunReport(name, options, facts, records, results, shown.overview, shown)
 
 
 def _facts(run: Run, vae: Model, test: Split) -> dict[str, str]:
     """What is known of a run besides its options and metrics."""
-    versions = run.load_checkpoint("last").get("versions")
+    versions = run.load_checkpoint("last").content.get("versions")
     known = versions if isinstance(versions, dict) else {}
     device = next(vae.parameters()).device
     cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

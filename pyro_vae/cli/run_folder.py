@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from filelock import FileLock, Timeout
@@ -21,13 +21,16 @@ from torch.optim import Optimizer
 from pyro_vae.cli.build import build_model
 from pyro_vae.cli.files import load_checkpoint, parse_yaml, read, read_yaml, save_checkpoint, write, writing
 from pyro_vae.cli.options import known_paths, parse_training, train_parser
-from pyro_vae.data import MAX_CLASSES, Data, load_data
+from pyro_vae.data import MAX_CLASSES, Data, Split, load_data, load_images
 from pyro_vae.errors import RequestError, check_choice
 from pyro_vae.inference.fit import Record, Training
 from pyro_vae.inference.graphs import logger
+from pyro_vae.networks import Shape
 from pyro_vae.vae import Model
 
 Which = Literal["last", "best"]
+# Largest number of earlier epochs in the report, which bounds its size and time.
+EARLIER = 5
 
 FILES: dict[Which, str] = {"last": "checkpoint.pt", "best": "best.pt"}
 
@@ -40,7 +43,62 @@ NOT_STORED = {"config", "run_dir", "resume", "trust"}
 METRICS_BYTES = 2**28
 
 # Options that may differ when a run is resumed.
-MAY_CHANGE = {*NOT_STORED, "epochs", "device", "data_dir", "checkpoint_every", "report", "on_nan", "engine"}
+MAY_CHANGE = {
+    *NOT_STORED,
+    "epochs",
+    "device",
+    "data_dir",
+    "checkpoint_every",
+    "keep_every",
+    "logger",
+    "report",
+    "on_nan",
+    "engine",
+}
+
+
+class Images(NamedTuple):
+    """The images that a command uses.
+
+    Attributes:
+        name: What titles call them.
+        split: The images.
+        train: The training images of the run, unless the images are of other data.
+    """
+
+    name: str
+    split: Split
+    train: Split | None
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint that was read.
+
+    Attributes:
+        file: The file.
+        content: What identifies the data, the state of the training, and the versions of the libraries.
+    """
+
+    file: Path
+    content: dict[str, Any]
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of the images; empty if it is damaged."""
+        shape = self.content.get("shape")
+        valid = isinstance(shape, list) and all(isinstance(size, int) and size > 0 for size in shape)
+        return tuple(shape) if valid and shape else ()
+
+    @property
+    def label_dim(self) -> int | None:
+        """The number of classes or covariates, if the model uses labels."""
+        label_dim = self.content.get("label_dim")
+        return label_dim if isinstance(label_dim, int) and 0 < label_dim <= MAX_CLASSES else None
+
+    @property
+    def misfit(self) -> RequestError:
+        """The exception for a checkpoint that does not fit the configuration."""
+        return RequestError(f"{self.file} does not fit its config.yaml; use the other --checkpoint, or train again")
 
 
 @dataclass(frozen=True)
@@ -154,14 +212,17 @@ class Run:
             file.rename(file.with_suffix(".damaged"))
         write(file, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
-    def save_checkpoint(self, which: Which, training: Training, data: Data) -> None:
-        """Write the state of a training.
+    def save_checkpoint(self, which: Which | int, training: Training, data: Data) -> None:
+        """Write the state of a training, as the last, the best, or one of the epochs that are kept.
 
         Raises:
             StorageError: If it cannot be written; the previous checkpoint is still there.
         """
         content = {**_identity(data, training.loop.vae.needs_labels), "training": training.state_dict()}
-        save_checkpoint(self.path / FILES[which], content)
+        save_checkpoint(self._file(which), content)
+
+    def _file(self, which: Which | int) -> Path:
+        return self.path / (f"epochs/{which:04}.pt" if isinstance(which, int) else FILES[which])
 
     def save_config(self, config: Namespace) -> None:
         """Write the options of the run, except those about the folder itself.
@@ -180,49 +241,71 @@ class Run:
         """
         return write(self.path / f"{name}.json", (json.dumps(results, indent=2) + "\n").encode())
 
-    def load_checkpoint(self, which: Which) -> dict[str, Any]:
+    def load_checkpoint(self, which: Which | int) -> Checkpoint:
         """Read a checkpoint.
 
         Raises:
             ValueError: If it is missing, damaged, or not of a training.
         """
-        file = self.path / FILES[which]
-        content = load_checkpoint(file)
-        training = content.get("training")
-        if not isinstance(training, dict) or "vae" not in training or not _shape(content):
+        file = self._file(which)
+        checkpoint = Checkpoint(file, load_checkpoint(file))
+        training = checkpoint.content.get("training")
+        if not isinstance(training, dict) or "vae" not in training or not checkpoint.shape:
             raise RequestError(f"{file} is not the checkpoint of a training; use the other --checkpoint, or train again")
-        return content
+        return checkpoint
 
-    def model(self, config: Namespace, which: Which) -> Model:
+    def model(self, config: Namespace, checkpoint: Checkpoint) -> Model:
         """The model of the run, in evaluation mode.
 
         Raises:
-            ValueError: If the checkpoint cannot be read, or does not fit the configuration.
+            ValueError: If the checkpoint does not fit the configuration.
         """
-        content = self.load_checkpoint(which)
-        vae = build_model(config, _shape(content), _label_dim(content))
-        if not _fits(content["training"]["vae"], vae.state_dict()):
-            raise _of_another_run(self.path / FILES[which])
-        vae.load_state_dict(content["training"]["vae"])
-        return vae.eval()
+        return _load(build_model(config, checkpoint.shape, checkpoint.label_dim), checkpoint)
 
-    def data(self, config: Namespace, which: Which, data_dir: str | None = None) -> Data:
+    def earlier(self, vae: Model) -> Iterator[tuple[str, Model]]:
+        """Copies of the model after earlier epochs that were kept, evenly spaced, with their names."""
+        last = self.load_checkpoint("last").content["training"]["epoch"]
+        files = (self.path / "epochs").glob("*.pt")
+        kept = sorted(int(file.stem) for file in files if file.stem.isdecimal() and int(file.stem) < last)
+        for epoch in kept[:: -(-len(kept) // EARLIER) or 1]:
+            yield f"epoch {epoch}", _load(copy.deepcopy(vae), self.load_checkpoint(epoch))
+
+    def data(self, config: Namespace, checkpoint: Checkpoint, data_dir: str | None = None) -> Data:
         """The data set of the run; it is downloaded only to a folder that the user names.
 
         Raises:
             ValueError: If the data are missing, or have another shape.
         """
-        content, where = self.load_checkpoint(which), data_dir or config.data_dir
         options = (config.image_size, config.binarization, data_dir is not None, config.validation_size)
-        data = load_data(config.data, where, *options)
-        if data.shape != _shape(content):
-            raise RequestError(
-                f"{config.data} has images of shape {data.shape}, but {self.path} was trained on {_shape(content)}"
-            )
-        if not _identity(data, "labels" in content).items() <= content.items():
+        data = load_data(config.data, data_dir or config.data_dir, *options)
+        self._check_shape(config.data, data.shape, checkpoint)
+        if not _identity(data, "labels" in checkpoint.content).items() <= checkpoint.content.items():
             text = "%s has changed since %s was trained; its splits may overlap with those of training"
             logger.warning(text, config.data, self.path)
         return data
+
+    def images(self, config: Namespace, checkpoint: Checkpoint, asked: Namespace) -> Images:
+        """The images that the options of a command ask for: a split of the run's data, or other data.
+
+        Raises:
+            ValueError: If the data are missing, or have another shape.
+        """
+        if asked.data is None:
+            data = self.data(config, checkpoint, asked.data_dir)
+            return Images(f"{data.name}, {asked.split} set", getattr(data, asked.split), data.train)
+        if asked.split != "test":
+            raise RequestError("--data uses all its images; leave out --split")
+        where, size = asked.data_dir or config.data_dir, asked.image_size or config.image_size
+        split = load_images(asked.data, where, size, config.binarization, asked.data_dir is not None)
+        self._check_shape(asked.data, tuple(split.images.shape[1:]), checkpoint)
+        if os.path.exists(asked.data) and os.path.abspath(asked.data) == config.data:
+            logger.warning("%s was trained on images of --data; leave it out to use the test images", self.path)
+        return Images(Path(asked.data).name, split, None)
+
+    def _check_shape(self, name: str, shape: Shape, checkpoint: Checkpoint) -> None:
+        if shape != checkpoint.shape:
+            text = f"{name} has images of shape {shape}, but {self.path} was trained on {checkpoint.shape}"
+            raise RequestError(f"{text}; image_size resizes images, of the same number of channels")
 
     def resumed_config(self, asked: Namespace, argv: list[str]) -> Namespace:
         """The options of the run, with those in `argv` that may change.
@@ -241,14 +324,14 @@ class Run:
             raise RequestError(f"the run in {self.path} has other values of {', '.join(fixed)}; use a new run_dir")
         return config
 
-    def resume(self, training: Training, data: Data, content: Mapping[str, Any]) -> None:
-        """Continue a training from the content of the last checkpoint.
+    def resume(self, training: Training, data: Data, checkpoint: Checkpoint) -> None:
+        """Continue a training from the last checkpoint.
 
         Raises:
             ValueError: If the checkpoint is of another training.
         """
-        file, state = self.path / FILES["last"], content["training"]
-        if not _identity(data, training.loop.vae.needs_labels).items() <= content.items():
+        state = checkpoint.content["training"]
+        if not _identity(data, training.loop.vae.needs_labels).items() <= checkpoint.content.items():
             raise RequestError(f"{data.name} has changed since {self.path} was trained; restore it, or start a new run")
         try:
             expected, moments = training.state_dict(), _state_after_a_step(training.loop.optimizer)
@@ -257,9 +340,18 @@ class Run:
                 raise ValueError("other keys, types or shapes")
             training.load_state_dict(state)
         except Exception as error:  # damaged states raise almost any class
-            raise _of_another_run(file) from error
+            raise checkpoint.misfit from error
         if not 0 <= training.epoch <= training.epochs:
             raise RequestError(f"--epochs {training.epochs} is less than the {training.epoch} epochs already trained; use more")
+
+
+def _load(vae: Model, checkpoint: Checkpoint) -> Model:
+    """The model with the parameters of a checkpoint, in evaluation mode."""
+    state = checkpoint.content["training"]["vae"]
+    if not _fits(state, vae.state_dict()):
+        raise checkpoint.misfit
+    vae.load_state_dict(state)
+    return vae.eval()
 
 
 def _identity(data: Data, labels: bool) -> dict[str, Any]:
@@ -293,23 +385,6 @@ def _fits(given: Any, expected: Any) -> bool:
 
 def _is_number(value: Any, limit: float = 1e300) -> bool:
     return isinstance(value, int | float | Tensor) and -limit <= float(value) <= limit
-
-
-def _of_another_run(file: Path) -> RequestError:
-    return RequestError(f"{file} does not fit its config.yaml; use the other --checkpoint, or train again")
-
-
-def _label_dim(content: Mapping[str, Any]) -> int | None:
-    """The number of classes or covariates of a checkpoint."""
-    label_dim = content.get("label_dim")
-    return label_dim if isinstance(label_dim, int) and 0 < label_dim <= MAX_CLASSES else None
-
-
-def _shape(content: Mapping[str, Any]) -> tuple[int, ...]:
-    """The shape of the images of a checkpoint."""
-    shape = content.get("shape")
-    valid = isinstance(shape, list) and all(isinstance(size, int) and size > 0 for size in shape)
-    return tuple(shape) if valid and shape else ()
 
 
 def _record(line: str) -> Record | None:
@@ -353,4 +428,4 @@ def load_run(path: str | Path, checkpoint: Which = "last", device: torch.device 
     """
     check_choice("checkpoint", checkpoint, Which)
     run = Run.open(path)
-    return run.model(run.config(trust), checkpoint).to(device)
+    return run.model(run.config(trust), run.load_checkpoint(checkpoint)).to(device)

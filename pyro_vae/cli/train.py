@@ -15,6 +15,7 @@ from jsonargparse import Namespace
 
 from pyro_vae.cli.build import build_training, naming_the_part, pick_device
 from pyro_vae.cli.files import write
+from pyro_vae.cli.loggers import LOGGERS, Log, check_installed
 from pyro_vae.cli.options import known_paths, parse_training
 from pyro_vae.cli.report import save_report
 from pyro_vae.cli.run_folder import Run
@@ -41,6 +42,7 @@ COLLAPSED_STEPS = 1000
 def train(argv: list[str]) -> None:
     """Run the command."""
     config = parse_training(argv)
+    check_installed(config.logger)
     with distributed.process_group(pick_device(config.device)), naming_the_part(config):
         if config.resume != "never" and config.run_dir is None:
             raise RequestError("--resume continues the run in --run_dir; add its folder")
@@ -97,7 +99,8 @@ def _run_dir(asked: str | None, data: Data) -> Path:
 def _finish(vae: Model, data: Data, training: Training, run: Run | None, config: Namespace) -> None:
     """Train to the end, score and draw; only the main process has a run folder."""
     _summarize(vae, data, training)
-    _train(data, training, run, config)
+    with LOGGERS[config.logger if run else None](run.path / "tensorboard" if run else Path(), vae, data, training.epoch) as log:
+        _train(data, training, run, config, log)
     results = evaluate(vae, data.test, TEST_SAMPLES, min(TEST_IMAGES, len(data.test)))
     if run:
         run.save_results(results)
@@ -127,11 +130,12 @@ def _product_seconds(threads: int | None = None) -> float:
         torch.set_num_threads(before)
 
 
-def _train(data: Data, training: Training, run: Run | None, config: Namespace) -> None:
+def _train(data: Data, training: Training, run: Run | None, config: Namespace, log: Log) -> None:
     latent_dim, last_active, warned = config.latent_dim, training.loop.step, False
     for record in training:
         if run:
-            _save(training, record, run, data, config.checkpoint_every)
+            _save(training, record, run, data, config)
+            log(record)
         if training.ended or record["epoch"] in {1, *range(0, training.epochs, max(1, training.epochs // LINES))}:
             logger.info(epoch_line(record, training.epochs))
         collapsed = record["active_units"] <= latent_dim // 10
@@ -141,12 +145,14 @@ def _train(data: Data, training: Training, run: Run | None, config: Namespace) -
             warned = True
 
 
-def _save(training: Training, record: Record, run: Run, data: Data, checkpoint_every: int) -> None:
+def _save(training: Training, record: Record, run: Run, data: Data, config: Namespace) -> None:
     """Write an epoch; the checkpoint last, because resuming starts from it."""
     run.add_record(record)
     if training.improved:
         run.save_checkpoint("best", training, data)
-    if training.ended or training.epoch % checkpoint_every == 0:
+    if config.keep_every and training.epoch % config.keep_every == 0:
+        run.save_checkpoint(training.epoch, training, data)
+    if training.ended or training.epoch % config.checkpoint_every == 0:
         run.save_checkpoint("last", training, data)
 
 

@@ -20,6 +20,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from tqdm import tqdm
 
 from pyro_vae.data import Data, HostSplit, Split, prefetch, to_pixels
 from pyro_vae.errors import NotFiniteError, RequestError, check_choice, check_count, check_positive
@@ -29,7 +30,7 @@ from pyro_vae.inference.graphs import AnyEngine, Engine, logger, pick_engine
 from pyro_vae.inference.importance import traces
 from pyro_vae.inference.meter import Meter
 from pyro_vae.inference.precision import Precision, products
-from pyro_vae.inference.progress import progress_bar
+from pyro_vae.inference.progress import live, training_bar
 from pyro_vae.inference.random_state import random_state, set_random_state
 from pyro_vae.inference.svi import SVI, MakeOptimizer
 from pyro_vae.objectives import ScheduledELBO, check_objective
@@ -201,7 +202,8 @@ class Training(Iterator[Record]):
             raise StopIteration
         before = copy.deepcopy(self.state_dict()) if self.on_nan == "rewind" else None
         try:
-            metrics = self.loop.epoch(f"epoch {self.epoch + 1}/{self.epochs}")
+            with training_bar(self.epoch, self.epochs, len(self.loop.train)) as progress:
+                metrics = self.loop.epoch(f"epoch {self.epoch + 1}/{self.epochs}", progress)
         except NotFiniteError as error:
             if before is None or self.rewinds == REWINDS:
                 raise
@@ -253,6 +255,7 @@ class Loop:
         _initialize(vae, self.train)
         self._synchronize()
         self.beta, self.meter, self.step = torch.ones((), device=self.device), Meter(self.device), 0
+        self.shown: dict[str, Any] = {}
         self._set_step()
         if objective.max_plate_nesting == math.inf:
             objective.max_plate_nesting = 1 + (objective.vectorize_particles and objective.num_particles > 1)
@@ -263,12 +266,12 @@ class Loop:
             self.optimizer.register_step_pre_hook(hook)
         self.scheduler = None if lr_scheduler is None else lr_scheduler(self.optimizer)
 
-    def epoch(self, label: str) -> dict[str, Any]:
+    def epoch(self, label: str, progress: tqdm[Any]) -> dict[str, Any]:
         """Train one epoch and score the validation images."""
         order = distributed.broadcast(torch.randperm(len(self.train), device=self.train.images.device))
         try:
             with distributed.own_noise(self.device):
-                trained, validated = self._train(label, order), self._validate(label)
+                trained, validated = self._train(label, order, progress), self._validate(label)
         except LinAlgError as error:  # a matrix with NaN cannot be factorized
             raise self._not_finite(label) from error
         metrics = {
@@ -279,22 +282,26 @@ class Loop:
             **validated,
         }
         self._step_scheduler(validated["validation_elbo"])
+        self.shown = metrics
         return metrics
 
-    def _train(self, label: str, order: Tensor) -> dict[str, float]:
+    def _train(self, label: str, order: Tensor, progress: tqdm[Any]) -> dict[str, float]:
         self.vae.train()
         self._clear_sums()
         start = checked = time.perf_counter()
-        with products(self.precision), progress_bar(len(self.train), label) as progress:
+        rows = 0
+        progress.set_postfix_str(live(self.shown))
+        with products(self.precision):
             for args in self._steps(order):
                 self._set_step()
                 self.svi.update(*args)
                 self.step += 1
+                rows += len(args[0])
                 progress.update(len(args[0]))
                 if self.step % FLUSH_STEPS == 0:
                     _flush(self.optimizer)
                 if time.perf_counter() - checked > CHECK_SECONDS and distributed.world_size() == 1:
-                    self._read(label, len(self.train))
+                    progress.set_postfix_str(live({**self.shown, **self._read(label, rows)}), refresh=False)
                     checked = time.perf_counter()
         means, seconds = self._read(label, len(self.train)), time.perf_counter() - start
         return {**means, "seconds": seconds, "images_per_second": len(self.train) / seconds}

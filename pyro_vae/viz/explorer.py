@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import pyro
@@ -31,18 +32,27 @@ from pyro_vae.viz import views
 
 
 class Effort(NamedTuple):
-    """How much is computed: images that are scored, samples for each, images in the explorer, steps to optimize a posterior."""
+    """How much is computed.
+
+    Attributes:
+        scored: Images that are scored.
+        samples: Importance samples for each.
+        explored: Images in the explorer.
+        several: The same if it shows several epochs.
+        steps: Steps to optimize a posterior.
+    """
 
     scored: int
     samples: int
     explored: int
+    several: int
     steps: int
 
 
-FULL, QUICK = Effort(500, 100, 30, 200), Effort(200, 50, 10, 60)
+FULL, QUICK = Effort(500, 100, 30, 6, 200), Effort(200, 50, 5, 3, 60)
 
-# Images per dimension of the decoded plane, and points per dimension of the grids of densities.
-SIDE, POINTS = 21, 64
+# Images per dimension of the decoded plane, the same of several epochs, and points per dimension of the grids of densities.
+SIDE, COARSE, POINTS = 21, 13, 64
 # Draws of q whose weights are shown, and those of the mean bounds.
 DRAWS, CURVE_DRAWS = 256, 1024
 # Nats below the maximum at which the posterior is not shown.
@@ -151,11 +161,11 @@ class Plane(NamedTuple):
 
 
 @torch.no_grad()
-def plane(vae: Model, x: Tensor, y: Tensor | None = None) -> Plane:
+def plane(vae: Model, x: Tensor, y: Tensor | None = None, side: int = SIDE) -> Plane:
     """The plane that covers the codes of the images and the prior; a model that uses labels decodes with the first label."""
     first = y if y is None else y[:1]
     around = _reach(vae, x, y)
-    grid, fine = grid_around(around, SIDE), grid_around(around, POINTS)
+    grid, fine = grid_around(around, side), grid_around(around, POINTS)
     images = views.decode_mean(vae, grid.points[None], first)[0]
     return Plane(grid, images, fine, log_joint(vae, x[:1], first, fine.points)[0], vae.needs_labels)
 
@@ -296,26 +306,69 @@ def traversals(vae: Model, x: Tensor, y: Tensor | None, spread: Tensor) -> Trave
     return Traversals(dimensions, torch.stack(rows, 1), list(zip(first.tolist(), last.tolist(), strict=True)), lines)
 
 
+class Moment(NamedTuple):
+    """A model with two latent dimensions after an epoch.
+
+    Attributes:
+        name: Which epoch it is.
+        codes: Posterior means, shape `(N, 2)`.
+        activity: As in `Overview`.
+        kl: As in `Overview`.
+        plane: The decoded plane.
+        posteriors: Those of the first images; none if they cannot be optimized.
+    """
+
+    name: str
+    codes: Tensor
+    activity: Tensor
+    kl: Tensor | None
+    plane: Plane
+    posteriors: list[Posterior]
+
+
 class View(NamedTuple):
-    """What is computed for the page of one run; a part that does not exist for a model is None or empty."""
+    """What is computed for the page of one run.
+
+    Attributes:
+        overview: What is shown of every model.
+        moments: The last epoch, after earlier ones if these were kept; empty if there are not two latent dimensions.
+        traversals: For models with other than two dimensions.
+    """
 
     overview: Overview
-    plane: Plane | None
-    posteriors: list[Posterior]
+    moments: list[Moment]
     traversals: Traversals | None
+
+    @property
+    def plane(self) -> Plane | None:
+        """That of the last epoch."""
+        return self.moments[-1].plane if self.moments else None
+
+    @property
+    def posteriors(self) -> list[Posterior]:
+        """Those of the last epoch."""
+        return self.moments[-1].posteriors if self.moments else []
 
 
 @pyro.validation_enabled(False)  # grids leave the support of bounded distributions
-def view(vae: Model, test: Split, effort: Effort = FULL) -> View:
-    """Compute what the page of one run shows."""
+def view(vae: Model, test: Split, effort: Effort = FULL, earlier: Iterable[tuple[str, Model]] = ()) -> View:
+    """Compute what the page of one run shows; `earlier` has the model after earlier epochs, with their names."""
     shown = overview(vae, test, effort)
     x, y = arguments(vae, shown.images)
-    few = (x[: effort.explored], y if y is None else y[: effort.explored])
-    if has_two_dimensions(vae, *few):
-        explored = posteriors(vae, *few, effort.steps) if _can_optimize(vae, *few) else []
-        return View(shown, plane(vae, x, y), explored, None)
+    if has_two_dimensions(vae, x[:1], y if y is None else y[:1]):
+        models = [*earlier, ("last epoch", vae)]
+        count, side = (effort.several, COARSE) if len(models) > 1 else (effort.explored, SIDE)
+        return View(shown, [_moment(name, model, x, y, count, side, effort.steps) for name, model in models], None)
     chosen = (x[:CHOSEN], y if y is None else y[:CHOSEN])
-    return View(shown, None, [], traversals(vae, *chosen, shown.activity))
+    return View(shown, [], traversals(vae, *chosen, shown.activity))
+
+
+def _moment(name: str, vae: Model, x: Tensor, y: Tensor | None, count: int, side: int, steps: int) -> Moment:
+    vae.eval()
+    few = (x[:count], y if y is None else y[:count])
+    explored = posteriors(vae, *few, steps) if _can_optimize(vae, *few) else []
+    shown = (codes(vae, x, y).loc, activity(vae, x, y), kl_per_dimension(vae, x, y))
+    return Moment(name, *shown, plane(vae, x, y, side), explored)
 
 
 def _can_optimize(vae: Model, x: Tensor, y: Tensor | None) -> bool:

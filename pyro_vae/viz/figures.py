@@ -57,7 +57,7 @@ def grid(images: Tensor, title: str, columns: int | None = None, row_labels: Lab
     inches = min(8 / (columns * width), 8 / (rows * height), 1 / sqrt(height * width))
     inches = max(inches, 0.25 / max(height, width))  # per pixel
     figure, axes = _subplots(columns * width * inches + 1, rows * height * inches + 1)
-    axes.imshow(_tile(images, columns))
+    axes.imshow(tile(images, columns))
     axes.set_title(title, fontsize=11)
     # Font sizes in points at which one line of six characters fits a cell.
     axes.set_xticks(_centres(width, len(column_labels)), labels=column_labels, fontsize=min(8, 20 * width * inches))
@@ -67,7 +67,7 @@ def grid(images: Tensor, title: str, columns: int | None = None, row_labels: Lab
     return figure
 
 
-def _tile(images: Tensor, columns: int) -> np.ndarray:
+def tile(images: Tensor, columns: int) -> np.ndarray:
     """Tile the images into one RGB picture, shape `(height, width, 3)`, with white lines between them."""
     from torchvision.utils import make_grid
 
@@ -76,7 +76,7 @@ def _tile(images: Tensor, columns: int) -> np.ndarray:
 
 
 def _centres(size: int, count: int) -> list[float]:
-    """Pixel coordinates of the centres of the first `count` cells of `_tile`."""
+    """Pixel coordinates of the centres of the first `count` cells of `tile`."""
     return [(size + 1) * (cell + 0.5) for cell in range(count)]
 
 
@@ -165,8 +165,11 @@ def bounds(curve: Mapping[str, Mapping[str, Any]]) -> Figure:
 def latent(codes: Tensor, labels: Tensor | None, title: str) -> Figure:
     """Draw a scatter plot of codes, shape `(N, latent_dim)`, coloured by label if there are at most ten labels.
 
-    More than two dimensions are projected on their first two principal components.
+    The name of each label stands at the median of its codes, because ten colours alone are hard to tell apart. More than two
+    dimensions are projected on their first two principal components.
     """
+    from matplotlib.patheffects import withStroke
+
     if labels is None or len(labels.unique()) > len(COLOURS):
         labels = torch.zeros(len(codes))
     names, groups = labels.unique(return_inverse=True)
@@ -176,8 +179,11 @@ def latent(codes: Tensor, labels: Tensor | None, title: str) -> Figure:
     axes.scatter(x, y, s=6 if len(points) > 1000 else 14, c=[COLOURS[group] for group in groups.tolist()], linewidths=0)
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
     if len(names) > 1:
-        for name, colour in zip(names.tolist(), COLOURS, strict=False):
-            axes.scatter([], [], color=colour, label=name)
+        for group, name in enumerate(names.tolist()):
+            axes.scatter([], [], color=COLOURS[group], label=name)
+            middle = points[groups == group].median(0).values.tolist()
+            text = axes.annotate(str(name), middle, ha="center", va="center", size=18, weight="bold")
+            text.set_path_effects([withStroke(linewidth=3, foreground="white")])
         axes.legend(title="label", frameon=False, handletextpad=0, bbox_to_anchor=(1, 1), loc="upper left")
     return figure
 

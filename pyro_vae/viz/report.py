@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -19,18 +17,13 @@ from bokeh.resources import Resources
 from contourpy import contour_generator
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
-from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from pyro_vae.inference.codes import ACTIVE
-from pyro_vae.viz.explorer import CHOSEN, WIDTH, Grid, Overview, Plane, Posterior, View
+from pyro_vae.viz.explorer import CHOSEN, WIDTH, Grid, Moment, Overview, Plane, Posterior, View
 from pyro_vae.viz.figures import COLOURS, plane
+from pyro_vae.viz.pictures import atlas, pictures
 
-# Bytes of the pixels of all pictures, and of all tiles of the atlas, above which they are made smaller.
-PICTURES, ATLAS = 500_000, 1_000_000
-# Tiles per row of the atlas.
-COLUMNS = 32
 # Shares of the mass inside the contours, and how opaque the areas between them are.
 MASSES, SHADES = (0.99, 0.9, 0.5), (0.2, 0.45, 0.8)
 # Position of the slider over K at first: K = 16.
@@ -117,21 +110,21 @@ def page(runs: Sequence[RunReport]) -> str:
 
 def _one(run: RunReport) -> tuple[dict[str, Any], dict[str, Any]]:
     shown, view = run.overview, run.view
-    pictures = _pictures(shown.pictures)
-    plots = {"latent": _latent(shown, pictures, view and view.plane), "dimensions": _dimensions(shown)}
+    urls = pictures(shown.pictures)
+    plots = {"latent": _latent(shown, urls, view and view.plane), "dimensions": _dimensions(shown.kl, shown.activity)}
     if curve := list(_k_curve(run.results.get("k_curve"))):
         plots["bounds"] = _bounds(curve)
     context: dict[str, Any] = {
         "metrics": list(_metrics(run.results)),
-        "samples": _pictures(shown.samples),
+        "samples": pictures(shown.samples),
         "reconstructions": list(_reconstructions(shown)),
-        "worst": [(pictures[n], f"{shown.scores.log_likelihood[n]:.1f}") for n in shown.scores.log_likelihood.argsort()[:10]],
+        "worst": [(urls[n], f"{shown.scores.log_likelihood[n]:.1f}") for n in shown.scores.log_likelihood.argsort()[:10]],
         "by_kl": shown.kl is not None,
         "data": None,
     }
     if view:
         data = _interactive(view)
-        context |= {"data": data, "view": view, "chosen": pictures[: len(view.posteriors) or CHOSEN]}
+        context |= {"data": data, "view": view, "chosen": urls[: len(view.posteriors) or CHOSEN]}
         if view.posteriors:
             first = data["images"][0]
             plots |= _posterior_plots({**first["models"], **first["weighted"][FIRST_K]["models"]})
@@ -159,7 +152,7 @@ def _number(results: Any, path: str) -> float | None:
 
 def _reconstructions(shown: Overview) -> Iterator[tuple[str, str, str]]:
     """Pictures of an image and its reconstruction, and its ELBO."""
-    images, means = (_pictures(part) for part in shown.reconstructions.unbind(1))
+    images, means = (pictures(part) for part in shown.reconstructions.unbind(1))
     for image, mean, elbo in zip(images, means, shown.scores.elbo.tolist(), strict=False):
         yield image, mean, f"{elbo:.1f}"
 
@@ -221,7 +214,7 @@ def _with_legend(plot: figure) -> figure:
     return plot
 
 
-def _latent(shown: Overview, pictures: list[str], over: Plane | None) -> figure:
+def _latent(shown: Overview, urls: list[str], over: Plane | None) -> figure:
     """Posterior means of images, coloured by class; hovering shows the image. On a decoded plane also the prior."""
     codes, (xlabel, ylabel) = plane(shown.codes.cpu().double())
     plot = _figure(xlabel, ylabel, square=True)
@@ -229,20 +222,30 @@ def _latent(shown: Overview, pictures: list[str], over: Plane | None) -> figure:
         _add_prior(plot, over)
     labels, (x, y) = _classes(shown), codes.T.numpy()
     classes = sorted(set(labels))
-    data = {"x": x, "y": y, "label": labels, "image": pictures, "colour": [COLOURS[classes.index(name)] for name in labels]}
-    points = plot.scatter("x", "y", source=ColumnDataSource(data), size=7, color="colour", line_color="white", line_width=0.4)
+    data = {"x": x, "y": y, "label": labels, "image": urls, "colour": [COLOURS[classes.index(name)] for name in labels]}
+    source = ColumnDataSource(data, name="points")
+    points = plot.scatter("x", "y", source=source, size=7, color="colour", line_color="white", line_width=0.4)
     plot.add_tools(HoverTool(renderers=[points], tooltips=TOOLTIP))
     # Ten colours alone are hard to tell apart.
-    middle = np.array([np.median(codes[np.array(labels) == name], 0) for name in classes])
-    plot.text(*middle.T, classes, text_font_size="22px", text_font_style="bold", anchor="center", text_outline_color="white")
+    middle = ColumnDataSource({**_medians(codes, labels), "text": classes}, name="medians")
+    style = {"text_font_size": "22px", "text_font_style": "bold", "anchor": "center", "text_outline_color": "white"}
+    plot.text("x", "y", "text", source=middle, **style)
     return plot
+
+
+def _medians(codes: Tensor, labels: list[str]) -> State:
+    """The median code of each class, in the order of their names."""
+    middle = [codes[[label == name for label in labels]].numpy() for name in sorted(set(labels))]
+    x, y = np.array([np.median(part, 0) for part in middle]).T.tolist()
+    return {"x": x, "y": y}
 
 
 def _add_prior(plot: figure, over: Plane) -> None:
     """Contours of the prior, and the ring at the code that is decoded."""
     plot.name = "latent"
-    plot.x_range, plot.y_range = (Range1d(float(side[0]), float(side[-1])) for side in over.grid)
-    plot.multi_line("xs", "ys", source=_lines(over.fine, over.log_prior), color="gray", line_dash="dashed")
+    plot.x_range, plot.y_range = (Range1d(**ends, name=name) for name, ends in _ends(over.grid, "plane").items())
+    prior = ColumnDataSource(_lines(over.fine, over.log_prior), name="prior")
+    plot.multi_line("xs", "ys", source=prior, color="gray", line_dash="dashed")
     centre = {axis: [float(side.mean())] for axis, side in zip("xy", over.grid, strict=True)}
     ring = ColumnDataSource(centre, name="cursor")
     plot.scatter("x", "y", source=ring, marker="circle_cross", size=20, fill_alpha=0, line_color="gray", line_width=2)
@@ -259,22 +262,31 @@ def _classes(shown: Overview) -> list[str]:
 TOOLTIP = '<img src="@image" alt="" width="56" style="image-rendering: pixelated"> @label'
 
 
-def _dimensions(shown: Overview) -> figure:
+def _ends(grid: Grid, name: str) -> State:
+    """The properties of the ranges of a plot, `name` with 0 or 1 added."""
+    return {f"{name}{i}": {"start": float(side[0]), "end": float(side[-1])} for i, side in enumerate(grid)}
+
+
+def _dimensions(kl: Tensor | None, activity: Tensor) -> figure:
     """Bars of the KL of each dimension, or of its activity if the KL does not split; collapsed ones are hatched."""
-    values = (shown.activity if shown.kl is None else shown.kl).cpu()
+    plot = _counts("rank", "nats" if kl is not None else "variance of the posterior mean")
+    source = ColumnDataSource(_bars(kl, activity), name="dimensions")
+    bars = plot.vbar("x", top="top", width=0.8, source=source, color="colour", hatch_pattern="hatch", hatch_color="white")
+    plot.add_tools(HoverTool(renderers=[bars], tooltips=[("", "@label"), ("", "@top{0.000}")]))
+    return plot
+
+
+def _bars(kl: Tensor | None, activity: Tensor) -> State:
+    values = (activity if kl is None else kl).cpu()
     order = values.argsort(descending=True)
-    active = [bool(shown.activity[d] > ACTIVE) for d in order]
-    plot = _counts("rank", "nats" if shown.kl is not None else "variance of the posterior mean")
-    data = {
+    active = [bool(activity[d] > ACTIVE) for d in order]
+    return {
         "x": list(range(1, len(order) + 1)),
         "top": values[order].tolist(),
         "label": [f"z[{d}]{'' if on else ', collapsed'}" for d, on in zip(order.tolist(), active, strict=True)],
         "colour": [BLUE if on else "gray" for on in active],
         "hatch": [" " if on else "/" for on in active],
     }
-    bars = plot.vbar("x", top="top", width=0.8, source=ColumnDataSource(data), color="colour", hatch_pattern="hatch")
-    plot.add_tools(HoverTool(renderers=[bars], tooltips=[("", "@label"), ("", "@top{0.000}")]))
-    return plot
 
 
 def _k_curve(curve: Any) -> Iterator[tuple[int, float, float]]:
@@ -298,16 +310,32 @@ def _bounds(curve: list[tuple[int, float, float]]) -> figure:
 
 def _interactive(view: View) -> State:
     """The data of the page's script."""
-    if view.plane:
-        (x, y), images = view.plane.grid, view.plane.images
-        over = {"x": [float(x[0]), float(x[-1])], "y": [float(y[0]), float(y[-1])], "side": len(x)}
-        return {"plane": over, "images": [_finite(_state(posterior)) for posterior in view.posteriors], **_atlas(images)}
+    if view.moments:
+        labels = _classes(view.overview)
+        *earlier, last = (_moment_state(moment, n, labels) for n, moment in enumerate(view.moments))
+        return {**last, "earlier": earlier, **atlas(torch.cat([moment.plane.images for moment in view.moments]))}
     moves = view.traversals
     assert moves
     images = torch.cat([moves.traversals.flatten(0, 2), moves.interpolations.flatten(0, 1)])
     count, units, steps = moves.traversals.shape[:3]
     shape = {"count": count, "units": units, "steps": steps, "width": WIDTH}
-    return {"traversals": {**shape, "dimensions": moves.dimensions, "pairs": moves.pairs}, **_atlas(images)}
+    return {"traversals": {**shape, "dimensions": moves.dimensions, "pairs": moves.pairs}, **atlas(images)}
+
+
+def _moment_state(moment: Moment, n: int, labels: list[str]) -> State:
+    """What the page shows of an epoch, the n-th in the atlas: the plane, and the state of each image."""
+    (x, y), codes = moment.plane.grid, moment.codes.cpu().double()
+    models = {
+        "points": {"data": {axis: _short(column.tolist(), 0.001) for axis, column in zip("xy", codes.T, strict=True)}},
+        "medians": {"data": _medians(codes, labels)},
+        "prior": {"data": _lines(moment.plane.fine, moment.plane.log_prior)},
+        "dimensions": {"data": _bars(moment.kl, moment.activity)},
+        **_ends(moment.plane.grid, "plane"),
+    }
+    over = {"x": [float(x[0]), float(x[-1])], "y": [float(y[0]), float(y[-1])], "side": len(x), "first": n * len(x) * len(y)}
+    images = [_state(posterior) for posterior in moment.posteriors]
+    state: State = _finite({"models": models, "text": {"epoch-name": moment.name}, "plane": over, "images": images})
+    return state
 
 
 def _posterior_plots(first: State) -> dict[str, figure]:
@@ -343,14 +371,12 @@ def _weighting_plot(sources: Mapping[str, ColumnDataSource]) -> figure:
 def _state(posterior: Posterior) -> State:
     """What the page shows when an image is chosen: properties of Bokeh's models, and texts."""
     exact, best, elbo = (round(value, 2) for value in (posterior.log_likelihood, posterior.best_elbo, posterior.elbo))
-    x, y = posterior.grid
     curve = posterior.draws.curve
     models = {
         "exact": {"data": _areas(posterior.grid, posterior.exact)},
         "guide": {"data": _lines(posterior.grid, posterior.guide)},
         "best": {"data": _lines(posterior.grid, posterior.best)},
-        "z0": {"start": float(x[0]), "end": float(x[-1])},
-        "z1": {"start": float(y[0]), "end": float(y[-1])},
+        **_ends(posterior.grid, "z"),
         "gap": {"data": {"left": [elbo, best], "right": [best, exact], "colour": [ORANGE, BLUE]}},
         "mean-bound": {"data": {"x": list(curve), "y": _short(curve.values(), 0.001)}},
         "level": {"data": {"x": [1, max(curve)], "y": [posterior.log_likelihood] * 2}},
@@ -440,7 +466,7 @@ def _several(runs: Sequence[RunReport]) -> tuple[dict[str, Any], dict[str, Any]]
         "rows": [(run.name, row) for run, row in zip(runs, rows, strict=True)],
         "groups": list(_groups(runs)),
         "pairs": pairs,
-        "strips": [(run.name, _pictures(run.overview.samples[:10])) for run in runs],
+        "strips": [(run.name, pictures(run.overview.samples[:10])) for run in runs],
     }
     return {}, context
 
@@ -479,37 +505,3 @@ def _paired(run: RunReport, first: RunReport) -> tuple[str, str]:
     differences = [a - b for a, b in pairs]
     elbo, log_p = (f"{d.mean():+.2f} ± {d.std() / sqrt(len(d)):.2f}" for d in differences)
     return elbo, log_p
-
-
-# --- pictures ---------------------------------------------------------------------------------------------------------
-
-
-def _pictures(images: Tensor) -> list[str]:
-    """Each image as a PNG file in a URL."""
-    return [_url(pixels) for pixels in _pixels(images, PICTURES)]
-
-
-def _atlas(images: Tensor) -> State:
-    """All images as tiles of one PNG file in a URL, row by row."""
-    pixels = _pixels(images, ATLAS)
-    count, height, width = pixels.shape[:3]
-    rows = -(-count // COLUMNS)
-    padded = np.concatenate([pixels, np.zeros_like(pixels, shape=(rows * COLUMNS - count, *pixels.shape[1:]))])
-    tiles = padded.reshape(rows, COLUMNS, *pixels.shape[1:]).swapaxes(1, 2)
-    whole = tiles.reshape(rows * height, COLUMNS * width, *pixels.shape[3:])
-    return {"atlas": _url(whole), "tile": {"width": width, "height": height, "columns": COLUMNS}}
-
-
-def _pixels(images: Tensor, limit: int) -> np.ndarray:
-    """Bytes of shape `(N, height, width)`, grey images inverted as in the figures, or `(N, height, width, 3)`."""
-    images = images[:, :3] if images.shape[1] in (3, 4) else 1 - images.mean(1, keepdim=True)
-    scale = sqrt(limit / images.numel())
-    if scale < 1:
-        images = interpolate(images, scale_factor=scale, mode="area")
-    return (images.cpu() * 255).round().byte().permute(0, 2, 3, 1).squeeze(-1).numpy()
-
-
-def _url(pixels: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -8,7 +8,10 @@ const value = (id) => Number(element(id).value);
 const atlas = new Image();
 
 function show(state) {
-  for (const [name, properties] of Object.entries(state.models)) model(name).setv(properties);
+  for (const [name, properties] of Object.entries(state.models)) {
+    const target = model(name);
+    target.setv(properties.data ? { data: { ...target.data, ...properties.data } } : properties);
+  }
   for (const [id, text] of Object.entries(state.text)) element(id).textContent = text;
 }
 
@@ -35,12 +38,15 @@ function onInput(ids, update) {
 }
 
 const chosen = () => Number(document.querySelector("input[name=image]:checked").value);
+const moments = [...(data.earlier ?? []), data];
+const moment = () => moments[element("epoch") ? value("epoch") : 0];
 const position = (range, place) => (place - range[0]) / (range[1] - range[0]);
 
-function startPlane({ x, y, side }) {
+function startPlane() {
   const move = (z0, z1) => {
+    const { x, y, side, first } = moment().plane;
     const columns = nearest(position(x, z0), side), rows = nearest(position(y, z1), side);
-    blend(element("decoded"), rows.flatMap(([row, a]) => columns.map(([column, b]) => [row * side + column, a * b])));
+    blend(element("decoded"), rows.flatMap(([row, a]) => columns.map(([column, b]) => [first + row * side + column, a * b])));
     element("place").textContent = `z = (${z0.toFixed(2)}, ${z1.toFixed(2)})`;
     model("cursor").setv({ data: { x: [z0], y: [z1] } });
   };
@@ -49,16 +55,26 @@ function startPlane({ x, y, side }) {
     move(value("place0"), value("place1"));
   };
   for (const name of ["mousemove", "tap", "pan"]) model("latent").on_event(name, follow);
-  onInput(["place0", "place1"], () => move(value("place0"), value("place1")));
+  const place = () => move(value("place0"), value("place1"));
+  onInput(["place0", "place1"], place);
+  if (element("epoch")) onInput(["epoch"], () => {
+    show(moment());
+    element("epoch").setAttribute("aria-valuetext", element("epoch-name").textContent);
+    const { x, y } = moment().plane;
+    for (const [id, [min, max]] of [["place0", x], ["place1", y]]) Object.assign(element(id), { min, max });
+    place();
+  });
 }
 
-function startPosteriors(images) {
+function startPosteriors() {
+  const image = () => moment().images[chosen()];
   const draws = () => {
-    show(images[chosen()].weighted[value("draws")]);
+    show(image().weighted[value("draws")]);
     element("draws").setAttribute("aria-valuetext", element("k").textContent);
   };
-  element("choice").addEventListener("input", () => { show(images[chosen()]); draws(); });
-  show(images[chosen()]);
+  const update = () => { show(image()); draws(); };
+  for (const id of ["choice", "epoch"]) element(id)?.addEventListener("input", update);
+  show(image());
   onInput(["draws"], draws);
 }
 
@@ -85,8 +101,8 @@ async function start() {
   atlas.src = data.atlas;
   await atlas.decode();
   while (!(window.Bokeh && Bokeh.documents.length)) await new Promise((resolve) => setTimeout(resolve, 20));
-  if (data.plane) startPlane(data.plane);
-  if (data.images?.length) startPosteriors(data.images);
+  if (data.plane) startPlane();
+  if (data.images?.length) startPosteriors();
   if (data.traversals) startTraversals(data.traversals);
   document.body.dataset.ready = "yes";
 }

@@ -1,0 +1,49 @@
+"""Images as PNG files in URLs, for pages that load nothing."""
+
+from __future__ import annotations
+
+import base64
+import io
+from math import sqrt
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+# Bytes of the pixels of all pictures, and of all tiles of the atlas, above which they are made smaller.
+PICTURES, ATLAS = 500_000, 1_000_000
+# Tiles per row of the atlas.
+COLUMNS = 32
+
+
+def pictures(images: Tensor) -> list[str]:
+    """Each image as a PNG file in a URL."""
+    return [_url(pixels) for pixels in _pixels(images, PICTURES)]
+
+
+def atlas(images: Tensor) -> dict[str, Any]:
+    """All images as tiles of one PNG file in a URL, row by row."""
+    pixels = _pixels(images, ATLAS)
+    count, height, width = pixels.shape[:3]
+    rows = -(-count // COLUMNS)
+    padded = np.concatenate([pixels, np.zeros_like(pixels, shape=(rows * COLUMNS - count, *pixels.shape[1:]))])
+    tiles = padded.reshape(rows, COLUMNS, *pixels.shape[1:]).swapaxes(1, 2)
+    whole = tiles.reshape(rows * height, COLUMNS * width, *pixels.shape[3:])
+    return {"atlas": _url(whole), "tile": {"width": width, "height": height, "columns": COLUMNS}}
+
+
+def _pixels(images: Tensor, limit: int) -> np.ndarray:
+    """Bytes of shape `(N, height, width)`, grey images inverted as in the figures, or `(N, height, width, 3)`."""
+    images = images[:, :3] if images.shape[1] in (3, 4) else 1 - images.mean(1, keepdim=True)
+    scale = sqrt(limit / images.numel())
+    if scale < 1:
+        images = interpolate(images, scale_factor=scale, mode="area")
+    return (images.cpu() * 255).round().byte().permute(0, 2, 3, 1).squeeze(-1).numpy()
+
+
+def _url(pixels: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -14,6 +14,9 @@ ROWS, FEATURES = 170, 3
 
 
 class Regression(PyroModule):
+    weight: Any
+    bias: Any
+
     def __init__(self) -> None:
         super().__init__()
         self.weight = PyroSample(dist.Normal(0.0, 1.0).expand([FEATURES]).to_event(1))

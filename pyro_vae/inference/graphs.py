@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
-from pyro_vae.errors import RequestError, check_choice
+from pyro_vae.errors import RequestError, check_choice, first_line
 
 logger = logging.getLogger("pyro_vae")
 aten = torch.ops.aten
@@ -281,7 +281,7 @@ def _waits(node: torch.fx.Node) -> bool:
 
 def _reason(error: Exception) -> str:
     """What went wrong, and the line where it did: the last one of the user's programs, or else of Pyro."""
-    what = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    what = first_line(error)
     if "get value out of a tracing tensor" in what:
         what = "their control flow depends on the value of a tensor"
     frames = traceback.extract_tb(error.__traceback__)

@@ -17,7 +17,8 @@ from torch.optim import Adam
 
 import pyro_vae as pv
 from pyro_vae.data import to_pixels
-from pyro_vae.inference.graphs import Graph, dry_run, has_compiler, pick_engine
+from pyro_vae.inference.graphs import Graph, dry_run, has_compiler, operations_that_wait, pick_engine, trace
+from pyro_vae.inference.patches import without_validation
 
 
 def trained(vae, engine, make=Trace_ELBO, steps=30):
@@ -108,6 +109,22 @@ def test_every_part_traced(parts):
     assert_the_same(make_vae(*parts), "traced")
 
 
+# Their steps on CUDA run without a CUDA graph.
+WAITING = {"LowRankNormal", "LowRankNormal, full", "FlowPrior, coupling"}
+
+
+@pytest.mark.parametrize("objective", ["Trace_ELBO", "DReGELBO", "StickingTheLandingELBO"])
+@pytest.mark.parametrize("parts", PARTS, ids=" x ".join)
+def test_no_operation_waits_for_the_host(parts, objective):
+    vae = make_vae(*parts)
+    images = torch.randint(0, 256, (9, *SHAPE), dtype=torch.uint8)
+    svi = pv.SVI(vae.model, vae.guide, Adam, OBJECTIVES[objective](), prepare=lambda i: (to_pixels(images[i], vae.pixels),))
+    svi.dry_run(torch.arange(6))
+    with without_validation():
+        graph, _ = trace(svi._tensor_gradients, (torch.arange(6),), {})
+    assert bool(operations_that_wait(graph)) == (not WAITING.isdisjoint(parts))
+
+
 @pytest.mark.parametrize("objective", ["Trace_ELBO", "DReGELBO", "StickingTheLandingELBO"])
 def test_two_layers_traced(objective):
     assert_the_same(make_hierarchical(), "traced", OBJECTIVES[objective])
@@ -153,6 +170,13 @@ def test_control_flow_on_values_runs_eagerly_with_one_warning(caplog):
     assert [graph(torch.full((1,), value))[0].item() for value in (1.0, -2.0, 3.0)] == [1.0, 2.0, 3.0]
     assert graph.engine == "eager"
     assert caplog.text.count("value of a tensor") == 1
+
+
+def test_arguments_that_keep_changing_are_reported_once(caplog):
+    graph = Graph(lambda x, scale: [scale * x], "traced")
+    results = [graph(torch.ones(1), step / 2)[0].item() for step in range(300)]
+    assert results == [step / 2 for step in range(300)]
+    assert caplog.text.count("as tensors") == 1
 
 
 def branch(x):

@@ -33,6 +33,8 @@ AnyEngine = Literal["auto", "eager", "traced", "compiled"]
 TRACED_STEPS = 500
 COMPILED_STEPS = 8_000
 
+# Calls in a row without a graph after which a warning is logged.
+MISSES = 100
 # Calls before a CUDA graph is captured, as torch's documentation recommends.
 WARM_UPS = 3
 
@@ -72,6 +74,7 @@ class Graph:
         self.function, self.engine, self.capturable = function, engine, True
         self._graphs: dict[Any, Callable[..., list[Any]]] = {}
         self._last: Any = None
+        self._misses = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> list[Any]:
         if self.engine == "eager":
@@ -80,6 +83,9 @@ class Graph:
         if kind not in self._graphs and (not self._graphs or kind == self._last):
             self._graphs[kind] = self._make(args, kwargs)
         self._last = kind
+        self._misses = 0 if kind in self._graphs else self._misses + 1
+        if self._misses == MISSES:
+            logger.warning("calls run eagerly, because their arguments keep changing; pass numbers that change as tensors")
         return self._graphs.get(kind, self.function)(*args, **kwargs)
 
     def _make(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., list[Any]]:
@@ -102,9 +108,8 @@ class Graph:
         return run
 
     def _look_for_waits(self, graph: Any, inputs: Sequence[Tensor]) -> None:
-        nodes = graph.graph.nodes
-        waits = sorted({str(node.target) for node in nodes if _waits(node)})
-        used = [bool(node.users) for node in nodes if node.op == "placeholder"]
+        waits = operations_that_wait(graph)
+        used = [bool(node.users) for node in graph.graph.nodes if node.op == "placeholder"]
         waits += ["a CPU tensor"] * any(use and not tensor.is_cuda for use, tensor in zip(used, inputs, strict=True))
         if waits and self.capturable and any(tensor.is_cuda for tensor in inputs):
             self.capturable = False
@@ -130,6 +135,7 @@ class Replay:
         self.function = function
         self._warm_ups: list[Any] = []
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._stream = torch.cuda.Stream()
         self._args: tuple[Any, Any] = ((), {})
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
@@ -143,11 +149,10 @@ class Replay:
             self._warm_up(args, kwargs)
 
     def _warm_up(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             self.function(*args, **kwargs)
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self._stream)
         if self._graph is None:
             self._warm_ups.append(_kind(args, kwargs))
 
@@ -272,8 +277,12 @@ def _flatten(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Sequence[An
     return args, None  # what `tree_flatten` does is slow, compared with a small compiled step
 
 
+def operations_that_wait(graph: Any) -> list[str]:
+    """The operations of a graph that wait for the host on CUDA tensors, which a CUDA graph cannot contain."""
+    return sorted({str(node.target) for node in graph.graph.nodes if _waits(node)})
+
+
 def _waits(node: torch.fx.Node) -> bool:
-    """Whether an operation on CUDA tensors waits for the host, which a CUDA graph cannot contain."""
     tags = getattr(node.target, "tags", ())
     by_shape = torch.Tag.dynamic_output_shape in tags and node.target is not aten.index.Tensor  # which integers also index
     return by_shape or torch.Tag.data_dependent_output in tags or node.target is aten._linalg_check_errors.default

@@ -9,7 +9,7 @@ from pyro import markov, plate, poutine, sample
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
-BATCH, STEPS, KEYS, LATENT, HIDDEN = 20, 16, 88, 20, 64
+BATCH, STEPS, KEYS, LATENT, HIDDEN = 20, 10, 88, 20, 64
 
 
 class DeepMarkov(nn.Module):

@@ -28,6 +28,11 @@ class TerminatedError(BaseException):
     """The process received SIGTERM. Exit code 143."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message, or its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def check_positive(**values: float | None) -> None:
     """Raise `RequestError` unless every value that is given is positive and finite.
 

@@ -8,14 +8,17 @@ import pyro.distributions as dist
 import pytest
 import torch
 from families import LIKELIHOODS, POSTERIORS, PRIORS, SHAPE, make_hierarchical, make_vae
-from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule, PyroSample
+from pyro.poutine import block
 from torch import nn
 from torch.optim import Adam
 
 import pyro_vae as pv
 from pyro_vae.data import to_pixels
-from pyro_vae.inference.graphs import Graph, dry_run, has_compiler, pick_engine
+from pyro_vae.inference.graphs import Graph, dry_run, has_compiler, operations_that_wait, pick_engine, trace
+from pyro_vae.inference.patches import without_validation
 
 
 def trained(vae, engine, make=Trace_ELBO, steps=30):
@@ -106,6 +109,22 @@ def test_every_part_traced(parts):
     assert_the_same(make_vae(*parts), "traced")
 
 
+# Their steps on CUDA run without a CUDA graph.
+WAITING = {"LowRankNormal", "LowRankNormal, full", "FlowPrior, coupling"}
+
+
+@pytest.mark.parametrize("objective", ["Trace_ELBO", "DReGELBO", "StickingTheLandingELBO"])
+@pytest.mark.parametrize("parts", PARTS, ids=" x ".join)
+def test_no_operation_waits_for_the_host(parts, objective):
+    vae = make_vae(*parts)
+    images = torch.randint(0, 256, (9, *SHAPE), dtype=torch.uint8)
+    svi = pv.SVI(vae.model, vae.guide, Adam, OBJECTIVES[objective](), prepare=lambda i: (to_pixels(images[i], vae.pixels),))
+    svi.dry_run(torch.arange(6))
+    with without_validation():
+        graph, _ = trace(svi._tensor_gradients, (torch.arange(6),), {})
+    assert bool(operations_that_wait(graph)) == (not WAITING.isdisjoint(parts))
+
+
 @pytest.mark.parametrize("objective", ["Trace_ELBO", "DReGELBO", "StickingTheLandingELBO"])
 def test_two_layers_traced(objective):
     assert_the_same(make_hierarchical(), "traced", OBJECTIVES[objective])
@@ -151,6 +170,30 @@ def test_control_flow_on_values_runs_eagerly_with_one_warning(caplog):
     assert [graph(torch.full((1,), value))[0].item() for value in (1.0, -2.0, 3.0)] == [1.0, 2.0, 3.0]
     assert graph.engine == "eager"
     assert caplog.text.count("value of a tensor") == 1
+
+
+def test_arguments_that_keep_changing_are_reported_once(caplog):
+    graph = Graph(lambda x, scale: [scale * x], "traced")
+    results = [graph(torch.ones(1), step / 2)[0].item() for step in range(300)]
+    assert results == [step / 2 for step in range(300)]
+    assert caplog.text.count("as tensors") == 1
+
+
+def branch(x):
+    loc = pyro.param("loc", torch.tensor(0.0))
+    if loc > 1:  # steers
+        loc = -loc
+    pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+
+def test_a_fallback_names_the_line_of_the_program(caplog):
+    svi = pv.SVI(branch, lambda x: None, Adam, Trace_ELBO(), engine="traced")
+    for _ in range(3):
+        svi.step(torch.tensor(1.0))
+    (record,) = [record for record in caplog.records if record.name == "pyro_vae"]
+    line = branch.__code__.co_firstlineno + 2
+    assert record.levelname == "WARNING"
+    assert f"{__file__}:{line}: if loc > 1:" in record.getMessage()
 
 
 def test_without_a_compiler_it_is_traced(monkeypatch, caplog):
@@ -220,6 +263,76 @@ def test_programs_that_are_not_vaes():
     torch.testing.assert_close(results[0][2], results[1][2], rtol=1e-3, atol=1e-3)
     assert results[1][1] == pytest.approx(0.1, abs=0.05)
     torch.testing.assert_close(results[1][2], torch.tensor([1.0, 2.0]), atol=0.1, rtol=0)
+
+
+def same_losses(model, make_guide, objective, *args):
+    """The losses of Pyro's SVI and ours, traced."""
+    losses = []
+    for make in (pyro.infer.SVI, lambda *args: pv.SVI(*args, engine="traced")):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        guide = make_guide()
+        objective.loss(model, guide, *args)
+        pyro.set_rng_seed(0)
+        svi = make(model, guide, pyro.optim.Adam({"lr": 0.05}), objective)
+        losses.append([svi.step(*args) for _ in range(12)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert svi.engine == "traced"
+
+
+def test_distributions_that_were_expanded_before():
+    """They keep the validation that was on when they were made."""
+    module = PyroModule[nn.Linear](3, 1, bias=False)
+    module.weight = PyroSample(dist.Normal(0.0, 1.0).expand([1, 3]).to_event(2))
+
+    def model(x, y):
+        mean = module(x).squeeze(-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    same_losses(model, lambda: AutoNormal(model), Trace_ELBO(), torch.randn(9, 3), torch.randn(9))
+
+
+@config_enumerate
+def mixture(x):
+    weights = pyro.sample("weights", dist.Dirichlet(torch.ones(3)))
+    with pyro.plate("components", 3):
+        loc = pyro.sample("loc", dist.Normal(0.0, 5.0))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Categorical(weights))
+        pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x)
+
+
+def test_enumeration_in_the_model_traced():
+    same_losses(mixture, lambda: AutoNormal(block(mixture, hide=["z"])), TraceEnum_ELBO(max_plate_nesting=1), torch.randn(9))
+
+
+@pytest.mark.parametrize("impossible", [False, True])
+def test_enumeration_in_the_guide_traced(impossible):
+    """A value that is impossible in guide and model has probability zero and an infinite cost."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.tensor([0.5, 0.5, 0.0 if impossible else 0.1])))
+            pyro.sample("x", dist.Normal(pyro.param("loc", torch.arange(3.0))[z], 1.0), obs=x)
+
+    @config_enumerate
+    def guide(x):
+        weights = pyro.param("weights", torch.ones(3)).softmax(-1)
+        weights = torch.cat((weights[:2], weights[2:] * (not impossible)))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Categorical(weights))
+
+    same_losses(model, lambda: guide, TraceEnum_ELBO(max_plate_nesting=1), torch.randn(9))
+
+
+def test_nothing_to_enumerate_traced():
+    def model(x):
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    same_losses(model, lambda: AutoNormal(model), TraceEnum_ELBO(strict_enumeration_warning=False), torch.randn(9))
 
 
 def test_pick_engine():

@@ -400,3 +400,55 @@ def test_data_by_keyword_are_refused(objective):
 def test_unsupported_objectives_are_refused(digits, objective):
     with pytest.raises(pv.RequestError, match="not supported by fit"):
         pv.fit(make_vae(shape=digits.shape), digits, objective=objective())
+
+
+def chain(x, steps=3):
+    """A sequential program that concatenates along a dimension counted from the left."""
+    z = x.new_zeros(len(x), 1)
+    with pyro.plate("data", len(x)):
+        for t in range(steps):
+            z = pyro.sample(f"z_{t}", dist.Normal(torch.cat((z, x[:, t, None]), 1).mean(1, keepdim=True), 1.0).to_event(1))
+            if chain.observes:
+                pyro.sample(f"x_{t}", dist.Normal(z[..., 0], 1.0), obs=x[:, t])
+
+
+def chain_model(x):
+    chain.observes = True
+    chain(x)
+
+
+def chain_guide(x):
+    chain.observes = False
+    chain(x)
+
+
+SEVERAL = (pv.ImportanceWeightedELBO, pv.DReGELBO, pv.StickingTheLandingELBO, pv.FreeBitsELBO)
+
+
+@pytest.mark.parametrize("objective", SEVERAL)
+def test_programs_that_do_not_broadcast(objective):
+    x = torch.randn(4, 3)
+    with pytest.raises(pv.RequestError, match="vectorize_particles=False"):
+        objective(num_particles=2).loss(chain_model, chain_guide, x)
+    pyro.set_rng_seed(0)
+    one_by_one = objective(num_particles=2, vectorize_particles=False).loss(chain_model, chain_guide, x)
+    if objective is pv.ImportanceWeightedELBO:
+        pyro.set_rng_seed(0)
+        renyi = RenyiELBO(alpha=0, num_particles=2, max_plate_nesting=1).loss(chain_model, chain_guide, x)
+        assert one_by_one == pytest.approx(renyi)
+
+
+def test_one_particle_needs_no_broadcasting():
+    x = torch.randn(4, 3)
+    pyro.set_rng_seed(0)
+    ours = pv.ImportanceWeightedELBO(1).loss(chain_model, chain_guide, x)
+    pyro.set_rng_seed(0)
+    assert ours == pytest.approx(Trace_ELBO().loss(chain_model, chain_guide, x))
+
+
+def test_an_error_of_the_programs_stays_as_it_is():
+    def wrong(x):
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match=r"^mine"):
+        pv.ImportanceWeightedELBO(2).loss(wrong, wrong, torch.randn(4, 3))

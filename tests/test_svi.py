@@ -1,10 +1,14 @@
 import copy
+from functools import partial
 
+import numpy
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro import poutine
+from pyro.infer import RenyiELBO, ReweightedWakeSleep, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoNormal
 from torch.optim import SGD, Adam
 
 import pyro_vae as pv
@@ -103,9 +107,100 @@ def line(x):
         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
 
 
-def test_pyros_optimizers_are_refused():
-    with pytest.raises(pv.RequestError, match="torch"):
-        pv.SVI(line, lambda x: None, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+OPTIMIZERS = {
+    "torch": lambda: partial(Adam, lr=0.01),
+    "Pyro": lambda: pyro.optim.Adam({"lr": 0.01}),
+    "Pyro, clipped": lambda: pyro.optim.ClippedAdam({"lr": 0.01, "lrd": 0.999, "clip_norm": 0.1}),
+    "Pyro, norms": lambda: pyro.optim.SGD({"lr": 0.01, "momentum": 0.5}, {"clip_norm": 0.3}),
+    "Pyro, per parameter": lambda: pyro.optim.Adam(lambda name: {"lr": 0.1 if "scale" in name else 0.01}),
+}
+
+
+def hierarchy(x, *, y=None):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(mu, 1.0))
+        pyro.sample("y", dist.Normal(z * x, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("engine", ["eager", "traced"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_it_replaces_pyros_svi(name, engine):
+    """The same call with the same optimizer has the same losses; arguments by keyword."""
+    x, y = torch.randn(2, 7, dtype=torch.float64)
+    losses = []
+    for make in (partial(pv.SVI, engine=engine), pyro.infer.SVI):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        guide = AutoNormal(hierarchy)
+        guide(x, y=y)
+        optim = OPTIMIZERS["Pyro" if name == "torch" and make is pyro.infer.SVI else name]()
+        svi = make(hierarchy, guide, optim, loss=Trace_ELBO())
+        losses.append([svi.step(x, y=y) for _ in range(15)] + [svi.evaluate_loss(x, y=y)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_late_parameters_have_options_of_their_own():
+    def model(x):
+        pyro.sample("x", dist.Normal(sum(pyro.param(name, torch.tensor(0.0)) for name in names), 1.0), obs=x)
+
+    names = ["a"]
+    optim = pyro.optim.SGD(lambda name: {"lr": {"a": 0.0, "b": 0.1, "c": 0.2}[name]})
+    svi = pv.SVI(model, lambda x: None, optim, Trace_ELBO(), engine="eager")
+    svi.step(torch.tensor(1.0))
+    names += "bc"
+    svi.step(torch.tensor(1.0))
+    assert [pyro.param(name).item() for name in names] == pytest.approx([0.0, 0.1, 0.2])
+
+
+def test_pyros_schedulers_are_refused():
+    schedule = pyro.optim.ExponentialLR({"optimizer": Adam, "optim_args": {"lr": 0.1}, "gamma": 0.9})
+    with pytest.raises(pv.RequestError, match=r"svi\.optimizer"):
+        pv.SVI(line, lambda x: None, schedule, Trace_ELBO())
+
+
+def test_the_loss_may_be_a_function():
+    def simple(model, guide, x):
+        q = poutine.trace(guide).get_trace(x)
+        return q.log_prob_sum() - poutine.trace(poutine.replay(model, q)).get_trace(x).log_prob_sum()
+
+    losses = []
+    for make in (partial(pv.SVI, engine="eager"), partial(pv.SVI, engine="traced"), pyro.infer.SVI):
+        pyro.clear_param_store()
+        svi = make(line, lambda x: None, pyro.optim.Adam({"lr": 0.1}), loss=simple)
+        losses.append([svi.step(torch.ones(3)) for _ in range(5)])
+    assert losses[0] == pytest.approx(losses[2])
+    assert losses[1] == pytest.approx(losses[2])
+
+
+def test_a_loss_of_several_losses_is_refused(vae, x):
+    with pytest.raises(pv.RequestError, match=r"pyro\.infer\.SVI"):
+        pv.SVI(vae.model, vae.guide, Adam, ReweightedWakeSleep()).step(x)
+
+
+def test_auto_moves_on_to_faster_engines(monkeypatch):
+    monkeypatch.setattr("pyro_vae.inference.graphs.TRACED_STEPS", 3)
+    monkeypatch.setattr("pyro_vae.inference.svi.TRACED_STEPS", 3)
+    results = []
+    for engine in ("auto", "eager"):
+        pyro.clear_param_store()
+        svi = pv.SVI(line, lambda x: None, partial(Adam, lr=0.1), Trace_ELBO(), engine=engine)
+        engines, losses = zip(*((svi.engine, svi.step(torch.ones(3))) for _ in range(8)), strict=True)
+        results.append(losses)
+        assert engines == ("eager",) * 8 if engine == "eager" else ("eager",) * 4 + ("traced",) * 4
+    assert results[0] == pytest.approx(results[1])
+
+
+def test_arguments_may_be_nested():
+    """Lists and dictionaries of tensors are read at every step."""
+
+    def model(batch, power):
+        with pyro.plate("data", 3):
+            pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0), obs=batch["x"][0] ** power)
+
+    svi = pv.SVI(model, lambda batch, power: None, lambda params: SGD(params, lr=0.0), Trace_ELBO(), engine="traced")
+    losses = [svi.step({"x": [torch.full((3,), value)]}, power=power) for value, power in [(0.0, 1), (2.0, 1), (2.0, 2)]]
+    assert [loss - losses[0] for loss in losses] == pytest.approx([0.0, 6.0, 24.0])
 
 
 def test_an_unknown_engine_is_refused(vae):
@@ -113,6 +208,6 @@ def test_an_unknown_engine_is_refused(vae):
         pv.SVI(vae.model, vae.guide, Adam, Trace_ELBO(), engine="turbo")
 
 
-def test_a_graph_takes_no_lists():
+def test_a_graph_takes_no_arrays():
     with pytest.raises(pv.RequestError, match="pass tensors"):
-        pv.SVI(lambda x: None, lambda x: None, Adam, Trace_ELBO(), engine="traced").step([1.0])
+        pv.SVI(lambda x: None, lambda x: None, Adam, Trace_ELBO(), engine="traced").step(numpy.ones(1))

@@ -253,8 +253,7 @@ def _latent_shapes(model: Program, args: tuple[Any, ...]) -> dict[str, torch.Siz
     Raises:
         RequestError: If Hamiltonian dynamics does not apply to one of them.
     """
-    with pyro.plate("chains", 1, dim=-2):
-        sites = sample_sites(poutine.trace(model).get_trace(*args))
+    sites = sample_sites(poutine.trace(model).get_trace(*args))
     check_plates(sites, len(args[0]))
     latent = {name: site["fn"] for name, site in sites.items() if not site["is_observed"]}
     if not latent:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import shutil
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
+import pyro
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
-from pyro_vae.errors import RequestError, check_choice
+from pyro_vae.errors import RequestError, check_choice, first_line
 
 logger = logging.getLogger("pyro_vae")
 aten = torch.ops.aten
@@ -28,6 +33,8 @@ AnyEngine = Literal["auto", "eager", "traced", "compiled"]
 TRACED_STEPS = 500
 COMPILED_STEPS = 8_000
 
+# Calls in a row without a graph after which a warning is logged.
+MISSES = 100
 # Calls before a CUDA graph is captured, as torch's documentation recommends.
 WARM_UPS = 3
 
@@ -67,38 +74,42 @@ class Graph:
         self.function, self.engine, self.capturable = function, engine, True
         self._graphs: dict[Any, Callable[..., list[Any]]] = {}
         self._last: Any = None
+        self._misses = 0
 
-    def __call__(self, *args: Any) -> list[Any]:
+    def __call__(self, *args: Any, **kwargs: Any) -> list[Any]:
         if self.engine == "eager":
-            return self.function(*args)
-        kind = _kind(args)
+            return self.function(*args, **kwargs)
+        kind = _kind(args, kwargs)
         if kind not in self._graphs and (not self._graphs or kind == self._last):
-            self._graphs[kind] = self._make(args)
+            self._graphs[kind] = self._make(args, kwargs)
         self._last = kind
-        return self._graphs.get(kind, self.function)(*args)
+        self._misses = 0 if kind in self._graphs else self._misses + 1
+        if self._misses == MISSES:
+            logger.warning("calls run eagerly, because their arguments keep changing; pass numbers that change as tensors")
+        return self._graphs.get(kind, self.function)(*args, **kwargs)
 
-    def _make(self, args: Sequence[Any]) -> Callable[..., list[Any]]:
+    def _make(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., list[Any]]:
         try:
-            graph, captured = trace(self.function, args)
+            graph, captured = trace(self.function, args, kwargs)
         except Exception as error:
             return self._fall_back("eager", "the programs cannot be traced", error)
-        self._look_for_waits(graph, [*_tensors(args), *captured])
+        inputs = [*_tensors(args, kwargs), *captured]
+        self._look_for_waits(graph, inputs)
         if self.engine == "compiled":
             try:
-                graph = _compiled(graph, [*_tensors(args), *captured])
+                graph = _compiled(graph, inputs)
             except Exception as error:
                 self._fall_back("traced", "the graph cannot be compiled", error)
 
-        def run(*args: Any) -> list[Any]:
+        def run(*args: Any, **kwargs: Any) -> list[Any]:
             with torch.no_grad():
-                return list(graph(*_tensors(args), *captured))
+                return list(graph(*_tensors(args, kwargs), *captured))
 
         return run
 
     def _look_for_waits(self, graph: Any, inputs: Sequence[Tensor]) -> None:
-        nodes = graph.graph.nodes
-        waits = sorted({str(node.target) for node in nodes if _waits(node)})
-        used = [bool(node.users) for node in nodes if node.op == "placeholder"]
+        waits = operations_that_wait(graph)
+        used = [bool(node.users) for node in graph.graph.nodes if node.op == "placeholder"]
         waits += ["a CPU tensor"] * any(use and not tensor.is_cuda for use, tensor in zip(used, inputs, strict=True))
         if waits and self.capturable and any(tensor.is_cuda for tensor in inputs):
             self.capturable = False
@@ -124,32 +135,32 @@ class Replay:
         self.function = function
         self._warm_ups: list[Any] = []
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._args: list[Any] = []
+        self._stream = torch.cuda.Stream()
+        self._args: tuple[Any, Any] = ((), {})
 
-    def __call__(self, *args: Any) -> None:
-        if self._graph is None and self._warm_ups.count(_kind(args)) == WARM_UPS:
-            self._capture(args)
-        if self._graph is not None and _kind(args) == _kind(self._args):
-            for own, given in zip(_tensors(self._args), _tensors(args), strict=True):
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        if self._graph is None and self._warm_ups.count(_kind(args, kwargs)) == WARM_UPS:
+            self._capture(args, kwargs)
+        if self._graph is not None and _kind(args, kwargs) == _kind(*self._args):
+            for own, given in zip(_tensors(*self._args), _tensors(args, kwargs), strict=True):
                 own.copy_(given)
             self._graph.replay()
         else:
-            self._warm_up(args)
+            self._warm_up(args, kwargs)
 
-    def _warm_up(self, args: Sequence[Any]) -> None:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self.function(*args)
-        torch.cuda.current_stream().wait_stream(stream)
+    def _warm_up(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            self.function(*args, **kwargs)
+        torch.cuda.current_stream().wait_stream(self._stream)
         if self._graph is None:
-            self._warm_ups.append(_kind(args))
+            self._warm_ups.append(_kind(args, kwargs))
 
-    def _capture(self, args: Sequence[Any]) -> None:
-        self._args = [arg.clone() if isinstance(arg, Tensor) else arg for arg in args]
+    def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._args = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self.function(*self._args)
+            self.function(*self._args[0], **self._args[1])
 
 
 def pick_engine(asked: AnyEngine, device: torch.device, steps: int) -> Engine:
@@ -168,24 +179,26 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in ("g++", "c++", "clang++", "cl"))
 
 
-def trace(function: Callable[..., list[Any]], args: Sequence[Any]) -> tuple[Callable[..., Any], list[Tensor]]:
-    """The graph of a function at `args`, and the captured tensors, which become extra inputs."""
+def trace(
+    function: Callable[..., list[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Callable[..., Any], list[Tensor]]:
+    """The graph of a function at its arguments, and the captured tensors, which become extra inputs."""
     census = _Census()
     with census.without_effect(), census:
-        function(*args)
-    tensors = _tensors(args)
+        function(*args, **kwargs)
+    tensors = _tensors(args, kwargs)
     captured = [tensor for tensor in census.captured if not any(tensor is arg for arg in tensors)]
     with census.without_effect():
-        graph = make_fx(lambda *_: function(*args), tracing_mode="real")(*tensors, *captured)
+        graph = make_fx(lambda *_: function(*args, **kwargs), tracing_mode="real")(*tensors, *captured)
     return graph, captured
 
 
-def dry_run(function: Callable[..., Any], *args: Any) -> None:
+def dry_run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     """Call a function without side effects on existing tensors or on the random state."""
     census = _Census()
     try:
         with census.without_effect(), census:
-            function(*args)
+            function(*args, **kwargs)
     except Exception as error:
         error.add_note("raised in the dry run before the first step")
         raise
@@ -242,9 +255,10 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _kind(args: Sequence[Any]) -> tuple[Any, ...]:
-    """The key of a graph: shapes, dtypes and devices of tensors, and the values of other arguments."""
-    kind = tuple((arg.shape, arg.dtype, arg.device) if isinstance(arg, Tensor) else arg for arg in args)
+def _kind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """The key of a graph: shapes, dtypes and devices of tensors, and the structure and values of other arguments."""
+    leaves, structure = _flatten(args, kwargs)
+    kind = (structure, *((leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf for leaf in leaves))
     try:
         hash(kind)
     except TypeError as error:
@@ -252,21 +266,44 @@ def _kind(args: Sequence[Any]) -> tuple[Any, ...]:
     return kind
 
 
-def _tensors(args: Sequence[Any]) -> list[Tensor]:
-    return [arg for arg in args if isinstance(arg, Tensor)]
+def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    return [leaf for leaf in _flatten(args, kwargs)[0] if isinstance(leaf, Tensor)]
+
+
+def _flatten(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Sequence[Any], Any]:
+    """The leaves of the arguments, and their structure."""
+    if kwargs or any(isinstance(arg, list | tuple | dict) for arg in args):
+        return tree_flatten((args, kwargs))
+    return args, None  # what `tree_flatten` does is slow, compared with a small compiled step
+
+
+def operations_that_wait(graph: Any) -> list[str]:
+    """The operations of a graph that wait for the host on CUDA tensors, which a CUDA graph cannot contain."""
+    return sorted({str(node.target) for node in graph.graph.nodes if _waits(node)})
 
 
 def _waits(node: torch.fx.Node) -> bool:
-    """Whether an operation on CUDA tensors waits for the host, which a CUDA graph cannot contain."""
     tags = getattr(node.target, "tags", ())
     by_shape = torch.Tag.dynamic_output_shape in tags and node.target is not aten.index.Tensor  # which integers also index
     return by_shape or torch.Tag.data_dependent_output in tags or node.target is aten._linalg_check_errors.default
 
 
 def _reason(error: Exception) -> str:
-    if "get value out of a tracing tensor" in str(error):
-        return "their control flow depends on the value of a tensor"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What went wrong, and the line where it did: the last one of the user's programs, or else of Pyro."""
+    what = first_line(error)
+    if "get value out of a tracing tensor" in what:
+        what = "their control flow depends on the value of a tensor"
+    frames = traceback.extract_tb(error.__traceback__)
+    for libraries in (LIBRARIES, LIBRARIES[1:]):
+        for frame in reversed(frames):
+            if not frame.filename.startswith(("<", *libraries)):
+                return f"{what}, at {frame.filename}:{frame.lineno}: {frame.line}"
+    return what
+
+
+# Where no program of a user is: Pyro first, then what it and this module call.
+LIBRARIES = [str(Path(module.__file__ or "").parent) for module in (pyro, torch)]
+LIBRARIES += [str(Path(__file__).parent), *(str(module.__file__) for module in (contextlib, functools))]
 
 
 def _compiled(graph: Any, inputs: Sequence[Tensor]) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from math import inf, log
 from typing import Any, NamedTuple
 
@@ -16,7 +17,9 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vae.errors import RequestError, check_positive
+from pyro_vae.errors import RequestError, check_positive, first_line
+
+SAMPLES = "importance samples"
 
 Program = Callable[..., Any]
 Site = Any
@@ -50,7 +53,7 @@ def terms(model: Program, guide: Program, x: Tensor, *more: Any, num_samples: in
 def traces(
     model: Program, guide: Program, args: tuple[Any, ...], num_samples: int, at_draws: Messenger | None = None
 ) -> tuple[Trace, Trace]:
-    """The traces of the model and of the guide, both under a plate of samples at dim -2.
+    """The traces of the model and of the guide, both under a plate of samples at dim -2 if there are several.
 
     Arguments:
         model: As for `log_weights`, called with `args`.
@@ -60,12 +63,33 @@ def traces(
         at_draws: An effect handler around the guide, inside its trace.
     """
     check_positive(num_samples=num_samples)
-    with pyro.plate("importance samples", num_samples, dim=-2):
-        with at_draws or Messenger():
-            q = poutine.trace(guide).get_trace(*args)
-        p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*args)
+    try:
+        p, q = _run(model, guide, args, num_samples, at_draws or Messenger())
+    except (RuntimeError, ValueError, IndexError) as error:
+        if num_samples == 1 or not _runs_alone(model, guide, args):
+            raise
+        raise RequestError(
+            f"the programs fail under a plate of {num_samples} samples to the left of the data ({first_line(error)}); let them"
+            " broadcast over dim -2, or draw one sample at a time: vectorize_particles=False, or num_samples=1"
+        ) from error
     _check_sites(p, q, len(args[0]))
     return p, q
+
+
+def _run(model: Program, guide: Program, args: tuple[Any, ...], num_samples: int, at_draws: Messenger) -> tuple[Trace, Trace]:
+    with pyro.plate(SAMPLES, num_samples, dim=-2) if num_samples > 1 else nullcontext():
+        with at_draws:
+            q = poutine.trace(guide).get_trace(*args)
+        return poutine.trace(poutine.replay(model, trace=q)).get_trace(*args), q
+
+
+def _runs_alone(model: Program, guide: Program, args: tuple[Any, ...]) -> bool:
+    """Whether the programs run for one sample."""
+    try:
+        _run(model, guide, args, 1, Messenger())
+    except (RuntimeError, ValueError, IndexError):
+        return False
+    return True
 
 
 def log_weights(model: Program, guide: Program, x: Tensor, *more: Any, num_samples: int) -> Tensor:
@@ -120,7 +144,7 @@ def joint_terms(
         latents: The value of each latent site; its batch shape must broadcast to `(num_samples, N)`.
         num_samples: Number of values for each row.
     """
-    with pyro.plate("importance samples", num_samples, dim=-2):
+    with pyro.plate(SAMPLES, num_samples, dim=-2):
         trace = poutine.trace(poutine.condition(model, data=dict(latents))).get_trace(*args)
     prior = site_sum(trace, args[0], num_samples, lambda site: site["name"] in latents)
     return prior, site_sum(trace, args[0], num_samples, lambda site: site["name"] not in latents)
@@ -252,9 +276,9 @@ def _check_sites(model: Trace, guide: Trace, size: int) -> None:
 
 
 def check_plates(sites: Mapping[str, Site], size: int) -> None:
-    """Raise `RequestError` unless each site is in one plate over the data and, to its left, one over samples."""
+    """Raise `RequestError` unless each site is in one plate over the data, apart from that over samples."""
     for name, site in sites.items():
-        _, *plates = sorted(site["cond_indep_stack"], key=lambda frame: frame.dim or 0)  # the first is the plate over samples
+        plates = [plate for plate in site["cond_indep_stack"] if plate.name != SAMPLES]
         if [(plate.dim, plate.size) for plate in plates] != [(-1, size)]:
             raise RequestError(
                 f"site {name} is not in exactly one plate of {size} rows at dim -1; put every site of model and guide"

@@ -1,47 +1,63 @@
-"""One step of stochastic variational inference: an objective of Pyro, one torch optimizer, one graph."""
+"""One step of stochastic variational inference: a loss of Pyro, one torch optimizer, one graph."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
 import torch
 from pyro.infer.util import is_validation_enabled
 from pyro.optim import PyroOptim
+from pyro.optim.lr_scheduler import PyroLRScheduler
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pyro_vae.errors import RequestError
+from pyro_vae.errors import RequestError, check_choice
 from pyro_vae.inference import distributed
-from pyro_vae.inference.graphs import Engine, Graph, Replay, dry_run, logger
+from pyro_vae.inference.graphs import (
+    COMPILED_STEPS,
+    TRACED_STEPS,
+    AnyEngine,
+    Engine,
+    Graph,
+    Replay,
+    dry_run,
+    logger,
+    pick_engine,
+)
 from pyro_vae.inference.importance import Program
+from pyro_vae.inference.patches import tensor_losses, without_validation
 
 MakeOptimizer = Callable[[Sequence[Tensor]], Optimizer]
 
 
 class SVI:
-    r"""Minimizes the loss of an ELBO, like `pyro.infer.SVI`, with one torch optimizer for all parameters.
+    r"""Minimizes a loss, like `pyro.infer.SVI`, with one torch optimizer for all parameters.
 
     A dry run before the first step validates the programs and finds their parameters. The steps run without Pyro's validation.
-    The engines "traced" and "compiled" trace the objective and its gradient into one graph of tensor operations at the
-    first step: see `Graph`. They require an objective with a tensor loss (`differentiable_loss`); others run eagerly.
+    The engines "traced" and "compiled" trace the loss and its gradient into one graph of tensor operations: see `Graph`. They
+    require a tensor loss (`differentiable_loss`), which fixes the control flow of the programs; other losses run eagerly.
     Several processes sum their gradients, in one operation per step.
 
     Arguments:
         model: A Pyro program.
         guide: A Pyro program with the same arguments.
-        optimizer: Makes a torch optimizer from a list of parameters, such as `torch.optim.Adam`.
-        objective: The loss, such as `pyro.infer.Trace_ELBO()`.
+        optim: Makes a torch optimizer from a list of parameters, such as `torch.optim.Adam`; or one of `pyro.optim`, with its
+            options and clipping of each parameter, whose state is then that of `self.optimizer`.
+        loss: The loss, such as `pyro.infer.Trace_ELBO()`, or a function of model, guide and their arguments.
         mean: Divide the loss by the number of rows of the first argument of `step`: nats per image.
         prepare: Computes the programs' arguments from those of `step`, in the same graph; None passes them on.
-        engine: "eager", "traced" or "compiled". The last two require tensors as the arguments of `step`.
+        engine: "eager", "traced", "compiled", or "auto": eager at first, and a faster one after so many steps that its start-up
+            pays. A graph is made for each shape of the tensors and each value of the other arguments of `step`.
+
+    Attributes:
+        optimizer: The torch optimizer, made by the first step.
+        total: The sum of the losses of all steps, without `mean`.
 
     Raises:
-        ValueError: If `optimizer` is one of `pyro.optim`.
+        ValueError: If the optimizer is one of Pyro's learning-rate schedulers, or the loss returns several losses.
 
     Example:
         >>> import pyro.distributions as dist
@@ -50,10 +66,8 @@ class SVI:
         ...     loc = pyro.param("loc", torch.tensor(0.0))
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
-        >>> def sgd(params):
-        ...     return torch.optim.SGD(params, lr=0.5)
-        >>> svi = SVI(model, lambda x: None, sgd, Trace_ELBO(), mean=True, engine="traced")
-        >>> losses = [svi.step(torch.tensor([1.0, 2.0, 3.0])) for _ in range(20)]
+        >>> svi = SVI(model, lambda x: None, pyro.optim.SGD({"lr": 0.1}), loss=Trace_ELBO(), engine="traced")
+        >>> losses = [svi.step(torch.tensor([1.0, 2.0, 3.0])) for _ in range(30)]
         >>> round(pyro.param("loc").item(), 4)
         2.0
     """
@@ -62,39 +76,39 @@ class SVI:
         self,
         model: Program,
         guide: Program,
-        optimizer: MakeOptimizer,
-        objective: Any,
+        optim: MakeOptimizer | PyroOptim,
+        loss: Any,
         mean: bool = False,
         prepare: Callable[..., tuple[Any, ...]] | None = None,
-        engine: Engine = "eager",
+        engine: AnyEngine = "auto",
     ) -> None:
-        if isinstance(optimizer, PyroOptim):
-            raise RequestError("pyro.optim is not supported; pass a function such as lambda params: torch.optim.Adam(params)")
-        self.model, self.guide, self.objective, self.mean = model, guide, objective, mean
-        self.make_optimizer, self.prepare = optimizer, prepare or (lambda *args: args)
+        check_choice("engine", engine, AnyEngine)
+        self.model, self.guide, self.mean = model, guide, mean
+        self.objective = loss if hasattr(loss, "loss_and_grads") else _Function(loss)
+        self.make_optimizer = _joint(optim) if isinstance(optim, PyroOptim) else optim
+        self.prepare = prepare or (lambda *args: args)
         self.optimizer: Optimizer | None = None
         self.loss, self.total = torch.zeros(2, dtype=torch.float64)
         self._params: dict[int, Tensor] = {}
-        if engine != "eager" and getattr(objective, "differentiable_loss", None) is None:
-            logger.warning("using the eager engine: %s has no differentiable_loss", type(objective).__name__)
-            engine = "eager"
-        self._graph = Graph(self._gradients if engine == "eager" else self._tensor_gradients, engine)
         self._options: list[dict[str, Any]] | None = None
+        self._asked, self._steps = engine, 0
+        self._use(pick_engine(engine, self.total.device, 0))
 
     @property
     def engine(self) -> Engine:
         """The engine that runs the steps, which is simpler than the requested one if that failed."""
         return self._graph.engine
 
-    def dry_run(self, *args: Any, check: Callable[..., None] | None = None) -> None:
+    def dry_run(self, *args: Any, check: Callable[..., None] | None = None, **kwargs: Any) -> None:
         """Validate the programs and make the optimizer, without side effects. The first step calls it if necessary.
 
         Arguments:
             *args: Arguments of `step`.
             check: A function that is called before with the arguments of the programs.
+            **kwargs: Keyword arguments of `step`.
         """
         with _Params() as seen:
-            dry_run(self._validate, check, *args)
+            dry_run(self._validate, check, *args, **kwargs)
         self._adopt(seen.params)
         device = next(iter(seen.params.values()), self.total).device
         self.loss, self.total = self.loss.to(device), self.total.to(device)
@@ -109,37 +123,57 @@ class SVI:
         self.optimizer.load_state_dict({**state, "param_groups": groups})
         self._options = None
 
-    def update(self, *args: Any) -> None:
+    def update(self, *args: Any, **kwargs: Any) -> None:
         """Take one step, asynchronously: `loss` is set to the loss before it, and its sum over rows is added to `total`."""
         if self.optimizer is None:
-            self.dry_run(*args)
-        with pyro.validation_enabled(False):
+            self.dry_run(*args, **kwargs)
+        self._advance()
+        with without_validation():
             if self._replays():
                 self._refresh()
-                self._replay(*args)
+                self._replay(*args, **kwargs)
             else:
-                self._take_step(*args)
+                self._take_step(*args, **kwargs)
+        self._steps += 1
 
-    def step(self, *args: Any) -> float:
+    def step(self, *args: Any, **kwargs: Any) -> float:
         """Take one step and return the loss before it, in nats, or in nats per row with `mean`."""
-        self.update(*args)
+        self.update(*args, **kwargs)
         return self.loss.item()
 
     @torch.no_grad()
-    def evaluate_loss(self, *args: Any) -> float:
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """The loss, in nats, without a step; the arguments are those of the programs."""
         with pyro.validation_enabled(is_validation_enabled() and self.optimizer is None), tensor_losses(self.objective):
-            return float(self.objective.loss(self.model, self.guide, *args)) / self._rows(args)
+            return float(self.objective.loss(self.model, self.guide, *args, **kwargs)) / self._rows(args)
 
-    def _validate(self, check: Callable[..., None] | None, *args: Any) -> None:
+    def _validate(self, check: Callable[..., None] | None, *args: Any, **kwargs: Any) -> None:
         args = self.prepare(*args)
         if check is not None:
             check(*args)
         with tensor_losses(self.objective):
-            self.objective.loss(self.model, self.guide, *args)
+            loss = self.objective.loss(self.model, self.guide, *args, **kwargs)
+        if isinstance(loss, tuple):
+            raise RequestError(f"{type(self.objective).__name__} has several losses; use pyro.infer.SVI")
 
-    def _take_step(self, *args: Any) -> None:
-        loss, rows, *grads = self._graph(*args)
+    def _use(self, engine: Engine) -> None:
+        """Run the steps with an engine, if the loss is a tensor."""
+        if engine != "eager" and getattr(self.objective, "differentiable_loss", None) is None:
+            logger.warning("using the eager engine: %s has no differentiable_loss", type(self.objective).__name__)
+            engine = "eager"
+        self._graph = Graph(self._gradients if engine == "eager" else self._tensor_gradients, engine)
+        self._picked, self._options = engine, None
+
+    def _advance(self) -> None:
+        """With "auto": use the engine that suits as many steps as were taken, unless the last one that was picked failed."""
+        if self._asked == "auto" and self._steps in (TRACED_STEPS, COMPILED_STEPS) and self._graph.engine == self._picked:
+            engine = pick_engine("auto", self.total.device, self._steps)
+            if engine != self._picked:
+                logger.info("using the %s engine from step %d", engine, self._steps)
+                self._use(engine)
+
+    def _take_step(self, *args: Any, **kwargs: Any) -> None:
+        loss, rows, *grads = self._graph(*args, **kwargs)
         total = iter(distributed.all_reduce([grad for grad in grads if grad is not None]))
         for param, grad in zip(self._params.values(), grads, strict=True):
             param.grad = None if grad is None else next(total)
@@ -148,20 +182,20 @@ class SVI:
         self.loss.fill_(loss / rows)
         self.total += loss
 
-    def _gradients(self, *args: Any) -> list[Any]:
+    def _gradients(self, *args: Any, **kwargs: Any) -> list[Any]:
         """The loss, the number of rows and the gradients, as the objective computes them; parameters may appear later."""
         rows = self._rows(args)
         with _Params() as seen, tensor_losses(self.objective):
-            loss = self.objective.loss_and_grads(self.model, self.guide, *self.prepare(*args))
+            loss = self.objective.loss_and_grads(self.model, self.guide, *self.prepare(*args), **kwargs)
         self._adopt(seen.params)
         grads = [param.grad if key in seen.params else None for key, param in self._params.items()]
         return [loss, rows, *(grad if grad is None else grad / rows for grad in grads)]
 
-    def _tensor_gradients(self, *args: Any) -> list[Any]:
+    def _tensor_gradients(self, *args: Any, **kwargs: Any) -> list[Any]:
         """The same from the objective's tensor loss, in tensor operations only."""
         rows = self._rows(args)
         with tensor_losses(self.objective):
-            loss = self.objective.differentiable_loss(self.model, self.guide, *self.prepare(*args))
+            loss = self.objective.differentiable_loss(self.model, self.guide, *self.prepare(*args), **kwargs)
         return [loss.detach(), rows, *torch.autograd.grad(loss / rows, list(self._params.values()), allow_unused=True)]
 
     def _replays(self) -> bool:
@@ -192,32 +226,49 @@ class SVI:
         """Pass new parameters to the optimizer."""
         new = [param for key, param in params.items() if key not in self._params]
         self._params |= params
-        if self.optimizer is not None and new:
-            self.optimizer.add_param_group({"params": new})
-        elif new:
+        if new and self.optimizer is None:
             self.optimizer = self.make_optimizer(new)
+        elif new and self.optimizer is not None:
+            for group in self.make_optimizer(new).param_groups:
+                self.optimizer.add_param_group(group)
 
 
-@contextmanager
-def tensor_losses(objective: Any) -> Iterator[None]:
-    """Patch Pyro so that losses stay tensors, and NaN raises no warnings; both wait for the device."""
-    names = {cls.__module__ for cls in type(objective).__mro__ if cls.__module__.startswith("pyro.infer")}
-    modules = [sys.modules[name] for name in (*names, "pyro.poutine.trace_struct")]
-    before = [(module, name, vars(module)[name]) for module in modules for name in _TENSORS if name in vars(module)]
-    try:
-        for module, name, _ in before:
-            setattr(module, name, _TENSORS[name])
-        yield
-    finally:
-        for module, name, value in before:
-            setattr(module, name, value)
+def _joint(optim: PyroOptim) -> MakeOptimizer:
+    """Makes one torch optimizer with the options and the clipping that one of Pyro's has for each parameter."""
+    if isinstance(optim, PyroLRScheduler):
+        raise RequestError(
+            "pyro.optim's learning-rate schedulers are not supported; pass the optimizer, and make one of torch's schedulers"
+            " from svi.optimizer after the first step"
+        )
+
+    def clip(optimizer: Optimizer, *_: Any) -> None:
+        for param in (param for group in optimizer.param_groups for param in group["params"] if param.grad is not None):
+            (optim._get_grad_clip(param) or (lambda param: None))(param)
+
+    def make(params: Sequence[Tensor]) -> Optimizer:
+        groups: dict[str, dict[str, Any]] = {}
+        for param in params:
+            options = optim._get_optim_args(param)
+            groups.setdefault(repr(options), {**options, "params": []})["params"].append(param)
+        constructor: Any = optim.pt_optim_constructor
+        optimizer: Optimizer = constructor(list(groups.values()), **options)
+        if optim.pt_clip_args:
+            optimizer.register_step_pre_hook(clip)
+        return optimizer
+
+    return make
 
 
-_TENSORS: dict[str, Callable[..., Any]] = {
-    "torch_item": lambda x: x.detach() if isinstance(x, Tensor) else x,
-    "warn_if_nan": lambda value, *args, **kwargs: value,
-    "warn_if_inf": lambda value, *args, **kwargs: value,
-}
+class _Function:
+    """A loss function as an objective."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        self.differentiable_loss = self.loss = function
+
+    def loss_and_grads(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = self.loss(*args, **kwargs)
+        loss.backward()
+        return loss.detach()
 
 
 class _Params(Messenger):

@@ -1,0 +1,71 @@
+"""Patches of Pyro and torch for the time of a step: nothing in it reads the value of a tensor."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import pyro.infer.util
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.overrides import TorchFunctionMode
+
+
+@contextmanager
+def tensor_losses(objective: Any) -> Iterator[None]:
+    """Patch Pyro so that losses stay tensors, NaN raises no warnings, and enumeration does not branch on probabilities."""
+    names = {cls.__module__ for cls in type(objective).__mro__ if cls.__module__.startswith("pyro.infer")}
+    modules = [sys.modules[name] for name in (*names, "pyro.poutine.trace_struct")]
+    targets = [(module, name, _TENSORS[name]) for module in modules for name in _TENSORS if name in vars(module)]
+    with _patched(*targets, *_ENUMERATION):
+        yield
+
+
+@contextmanager
+def without_validation() -> Iterator[None]:
+    """Switch validation off, also that of distributions made before, which they keep when they are expanded."""
+    with pyro.validation_enabled(False), _patched((Distribution, "_validate_sample", lambda self, value: None)):
+        yield
+
+
+@contextmanager
+def _patched(*targets: tuple[Any, str, Any]) -> Iterator[None]:
+    before = [(owner, name, vars(owner)[name]) for owner, name, _ in targets]
+    try:
+        for owner, name, value in targets:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
+
+
+_TENSORS: dict[str, Callable[..., Any]] = {
+    "torch_item": lambda x: x.detach() if isinstance(x, Tensor) else x,
+    "warn_if_nan": lambda value, *args, **kwargs: value,
+    "warn_if_inf": lambda value, *args, **kwargs: value,
+}
+
+
+class _AllTrue(TorchFunctionMode):
+    """Makes `mask.all()` True."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return True if func is Tensor.all else func(*args, **(kwargs or {}))
+
+
+def _expectation(self: Any, costs: Any) -> Any:
+    with _AllTrue():
+        return _compute_expectation(self, costs)
+
+
+def _expected_cost(prob: Tensor, cost: Tensor) -> Tensor:
+    return (prob * cost.masked_fill(prob == 0, 0)).sum()
+
+
+# Pyro drops costs of probability zero, which may be infinite, behind a branch; these multiply all with a finite number.
+_compute_expectation = pyro.infer.util.Dice.compute_expectation
+_ENUMERATION = [(pyro.infer.util.Dice, "compute_expectation", _expectation), (pyro.infer.util, "_fulldot", _expected_cost)]

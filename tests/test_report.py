@@ -283,6 +283,13 @@ def test_wrong_requests_are_one_line(refused, run_dir, tmp_path):
     assert "results.json" in refused("report", run)
 
 
+def test_runs_on_different_data_are_not_compared(run_dir, tmp_path, images, refused, quick):
+    other = tmp_path / "other"
+    assert main(["train", "--data", str(images), "--epochs", "1", "--report", "false", "--run_dir", str(other)]) == 0
+    assert "cannot be compared" in refused("report", run_dir, other, "--out", tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
 def test_several_runs_are_compared_on_the_same_images(run_dir, tmp_path, report):
     other = tmp_path / "other"
     options = ["--data", "digits", "--latent_dim", "2", "--epochs", "1", "--seed", "1", "--report", "false"]

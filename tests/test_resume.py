@@ -559,3 +559,14 @@ def test_epochs_that_are_kept_are_those_of_a_run_without_interruption(flags, tmp
         whole, parts = (files.load_checkpoint(tmp_path / run / "epochs" / name) for run in ("whole", "parts"))
         assert equal(whole["training"], parts["training"])
     assert len(list((tmp_path / "parts" / "epochs").iterdir())) == 3
+
+
+def test_an_epoch_that_was_kept_is_scored(flags, tmp_path, refused):
+    trained(*flags, "--keep_every", 1, "--epochs", 2, "--run_dir", tmp_path / "run")
+    first, last = (pv.load_run(tmp_path / "run", checkpoint=checkpoint) for checkpoint in (1, "last"))
+    assert not equal(first.state_dict(), last.state_dict())
+    trained("evaluate", tmp_path / "run", "--checkpoint", 2, "--num_samples", 2)
+    (results,) = (tmp_path / "run").glob("results-test-2-*.json")
+    assert json.loads(results.read_text())["elbo"]["num_images"] == 10
+    assert "0003.pt" in refused("evaluate", tmp_path / "run", "--checkpoint", 3)
+    refused("evaluate", tmp_path / "run", "--checkpoint", "first")

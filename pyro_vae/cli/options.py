@@ -162,7 +162,8 @@ def run_parser(command: str, description: str) -> ArgumentParser:
     """The options that the commands on a saved run share."""
     parser = new_parser(command, description)
     parser.add_argument("run_dir", help="Folder of a run.")
-    add(parser, "checkpoint", Literal["last", "best"], "last", "Last epoch, or the best by validation ELBO.")
+    text = "Last epoch, the best by validation ELBO, or the number of one that --keep_every kept."
+    add(parser, "checkpoint", Literal["last", "best"] | PositiveInt, "last", text)
     add(parser, "split", Literal["train", "validation", "test"], "test", "Images of the run to use.")
     add(parser, "data", str, None, "Images that are not the run's: as in train; all of them, or the official test set.")
     add(parser, "data_dir", str, None, "Folder of the downloaded data sets, if it was moved.")

@@ -414,18 +414,21 @@ def _strings(value: Any) -> Iterator[str]:
         yield from _strings(child)
 
 
-def load_run(path: str | Path, checkpoint: Which = "last", device: torch.device | str = "cpu", trust: bool = False) -> Model:
+def load_run(
+    path: str | Path, checkpoint: Which | int = "last", device: torch.device | str = "cpu", trust: bool = False
+) -> Model:
     """The model of a run folder, in evaluation mode.
 
     Arguments:
         path: The run folder.
-        checkpoint: "last" epoch, or the "best" by validation ELBO.
+        checkpoint: "last" epoch, the "best" by validation ELBO, or the number of one that `--keep_every` kept.
         device: Where to put the model.
         trust: Import any class that the folder names; this runs code from its module.
 
     Raises:
         ValueError: If the folder is not a run folder, the checkpoint is missing or damaged, or a class is not trusted.
     """
-    check_choice("checkpoint", checkpoint, Which)
+    if not isinstance(checkpoint, int):
+        check_choice("checkpoint", checkpoint, Which)
     run = Run.open(path)
     return run.model(run.config(trust), run.load_checkpoint(checkpoint)).to(device)

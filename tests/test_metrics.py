@@ -118,15 +118,16 @@ class Table:
             pyro.sample("x", dist.Normal(z[..., None], 0.5).to_event(1), obs=x[:, 1:])
 
     def guide(self, x):
-        samples = next(
+        plates = [
             frame.size for frame in pyro.poutine.runtime._PYRO_STACK if getattr(frame, "name", "") == "importance samples"
-        )
+        ]
+        (samples,) = plates or [1]
         ids = [int(i) for i in x[:, 0]]
-        noise = torch.stack([self.noise[self.used[i] : self.used[i] + samples, i] for i in ids], 1).to(x.dtype)
+        noise = torch.stack([self.noise[self.used[i] : self.used[i] + samples, i] for i in ids], 1)
         for i in ids:
             self.used[i] += samples
         q = dist.Normal(x[:, 1] / 2, torch.full_like(x[:, 1], 0.8))
-        z = q.loc + q.scale * noise
+        z = q.loc + q.scale * noise.to(x.dtype).reshape(*plates, len(x))
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Delta(z, log_density=q.log_prob(z)))
 

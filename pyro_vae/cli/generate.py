@@ -50,6 +50,9 @@ def generate(argv: list[str]) -> None:
     checkpoint = run.load_checkpoint(config.checkpoint)
     vae = run.model(stored, checkpoint).to(device)
 
+    if config.data is not None and (config.kind == "manifold" or (config.kind == "samples" and not vae.needs_labels)):
+        raise RequestError(f"{config.kind} use no images; leave out --data")
+
     def images() -> Split:
         return run.images(stored, checkpoint, config).split.to(device)
 
@@ -141,6 +144,8 @@ def _reconstructions(vae: Model, images: Images, config: Namespace) -> Output:
 
 def _interpolations(vae: Model, images: Images, config: Namespace) -> Output:
     chosen = _some(images(), config.count, 2)
+    if len(chosen) < 2:
+        raise RequestError("an interpolation needs two images; use data with more images, or a larger --count")
     pairs = chosen[: 2 * (len(chosen) // 2)]
     made = views.interpolations(vae, *arguments(vae, pairs), _asked_y(vae, config, len(pairs)))
     return Output({"images": _bytes(made)}, lambda: figures.interpolations(made))

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Collection
 from difflib import get_close_matches
+from hashlib import sha256
 from inspect import isabstract, signature
 from itertools import accumulate
 from pathlib import Path
@@ -179,8 +180,11 @@ def run_parser(command: str, description: str) -> ArgumentParser:
 
 
 def source(config: Namespace) -> str:
-    """The part of file names that says which images the options of `run_parser` ask for."""
-    return config.split if config.data is None else f"data-{Path(config.data).name.replace('.', '_')}"
+    """The part of file names that says which images the options of `run_parser` ask for; paths of one name differ in a hash."""
+    if config.data is None or config.data in NAMED:
+        return config.split if config.data is None else f"data-{config.data}"
+    path = os.path.abspath(config.data)
+    return f"data-{Path(path).name.replace('.', '_')}-{sha256(path.encode()).hexdigest()[:6]}"
 
 
 def train_parser() -> ArgumentParser:

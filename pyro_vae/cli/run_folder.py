@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from pyro_vae.cli.build import build_model
 from pyro_vae.cli.files import load_checkpoint, parse_yaml, read, read_yaml, save_checkpoint, write, writing
 from pyro_vae.cli.options import known_paths, parse_training, train_parser
-from pyro_vae.data import MAX_CLASSES, Data, Split, load_data, load_images
+from pyro_vae.data import MAX_CLASSES, TORCHVISION, Data, Split, load_data, load_images
 from pyro_vae.errors import RequestError, check_choice
 from pyro_vae.inference.fit import Record, Training
 from pyro_vae.inference.graphs import logger
@@ -298,14 +298,14 @@ class Run:
         where, size = asked.data_dir or config.data_dir, asked.image_size or config.image_size
         split = load_images(asked.data, where, size, config.binarization, asked.data_dir is not None)
         self._check_shape(asked.data, tuple(split.images.shape[1:]), checkpoint)
-        if os.path.exists(asked.data) and os.path.abspath(asked.data) == config.data:
+        if asked.data == config.data not in TORCHVISION or os.path.abspath(asked.data) == config.data:
             logger.warning("%s was trained on images of --data; leave it out to use the test images", self.path)
         return Images(Path(asked.data).name, split, None)
 
     def _check_shape(self, name: str, shape: Shape, checkpoint: Checkpoint) -> None:
         if shape != checkpoint.shape:
             text = f"{name} has images of shape {shape}, but {self.path} was trained on {checkpoint.shape}"
-            raise RequestError(f"{text}; image_size resizes images, of the same number of channels")
+            raise RequestError(f"{text}; --image_size changes height and width, but not the number of channels")
 
     def resumed_config(self, asked: Namespace, argv: list[str]) -> Namespace:
         """The options of the run, with those in `argv` that may change.

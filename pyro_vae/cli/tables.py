@@ -50,7 +50,7 @@ def _log_likelihood(value: Values) -> list[str]:
     lines.append(f"  {'  effective samples':<20}{value['median_effective_sample_size']:>10.1f}  median over images")
     over = value["share_of_images_with_k_hat_over_0.7"]
     if over is not None:
-        note = "unreliable there" if over else "necessary, not sufficient"
+        note = "unreliable there" if over else "zero is no proof"
         lines.append(f"  {'  k-hat over 0.7':<20}{over:>10.1%}  of images: {note}")
     return lines
 
@@ -66,7 +66,7 @@ def _check(value: Values) -> list[str]:
     difference = {"mean": value["difference"], **value}
     return [
         _row(f"  {name} minus it", difference, f"  {value['num_images']:,} images: {verdict}"),
-        f"  {'    at most':<20}{value['max_difference']:>10.2f}",
+        f"  {'    largest':<20}{value['max_difference']:>10.2f}",
     ]
 
 

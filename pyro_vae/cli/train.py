@@ -131,6 +131,8 @@ def _product_seconds(threads: int | None = None) -> float:
 
 
 def _train(data: Data, training: Training, run: Run | None, config: Namespace, log: Log) -> None:
+    if config.keep_every and config.keep_every > training.epochs:
+        logger.warning("--keep_every %d keeps none of %d epochs", config.keep_every, training.epochs)
     latent_dim, last_active, warned = config.latent_dim, training.loop.step, False
     for record in training:
         if run:

@@ -79,7 +79,7 @@ PLAIN = (
     (
         "log_likelihood/share_of_images_with_k_hat_over_0.7",
         "k-hat over 0.7",
-        "Share of images whose estimate of log p(x) is unreliable; that it is zero is necessary, not sufficient.",
+        "Share of images whose estimate of log p(x) is unreliable. Zero does not prove that the others are reliable.",
         ".1%",
     ),
 )
@@ -364,7 +364,7 @@ def _weighting_plot(sources: Mapping[str, ColumnDataSource]) -> figure:
     plot = _figure("K, number of draws", "nats", log=True)
     for name, colour, label in (("mean-bound", BLUE, "mean bound of K draws"), ("level", GREEN, "exact log p(x)")):
         plot.line("x", "y", source=sources[name], color=colour, line_width=2, legend_label=label)
-    plot.scatter("x", "y", source=sources["bound"], color=ORANGE, size=12, legend_label="bound of these draws")
+    plot.scatter("x", "y", source=sources["bound"], color=ORANGE, size=12, legend_label="estimate from these draws")
     return _with_legend(plot)
 
 

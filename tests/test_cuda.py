@@ -14,6 +14,7 @@ from pyro.infer import Trace_ELBO
 from torch.optim import SGD, Adam
 
 import pyro_vae as pv
+from pyro_vae.inference.graphs import Graph
 from pyro_vae.vae import default_batch_size
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -70,7 +71,7 @@ def test_engines_take_the_same_steps(engine, objective):
 @pytest.mark.parametrize("engine", ["traced", "compiled"])
 def test_replayed_steps_train_as_well(engine):
     vae = cuda_vae()
-    (losses, _, _), (others, other, svi) = trained(vae, "eager", steps=400), trained(vae, engine, steps=400)
+    (losses, _, _), (others, other, svi) = trained(vae, "eager", steps=200), trained(vae, engine, steps=200)
     assert len(svi._replay.graphs) == 2
     assert sum(others[-50:]) == pytest.approx(sum(losses[-50:]), rel=0.02)
     assert all(param.isfinite().all() for param in other.parameters())
@@ -147,6 +148,20 @@ def test_every_shape_that_occurs_again_is_replayed():
     assert twins[0][1].total.item() == pytest.approx(twins[1][1].total.item(), rel=1e-5)
     assert len(twins[1][1]._replay.graphs) == 2
     assert_close(twins[0][0], twins[1][0])
+
+
+def test_a_shape_is_traced_once():
+    """When it occurs again: the shapes 2 and 4, the first not at once, run eagerly once and are then traced, in two calls."""
+    runs = []
+
+    def function(x):
+        runs.append(len(x))
+        return [2 * x]
+
+    graph = Graph(function, "traced")
+    for size in (3, 3, 2, 3, 2, 2, 2, 4, 4, 4, 4):
+        assert torch.equal(graph(torch.ones(size, device="cuda"))[0].cpu(), 2 * torch.ones(size))
+    assert runs == [3, 3, 2, 2, 2, 4, 4, 4]
 
 
 def test_an_optimizer_that_cannot_be_captured(caplog):

@@ -85,11 +85,11 @@ class Graph:
         if self.engine == "eager":
             return self.function(*args, **kwargs)
         kind = _kind(args, kwargs)
-        if kind not in self._graphs and (not self._graphs or kind == self._last):
-            self._graphs[kind] = self._make(args, kwargs, self.engine)
-        elif kind in self._missed and any(tensor.is_cuda for tensor in _tensors(args, kwargs)):
-            self._missed.remove(kind)
-            self._graphs[kind] = self._make(args, kwargs, "traced")
+        if kind not in self._graphs:
+            if not self._graphs or kind == self._last:
+                self._graphs[kind] = self._make(args, kwargs, self.engine)
+            elif kind in self._missed and any(tensor.is_cuda for tensor in _tensors(args, kwargs)):
+                self._graphs[kind] = self._make(args, kwargs, "traced")  # compiling costs more than it saves once per epoch
         self._count(kind)
         return self._graphs.get(kind, self.function)(*args, **kwargs)
 

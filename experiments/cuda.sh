@@ -27,7 +27,8 @@ step() {
     tail -n 5 "$out/$name.log"
 }
 
-benchmark() { # NAME TASK RESULT OPTIONS...: each step has its own folder, because a result is named after its task
+# benchmark NAME TASK RESULT OPTIONS...: each has its own folder, because a result is named after its task.
+benchmark() {
     local name=$1 task=$2 result=$3
     shift 3
     step "$name" "$name/$result" experiments/benchmark.py "$task" --device cuda --out "$out/$name" "$@"

@@ -432,8 +432,8 @@ def _normal(network: nn.Module, z: Tensor) -> TorchDistribution:
 
 # Decoder outputs computed at once: 8 MiB in float32, large enough for efficient products, small enough for CPU caches.
 OUTPUTS_PER_PASS = 2**21
-# On CUDA: 128 MiB in float32, of which a pass holds a few. Larger passes hide the launches of kernels.
-OUTPUTS_PER_PASS_ON_CUDA = 2**25
+# On CUDA: 64 MiB in float32, of which a pass holds a few for each particle. Larger passes hide the launches of kernels.
+OUTPUTS_PER_PASS_ON_CUDA = 2**24
 
 
 def default_batch_size(vae: Model, x: Tensor) -> int:

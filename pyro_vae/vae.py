@@ -432,8 +432,11 @@ def _normal(network: nn.Module, z: Tensor) -> TorchDistribution:
 
 # Decoder outputs computed at once: 8 MiB in float32, large enough for efficient products, small enough for CPU caches.
 OUTPUTS_PER_PASS = 2**21
+# On CUDA: 64 MiB in float32, of which a pass holds a few for each particle. Larger passes hide the launches of kernels.
+OUTPUTS_PER_PASS_ON_CUDA = 2**24
 
 
 def default_batch_size(vae: Model, x: Tensor) -> int:
-    """Number of decoder rows per pass that is efficient for images of the shape of `x`, shape `(N, *data_shape)`."""
-    return max(1, OUTPUTS_PER_PASS // (vae.likelihood.num_params * x[0].numel()))
+    """Number of decoder rows per pass that is efficient for images of the shape and device of `x`, `(N, *data_shape)`."""
+    outputs = OUTPUTS_PER_PASS_ON_CUDA if x.is_cuda else OUTPUTS_PER_PASS
+    return max(1, outputs // (vae.likelihood.num_params * x[0].numel()))

@@ -8,6 +8,7 @@ import logging
 import shutil
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +45,10 @@ class Graph:
 
     The graph reads and updates in place the tensors that the function uses: parameters, buffers, running sums. Tracing has no
     side effects on them or on the random state. Python control flow is fixed by the first call. Arguments of other shapes run
-    eagerly unless they occur twice in a row, so that the smaller last batch of an epoch does not cost a graph.
+    eagerly unless they occur twice in a row, so that the smaller last batch of an epoch does not cost a graph. On CUDA, shapes
+    that occur again are traced, so that they can be replayed.
+
+    All engines draw the same random numbers; on CUDA, Inductor may draw them in another order (torch 2.11 does).
 
     If the function cannot be traced or compiled, a warning is logged and a simpler engine is used.
 
@@ -74,28 +78,37 @@ class Graph:
         self.function, self.engine, self.capturable = function, engine, True
         self._graphs: dict[Any, Callable[..., list[Any]]] = {}
         self._last: Any = None
+        self._missed: set[Any] = set()
         self._misses = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> list[Any]:
         if self.engine == "eager":
             return self.function(*args, **kwargs)
         kind = _kind(args, kwargs)
-        if kind not in self._graphs and (not self._graphs or kind == self._last):
-            self._graphs[kind] = self._make(args, kwargs)
-        self._last = kind
-        self._misses = 0 if kind in self._graphs else self._misses + 1
-        if self._misses == MISSES:
-            logger.warning("calls run eagerly, because their arguments keep changing; pass numbers that change as tensors")
+        if kind not in self._graphs:
+            if not self._graphs or kind == self._last:
+                self._graphs[kind] = self._make(args, kwargs, self.engine)
+            elif kind in self._missed and any(tensor.is_cuda for tensor in _tensors(args, kwargs)):
+                self._graphs[kind] = self._make(args, kwargs, "traced")  # compiling costs more than it saves once per epoch
+        self._count(kind)
         return self._graphs.get(kind, self.function)(*args, **kwargs)
 
-    def _make(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., list[Any]]:
+    def _count(self, kind: Any) -> None:
+        self._last = kind
+        self._misses = 0 if kind in self._graphs else self._misses + 1
+        if 0 < self._misses < MISSES:
+            self._missed.add(kind)
+        if self._misses == MISSES:
+            logger.warning("calls run eagerly, because their arguments keep changing; pass numbers that change as tensors")
+
+    def _make(self, args: tuple[Any, ...], kwargs: dict[str, Any], engine: Engine) -> Callable[..., list[Any]]:
         try:
             graph, captured = trace(self.function, args, kwargs)
         except Exception as error:
             return self._fall_back("eager", "the programs cannot be traced", error)
         inputs = [*_tensors(args, kwargs), *captured]
         self._look_for_waits(graph, inputs)
-        if self.engine == "compiled":
+        if engine == "compiled":
             try:
                 graph = _compiled(graph, inputs)
             except Exception as error:
@@ -112,8 +125,12 @@ class Graph:
         used = [bool(node.users) for node in graph.graph.nodes if node.op == "placeholder"]
         waits += ["a CPU tensor"] * any(use and not tensor.is_cuda for use, tensor in zip(used, inputs, strict=True))
         if waits and self.capturable and any(tensor.is_cuda for tensor in inputs):
-            self.capturable = False
-            logger.warning("steps run without a CUDA graph, which is slower: the programs use %s", ", ".join(waits))
+            self.refuse_replay(f"the programs use {', '.join(waits)}")
+
+    def refuse_replay(self, reason: str) -> None:
+        """Warn that the calls run without a CUDA graph."""
+        self.capturable = False
+        logger.warning("steps run without a CUDA graph, which is slower: %s", reason)
 
     def _fall_back(self, engine: Engine, problem: str, error: Exception) -> Callable[..., list[Any]]:
         self.engine = engine
@@ -122,45 +139,56 @@ class Graph:
 
 
 class Replay:
-    """A function on CUDA tensors, without results, captured into a CUDA graph and replayed.
+    """A function on CUDA tensors, without results, that is captured into CUDA graphs, which are replayed.
 
-    The tensors that it updates must keep their addresses. The first calls, and those with other shapes or other values of
-    arguments that are not tensors, run eagerly.
+    The tensors that it updates must keep their addresses. There is one graph for each shape of the tensors and each value of
+    the other arguments, made after the first calls with them, which run eagerly.
 
     Arguments:
         function: Updates CUDA tensors in place.
+
+    Attributes:
+        graphs: A function for each kind of arguments that was captured.
     """
 
     def __init__(self, function: Callable[..., None]) -> None:
         self.function = function
-        self._warm_ups: list[Any] = []
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self.graphs: dict[Any, Callable[..., None]] = {}
+        self._warm_ups: Counter[Any] = Counter()
         self._stream = torch.cuda.Stream()
-        self._args: tuple[Any, Any] = ((), {})
+        # The graphs share their memory: none reads what another has left there.
+        self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
-        if self._graph is None and self._warm_ups.count(_kind(args, kwargs)) == WARM_UPS:
-            self._capture(args, kwargs)
-        if self._graph is not None and _kind(args, kwargs) == _kind(*self._args):
-            for own, given in zip(_tensors(*self._args), _tensors(args, kwargs), strict=True):
-                own.copy_(given)
-            self._graph.replay()
+        kind = _kind(args, kwargs)
+        if kind not in self.graphs and self._warm_ups[kind] == WARM_UPS:
+            self.graphs[kind] = self._capture(args, kwargs)
+        if kind in self.graphs:
+            self.graphs[kind](*args, **kwargs)
         else:
-            self._warm_up(args, kwargs)
+            self._warm_up(kind, args, kwargs)
 
-    def _warm_up(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _warm_up(self, kind: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             self.function(*args, **kwargs)
         torch.cuda.current_stream().wait_stream(self._stream)
-        if self._graph is None:
-            self._warm_ups.append(_kind(args, kwargs))
+        if kind in self._warm_ups or len(self._warm_ups) < MISSES:
+            self._warm_ups[kind] += 1
 
-    def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._args = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self.function(*self._args[0], **self._args[1])
+    def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., None]:
+        own = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
+        graph = torch.cuda.CUDAGraph()
+        # By default, other threads could not use CUDA meanwhile, such as the one that reads the next batch.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            self.function(*own[0], **own[1])
+
+        def replay(*args: Any, **kwargs: Any) -> None:
+            for tensor, given in zip(_tensors(*own), _tensors(args, kwargs), strict=True):
+                tensor.copy_(given)
+            graph.replay()
+
+        return replay
 
 
 def pick_engine(asked: AnyEngine, device: torch.device, steps: int) -> Engine:

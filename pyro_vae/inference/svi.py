@@ -200,8 +200,13 @@ class SVI:
 
     def _replays(self) -> bool:
         """Whether whole steps run as a CUDA graph."""
-        capturable = self._graph.capturable and all("capturable" in group for group in self._groups)
-        return self.total.is_cuda and self.engine != "eager" and capturable and distributed.world_size() == 1
+        if not self.total.is_cuda or self.engine == "eager" or distributed.world_size() > 1:
+            return False
+        if self._graph.capturable and not all("capturable" in group for group in self._groups):
+            self._graph.refuse_replay(
+                f"{type(self.optimizer).__name__} has no option capturable, which Adam, AdamW and RMSprop have"
+            )
+        return self._graph.capturable
 
     def _refresh(self) -> None:
         """Keep replays valid: update learning rates in place, and capture anew if the optimizer's other options changed."""

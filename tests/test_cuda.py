@@ -234,7 +234,6 @@ def test_every_part(prior, posterior, likelihood, objective):
     assert bool(svi._replay.graphs) == svi._graph.capturable
 
 
-@pytest.mark.xfail(raises=RuntimeError, reason="figures.latent indexes codes on the CPU by labels on the GPU", strict=False)
 @pytest.mark.parametrize("engine", ["eager", "traced", "compiled"])
 def test_a_run_from_the_command_line(tmp_path, engine):
     from pyro_vae.train import main as train

@@ -173,6 +173,12 @@ def test_the_loss_may_be_a_function():
     assert losses[1] == pytest.approx(losses[2])
 
 
+@pytest.mark.parametrize("optim", [Trace_ELBO(), Adam([torch.zeros(1)])])
+def test_what_makes_no_optimizer_is_refused(vae, optim):
+    with pytest.raises(pv.RequestError, match="optim must be a function"):
+        pv.SVI(vae.model, vae.guide, optim, Trace_ELBO())
+
+
 def test_a_loss_of_several_losses_is_refused(vae, x):
     with pytest.raises(pv.RequestError, match=r"pyro\.infer\.SVI"):
         pv.SVI(vae.model, vae.guide, Adam, ReweightedWakeSleep()).step(x)

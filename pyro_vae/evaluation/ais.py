@@ -14,6 +14,7 @@ from pyro_vae.errors import RequestError, check_positive
 from pyro_vae.inference.distributed import map_rows
 from pyro_vae.inference.graphs import AnyEngine, Graph, pick_engine
 from pyro_vae.inference.importance import Program, Site, check_plates, joint_terms, log_likelihood, sample_sites, split_rows
+from pyro_vae.inference.precision import products
 from pyro_vae.inference.progress import progress_bar
 
 LEAPFROGS = 10
@@ -31,6 +32,7 @@ class Bounds(NamedTuple):
     upper: Tensor
 
 
+@products("float32")
 def annealed_log_weights(
     model: Program,
     x: Tensor,
@@ -78,6 +80,7 @@ def annealed_log_weights(
     return map_rows(anneal, (x, *more))[0].T
 
 
+@products("float32")
 def bidirectional_bounds(
     model: Program,
     x: Tensor,

@@ -22,6 +22,7 @@ from pyro_vae.evaluation.quadrature import has_two_dimensions, quadrature_log_li
 from pyro_vae.inference.codes import codes
 from pyro_vae.inference.graphs import AnyEngine, Graph, pick_engine
 from pyro_vae.inference.importance import log_likelihood, log_weights, monte_carlo_error, split_rows
+from pyro_vae.inference.precision import products
 from pyro_vae.inference.progress import progress_bar
 from pyro_vae.vae import OUTPUTS_PER_PASS, Model, default_batch_size
 
@@ -151,6 +152,7 @@ class Gap(NamedTuple):
         return self.local_elbo - self.elbo
 
 
+@products("float32")
 def inference_gap(
     vae: Model,
     x: Tensor,

@@ -13,6 +13,7 @@ from torch.nn.functional import max_pool2d
 
 from pyro_vae.errors import RequestError
 from pyro_vae.inference.importance import joint_terms, sample_sites, split_rows
+from pyro_vae.inference.precision import products
 from pyro_vae.inference.progress import progress_bar
 from pyro_vae.vae import Model, default_batch_size
 
@@ -31,6 +32,7 @@ TOLERANCE = 1e-3
 
 
 @torch.no_grad()
+@products("float32")
 def quadrature_log_likelihood(vae: Model, x: Tensor, y: Tensor | None = None, batch_size: int | None = None) -> Tensor:
     r"""log p(x) by quadrature over a two-dimensional code, in nats. It does not use the guide.
 

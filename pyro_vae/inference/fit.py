@@ -221,7 +221,8 @@ class Training(Iterator[Record]):
         return next(self)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state at the end of the last epoch, as tensors and plain values: training continues from it bit for bit."""
+        """The state at the end of the last epoch, as tensors and plain values: on a CPU training continues from it bit
+        for bit."""
         return {**{name: getattr(self, name) for name in COUNTERS}, **self.loop.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -320,7 +321,8 @@ class Loop:
 
     def _chunks(self) -> Iterator[Split]:
         """The validation images of each pass: at least one for each process, because all take part in it."""
-        rows, size = len(self.validation), default_batch_size(self.vae, self.validation.images)
+        rows = len(self.validation)
+        size = max(1, default_batch_size(self.vae, self.validation.images) // self.objective.num_particles)
         starts = range(0, rows - distributed.world_size() + 1, size)
         for start, end in zip(starts, (*starts[1:], rows), strict=True):
             yield self.validation[start:end]

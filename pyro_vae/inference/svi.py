@@ -7,6 +7,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.infer import ELBO
 from pyro.infer.util import is_validation_enabled
 from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
@@ -38,8 +39,9 @@ class SVI:
 
     A dry run before the first step validates the programs and finds their parameters. The steps run without Pyro's validation.
     The engines "traced" and "compiled" trace the loss and its gradient into one graph of tensor operations: see `Graph`. They
-    require a tensor loss (`differentiable_loss`), which fixes the control flow of the programs; other losses run eagerly.
-    Several processes sum their gradients, in one operation per step.
+    require a tensor loss (`differentiable_loss`); other losses run eagerly. The graph does not see what Python does in later
+    steps: all that changes, such as the data or an annealing factor, must be an argument of `step`. Several processes sum
+    their gradients, in one operation per step.
 
     Arguments:
         model: A Pyro program.
@@ -57,7 +59,7 @@ class SVI:
         total: The sum of the losses of all steps, without `mean`.
 
     Raises:
-        ValueError: If the optimizer is one of Pyro's learning-rate schedulers, or the loss returns several losses.
+        ValueError: If `optim` is neither, or one of Pyro's learning-rate schedulers, or the loss returns several losses.
 
     Example:
         >>> import pyro.distributions as dist
@@ -80,9 +82,11 @@ class SVI:
         loss: Any,
         mean: bool = False,
         prepare: Callable[..., tuple[Any, ...]] | None = None,
-        engine: AnyEngine = "auto",
+        engine: AnyEngine = "eager",
     ) -> None:
         check_choice("engine", engine, AnyEngine)
+        if isinstance(optim, ELBO | Optimizer) or not callable(optim):
+            raise RequestError(f"optim must be a function that makes a torch optimizer, or one of pyro.optim, but is {optim!r}")
         self.model, self.guide, self.mean = model, guide, mean
         self.objective = loss if hasattr(loss, "loss_and_grads") else _Function(loss)
         self.make_optimizer = _joint(optim) if isinstance(optim, PyroOptim) else optim

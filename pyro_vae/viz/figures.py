@@ -21,7 +21,7 @@ Labels = Sequence[str]
 
 # Six colours of Okabe and Ito's palette and four more: any two differ by a CIEDE2000 distance of at least 21, and of at
 # least 10 with any colour blindness as simulated by Machado et al. (2009).
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#b2df8a", "#7f7f7f", "#8c564b", "#332288")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#b2df8a", "#963cff", "#8c564b", "#332288")
 
 TERMS = {"elbo": "ELBO", "reconstruction": "reconstruction, log p(x | z)", "kl": "KL(q(z | x) || p(z))"}
 
@@ -172,7 +172,7 @@ def latent(codes: Tensor, labels: Tensor | None, title: str) -> Figure:
 
     if labels is None or len(labels.unique()) > len(COLOURS):
         labels = torch.zeros(len(codes))
-    names, groups = labels.unique(return_inverse=True)
+    names, groups = labels.cpu().unique(return_inverse=True)
     points, (xlabel, ylabel) = plane(codes.cpu().double())
     figure, axes = _subplots(6.4, 5.4)
     x, y = points.T.numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_their_scores_are_those_in_python_and_have_a_name_of_their_own(run_dir, 
     run("evaluate", run_dir, "--data", new, *QUICK, "--per_image", scores)
     assert "test.npz, last checkpoint: 30 images" in capfd.readouterr().out
     (written,) = {file.name for file in run_dir.iterdir()} - own
-    assert written == "results-data-test_npz-last-K20-N30-seed0.json"
+    assert re.fullmatch(r"results-data-test_npz-\w{6}-last-K20-N30-seed0\.json", written)
     results = json.loads((run_dir / written).read_text())
     assert "linear_probe" not in results
     elbo = pv.score_images(pv.load_run(run_dir), pv.load_images(new), 1000).elbo.mean().item()
@@ -65,7 +66,16 @@ def test_their_codes_are_those_in_python(run_dir, new):
     run("generate", run_dir, "codes", "--data", new)
     vae = pv.load_run(run_dir)
     expected = pv.codes(vae, pv.load_images(new).scored(vae.pixels)).loc
-    np.testing.assert_allclose(np.load(run_dir / "generated" / "codes-data-test_npz.npz")["loc"], expected, rtol=1e-5)
+    (written,) = (run_dir / "generated").glob("codes-data-test_npz-*.npz")
+    np.testing.assert_allclose(np.load(written)["loc"], expected, rtol=1e-5)
+
+
+def test_files_of_one_name_have_outputs_of_their_own(run_dir, drawn, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "same.npz", images=drawn)
+        run("generate", run_dir, "codes", "--data", tmp_path / name / "same.npz")
+    assert len(list((run_dir / "generated").glob("codes-data-same_npz-*"))) == 2
 
 
 @pytest.mark.parametrize("kind", ["reconstructions", "interpolations", "traversals"])
@@ -73,7 +83,7 @@ def test_pictures_show_them(run_dir, new, drawn, kind, tmp_path):
     out = tmp_path / "out.npz"
     run("generate", run_dir, kind, "--data", new, "--out", out, "--count", "2")
     run("generate", run_dir, kind, "--data", new, "--count", "2")
-    assert (run_dir / "generated" / f"{kind}-data-test_npz.png").exists()
+    assert list((run_dir / "generated").glob(f"{kind}-data-test_npz-*.png"))
     images = np.load(out)["images"]
     first = images[0] if kind == "reconstructions" else images[0, 0]
     chosen = pv.load_images(new).subset(2 if kind != "interpolations" else 4)
@@ -95,11 +105,17 @@ def test_the_data_of_the_run_are_not_new(tmp_path, images, quick, capfd):
     assert "was trained on" in capfd.readouterr().err
 
 
-def test_one_image_is_enough(run_dir, tmp_path, drawn):
+def test_a_named_set_without_test_images_is_not_new(run_dir, capfd):
+    run("generate", run_dir, "codes", "--data", "digits")
+    assert "was trained on" in capfd.readouterr().err
+
+
+def test_one_image_is_enough(run_dir, tmp_path, drawn, refused):
     (tmp_path / "one").mkdir()
     Image.fromarray(np.kron(drawn[0], np.ones((3, 3), np.uint8))).save(tmp_path / "one" / "a.png")
     run("evaluate", run_dir, "--data", tmp_path / "one", "--image_size", 8, "--num_samples", 50)
     run("generate", run_dir, "codes", "--data", tmp_path / "one", "--image_size", 8)
+    assert "two images" in refused("generate", run_dir, "interpolations", "--data", tmp_path / "one", "--image_size", 8)
 
 
 def test_what_does_not_fit_is_one_line(run_dir, new, images, tmp_path, refused):
@@ -108,6 +124,7 @@ def test_what_does_not_fit_is_one_line(run_dir, new, images, tmp_path, refused):
     assert "nowhere" in refused("generate", run_dir, "codes", "--data", tmp_path / "nowhere.npz")
     (tmp_path / "empty").mkdir()
     refused("evaluate", run_dir, "--data", tmp_path / "empty")
+    assert "use no images" in refused("generate", run_dir, "samples", "--data", new)
 
 
 def test_a_model_of_labels_needs_those_that_it_knows(tmp_path, images, quick, refused):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, settings
 import pyro_vae as pv
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start: their threads would compete for the cores
 
 suite = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 settings.register_profile("suite", suite)

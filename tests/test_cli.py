@@ -22,6 +22,7 @@ BAD_TRAIN = {
     "--epoch 3": "--epochs",
     "--optimiser SGD": "--optimizer",
     "extra": "extra",
+    "--keep_every 0": "a positive integer",
     "--prior Foo": "StandardNormal",
     "--prior my_module.Foo": "my_module",
     "--prior own.Missing": "own",
@@ -249,7 +250,7 @@ def test_folders_that_hold_no_run(refused, tmp_path, command):
 
 
 BAD_SAVED = {
-    "evaluate --num_samples 0": "num_samples",
+    "evaluate --num_samples 0": "an integer from 1",
     "evaluate --num_samples 10000000000000": "num_samples",
     "evaluate --num_images 0": "num_images",
     "evaluate --num_images 300": "300",

@@ -270,6 +270,9 @@ def one_line(message: str, parser: ArgumentParser) -> str:
     line = next((line for line in lines if line and not line.startswith(_NESTING)), message)
     line = re.sub(r"a <class '(?:\w+\.)*(\w+)'>", r"type \1", line).replace("a typing.Literal", "one of ")
     line = line.replace("Expected a dot import path string:", "there is no class")
+    line = re.sub(
+        r"Not of type (?:UpTo)?(\w+): .*", lambda kind: _INTEGERS.get(kind[1], f"must be an integer from 1 to {kind[1]}"), line
+    )
     if (given := re.search(r"Given value: ([^\s(]+)$", message)) and given[1] not in line:
         line += f". Got value: {given[1]}"
     if option in PARTS and "class_path '" not in message:
@@ -280,6 +283,11 @@ def one_line(message: str, parser: ArgumentParser) -> str:
     return f"{option}: {line}" if option else line
 
 
+_INTEGERS = {
+    "PositiveInt": "must be a positive integer",
+    "NonNegativeInt": "must be an integer, at least 0",
+    "Seed": "must be an integer from 0 to 4294967295",
+}
 # Lines of jsonargparse's messages that say how it tried to read a value.
 _NESTING = ("Expected a path", "Does not validate", "Subtypes", "Errors", "Expected a <class 'NoneType'>", "Problem with given")
 

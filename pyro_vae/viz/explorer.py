@@ -49,7 +49,7 @@ class Effort(NamedTuple):
     steps: int
 
 
-FULL, QUICK = Effort(500, 100, 30, 6, 200), Effort(200, 50, 5, 3, 60)
+FULL, QUICK = Effort(500, 100, 30, 6, 200), Effort(100, 50, 3, 3, 60)
 
 # Images per dimension of the decoded plane, the same of several epochs, and points per dimension of the grids of densities.
 SIDE, COARSE, POINTS = 21, 13, 64

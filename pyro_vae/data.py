@@ -123,9 +123,8 @@ class HostSplit(Split):
 
     def __getitem__(self, index: slice | Tensor) -> Split:
         rows = self.rows[index].numpy()
-        return self._map(
-            lambda tensor: torch.from_numpy(tensor.numpy().take(rows, axis=0))
-        )  # in one thread, as it may read a disk
+        # NumPy reads in one thread: torch's threads would compete with those of the training step.
+        return self._map(lambda tensor: torch.from_numpy(tensor.numpy().take(rows, axis=0)))
 
     def to(self, device: torch.device | str) -> Split:
         """The same split: its images stay where they are."""
@@ -204,6 +203,8 @@ def _fits(images: Tensor, device: torch.device) -> bool:
 
 def on_host(split: Split) -> HostSplit:
     """A split whose images stay where they are."""
+    if isinstance(split, HostSplit):
+        return split
     extras = {name: getattr(split, name) for name in EXTRAS}
     return HostSplit(split.images, **extras, rows=torch.arange(len(split)))
 

@@ -49,13 +49,17 @@ def test_training_from_disk_equals_training_in_memory(file, engine, monkeypatch)
         assert torch.equal(param, other)
 
 
-def test_labels_of_images_on_the_host(digits):
+def test_labels_of_images_on_the_host(digits, monkeypatch):
     few = pv.Data("few", digits.train[:100], digits.validation[:20], digits.test[:20])
     host = replace(few, train=on_host(few.train).only(torch.arange(99, -1, -1)))
     index = torch.tensor([3, 99])
     assert torch.equal(host.train[index].labels, few.train.labels[99 - index])
     assert torch.equal(host.train[2:5].images, few.train.images[[97, 96, 95]])
     assert host.to("cpu").train is host.train
+    monkeypatch.setattr("pyro_vae.data._fits", lambda images, device: False)
+    assert host.to("cpu").train is host.train
+    assert isinstance(few.to("cpu").train, HostSplit)
+    assert torch.equal(few.to("cpu").train[index].labels, few.train.labels[index])
     assert repr(host.train).startswith("Split(100 images of shape")
 
 

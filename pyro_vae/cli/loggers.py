@@ -1,11 +1,10 @@
-"""What else is told about each epoch of `train`: a logger is a context that gives a function of records."""
+"""TensorBoard's log of a training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -18,22 +17,20 @@ from pyro_vae.vae import Model
 from pyro_vae.viz import figures, views
 
 Log = Callable[[Record], None]
-Logger = Callable[[Path, Model, Data, int], AbstractContextManager[Log]]
-Name = Literal["tensorboard"]
-
-
-@contextmanager
-def nothing(folder: Path, vae: Model, data: Data, epoch: int) -> Iterator[Log]:
-    """Log nothing."""
-    yield lambda record: None
 
 
 @contextmanager
 def tensorboard(folder: Path, vae: Model, data: Data, epoch: int) -> Iterator[Log]:
-    """Write curves, samples and reconstructions of validation images to event files in `folder`.
+    """A function that writes the curves of a record, samples, and reconstructions of validation images, to event files.
 
     The samples and reconstructions of all epochs use the same random numbers, and leave the random state as it is. Events after
     `epoch`, of an interrupted run, are hidden.
+
+    Arguments:
+        folder: The folder of the event files.
+        vae: The model that is being trained.
+        data: Its data.
+        epoch: Number of epochs that were trained before.
     """
     from torch.utils.tensorboard import SummaryWriter
 
@@ -66,13 +63,11 @@ def tensorboard(folder: Path, vae: Model, data: Data, epoch: int) -> Iterator[Lo
             writer.close()
 
 
-LOGGERS: dict[Name | None, Logger] = {None: nothing, "tensorboard": tensorboard}
-
-
-def check_installed(name: Name | None) -> None:
-    """Raise `RequestError` if the library of a logger is not installed."""
+def check_installed() -> None:
+    """Raise `RequestError` if TensorBoard is not installed."""
     try:
-        if name:
-            import torch.utils.tensorboard  # noqa: F401
+        import torch.utils.tensorboard  # noqa: F401
     except ImportError as error:
-        raise RequestError(f"--logger {name} needs the package {name}; install it with pip install {name}") from error
+        raise RequestError(
+            "--logger tensorboard needs the package tensorboard; install it with pip install tensorboard"
+        ) from error

@@ -181,8 +181,10 @@ def run_parser(command: str, description: str) -> ArgumentParser:
 
 def source(config: Namespace) -> str:
     """The part of file names that says which images the options of `run_parser` ask for; paths of one name differ in a hash."""
-    if config.data is None or config.data in NAMED:
-        return config.split if config.data is None else f"data-{config.data}"
+    if config.data is None:
+        return config.split
+    if config.data in NAMED:
+        return f"data-{config.data}"
     path = os.path.abspath(config.data)
     return f"data-{Path(path).name.replace('.', '_')}-{sha256(path.encode()).hexdigest()[:6]}"
 

@@ -298,7 +298,8 @@ class Run:
         where, size = asked.data_dir or config.data_dir, asked.image_size or config.image_size
         split = load_images(asked.data, where, size, config.binarization, asked.data_dir is not None)
         self._check_shape(asked.data, tuple(split.images.shape[1:]), checkpoint)
-        if asked.data == config.data not in TORCHVISION or os.path.abspath(asked.data) == config.data:
+        same = config.data in (asked.data, os.path.abspath(asked.data))
+        if same and config.data not in TORCHVISION:  # whose official test images were loaded
             logger.warning("%s was trained on images of --data; leave it out to use the test images", self.path)
         return Images(Path(asked.data).name, split, None)
 

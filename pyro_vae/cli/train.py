@@ -15,7 +15,7 @@ from jsonargparse import Namespace
 
 from pyro_vae.cli.build import build_training, naming_the_part, pick_device
 from pyro_vae.cli.files import write
-from pyro_vae.cli.loggers import LOGGERS, Log, check_installed
+from pyro_vae.cli.loggers import Log, check_installed, tensorboard
 from pyro_vae.cli.options import known_paths, parse_training
 from pyro_vae.cli.report import save_report
 from pyro_vae.cli.run_folder import Run
@@ -42,7 +42,8 @@ COLLAPSED_STEPS = 1000
 def train(argv: list[str]) -> None:
     """Run the command."""
     config = parse_training(argv)
-    check_installed(config.logger)
+    if config.logger:
+        check_installed()
     with distributed.process_group(pick_device(config.device)), naming_the_part(config):
         if config.resume != "never" and config.run_dir is None:
             raise RequestError("--resume continues the run in --run_dir; add its folder")
@@ -99,7 +100,7 @@ def _run_dir(asked: str | None, data: Data) -> Path:
 def _finish(vae: Model, data: Data, training: Training, run: Run | None, config: Namespace) -> None:
     """Train to the end, score and draw; only the main process has a run folder."""
     _summarize(vae, data, training)
-    with LOGGERS[config.logger if run else None](run.path / "tensorboard" if run else Path(), vae, data, training.epoch) as log:
+    with tensorboard(run.path / "tensorboard", vae, data, training.epoch) if run and config.logger else nullcontext() as log:
         _train(data, training, run, config, log)
     results = evaluate(vae, data.test, TEST_SAMPLES, min(TEST_IMAGES, len(data.test)))
     if run:
@@ -130,13 +131,14 @@ def _product_seconds(threads: int | None = None) -> float:
         torch.set_num_threads(before)
 
 
-def _train(data: Data, training: Training, run: Run | None, config: Namespace, log: Log) -> None:
+def _train(data: Data, training: Training, run: Run | None, config: Namespace, log: Log | None) -> None:
     if config.keep_every and config.keep_every > training.epochs:
         logger.warning("--keep_every %d keeps none of %d epochs", config.keep_every, training.epochs)
     latent_dim, last_active, warned = config.latent_dim, training.loop.step, False
     for record in training:
         if run:
             _save(training, record, run, data, config)
+        if log:
             log(record)
         if training.ended or record["epoch"] in {1, *range(0, training.epochs, max(1, training.epochs // LINES))}:
             logger.info(epoch_line(record, training.epochs))

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from operator import attrgetter
 from typing import Any, Literal, TypedDict
 
 import pyro
@@ -221,8 +220,7 @@ class Training(Iterator[Record]):
         return next(self)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state at the end of the last epoch, as tensors and plain values: on a CPU training continues from it bit
-        for bit."""
+        """The state after the last epoch, as tensors and plain values; on a CPU, training continues from it bit for bit."""
         return {**{name: getattr(self, name) for name in COUNTERS}, **self.loop.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -333,12 +331,17 @@ class Loop:
         return prefetch(self._read_batch, batches) if isinstance(self.train, HostSplit) else zip(batches)
 
     def _read_batch(self, index: Tensor) -> tuple[Any, ...]:
-        part = self.train[index[distributed.shard(len(index))]].to(self.device)
-        return index.to(self.device), part.images, part.y
+        images, y = self._share(index)
+        return index.to(self.device), images.to(self.device), y if y is None else y.to(self.device)
+
+    def _share(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The images and labels of this process's share of a batch."""
+        part = self.train[index[distributed.shard(len(index))]]
+        return part.images, part.y
 
     def _batch(self, index: Tensor, *read: Any) -> tuple[Tensor, Tensor | None, Tensor]:
         """The arguments of the programs for this process's share of a batch: images, labels and beta."""
-        images, y = read or attrgetter("images", "y")(self.train[index[distributed.shard(len(index))]])
+        images, y = read or self._share(index)
         return to_pixels(images, self.vae.pixels), y, self.beta
 
     def _set_step(self) -> None:

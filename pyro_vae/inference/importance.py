@@ -231,9 +231,12 @@ def k_curve(log_weights: Tensor) -> dict[int, Tensor]:
     Arguments:
         log_weights: Shape `(K, N)`.
     """
-    total = len(log_weights)
-    blocks = {k: log_weights[: total // k * k].unflatten(0, (-1, k)).transpose(0, 1) for k in curve_lengths(total)}
-    return {k: log_likelihood(block).mean(0) for k, block in blocks.items()}
+    sums, bounds = log_weights, {}
+    for k in curve_lengths(len(log_weights))[:-1]:
+        bounds[k] = sums.mean(0) - log(k)
+        even = len(sums) // 2 * 2
+        sums = torch.logaddexp(sums[0:even:2], sums[1:even:2])  # over blocks of 2k samples
+    return {**bounds, len(log_weights): log_likelihood(log_weights)}
 
 
 def curve_lengths(num_samples: int) -> list[int]:

@@ -96,7 +96,7 @@ def train_with_noise(seed: int) -> tuple[torch.Tensor, list[pv.Record], torch.Te
     vae = small_vae(digits, pv.DiagonalNormal())
     vae.encoder = Normalized(digits.shape, (2, 3))
     nn.init.constant_(vae.encoder[-2].weight, 0.01 * distributed.rank())  # all start with the main process's
-    records = list(pv.fit(vae, digits, epochs=4, seed=seed, engine="traced"))
+    records = list(pv.fit(vae, digits, epochs=2, seed=seed, engine="traced"))
     return torch.cat([value.flatten() for value in vae.state_dict().values()]), records, torch.rand(3)
 
 

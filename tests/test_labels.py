@@ -278,7 +278,7 @@ def test_evaluate(run_of_classes, capfd):
     assert not results["check"]["disagree"]
 
 
-def test_resumed_equals_uninterrupted(tmp_path):
+def test_resumed_equals_uninterrupted(tmp_path, quick):
     options = ["--data", "digits", "--model", "ConditionalVAE", "--latent_dim", "2"]
     assert main(["train", *options, "--epochs", "2", "--run_dir", str(tmp_path / "whole")]) == 0
     assert main(["train", *options, "--epochs", "1", "--run_dir", str(tmp_path / "parts")]) == 0
@@ -287,7 +287,7 @@ def test_resumed_equals_uninterrupted(tmp_path):
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
-def test_resuming_with_other_labels_is_rejected(tmp_path, capfd):
+def test_resuming_with_other_labels_is_rejected(tmp_path, capfd, quick):
     images, labels = torch.randint(256, (40, 4, 4)).to(torch.uint8).numpy(), np.arange(40) % 2
     argv = ["train", "--data", str(tmp_path / "data.npz"), "--model", "ConditionalVAE", "--run_dir", str(tmp_path / "r")]
     np.savez(tmp_path / "data.npz", images=images, labels=labels)
@@ -306,7 +306,7 @@ def test_a_run_folder_whose_model_was_changed_to_one_with_labels(run_dir, tmp_pa
     assert len(capfd.readouterr().err.splitlines()) == 1
 
 
-def test_covariates(tmp_path, capfd):
+def test_covariates(tmp_path, capfd, quick):
     """The brightness of an image as a covariate."""
     generator = np.random.default_rng(0)
     brightness = generator.uniform(size=(240, 1))

@@ -15,7 +15,7 @@ from hashlib import sha256
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -205,8 +205,7 @@ def on_host(split: Split) -> HostSplit:
     """A split whose images stay where they are."""
     if isinstance(split, HostSplit):
         return split
-    extras = {name: getattr(split, name) for name in EXTRAS}
-    return HostSplit(split.images, **extras, rows=torch.arange(len(split)))
+    return HostSplit(**vars(split), rows=torch.arange(len(split)))
 
 
 def prefetch(function: Callable[[Tensor], Any], batches: Iterable[Tensor]) -> Iterator[Any]:
@@ -240,8 +239,7 @@ def to_pixels(images: Tensor, pixels: Pixels, noise: Tensor | None = None) -> Te
     Raises:
         RequestError: If `pixels` is none of these, or is "byte" for float images.
     """
-    if pixels not in get_args(Pixels):
-        raise RequestError(f"pixels must be one of {', '.join(get_args(Pixels))}, but is {pixels}")
+    check_choice("pixels", pixels, Pixels)
     if pixels == "byte":
         if images.is_floating_point():
             raise RequestError("a likelihood on bytes needs uint8 images, but these are floats: save them as uint8, 0 to 255")

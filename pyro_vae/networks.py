@@ -59,7 +59,7 @@ class MLP(Network):
         initialization: Initialization | None = None,
     ) -> None:
         super().__init__()
-        _check_widths(hidden)
+        check_positive(hidden=min(hidden, default=None))
         widths = [prod(in_shape), *hidden]
         layers = [m for sizes in pairwise(widths) for m in (nn.Linear(*sizes), activation())]
         self.layers = nn.Sequential(nn.Flatten(), *layers, *_head(widths[-1], out_shape))
@@ -81,19 +81,8 @@ class Linear(MLP):
         super().__init__(in_shape, out_shape, hidden=())
 
 
-class GatedLayer(nn.Module):
-    r"""A gated linear layer, :math:`(A x + b) \odot \sigma(C x + d)`, in one product."""
-
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(in_features, 2 * out_features)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.glu(self.linear(x))
-
-
 class Gated(Network):
-    """Fully connected gated layers, the network of Tomczak and Welling.
+    r"""Fully connected gated layers, :math:`(A x + b) \odot \sigma(C x + d)`, the network of Tomczak and Welling.
 
     References:
         | VAE with a VampPrior (Tomczak & Welling, 2018)
@@ -114,9 +103,9 @@ class Gated(Network):
         initialization: Initialization | None = None,
     ) -> None:
         super().__init__()
-        _check_widths(hidden)
+        check_positive(hidden=min(hidden, default=None))
         widths = [prod(in_shape), *hidden]
-        layers = [GatedLayer(*sizes) for sizes in pairwise(widths)]
+        layers = [m for a, b in pairwise(widths) for m in (nn.Linear(a, 2 * b), nn.GLU())]
         self.layers = nn.Sequential(nn.Flatten(), *layers, *_head(widths[-1], out_shape))
         _initialize(self, initialization)
 
@@ -165,8 +154,7 @@ class Conv(Network):
         if not len(channels) == len(kernel_sizes) == len(strides) > 0:
             lengths = f"{len(channels)}, {len(kernel_sizes)} and {len(strides)}"
             raise RequestError(f"channels, kernel_sizes and strides need one entry per layer each, but have {lengths}")
-        for sizes in zip(channels, kernel_sizes, strides, strict=True):
-            check_positive(**dict(zip(("channels", "kernel_sizes", "strides"), sizes, strict=True)))
+        check_positive(channels=min(channels), kernel_sizes=min(kernel_sizes), strides=min(strides))
         options = list(zip(kernel_sizes, strides, strict=True))
         build = _down if len(in_shape) == 3 else _up
         self.layers = build(in_shape, out_shape, list(channels), options, activation)
@@ -226,8 +214,3 @@ def _initialize(network: nn.Module, initialization: Initialization | None) -> No
     if initialization is not None:
         for weight in (param for param in network.parameters() if param.ndim > 1):
             initialization(weight)
-
-
-def _check_widths(hidden: Sequence[int]) -> None:
-    for width in hidden:
-        check_positive(hidden=width)

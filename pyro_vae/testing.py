@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import biject_to, constraints, kl_divergence
 
 from pyro_vae.distributions import LEVELS
+from pyro_vae.inference.random_state import forked_rng
 from pyro_vae.likelihoods import Likelihood, Normal
 from pyro_vae.networks import Linear, Shape
 from pyro_vae.posteriors import FullRankNormal, Posterior
@@ -378,6 +379,6 @@ def _shape(*shapes: torch.Size) -> str:
 
 @contextmanager
 def _seeded() -> Iterator[None]:
-    with torch.random.fork_rng():
+    with forked_rng():
         torch.manual_seed(0)
         yield

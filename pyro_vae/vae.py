@@ -18,6 +18,7 @@ from pyro.poutine.runtime import NonlocalExit
 from torch import Tensor, nn
 
 from pyro_vae.errors import RequestError, check_positive
+from pyro_vae.inference.random_state import forked_rng
 from pyro_vae.likelihoods import Likelihood, Pixels
 from pyro_vae.networks import MLP, Shape, batched
 from pyro_vae.posteriors import Posterior
@@ -142,7 +143,7 @@ class Model(nn.Module, ABC):
         """
         until_z = poutine.escape(poutine.uncondition(self.model), lambda site: site["name"] == "z")
         try:
-            with torch.random.fork_rng(range(torch.cuda.device_count())):
+            with forked_rng():
                 until_z(self._no_images(1), self._no_images(1).new_zeros(1, dtype=torch.int64) if self.needs_labels else None)
         except NonlocalExit as exit_at_z:
             site: Any = exit_at_z.site

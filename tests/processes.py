@@ -109,6 +109,7 @@ def score(rows: int) -> list[torch.Tensor]:
     annealed = pv.annealed_log_weights(vae.model, images.scored("binary"), num_chains=20, num_temperatures=10)
     simulated, bounds = pv.bidirectional_bounds(vae.model, images.scored("binary"), num_chains=2, num_temperatures=2)
     assert bounds.lower.shape == bounds.upper.shape == (len(simulated),) == (rows,)
+    assert (simulated.dtype, bounds.lower.dtype) == (torch.float32, torch.float64)
     return [scores.log_likelihood, pv.log_likelihood(annealed)]
 
 

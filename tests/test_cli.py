@@ -41,7 +41,7 @@ BAD_TRAIN = {
     "--objective CapacityELBO --objective.capacity Linear --objective.capacity.end null": "capacity",
     "--encoder Conv --encoder.kernel_sizes [3]": "encoder",
     "--encoder.activation Foo": "encoder.activation",
-    "--encoder GatedLayer": "encoder",
+    "--encoder Network": "encoder",
     "--optimizer Foo": "optimizer",
     "--optimizer.lr x": "optimizer.lr",
     "--optimizer.lr -1": "optimizer",
@@ -357,7 +357,7 @@ def test_help(capfd, flag):
 def test_help_lists_what_works(capfd):
     assert main(["train", "--help"]) == 0
     out = capfd.readouterr().out
-    for name in ("JitTrace_ELBO", "TraceEnum_ELBO", "LBFGS", "ChainedScheduler", "GatedLayer"):
+    for name in ("JitTrace_ELBO", "TraceEnum_ELBO", "LBFGS", "ChainedScheduler"):
         assert name not in out
     for name in ("VampPrior", "DReGELBO", "AdamW", "CosineAnnealingLR", "Cyclical"):
         assert name in out

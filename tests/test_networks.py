@@ -38,10 +38,11 @@ def test_conv_decoder_is_the_encoder_reversed():
 
 
 def test_gated_layer_is_linear_times_sigmoid():
-    layer = networks.GatedLayer(3, 2)
+    network = networks.Gated((3,), (2,), hidden=(5,))
     x = torch.randn(4, 3)
-    linear, gate = layer.linear(x).chunk(2, -1)
-    torch.testing.assert_close(layer(x), linear * gate.sigmoid())
+    first, last = (m for m in network.modules() if isinstance(m, nn.Linear))
+    linear, gate = first(x).chunk(2, -1)
+    torch.testing.assert_close(network(x), last(linear * gate.sigmoid()))
 
 
 def test_linear_is_affine():

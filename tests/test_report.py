@@ -188,6 +188,17 @@ def test_every_model_has_a_page(make):
     assert page([RunReport("run", {}, {}, [], {}, shown.overview, shown)])
 
 
+def test_long_curves_are_thinned_and_end_at_the_last_epoch():
+    from pyro_vae.viz.report import RunReport, page
+
+    names = ("elbo", "validation_elbo", "kl", "validation_kl", "active_units", "beta")
+    records = [{"epoch": epoch, **dict.fromkeys(names, 1.0)} for epoch in range(1, 2001)]
+    shown = explorer.view(make_vae(latent_dim=2), split(), TINY)
+    text = page([RunReport("run", {}, {}, records, {}, shown.overview, shown)])
+    assert ",1998,2000]" in text
+    assert ",1997," not in text
+
+
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 

@@ -113,6 +113,7 @@ OPTIMIZERS = {
     "Pyro, clipped": lambda: pyro.optim.ClippedAdam({"lr": 0.01, "lrd": 0.999, "clip_norm": 0.1}),
     "Pyro, norms": lambda: pyro.optim.SGD({"lr": 0.01, "momentum": 0.5}, {"clip_norm": 0.3}),
     "Pyro, per parameter": lambda: pyro.optim.Adam(lambda name: {"lr": 0.1 if "scale" in name else 0.01}),
+    "Pyro, options of some": lambda: pyro.optim.SGD(lambda name: {"lr": 0.01} | ({"momentum": 0.9} if "scale" in name else {})),
 }
 
 

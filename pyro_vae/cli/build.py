@@ -20,6 +20,7 @@ from pyro_vae.data import NAMED, Binarization, Data, load_data
 from pyro_vae.errors import RequestError, check_choice, check_count
 from pyro_vae.inference import distributed
 from pyro_vae.inference.fit import Training, fit
+from pyro_vae.inference.random_state import forked_rng
 from pyro_vae.likelihoods import Pixels
 from pyro_vae.networks import Shape
 from pyro_vae.vae import Model
@@ -89,7 +90,7 @@ def build_model(config: Namespace, shape: Shape, label_dim: int | None = None) -
         raise RequestError(f"model: {config.model.class_path} needs labels, which the run was not trained with; use VAE")
     dim = config.latent_dim
     supplied: dict[str, Any] = {"latent_dim": dim, "data_shape": shape}
-    with torch.random.fork_rng():
+    with forked_rng():
         codes = (make(config, "posterior", **supplied).num_params, dim)
         images = (make(config, "likelihood", **supplied).num_params, *shape)
     over_codes = {**supplied, "latent_dim": config.model.get("init_args", Namespace()).get("prior_dim", dim)}

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-import numpy as np
 import pyro
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from pyro_vae.cli.build import pick_device
-from pyro_vae.cli.files import write
+from pyro_vae.cli.files import npz, write
 from pyro_vae.cli.options import add, parse, run_parser, source, up_to
 from pyro_vae.cli.run_folder import Run
 from pyro_vae.cli.tables import table
@@ -35,9 +33,6 @@ from pyro_vae.inference.graphs import AnyEngine, logger
 from pyro_vae.inference.importance import log_likelihood
 from pyro_vae.vae import Model
 from pyro_vae.viz import figures, views
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 WORST = 10
 PROBED = 5000
@@ -125,14 +120,11 @@ def _annealed(vae: Model, x: Tensor, y: Tensor | None, scores: Scores, config: N
     options = {name: config[name] for name in ("num_chains", "num_temperatures", "batch_size", "engine")}
     log_p = log_likelihood(annealed_log_weights(vae.model, x, y, **options).cpu())
     bounds = bidirectional_bounds(vae.model, x, y, **options)[1]
+    simulated = {**bounds._asdict(), "gap": bounds.upper - bounds.lower}
     return {
         "annealed": summary(log_p, chains),
         "annealed_difference": summary(log_p - scores.log_likelihood, chains),
-        "simulated": {
-            "lower": summary(bounds.lower, chains),
-            "upper": summary(bounds.upper, chains),
-            "gap": summary(bounds.upper - bounds.lower, chains),
-        },
+        "simulated": {name: summary(values, chains) for name, values in simulated.items()},
     }
 
 
@@ -151,7 +143,7 @@ def _write(vae: Model, split: Split, index: Tensor, scores: Scores, results: Met
     logger.info("\n  ".join(["\nwritten:", *map(str, files)]))
 
 
-def _worst(vae: Model, images: Split, scores: Scores) -> Figure:
+def _worst(vae: Model, images: Split, scores: Scores) -> figures.Figure:
     """The images that the model finds least likely."""
     order = scores.log_likelihood.argsort()[:WORST]
     x = views.to_grey(vae, images[order.to(images.images.device)].scored(vae.pixels))
@@ -161,8 +153,5 @@ def _worst(vae: Model, images: Split, scores: Scores) -> Figure:
 
 def _per_image(split: Split, index: Tensor, scores: Scores) -> bytes:
     """Scores of each image, with its position in the split and its label."""
-    arrays = {name: getattr(scores, name).numpy() for name in PER_IMAGE}
-    labels = {} if split.labels is None else {"labels": split.labels[index].cpu().numpy()}
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, index=index.cpu().numpy(), **labels, **arrays)
-    return buffer.getvalue()
+    labels = {} if split.labels is None else {"labels": split.labels[index]}
+    return npz({"index": index, **labels, **{name: getattr(scores, name) for name in PER_IMAGE}})

@@ -11,10 +11,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 import yaml
 from jsonargparse import get_loader
+from torch import Tensor
 
 from pyro_vae.errors import RequestError, StorageError
 
@@ -104,6 +106,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict) or loaded.get("format") != FORMAT:
         raise RequestError(f"{path} was written by another version of pyro_vae; train again")
     return loaded
+
+
+def npz(arrays: Mapping[str, Tensor]) -> bytes:
+    """The content of an `.npz` file of arrays."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **{name: array.cpu().numpy() for name, array in arrays.items()})
+    return buffer.getvalue()
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable
+from functools import cache
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import numpy as np
 import pyro
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -17,7 +16,7 @@ from jsonargparse.typing import NonNegativeInt
 from torch import Tensor
 
 from pyro_vae.cli.build import pick_device
-from pyro_vae.cli.files import write
+from pyro_vae.cli.files import npz, write
 from pyro_vae.cli.options import add, parse, run_parser, source, up_to
 from pyro_vae.cli.run_folder import Run
 from pyro_vae.data import Split
@@ -28,15 +27,12 @@ from pyro_vae.inference.graphs import logger
 from pyro_vae.vae import Model
 from pyro_vae.viz import figures, views
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 class Output(NamedTuple):
     """Arrays, and a function that draws them."""
 
     arrays: dict[str, Tensor]
-    figure: Callable[[], Figure]
+    figure: Callable[[], figures.Figure]
 
 
 Images = Callable[[], Split]
@@ -53,6 +49,7 @@ def generate(argv: list[str]) -> None:
     if config.data is not None and (config.kind == "manifold" or (config.kind == "samples" and not vae.needs_labels)):
         raise RequestError(f"{config.kind} use no images; leave out --data")
 
+    @cache
     def images() -> Split:
         return run.images(stored, checkpoint, config).split.to(device)
 
@@ -60,7 +57,7 @@ def generate(argv: list[str]) -> None:
     if config.label is not None:
         _check_label(vae, images, config)
     output = KINDS[config.kind](vae, images, config)
-    content = _picture(output, config) if file.suffix == ".png" else _npz(output.arrays)
+    content = _picture(output, config) if file.suffix == ".png" else npz(output.arrays)
     logger.info("written to %s", write(file, content))
 
 
@@ -116,12 +113,6 @@ def _picture(output: Output, config: Namespace) -> bytes:
     if config.label is not None:
         figure.axes[0].set_title(f"{figure.axes[0].get_title()}, given y = {config.label}", fontsize=11)
     return figures.png(figure)
-
-
-def _npz(arrays: dict[str, Tensor]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **{name: array.cpu().numpy() for name, array in arrays.items()})
-    return buffer.getvalue()
 
 
 def _samples(vae: Model, images: Images, config: Namespace) -> Output:

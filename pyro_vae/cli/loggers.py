@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from pyro_vae.data import Data
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.metrics import arguments
 from pyro_vae.inference.fit import Record
+from pyro_vae.inference.random_state import forked_rng
 from pyro_vae.vae import Model
 from pyro_vae.viz import figures, views
 
@@ -37,16 +39,13 @@ def tensorboard(folder: Path, vae: Model, data: Data, epoch: int) -> Iterator[Lo
     few = data.validation[:10]
     x, y = arguments(vae, few)
 
+    @writing(folder)
     def log(record: Record) -> None:
-        with writing(folder):
-            _write(record)
-
-    def _write(record: Record) -> None:
         step = record["epoch"]
         for key, value in record.items():
             name, kind = key.removeprefix("validation_"), "validation" if key.startswith("validation_") else "training"
             writer.add_scalar(f"{name}/{kind}" if f"validation_{name}" in record else name, value, step)
-        with torch.random.fork_rng():
+        with forked_rng():
             torch.manual_seed(0)
             made = views.samples(vae, 40, y=views.random_labels(vae, data.validation, 40))
             pairs = views.reconstructions(vae, x, y).transpose(0, 1)
@@ -65,9 +64,5 @@ def tensorboard(folder: Path, vae: Model, data: Data, epoch: int) -> Iterator[Lo
 
 def check_installed() -> None:
     """Raise `RequestError` if TensorBoard is not installed."""
-    try:
-        import torch.utils.tensorboard  # noqa: F401
-    except ImportError as error:
-        raise RequestError(
-            "--logger tensorboard needs the package tensorboard; install it with pip install tensorboard"
-        ) from error
+    if find_spec("tensorboard") is None:
+        raise RequestError("--logger tensorboard needs the package tensorboard; install it with pip install tensorboard")

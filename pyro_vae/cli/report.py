@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,11 +76,8 @@ def save_report(run: Run, vae: Model, test: Split) -> list[Path]:
 
 
 def _check_installed() -> None:
-    try:
-        import bokeh  # noqa: F401
-        import jinja2  # noqa: F401
-    except ImportError as error:
-        raise RequestError("the report needs Bokeh and Jinja2; install them with pip install 'pyro_vae[report]'") from error
+    if not (find_spec("bokeh") and find_spec("jinja2")):
+        raise RequestError("the report needs Bokeh and Jinja2; install them with pip install 'pyro_vae[report]'")
 
 
 def _write(path: Path, runs: list[RunReport]) -> Path:

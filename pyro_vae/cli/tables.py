@@ -43,8 +43,7 @@ def _row(name: str, value: Values, note: str = "") -> str:
 
 def _log_likelihood(value: Values) -> list[str]:
     lines = [_row("log p(x)", value, f"  K = {value['num_samples']:,}, {value['num_images']:,} images")]
-    if (same := value.get("elbo_same_images")) is not None:
-        lines.append(_row("  ELBO, same images", same))
+    lines.append(_row("  ELBO, same images", value["elbo_same_images"]))
     if value["monte_carlo_error"] is not None:
         lines.append(f"  {'  Monte Carlo error':<20}{value['monte_carlo_error']:>10.3f}")
     lines.append(f"  {'  effective samples':<20}{value['median_effective_sample_size']:>10.1f}  median over images")
@@ -53,10 +52,6 @@ def _log_likelihood(value: Values) -> list[str]:
         note = "unreliable there" if over else "zero is no proof"
         lines.append(f"  {'  k-hat over 0.7':<20}{over:>10.1%}  of images: {note}")
     return lines
-
-
-def _all_images(value: Values) -> list[str]:
-    return [_row("log p(x), all images", value, "  control variate: ELBO")]
 
 
 def _check(value: Values) -> list[str]:
@@ -70,32 +65,14 @@ def _check(value: Values) -> list[str]:
     ]
 
 
-def _annealed(value: Values) -> list[str]:
-    return [_row("log p(x), AIS", value, "  same images")]
-
-
-def _annealed_difference(value: Values) -> list[str]:
-    return [_row("  AIS - log p(x)", value, "  paired")]
-
-
-def _simulated(value: Values) -> list[str]:
-    return [_row("  AIS bounds, gap", value["gap"], f"  {value['gap']['num_images']} images drawn from the model")]
-
-
-def _bits(value: Values) -> list[str]:
-    return [_row("bits per dimension", value)]
-
-
 def _active(value: Values) -> list[str]:
     return [] if value["count"] is None else [f"  {'active units':<20}{value['count']:>10} of {value['latent_dim']}"]
 
 
 def _information(value: Values) -> list[str]:
     ceiling = f"  {value['num_images']:,} images, at most {log(value['num_images']):.2f}"
-    pairs = {
-        key: {"mean": value[key], "standard_error": value[f"{key}_error"]} for key in ("mutual_information", "marginal_kl")
-    }
-    return [_row("mutual information", pairs["mutual_information"], ceiling), _row("KL(q(z) || p(z))", pairs["marginal_kl"])]
+    pairs = ({"mean": value[key], "standard_error": value[f"{key}_error"]} for key in ("mutual_information", "marginal_kl"))
+    return [_row("mutual information", next(pairs), ceiling), _row("KL(q(z) || p(z))", next(pairs))]
 
 
 def _accuracy(name: str, value: Values) -> list[str]:
@@ -110,12 +87,12 @@ def _gap(value: Values) -> list[str]:
 # The lines of each key of the results, in the order in which they are printed.
 SECTIONS: dict[str, Callable[[Values], list[str]]] = {
     "log_likelihood": _log_likelihood,
-    "log_likelihood_all_images": _all_images,
+    "log_likelihood_all_images": lambda value: [_row("log p(x), all images", value, "  control variate: ELBO")],
     "check": _check,
-    "annealed": _annealed,
-    "annealed_difference": _annealed_difference,
-    "simulated": _simulated,
-    "bits_per_dimension": _bits,
+    "annealed": lambda value: [_row("log p(x), AIS", value, "  same images")],
+    "annealed_difference": lambda value: [_row("  AIS - log p(x)", value, "  paired")],
+    "simulated": lambda value: [_row("  AIS bounds, gap", value["gap"], f"  {value['gap']['num_images']} images of the model")],
+    "bits_per_dimension": lambda value: [_row("bits per dimension", value)],
     "active_units": _active,
     "information": _information,
     "linear_probe": partial(_accuracy, "linear probe"),

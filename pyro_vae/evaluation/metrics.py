@@ -126,6 +126,7 @@ def summarize(vae: Model, images: Split, scores: Scores, num_samples: int, batch
     is_subset = len(scores.kl) < len(images)
     draws = ELBO_SAMPLES if is_subset else num_samples
     whole = score_images(vae, images, draws, batch_size) if is_subset else scores
+    active = int((activity(vae, *arguments(vae, images)) > ACTIVE).sum()) if len(images) > 1 else None
     results: Metrics = {
         "elbo": summary(whole.elbo, draws),
         "reconstruction": summary(whole.reconstruction, draws),
@@ -136,20 +137,13 @@ def summarize(vae: Model, images: Split, scores: Scores, num_samples: int, batch
             "elbo_same_images": summary(scores.elbo, num_samples),
         },
         "k_curve": _k_curve(scores.curve, num_samples),
-        "active_units": {"count": None, "latent_dim": vae.latent_dim},
+        "active_units": {"count": active, "latent_dim": vae.latent_dim},
     }
     if vae.needs_labels:
         results["given"] = "labels" if images.covariates is None else "covariates"
-    if len(images) > 1:
-        results["active_units"]["count"] = int((activity(vae, *arguments(vae, images)) > ACTIVE).sum())
     if is_subset:
         mean, error = two_phase_mean(scores.log_likelihood, scores.elbo, whole.elbo)
-        results["log_likelihood_all_images"] = {
-            "mean": mean,
-            "standard_error": error,
-            "num_samples": num_samples,
-            "num_images": len(images),
-        }
+        results["log_likelihood_all_images"] = {**summary(whole.elbo, num_samples), "mean": mean, "standard_error": error}
     if vae.pixels == "byte":
         dimensions = images.images[0].numel()
         results["bits_per_dimension"] = summary(-scores.log_likelihood / dimensions / log(2), num_samples)

@@ -15,6 +15,7 @@ from pyro_vae.errors import RequestError
 from pyro_vae.inference.importance import joint_terms, sample_sites, split_rows
 from pyro_vae.inference.precision import products
 from pyro_vae.inference.progress import progress_bar
+from pyro_vae.inference.random_state import forked_rng
 from pyro_vae.vae import Model, default_batch_size
 
 # Points per dimension of the first grid.
@@ -70,14 +71,14 @@ def has_two_dimensions(vae: Model, x: Tensor, y: Tensor | None = None) -> bool:
 
 def latent_shapes(vae: Model, x: Tensor, y: Tensor | None = None) -> dict[str, tuple[int, ...]]:
     """The event shape of each latent site of the model. Has no side effects."""
-    with torch.random.fork_rng():
+    with forked_rng():
         sites = sample_sites(poutine.trace(vae.model).get_trace(x[:1], y if y is None else y[:1]))
     return {name: site["fn"].event_shape for name, site in sites.items() if not site["is_observed"]}
 
 
 def _box(vae: Model, x: Tensor, y: Tensor | None) -> Tensor:
     """Two corners, `(2, 2)`, of a box that holds nearly all draws of the prior."""
-    with torch.random.fork_rng():
+    with forked_rng():
         index = torch.randint(len(x), (DRAWS,), device=x.device)
         trace = poutine.trace(poutine.uncondition(vae.model)).get_trace(x[index], y if y is None else y[index])
     z: Any = trace.nodes["z"]["value"]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_vae.errors import RequestError
 from pyro_vae.inference.importance import split_rows
+from pyro_vae.inference.random_state import forked_rng
 from pyro_vae.vae import Model
 
 # A latent dimension is active if the variance of its posterior mean over the images exceeds this (Burda et al., 2016).
@@ -45,7 +46,7 @@ def check_images(vae: Model, x: Tensor, y: Tensor | None = None) -> None:
     """Raise `RequestError` unless images and labels have the dtype and shape of the model's; sets it to evaluation mode."""
     vae.eval()
     vae.check_labels(y)
-    with torch.random.fork_rng():
+    with forked_rng():
         shape, dtype = vae.sample(1, y if y is None else y[:1]).shape[1:], next(vae.parameters()).dtype
     if x.dtype != dtype or x.shape[1:] != shape:
         raise RequestError(

@@ -116,7 +116,7 @@ def map_rows(function: Callable[[tuple[Any, ...]], Sequence[Tensor]], args: tupl
 
 
 def all_reduce(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The sum of each tensor over the processes, by one operation; the tensors have one dtype.
+    """The sum of each tensor over the processes, by one operation.
 
     Raises:
         LostWorkerError: If a worker process exited.
@@ -126,7 +126,7 @@ def all_reduce(tensors: Sequence[Tensor]) -> list[Tensor]:
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     _collective(dist.all_reduce, flat)
     parts = flat.split([tensor.numel() for tensor in tensors])
-    return [part.view_as(tensor) for tensor, part in zip(tensors, parts, strict=True)]
+    return [part.view_as(tensor).to(tensor.dtype) for tensor, part in zip(tensors, parts, strict=True)]
 
 
 def mean_over_processes(means: list[Tensor], rows: int) -> list[Tensor]:

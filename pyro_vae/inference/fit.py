@@ -280,7 +280,10 @@ class Loop:
             **trained,
             **validated,
         }
-        self._step_scheduler(validated["validation_elbo"])
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(-validated["validation_elbo"])
+        elif self.scheduler is not None:
+            self.scheduler.step()
         self.shown = metrics
         return metrics
 
@@ -391,12 +394,6 @@ class Loop:
 
     def _learning_rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
-
-    def _step_scheduler(self, elbo: float) -> None:
-        if isinstance(self.scheduler, ReduceLROnPlateau):
-            self.scheduler.step(-elbo)
-        elif self.scheduler is not None:
-            self.scheduler.step()
 
     def scale_learning_rate(self, factor: float) -> float:
         """Scale the learning rate and the scheduler's base rate, and return the new one."""

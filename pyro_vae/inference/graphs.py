@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pyro_vae.errors import RequestError, check_choice, first_line
+from pyro_vae.inference.random_state import forked_rng
 
 logger = logging.getLogger("pyro_vae")
 aten = torch.ops.aten
@@ -271,7 +272,7 @@ class _Census(TorchDispatchMode):
     @contextmanager
     def without_effect(self) -> Iterator[None]:
         """Restore, at the end, the tensors that existed before and the random state."""
-        with torch.random.fork_rng():
+        with forked_rng():
             try:
                 yield
             finally:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
+
+
+def forked_rng() -> AbstractContextManager[None]:
+    """Restore torch's random state at the end of a `with` block, on all devices: torch warns unless they are given."""
+    return torch.random.fork_rng(range(torch.cuda.device_count()))
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

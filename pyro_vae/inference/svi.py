@@ -255,12 +255,14 @@ def _joint(optim: PyroOptim) -> MakeOptimizer:
             (optim._get_grad_clip(param) or (lambda param: None))(param)
 
     def make(params: Sequence[Tensor]) -> Optimizer:
-        groups: dict[str, dict[str, Any]] = {}
+        groups: dict[str, tuple[list[Tensor], dict[str, Any]]] = {}
         for param in params:
             options = optim._get_optim_args(param)
-            groups.setdefault(repr(options), {**options, "params": []})["params"].append(param)
+            groups.setdefault(repr(options), ([], options))[0].append(param)
         constructor: Any = optim.pt_optim_constructor
-        optimizer: Optimizer = constructor(list(groups.values()), **options)
+        optimizer, *others = (constructor(group, **options) for group, options in groups.values())
+        for group in (group for other in others for group in other.param_groups):
+            optimizer.add_param_group(group)
         if optim.pt_clip_args:
             optimizer.register_step_pre_hook(clip)
         return optimizer

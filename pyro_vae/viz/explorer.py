@@ -16,7 +16,6 @@ from pyro_vae.evaluation.metrics import Scores, arguments, score
 from pyro_vae.evaluation.quadrature import has_two_dimensions, quadrature_log_likelihood
 from pyro_vae.inference.codes import ACTIVE, activity, codes
 from pyro_vae.inference.importance import (
-    curve_lengths,
     effective_sample_size,
     joint_terms,
     k_curve,
@@ -271,7 +270,7 @@ def weighted(vae: Model, x: Tensor, y: Tensor | None = None) -> list[Weighted]:
     for args in split_rows((x, y), max(1, default_batch_size(vae, x) // CURVE_DRAWS)):
         p, q = traces(vae.model, vae.guide, args, CURVE_DRAWS)
         log_weights = (site_sum(p, args[0], CURVE_DRAWS) - site_sum(q, args[0], CURVE_DRAWS)).double().cpu()
-        bounds = {k: bound for k, bound in k_curve(log_weights).items() if k in curve_lengths(DRAWS)}
+        bounds = {k: bound for k, bound in k_curve(log_weights).items() if k <= DRAWS}
         latents: Tensor = sample_sites(q)["z"]["value"]
         for n, z in enumerate(latents.unbind(1)):
             curve = {k: float(bound[n]) for k, bound in bounds.items()}

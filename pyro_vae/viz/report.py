@@ -165,7 +165,8 @@ def _curves(runs: Sequence[RunReport]) -> Iterator[tuple[str, figure]]:
         plot = _counts("epoch", unit)
         lines = [(run, *item) for run in runs for item in list(columns.items())[: 1 if len(runs) > 1 else None]]
         for n, (run, column, label) in enumerate(lines):
-            records = run.records[:: max(1, len(run.records) // EPOCHS)]
+            step = -(-len(run.records) // EPOCHS) or 1
+            records = run.records[::-step][::-1]  # with the last
             data = {"x": [record["epoch"] for record in records], "y": [record[column] for record in records]}
             _line(plot, data, run.name if len(runs) > 1 else label, n)
         yield title, _with_legend(plot)

@@ -9,6 +9,7 @@ from pyro_vae.data import Split
 from pyro_vae.errors import RequestError
 from pyro_vae.inference.codes import codes
 from pyro_vae.inference.importance import split_rows
+from pyro_vae.inference.random_state import forked_rng
 from pyro_vae.vae import Model
 
 # Largest number of codes per pass of the decoder.
@@ -81,7 +82,7 @@ def analogies(vae: Model, y: Tensor, columns: int = 10) -> Tensor:
     """
     seed, z = int(torch.randint(2**62, ())), []
     for label in y.split(1):
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
+        with forked_rng():
             torch.manual_seed(seed)
             z.append(vae.sample_codes(columns, label.repeat_interleave(columns, 0)))
     return decode_mean(vae, torch.stack(z), y)

@@ -1,19 +1,26 @@
-"""The classes in the docstrings of the base classes work as written there."""
+"""The classes in the docstrings of the base classes work as written there, and the experiments' recipes can be trained."""
 
 import inspect
 import textwrap
 from itertools import takewhile
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
 from families import make_vae
 from pyro import poutine
 
 import pyro_vae as pv
 from pyro_vae import testing
+from pyro_vae.cli.build import build_training
+from pyro_vae.cli.options import parse_training
 
 NAMES = {"dist": dist, "nn": torch.nn, "poutine": poutine, "pyro": pyro, "torch": torch, **vars(pv)}
+
+FOLDER = Path(__file__).parents[1] / "experiments"
+FILES = [path for path in sorted(FOLDER.rglob("*.yaml")) if "results" not in path.parts]
 
 
 def recipe(base):
@@ -66,3 +73,13 @@ def test_model(x):
     assert pv.log_weights(vae.model, vae.guide, x, num_samples=4).shape == (4, 6)
     score = pv.evaluate(vae, pv.Split((255 * x).byte()), num_samples=4)["log_likelihood"]["mean"]
     assert torch.tensor(score).isfinite()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_experiments(file, few):
+    """Up to the dry run of the first step, with few images."""
+    options = ["--data", str(few), "--validation_size", "10", "--batch_size", "20", "--engine", "eager"]
+    vae, _, training = build_training(parse_training(["--config", str(file), *options]))
+    assert training.epochs >= 3
+    y = torch.zeros(2, dtype=torch.int64) if vae.needs_labels else None
+    assert vae.sample(2, y).shape == (2, 1, 28, 28)

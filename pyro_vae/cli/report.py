@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser, Namespace
 from pyro_vae.cli.build import pick_device
 from pyro_vae.cli.files import read, read_yaml, write
 from pyro_vae.cli.options import add, add_common, new_parser, parse
-from pyro_vae.cli.run_folder import Run
+from pyro_vae.cli.run_folder import Checkpoint, Run
 from pyro_vae.data import Split
 from pyro_vae.errors import NotFiniteError, RequestError
 from pyro_vae.inference.graphs import logger
@@ -62,14 +62,14 @@ def _open(run_dir: str, config: Namespace) -> RunReport:
     checkpoint = run.load_checkpoint("last")
     vae, data = run.model(stored, checkpoint).to(device), run.data(stored, checkpoint, config.data_dir)
     pyro.set_rng_seed(config.seed)
-    return _report(run, vae, data.test, FULL, several=len(config.run_dirs) > 1)
+    return _report(run, checkpoint, vae, data.test, FULL, several=len(config.run_dirs) > 1)
 
 
 def save_report(run: Run, vae: Model, test: Split) -> list[Path]:
     """Write the report of a run that has just ended, in seconds; a message if it cannot be made."""
     try:
         _check_installed()
-        return [_write(run.path / "report.html", [_report(run, vae, test, QUICK)])]
+        return [_write(run.path / "report.html", [_report(run, run.load_checkpoint("last"), vae, test, QUICK)])]
     except (RequestError, NotFiniteError) as error:
         logger.info("no report.html: %s", error)
         return []
@@ -86,22 +86,22 @@ def _write(path: Path, runs: list[RunReport]) -> Path:
     return write(path, page(runs).encode())
 
 
-def _report(run: Run, vae: Model, test: Split, effort: Effort, several: bool = False) -> RunReport:
+def _report(run: Run, checkpoint: Checkpoint, vae: Model, test: Split, effort: Effort, several: bool = False) -> RunReport:
     from pyro_vae.viz.report import RunReport
 
     options = dict(_flat(read_yaml(run.path / "config.yaml")))
     records, results = run.records(), _results(run.path / "results.json")
-    facts = {"seconds of training": f"{sum(record['seconds'] for record in records):,.1f}", **_facts(run, vae, test)}
+    facts = {"seconds of training": f"{sum(record['seconds'] for record in records):,.1f}", **_facts(checkpoint, vae, test)}
     name = str(run.path) if several else run.path.resolve().name
     if several:
         return RunReport(name, options, facts, records, results, overview(vae, test, effort))
-    shown = view(vae, test, effort, run.earlier(vae))
+    shown = view(vae, test, effort, run.earlier(vae, checkpoint))
     return RunReport(name, options, facts, records, results, shown.overview, shown)
 
 
-def _facts(run: Run, vae: Model, test: Split) -> dict[str, str]:
+def _facts(checkpoint: Checkpoint, vae: Model, test: Split) -> dict[str, str]:
     """What is known of a run besides its options and metrics."""
-    versions = run.load_checkpoint("last").content.get("versions")
+    versions = checkpoint.content.get("versions")
     known = versions if isinstance(versions, dict) else {}
     device = next(vae.parameters()).device
     cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

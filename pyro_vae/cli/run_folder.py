@@ -262,9 +262,9 @@ class Run:
         """
         return _load(build_model(config, checkpoint.shape, checkpoint.label_dim), checkpoint)
 
-    def earlier(self, vae: Model) -> Iterator[tuple[str, Model]]:
-        """Copies of the model after earlier epochs that were kept, evenly spaced, with their names."""
-        last = self.load_checkpoint("last").content["training"]["epoch"]
+    def earlier(self, vae: Model, checkpoint: Checkpoint) -> Iterator[tuple[str, Model]]:
+        """Copies of the model after epochs that were kept before a checkpoint, evenly spaced, with their names."""
+        last = checkpoint.content["training"]["epoch"]
         files = (self.path / "epochs").glob("*.pt")
         kept = sorted(int(file.stem) for file in files if file.stem.isdecimal() and int(file.stem) < last)
         for epoch in kept[:: -(-len(kept) // EARLIER) or 1]:

@@ -461,7 +461,8 @@ def _several(runs: Sequence[RunReport]) -> tuple[dict[str, Any], dict[str, Any]]
     keys = list(dict.fromkeys(key for run in runs for key in run.config))
     differing = [key for key in keys if len({str(run.config.get(key)) for run in runs}) > 1]
     rows = [[*(run.config.get(key, "") for key in differing), *_scores(run)] for run in runs]
-    pairs = [(run.name, *_paired(run, runs[0])) for run in runs[1:] if _comparable(run, runs[0])]
+    shown = runs[0].overview.pictures
+    pairs = [(run.name, *_paired(run, runs[0])) for run in runs[1:] if torch.equal(run.overview.pictures, shown)]
     context = {
         "columns": [*differing, "ELBO", "log p(x)", "active units", "seconds"],
         "rows": [(run.name, row) for run, row in zip(runs, rows, strict=True)],
@@ -494,10 +495,6 @@ def _groups(runs: Sequence[RunReport]) -> Iterator[tuple[str, int, list[str]]]:
 def _range(runs: Sequence[RunReport], key: str) -> str:
     values = [value for run in runs if (value := _number(run.results, key)) is not None]
     return f"{sum(values) / len(values):.2f} ({min(values):.2f} to {max(values):.2f})" if values else ""
-
-
-def _comparable(run: RunReport, first: RunReport) -> bool:
-    return torch.equal(run.overview.pictures, first.overview.pictures)
 
 
 def _paired(run: RunReport, first: RunReport) -> tuple[str, str]:

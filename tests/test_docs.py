@@ -1,4 +1,4 @@
-"""The documents: every command and every Python block of the README, and the example of CONTRIBUTING, run."""
+"""The documents: every command and every Python block of README and GUIDE, and the example of CONTRIBUTING, run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def command(line: str) -> list[str] | None:
     return shlex.split(match[1], comments=True) if match else None
 
 
-def test_readme(tmp_path, monkeypatch):
+def test_readme_and_guide(tmp_path, monkeypatch):
     """All blocks in order, in one folder, on the digits for one epoch."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pyro_vae.cli.train.TEST_SAMPLES", 5)
@@ -40,7 +40,7 @@ def test_readme(tmp_path, monkeypatch):
     np.savez(tmp_path / "new.npz", images=np.zeros((4, 8, 8), np.uint8))
     names: dict[str, object] = {}
     ran = set()
-    for language, text in blocks("README.md"):
+    for language, text in blocks("README.md") + blocks("GUIDE.md"):
         if language == "python":
             exec(text.replace("epochs=20", "epochs=1").replace("num_samples=1000", "num_samples=5"), names)
             continue

@@ -9,10 +9,12 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from endings import QUICK, WHOLE, ending
 from families import make_vae
 from hypothesis import HealthCheck, settings
 
 import pyro_vae as pv
+from pyro_vae.cli.main import main
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start: their threads would compete for the cores
@@ -31,11 +33,18 @@ def _seeded():
     pyro.set_rng_seed(0)
 
 
-@pytest.fixture(autouse=True)
-def _no_report(request, monkeypatch):
-    """Training writes no report, which takes seconds, except in its own tests and for `run_dir`."""
-    if request.module.__name__ != "test_report":
-        monkeypatch.setattr("pyro_vae.cli.train.save_report", lambda run, vae, test: [])
+@pytest.fixture(scope="session", autouse=True)
+def _quick():
+    """Training ends with scores of few samples, and without figures and report."""
+    with ending(QUICK):
+        yield
+
+
+@pytest.fixture
+def complete():
+    """Training ends as it does for users."""
+    with ending(WHOLE):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -92,16 +101,8 @@ def images(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def quick(monkeypatch):
-    """Final scores with few samples and no figures: for runs whose outcome is not looked at."""
-    monkeypatch.setattr("pyro_vae.cli.train.TEST_SAMPLES", 10)
-    monkeypatch.setattr("pyro_vae.cli.train.draw", lambda vae, data, run: [])
-
-
-@pytest.fixture
 def refused(capfd):
     """Run a command that must be refused: exit code 2, and one line on stderr, which is returned."""
-    from pyro_vae.cli.main import main
 
     def run(*argv: object) -> str:
         capfd.readouterr()
@@ -118,8 +119,8 @@ def refused(capfd):
 @pytest.fixture(scope="session")
 def run_dir(tmp_path_factory) -> Path:
     """A run of two epochs on digits, two latent dimensions."""
-    from pyro_vae.train import main
-
     path = tmp_path_factory.mktemp("runs") / "run"
-    assert main(["--data", "digits", "--latent_dim", "2", "--epochs", "2", "--run_dir", str(path), "--device", "cpu"]) == 0
+    argv = ["train", "--data", "digits", "--latent_dim", "2", "--epochs", "2", "--run_dir", str(path), "--device", "cpu"]
+    with ending(WHOLE):
+        assert main(argv) == 0
     return path

@@ -35,7 +35,6 @@ def command(line: str) -> list[str] | None:
 def test_readme_and_guide(tmp_path, monkeypatch):
     """All blocks in order, in one folder, on the digits for one epoch."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pyro_vae.cli.train.TEST_SAMPLES", 5)
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     np.savez(tmp_path / "new.npz", images=np.zeros((4, 8, 8), np.uint8))
     names: dict[str, object] = {}

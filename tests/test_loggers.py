@@ -25,7 +25,7 @@ def events(path):
     return found.Reload()
 
 
-def test_each_epoch_has_its_metrics_and_pictures(images, tmp_path, quick):
+def test_each_epoch_has_its_metrics_and_pictures(images, tmp_path):
     for name, options in (("plain", []), ("logged", ["--logger", "tensorboard"])):
         assert train(images, tmp_path / name, "--epochs", 3, *options) == 0
     found, records = events(tmp_path / "logged"), Run(tmp_path / "logged").records()
@@ -39,13 +39,13 @@ def test_each_epoch_has_its_metrics_and_pictures(images, tmp_path, quick):
     assert all(states[0][key].equal(states[1][key]) for key in states[0])
 
 
-def test_a_resumed_run_has_each_epoch_once(images, tmp_path, quick):
+def test_a_resumed_run_has_each_epoch_once(images, tmp_path):
     assert train(images, tmp_path / "run", "--epochs", 2, "--logger", "tensorboard") == 0
     assert train(images, tmp_path / "run", "--epochs", 3, "--resume") == 0
     assert [scalar.step for scalar in events(tmp_path / "run").Scalars("kl/training")] == [1, 2, 3]
 
 
-def test_labels_are_used(images, tmp_path, quick):
+def test_labels_are_used(images, tmp_path):
     options = ["--epochs", 1, "--logger", "tensorboard", "--model", "ConditionalVAE"]
     assert train(images, tmp_path / "run", *options) == 0
     assert len(events(tmp_path / "run").Images("samples")) == 1

@@ -88,7 +88,7 @@ def test_other_arrays_are_refused(tmp_path, small_memory, images):
         pv.load_data(str(tmp_path / "images.npy"))
 
 
-def test_what_needs_all_images_in_memory_is_refused(file, small_memory, tmp_path, quick, refused):
+def test_what_needs_all_images_in_memory_is_refused(file, small_memory, tmp_path, refused):
     run = tmp_path / "run"
     assert main(["train", "--data", str(file), "--latent_dim", "2", "--epochs", "1", "--run_dir", str(run)]) == 0
     assert "memory" in refused("evaluate", run, "--split", "train")

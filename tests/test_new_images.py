@@ -90,7 +90,7 @@ def test_pictures_show_them(run_dir, new, drawn, kind, tmp_path):
     np.testing.assert_array_equal(first[0], 255 * chosen.scored("binary")[0, 0])
 
 
-def test_the_data_of_the_run_are_not_needed(tmp_path, images, quick):
+def test_the_data_of_the_run_are_not_needed(tmp_path, images):
     from shutil import copy
 
     data = copy(images, tmp_path / "data.npz")
@@ -99,7 +99,7 @@ def test_the_data_of_the_run_are_not_needed(tmp_path, images, quick):
     run("evaluate", tmp_path / "run", "--data", images, *QUICK)
 
 
-def test_the_data_of_the_run_are_not_new(tmp_path, images, quick, capfd):
+def test_the_data_of_the_run_are_not_new(tmp_path, images, capfd):
     run("train", "--data", images, "--epochs", 1, "--run_dir", tmp_path / "run", "--device", "cpu")
     run("generate", tmp_path / "run", "codes", "--data", images)
     assert "was trained on" in capfd.readouterr().err
@@ -127,7 +127,7 @@ def test_what_does_not_fit_is_one_line(run_dir, new, images, tmp_path, refused):
     assert "use no images" in refused("generate", run_dir, "samples", "--data", new)
 
 
-def test_a_model_of_labels_needs_those_that_it_knows(tmp_path, images, quick, refused):
+def test_a_model_of_labels_needs_those_that_it_knows(tmp_path, images, refused):
     path = tmp_path / "run"
     run("train", "--data", images, "--model", "ConditionalVAE", "--epochs", 1, "--run_dir", path, "--device", "cpu")
     pixels = np.zeros((20, 6, 5), np.uint8)

@@ -115,8 +115,6 @@ class BadScheduler(torch.optim.lr_scheduler.LRScheduler):
 
 TRAIN = ["train", "--data", "digits", "--epochs", "1", "--device", "cpu", "--run_dir", "r"]
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):

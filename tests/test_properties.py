@@ -144,10 +144,7 @@ def saved(tiny, tmp_path_factory):
     """A small run, and a module beside it that no run folder may import."""
     path = tmp_path_factory.mktemp("saved")
     (path / "evil.py").write_text("open('ran', 'w')\nclass P: pass\ndef f(*args): return 1\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyro_vae.cli.train.TEST_SAMPLES", 10)
-        patch.setattr("pyro_vae.cli.train.draw", lambda *args: [])
-        assert run(train, [f"--data={tiny}", "--epochs=1", "--latent_dim=2", f"--run_dir={path / 'run'}"]) == 0
+    assert run(train, [f"--data={tiny}", "--epochs=1", "--latent_dim=2", f"--run_dir={path / 'run'}"]) == 0
     return path
 
 
@@ -244,7 +241,7 @@ ON_A_RUN = {
 
 
 @given(data=st.data(), name=st.sampled_from([*ON_A_RUN]))
-def test_any_damage_to_a_run_folder(saved, tmp_path_factory, monkeypatch, quick, data, name):
+def test_any_damage_to_a_run_folder(saved, tmp_path_factory, monkeypatch, data, name):
     folder = tmp_path_factory.mktemp("damaged")
     monkeypatch.chdir(folder)
     shutil.copytree(saved / "run", "run")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyro
 import pytest
 import torch
+from endings import REPORTED, ending
 from families import SHAPE, make_hierarchical, make_vae
 
 import pyro_vae as pv
@@ -202,21 +203,26 @@ def test_long_curves_are_thinned_and_end_at_the_last_epoch():
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def reported():
+    """Training writes its report."""
+    with ending(REPORTED):
+        yield
+
+
 def test_training_writes_the_report(run_dir):
     file = run_dir / "report.html"
     assert 1e6 < file.stat().st_size < 3e6
 
 
-def test_training_can_leave_it_out(tmp_path, monkeypatch):
-    monkeypatch.setattr("pyro_vae.cli.train.draw", lambda vae, data, run: [])
+def test_training_can_leave_it_out(tmp_path, reported):
     options = ["--data", "digits", "--epochs", "1", "--report", "false", "--run_dir", str(tmp_path / "r"), "--device", "cpu"]
     assert main(["train", *options]) == 0
     assert not (tmp_path / "r" / "report.html").exists()
 
 
-def test_training_goes_on_without_the_libraries(tmp_path, monkeypatch, capfd):
+def test_training_goes_on_without_the_libraries(tmp_path, monkeypatch, capfd, reported):
     monkeypatch.setitem(__import__("sys").modules, "bokeh", None)
-    monkeypatch.setattr("pyro_vae.cli.train.draw", lambda vae, data, run: [])
     assert main(["train", "--data", "digits", "--epochs", "1", "--run_dir", str(tmp_path / "r"), "--device", "cpu"]) == 0
     assert "pyro_vae[report]" in capfd.readouterr().out
     assert (tmp_path / "r" / "results.json").exists()
@@ -294,7 +300,7 @@ def test_wrong_requests_are_one_line(refused, run_dir, tmp_path):
     assert "results.json" in refused("report", run)
 
 
-def test_runs_on_different_data_are_not_compared(run_dir, tmp_path, images, refused, quick):
+def test_runs_on_different_data_are_not_compared(run_dir, tmp_path, images, refused):
     other = tmp_path / "other"
     assert main(["train", "--data", str(images), "--epochs", "1", "--report", "false", "--run_dir", str(other)]) == 0
     assert "cannot be compared" in refused("report", run_dir, other, "--out", tmp_path / "page.html")
@@ -423,9 +429,8 @@ def test_the_page_fits_a_telephone(opened, run_dir):
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
 
 
-def test_traversals_and_interpolation_follow_their_sliders(opened, tmp_path, monkeypatch):
+def test_traversals_and_interpolation_follow_their_sliders(opened, tmp_path, reported):
     run = tmp_path / "run"
-    monkeypatch.setattr("pyro_vae.cli.train.draw", lambda vae, data, run: [])
     options = ["--data", "digits", "--latent_dim", "4", "--epochs", "3", "--run_dir", str(run), "--device", "cpu"]
     assert main(["train", *options]) == 0
     browser = opened(run / "report.html")
@@ -441,8 +446,7 @@ def test_traversals_and_interpolation_follow_their_sliders(opened, tmp_path, mon
 def kept(tmp_path_factory):
     """A run of three epochs, all of them kept."""
     run = tmp_path_factory.mktemp("kept") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyro_vae.cli.train.draw", lambda vae, data, run: [])
+    with pytest.MonkeyPatch.context() as patch, ending(REPORTED):
         patch.setattr("pyro_vae.cli.report.QUICK", TINY)
         options = ["--data", "digits", "--latent_dim", "2", "--epochs", "3", "--keep_every", "1", "--device", "cpu"]
         assert main(["train", *options, "--run_dir", str(run)]) == 0

@@ -24,7 +24,6 @@ from pyro_vae.cli import files
 from pyro_vae.cli.main import main
 from pyro_vae.cli.run_folder import Run
 
-pytestmark = pytest.mark.usefixtures("quick")
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
 engines = pytest.mark.parametrize("whole", ["eager", "traced"], indirect=True)
@@ -69,10 +68,7 @@ def trained(*argv):
 def whole(request, flags, tmp_path_factory):
     """A run that was never stopped, by the eager engine or another."""
     path = tmp_path_factory.mktemp("whole") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyro_vae.cli.train.TEST_SAMPLES", 10)
-        patch.setattr("pyro_vae.cli.train.draw", lambda *args: [])
-        trained(*flags, *SCHEDULE, "--engine", getattr(request, "param", "eager"), "--run_dir", path)
+    trained(*flags, *SCHEDULE, "--engine", getattr(request, "param", "eager"), "--run_dir", path)
     return path
 
 
@@ -104,7 +100,7 @@ def test_killed_at_any_moment(whole, flags, tmp_path):
     """By SIGKILL while it starts, steps or writes; the same command continues it each time, until it is done."""
     path, generator = tmp_path / "run", random.Random(engine_of(whole))
     argv = [*flags, *SCHEDULE, "--engine", engine_of(whole), "--run_dir", str(path), "--resume", "auto"]
-    for _ in range(3):
+    for _ in range(2):
         with subprocess.Popen([sys.executable, "-c", KILLED, *argv], stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "imported\n"

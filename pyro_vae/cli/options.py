@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Collection
 from difflib import get_close_matches
+from functools import cache
 from hashlib import sha256
 from inspect import isabstract, signature
 from itertools import accumulate
@@ -189,6 +190,7 @@ def source(config: Namespace) -> str:
     return f"data-{Path(path).name.replace('.', '_')}-{sha256(path.encode()).hexdigest()[:6]}"
 
 
+@cache
 def train_parser() -> ArgumentParser:
     """The options of `train`, which are those of config.yaml."""
     parser = new_parser("train", "Train a variational autoencoder, score it on the test set and draw figures.")

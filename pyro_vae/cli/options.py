@@ -274,6 +274,7 @@ def one_line(message: str, parser: ArgumentParser) -> str:
     line = next((line for line in lines if line and not line.startswith(_NESTING)), message)
     line = re.sub(r"a <class '(?:\w+\.)*(\w+)'>", r"type \1", line).replace("a typing.Literal", "one of ")
     line = line.replace("Expected a dot import path string:", "there is no class")
+    line = line.replace("type Sequence", "a list such as [2, 3]")
     line = re.sub(
         r"Not of type (?:UpTo)?(\w+): .*", lambda kind: _INTEGERS.get(kind[1], f"must be an integer from 1 to {kind[1]}"), line
     )
@@ -281,6 +282,10 @@ def one_line(message: str, parser: ArgumentParser) -> str:
         line += f". Got value: {given[1]}"
     if option in PARTS and "class_path '" not in message:
         line += f"; choose from {PARTS[option].choices}"
+    elif "there is no class" in line:
+        line += "; give the import path of one, such as torch.nn.Tanh for an activation"
+    elif option in PARTS and "is not accepted" in line:
+        line += f"; --{option}.help CLASS lists the options of a class"
     flag = re.match(r"unrecognized arguments: (--[\w.]+)", line)
     if close := flag and get_close_matches(flag[1], parser._option_string_actions, 1, 0.7):
         line += f"; did you mean {close[0]}?"

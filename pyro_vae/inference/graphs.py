@@ -231,6 +231,8 @@ def dry_run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     try:
         with census.without_effect(), census:
             function(*args, **kwargs)
+    except RequestError:
+        raise
     except Exception as error:
         error.add_note("raised in the dry run before the first step")
         raise

@@ -59,7 +59,6 @@ class UniformMixture(TorchDistribution):
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     support = dist.constraints.real_vector
-    has_rsample = False
 
     def __init__(self, family: Callable[[Tensor], TorchDistribution], params: Tensor) -> None:
         self.family, self.params, self.components = family, params, family(params)

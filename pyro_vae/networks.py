@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from math import prod
 
@@ -33,7 +33,21 @@ class Network(nn.Module, ABC):
         """The outputs, shape `(N, *out_shape)`, of a batch `x`, shape `(N, *in_shape)`."""
 
 
-class MLP(Network):
+class _Layers(nn.Module):
+    """Layers in sequence, with an initialization of their weights."""
+
+    def __init__(self, layers: Iterable[nn.Module], initialization: Initialization | None) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+        if initialization is not None:
+            for weight in (param for param in self.parameters() if param.ndim > 1):
+                initialization(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class MLP(_Layers, Network):
     """A multilayer perceptron: fully connected layers with an activation between them.
 
     Arguments:
@@ -58,15 +72,10 @@ class MLP(Network):
         activation: Callable[[], nn.Module] = nn.ReLU,
         initialization: Initialization | None = None,
     ) -> None:
-        super().__init__()
         check_positive(hidden=min(hidden, default=None))
         widths = [prod(in_shape), *hidden]
         layers = [m for sizes in pairwise(widths) for m in (nn.Linear(*sizes), activation())]
-        self.layers = nn.Sequential(nn.Flatten(), *layers, *_head(widths[-1], out_shape))
-        _initialize(self, initialization)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+        super().__init__([nn.Flatten(), *layers, *_head(widths[-1], out_shape)], initialization)
 
 
 class Linear(MLP):
@@ -81,7 +90,7 @@ class Linear(MLP):
         super().__init__(in_shape, out_shape, hidden=())
 
 
-class Gated(Network):
+class Gated(_Layers, Network):
     r"""Fully connected gated layers, :math:`(A x + b) \odot \sigma(C x + d)`, the network of Tomczak and Welling.
 
     References:
@@ -102,18 +111,13 @@ class Gated(Network):
         hidden: Sequence[int] = (300, 300),
         initialization: Initialization | None = None,
     ) -> None:
-        super().__init__()
         check_positive(hidden=min(hidden, default=None))
         widths = [prod(in_shape), *hidden]
         layers = [m for a, b in pairwise(widths) for m in (nn.Linear(a, 2 * b), nn.GLU())]
-        self.layers = nn.Sequential(nn.Flatten(), *layers, *_head(widths[-1], out_shape))
-        _initialize(self, initialization)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+        super().__init__([nn.Flatten(), *layers, *_head(widths[-1], out_shape)], initialization)
 
 
-class Conv(Network):
+class Conv(_Layers, Network):
     """Convolutions from images of any size and number of channels, or transposed convolutions back to them.
 
     If the input is an image (three dimensions) it is an encoder: strided convolutions, then one linear map. Otherwise it is
@@ -150,18 +154,13 @@ class Conv(Network):
         activation: Callable[[], nn.Module] = nn.ReLU,
         initialization: Initialization | None = None,
     ) -> None:
-        super().__init__()
         if not len(channels) == len(kernel_sizes) == len(strides) > 0:
             lengths = f"{len(channels)}, {len(kernel_sizes)} and {len(strides)}"
             raise RequestError(f"channels, kernel_sizes and strides need one entry per layer each, but have {lengths}")
         check_positive(channels=min(channels), kernel_sizes=min(kernel_sizes), strides=min(strides))
         options = list(zip(kernel_sizes, strides, strict=True))
         build = _down if len(in_shape) == 3 else _up
-        self.layers = build(in_shape, out_shape, list(channels), options, activation)
-        _initialize(self, initialization)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+        super().__init__(build(in_shape, out_shape, list(channels), options, activation), initialization)
 
 
 def batched(network: nn.Module, z: Tensor) -> Tensor:
@@ -208,9 +207,3 @@ def _sizes(image: Shape, options: list[tuple[int, int]]) -> list[Shape]:
 
 def _head(width: int, out_shape: Shape) -> tuple[nn.Module, nn.Module]:
     return nn.Linear(width, prod(out_shape)), nn.Unflatten(1, out_shape)
-
-
-def _initialize(network: nn.Module, initialization: Initialization | None) -> None:
-    if initialization is not None:
-        for weight in (param for param in network.parameters() if param.ndim > 1):
-            initialization(weight)

@@ -7,7 +7,6 @@ that it can be compiled. Throughout, :math:`w_k = p(x, z_k) / q(z_k \mid x)` wit
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from functools import cached_property, partial
 from typing import Any
 
@@ -78,9 +77,9 @@ class TensorELBO(ELBO, ABC):
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         return traces(partial(model, **kwargs), partial(guide, **kwargs), args, 1)
 
-    def _runs(self) -> Iterator[int]:
+    def _runs(self) -> list[int]:
         """Number of samples in each run of the programs."""
-        return iter([self.num_particles] if self.vectorize_particles else [1] * self.num_particles)
+        return [self.num_particles] if self.vectorize_particles else [1] * self.num_particles
 
 
 class ImportanceWeightedELBO(TensorELBO):

@@ -55,13 +55,10 @@ class StandardNormal(Prior):
         torch.Size([20])
     """
 
-    loc: Tensor
-    scale: Tensor
-
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
-        self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
+        self.loc = nn.Buffer(torch.zeros(latent_dim), persistent=False)
+        self.scale = nn.Buffer(torch.ones(latent_dim), persistent=False)
 
     def forward(self) -> TorchDistribution:
         return dist.Normal(self.loc, self.scale).to_event(1)
@@ -90,11 +87,9 @@ class Laplace(Prior):
         latent_dim: Number of latent dimensions.
     """
 
-    loc: Tensor
-
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
+        self.loc = nn.Buffer(torch.zeros(latent_dim), persistent=False)
 
     def forward(self) -> TorchDistribution:
         return dist.Laplace(self.loc, 0.5**0.5).to_event(1)
@@ -111,12 +106,10 @@ class StudentT(Prior):
         ValueError: If `df` is not positive.
     """
 
-    df: Tensor
-
     def __init__(self, latent_dim: int, df: float = 5.0) -> None:
         super().__init__()
         check_positive(df=df)
-        self.register_buffer("df", torch.full((latent_dim,), float(df)), persistent=False)
+        self.df = nn.Buffer(torch.full((latent_dim,), float(df)), persistent=False)
 
     def forward(self) -> TorchDistribution:
         return dist.StudentT(self.df).to_event(1)

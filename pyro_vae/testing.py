@@ -6,8 +6,7 @@ Sampling is seeded inside, so that a check gives the same answer at every call.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from math import log
 from typing import Any, NamedTuple
 
@@ -50,7 +49,8 @@ def check_prior(prior: Prior) -> None:
         >>> from pyro_vae import StandardNormal
         >>> check_prior(StandardNormal(2))
     """
-    with _seeded():
+    with forked_rng():
+        torch.manual_seed(0)
         event_shape = getattr(prior(), "event_shape", torch.Size([0]))
         _require(len(event_shape) == 1, f"the event_shape must be (latent_dim,), but is {_shape(event_shape)}; use to_event(1)")
         _check_distribution(prior, prior, torch.Size(), event_shape)
@@ -68,7 +68,8 @@ def check_posterior(posterior: Posterior, latent_dim: int = 3) -> None:
         >>> from pyro_vae import DiagonalNormal
         >>> check_posterior(DiagonalNormal())
     """
-    with _seeded():
+    with forked_rng():
+        torch.manual_seed(0)
         params = (torch.randn(4, posterior.num_params, latent_dim) / 2).requires_grad_()
         _check_distribution(posterior, lambda: posterior(params), torch.Size([4]), torch.Size([latent_dim]), params)
         _check_density(posterior(params[:1]).expand(torch.Size([1])))
@@ -94,7 +95,8 @@ def check_likelihood(likelihood: Likelihood, data_shape: Shape = (1, 2, 3)) -> N
         Traceback (most recent call last):
         pyro_vae.testing.CheckError: the density of a pixel integrates to 0.42..., not to 1
     """
-    with _seeded():
+    with forked_rng():
+        torch.manual_seed(0)
         kinds = ("binary", "unit", "dequantized", "byte")
         _require(likelihood.pixels in kinds, f"pixels must be one of {', '.join(kinds)}, but is {likelihood.pixels!r}")
         params = torch.randn(4, likelihood.num_params, *data_shape, requires_grad=True)
@@ -375,10 +377,3 @@ def _require_likely(p_value: float, message: str) -> None:
 
 def _shape(*shapes: torch.Size) -> str:
     return ", ".join(str(tuple(shape)) for shape in shapes)
-
-
-@contextmanager
-def _seeded() -> Iterator[None]:
-    with forked_rng():
-        torch.manual_seed(0)
-        yield

@@ -10,7 +10,6 @@ from itertools import count
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -21,7 +20,7 @@ from pyro_vae.errors import RequestError, check_positive
 from pyro_vae.inference.random_state import forked_rng
 from pyro_vae.likelihoods import Likelihood, Pixels
 from pyro_vae.networks import MLP, Shape, batched
-from pyro_vae.posteriors import Posterior
+from pyro_vae.posteriors import DiagonalNormal, Posterior
 from pyro_vae.priors import Prior
 
 _instances = count()
@@ -415,7 +414,7 @@ class HierarchicalVAE(VAE):
         with pyro.plate("images", len(x)):
             with poutine.scale(scale=beta):
                 z2 = pyro.sample("z2", self.prior())
-                z = pyro.sample("z", _normal(self.down, z2))
+                z = pyro.sample("z", DiagonalNormal()(batched(self.down, z2)))
             pyro.sample("x", self.decode(z), obs=x)
 
     def guide(self, x: Tensor, y: Tensor | None = None, beta: float | Tensor = 1.0) -> None:
@@ -423,12 +422,7 @@ class HierarchicalVAE(VAE):
         self.register()
         with pyro.plate("images", len(x)), poutine.scale(scale=beta):
             z = pyro.sample("z", self.encode(x))
-            pyro.sample("z2", _normal(self.up, z))
-
-
-def _normal(network: nn.Module, z: Tensor) -> TorchDistribution:
-    loc, log_scale = batched(network, z).unbind(-2)
-    return dist.Normal(loc, log_scale.exp()).to_event(1)
+            pyro.sample("z2", DiagonalNormal()(batched(self.up, z)))
 
 
 # Decoder outputs computed at once: 8 MiB in float32, large enough for efficient products, small enough for CPU caches.

@@ -19,13 +19,7 @@ from pyro_vae.cli.tables import table
 from pyro_vae.data import Split
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.ais import annealed_log_weights, bidirectional_bounds
-from pyro_vae.evaluation.diagnostics import (
-    bayes_classifier,
-    check_log_likelihood,
-    inference_gap,
-    information,
-    linear_probe,
-)
+from pyro_vae.evaluation.diagnostics import bayes_classifier, check_log_likelihood, inference_gap, information, linear_probe
 from pyro_vae.evaluation.metrics import Metrics, Scores, arguments, score_images, summarize, summary
 from pyro_vae.evaluation.quadrature import latent_shapes
 from pyro_vae.inference import distributed
@@ -45,9 +39,7 @@ def evaluate(argv: list[str]) -> None:
     device = pick_device(config.device)
     with distributed.process_group(device):
         run = Run.open(config.run_dir)
-        stored = run.config(config.trust)
-        checkpoint = run.load_checkpoint(config.checkpoint)
-        vae = run.model(stored, checkpoint).to(device)
+        stored, checkpoint, vae = run.load(config.checkpoint, device, config.trust)
         with distributed.main_process_first():
             name, split, train = run.images(stored, checkpoint, config)
         split = split.to(device)
@@ -153,5 +145,4 @@ def _worst(vae: Model, images: Split, scores: Scores) -> figures.Figure:
 
 def _per_image(split: Split, index: Tensor, scores: Scores) -> bytes:
     """Scores of each image, with its position in the split and its label."""
-    labels = {} if split.labels is None else {"labels": split.labels[index]}
-    return npz({"index": index, **labels, **{name: getattr(scores, name) for name in PER_IMAGE}})
+    return npz({"index": index, "labels": split[index].labels, **{name: getattr(scores, name) for name in PER_IMAGE}})

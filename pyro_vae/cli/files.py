@@ -108,10 +108,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def npz(arrays: Mapping[str, Tensor]) -> bytes:
-    """The content of an `.npz` file of arrays."""
+def npz(arrays: Mapping[str, Tensor | None]) -> bytes:
+    """The content of an `.npz` file of arrays, without those that are None."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **{name: array.cpu().numpy() for name, array in arrays.items()})
+    given = {name: array.cpu().numpy() for name, array in arrays.items() if array is not None}
+    np.savez_compressed(buffer, allow_pickle=False, **given)
     return buffer.getvalue()
 
 

@@ -31,7 +31,7 @@ from pyro_vae.viz import figures, views
 class Output(NamedTuple):
     """Arrays, and a function that draws them."""
 
-    arrays: dict[str, Tensor]
+    arrays: dict[str, Tensor | None]
     figure: Callable[[], figures.Figure]
 
 
@@ -42,9 +42,8 @@ def generate(argv: list[str]) -> None:
     """Run the command."""
     config = parse(_parser(), argv)
     run, device = Run.open(config.run_dir), pick_device(config.device)
-    file, stored = _file(config, run), run.config(config.trust)
-    checkpoint = run.load_checkpoint(config.checkpoint)
-    vae = run.model(stored, checkpoint).to(device)
+    file = _file(config, run)
+    stored, checkpoint, vae = run.load(config.checkpoint, device, config.trust)
 
     if config.data is not None and (config.kind == "manifold" or (config.kind == "samples" and not vae.needs_labels)):
         raise RequestError(f"{config.kind} use no images; leave out --data")
@@ -80,13 +79,9 @@ def _file(config: Namespace, run: Run) -> Path:
     label = "" if config.label is None else f"-label-{config.label}".translate(str.maketrans(" .", "_p", "[],"))
     other = "" if config.data is None else f"-{source(config)}"
     path = Path(config.out) if config.out else run.path / "generated" / f"{config.kind}{label}{other}"
-    config.format = config.format or path.suffix[1:] or ("npz" if config.kind == "codes" else "png")
-    if (
-        config.format not in ("png", "npz")
-        or path.suffix not in ("", f".{config.format}")
-        or os.path.isdir(path)
-        or "\0" in str(path)
-    ):
+    default = "npz" if config.kind == "codes" else "png"
+    config.format = config.format or {".png": "png", ".npz": "npz"}.get(path.suffix, default)
+    if path.suffix not in ("", f".{config.format}") or os.path.isdir(path) or "\0" in str(path):
         raise RequestError(f"--out {path} must be a file that ends in .png or .npz, as --format says")
     return path.with_suffix(f".{config.format}")
 
@@ -122,14 +117,13 @@ def _samples(vae: Model, images: Images, config: Namespace) -> Output:
     if vae.needs_labels and y is None:
         y = views.random_labels(vae, images(), count)
     made = views.samples(vae, count, mean, y)
-    arrays = {"images": _bytes(made)} | ({} if y is None else {"y": y})
-    return Output(arrays, lambda: figures.samples(made, mean, config.columns))
+    return Output({"images": _bytes(made), "y": y}, lambda: figures.samples(made, mean, config.columns))
 
 
 def _reconstructions(vae: Model, images: Images, config: Namespace) -> Output:
     split = _some(images(), config.count)
     made = views.reconstructions(vae, *arguments(vae, split), _asked_y(vae, config, len(split)))
-    arrays = {"images": _bytes(made[:, 0]), "reconstructions": _bytes(made[:, 1]), **_labels(split)}
+    arrays = {"images": _bytes(made[:, 0]), "reconstructions": _bytes(made[:, 1]), "labels": split.labels}
     return Output(arrays, lambda: figures.reconstructions(made, f"{_named(config)} and reconstructions"))
 
 
@@ -161,7 +155,7 @@ def _codes(vae: Model, images: Images, config: Namespace) -> Output:
     split = split if config.count is None else _some(split, config.count)
     loc, scale = codes(vae, *arguments(vae, split))
     return Output(
-        {"loc": loc, "scale": scale, **_labels(split)},
+        {"loc": loc, "scale": scale, "labels": split.labels},
         lambda: figures.latent(loc, split.labels, f"posterior means of {_named(config)}"),
     )
 
@@ -205,10 +199,6 @@ def _some(split: Split, count: int | None, each: int = 1) -> Split:
 
 def _named(config: Namespace) -> str:
     return f"{config.split} images" if config.data is None else f"images of {Path(config.data).name}"
-
-
-def _labels(split: Split) -> dict[str, Tensor]:
-    return {} if split.labels is None else {"labels": split.labels}
 
 
 def _bytes(images: Tensor) -> Tensor:

@@ -36,8 +36,7 @@ def tensorboard(folder: Path, vae: Model, data: Data, epoch: int) -> Iterator[Lo
     """
     from torch.utils.tensorboard import SummaryWriter
 
-    few = data.validation[:10]
-    x, y = arguments(vae, few)
+    x, y = arguments(vae, data.validation[:10])
 
     @writing(folder)
     def log(record: Record) -> None:
@@ -50,7 +49,7 @@ def tensorboard(folder: Path, vae: Model, data: Data, epoch: int) -> Iterator[Lo
             made = views.samples(vae, 40, y=views.random_labels(vae, data.validation, 40))
             pairs = views.reconstructions(vae, x, y).transpose(0, 1)
         writer.add_image("samples", figures.tile(made, 10), step, dataformats="HWC")
-        writer.add_image("reconstructions", figures.tile(pairs.flatten(0, 1), len(few)), step, dataformats="HWC")
+        writer.add_image("reconstructions", figures.tile(pairs.flatten(0, 1), len(x)), step, dataformats="HWC")
         writer.flush()
 
     with writing(folder):

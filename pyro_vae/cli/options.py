@@ -7,15 +7,16 @@ import os
 import re
 import sys
 from collections.abc import Collection
+from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, cached_property
 from hashlib import sha256
 from inspect import isabstract, signature
 from itertools import accumulate
 from pathlib import Path
 from traceback import walk_tb
 from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace, set_loader
@@ -49,22 +50,32 @@ def up_to(limit: int) -> Any:
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)], docstring="A seed from 0 to 2**32 - 1.")
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """A part of a run that a flag exchanges.
 
     Attributes:
         base: The base class.
         default: The name of the class that is used by default.
         supplied: Constructor parameters that the run fills in; they are not flags.
-        known: The classes that `--help` lists and that a run folder may name.
+        home: The module of the known classes; None is that of the base class.
+        others: Known classes of other modules.
         unsupported: Classes that training does not support.
     """
 
     base: type
     default: str | None
     supplied: set[str]
-    known: list[type]
-    unsupported: Collection[type]
+    home: ModuleType | None = None
+    others: Collection[type] = ()
+    unsupported: Collection[type] = ()
+
+    @cached_property
+    def known(self) -> list[type]:
+        """The classes that `--help` lists and that a run folder may name: the concrete ones of the module, and others."""
+        members = [cls for cls in vars(self.home or sys.modules[self.base.__module__]).values() if isinstance(cls, type)]
+        concrete = {cls for cls in members if self.base in cls.__mro__[1:] and not isabstract(cls) and cls.__name__[0] != "_"}
+        return sorted({*concrete, *self.others} - {*self.unsupported}, key=lambda cls: cls.__name__)
 
     @property
     def choices(self) -> str:
@@ -72,42 +83,27 @@ class Part(NamedTuple):
         return f"{', '.join(cls.__name__ for cls in self.known)}, or an import path such as my_module.MyClass"
 
 
-def _part(
-    base: type,
-    default: str | None,
-    supplied: Collection[str],
-    home: ModuleType | None = None,
-    others: Collection[type] = (),
-    unsupported: Collection[type] = (),
-) -> Part:
-    """A part whose known classes are the concrete ones of a module, by default that of the base class."""
-    members = [cls for cls in vars(home or sys.modules[base.__module__]).values() if isinstance(cls, type)]
-    concrete = {cls for cls in members if base in cls.__mro__[1:] and not isabstract(cls) and cls.__name__[0] != "_"}
-    known = sorted({*concrete, *others} - {*unsupported}, key=lambda cls: cls.__name__)
-    return Part(base, default, set(supplied), known, unsupported)
-
-
 OF_PYRO = ("max_plate_nesting", "max_iarange_nesting", "retain_graph", "strict_enumeration_warning", "ignore_jit_warnings")
-PARTS: dict[str, Part] = {
-    "model": _part(
-        Model, "VAE", ("prior", "encoder", "posterior", "decoder", "likelihood", "latent_dim", "data_shape", "label_dim")
+PARTS = {
+    "model": Part(
+        Model, "VAE", {"prior", "encoder", "posterior", "decoder", "likelihood", "latent_dim", "data_shape", "label_dim"}
     ),
-    "prior": _part(Prior, "StandardNormal", ("latent_dim", "data_shape", "encoder", "posterior")),
-    "posterior": _part(Posterior, "DiagonalNormal", ("latent_dim",)),
-    "likelihood": _part(Likelihood, "Bernoulli", ("data_shape",)),
-    "encoder": _part(Network, "MLP", ("in_shape", "out_shape")),
-    "decoder": _part(Network, "MLP", ("in_shape", "out_shape")),
-    "objective": _part(
+    "prior": Part(Prior, "StandardNormal", {"latent_dim", "data_shape", "encoder", "posterior"}),
+    "posterior": Part(Posterior, "DiagonalNormal", {"latent_dim"}),
+    "likelihood": Part(Likelihood, "Bernoulli", {"data_shape"}),
+    "encoder": Part(Network, "MLP", {"in_shape", "out_shape"}),
+    "decoder": Part(Network, "MLP", {"in_shape", "out_shape"}),
+    "objective": Part(
         ELBO,
         "Trace_ELBO",
-        (*OF_PYRO, "jit_options", "tail_adaptive_beta"),
+        {*OF_PYRO, "jit_options", "tail_adaptive_beta"},
         objectives,
         others=(Trace_ELBO, TraceMeanField_ELBO, RenyiELBO),
         unsupported=objectives.OTHER_LOOPS,
     ),
-    "optimizer": _part(Optimizer, "Adam", ("params",), torch.optim, unsupported=(LBFGS, SparseAdam)),
-    "lr_scheduler": _part(LRScheduler, None, ("optimizer", "last_epoch"), unsupported=(ChainedScheduler, SequentialLR)),
-    "beta": _part(Schedule, "Constant", ()),
+    "optimizer": Part(Optimizer, "Adam", {"params"}, torch.optim, unsupported=(LBFGS, SparseAdam)),
+    "lr_scheduler": Part(LRScheduler, None, {"optimizer", "last_epoch"}, unsupported=(ChainedScheduler, SequentialLR)),
+    "beta": Part(Schedule, "Constant", set()),
 }
 
 # The parameters of `fit` that are flags as they are, and the others.
@@ -169,13 +165,7 @@ def run_parser(command: str, description: str) -> ArgumentParser:
     add(parser, "split", Literal["train", "validation", "test"], "test", "Images of the run to use.")
     add(parser, "data", str, None, "Images that are not the run's: as in train; all of them, or the official test set.")
     add(parser, "data_dir", str, None, "Folder of the downloaded data sets, if it was moved.")
-    add(
-        parser,
-        "image_size",
-        PositiveInt,
-        None,
-        "Height and width to resize the images of --data to; by default as the run.",
-    )
+    add(parser, "image_size", PositiveInt, None, "Height and width to resize the images of --data to; by default as the run.")
     add_common(parser)
     return parser
 
@@ -223,9 +213,7 @@ def train_parser() -> ArgumentParser:
 def _add_part(parser: ArgumentParser, name: str, part: Part) -> None:
     text = f"{part.choices}; options of one: --{name}.help CLASS (default: {part.default or 'none'})"
     group = parser.add_argument_group(name)
-    group.add_subclass_arguments(
-        part.base, name, as_group=False, required=False, skip=part.supplied, metavar="CLASS", help=text
-    )
+    group.add_subclass_arguments(part.base, name, as_group=False, skip=part.supplied, metavar="CLASS", help=text)
 
 
 def parse_training(argv: list[str]) -> Namespace:
@@ -259,9 +247,8 @@ def parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
 def _raised_by_an_import(error: BaseException | None) -> BaseException | None:
     """The exception in the code of a module that was being imported, if this is the reason of an error."""
     while error is not None:
-        if isinstance(error, SyntaxError) or any(
-            frame.f_code.co_name == "<module>" for frame, _ in walk_tb(error.__traceback__)
-        ):
+        functions = [frame.f_code.co_name for frame, _ in walk_tb(error.__traceback__)]
+        if isinstance(error, SyntaxError) or "<module>" in functions:
             return error
         error = error.__cause__ or error.__context__
     return None

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyro
 import torch
@@ -22,10 +22,7 @@ from pyro_vae.data import Split
 from pyro_vae.errors import NotFiniteError, RequestError
 from pyro_vae.inference.graphs import logger
 from pyro_vae.vae import Model
-from pyro_vae.viz.explorer import FULL, QUICK, Effort, overview, view
-
-if TYPE_CHECKING:
-    from pyro_vae.viz.report import RunReport
+from pyro_vae.viz.explorer import FULL, QUICK, Effort, RunReport, overview, view
 
 RESULTS_BYTES = 2**24
 
@@ -38,11 +35,9 @@ def report(argv: list[str]) -> None:
     out = Path(config.out) if config.out else only / "report.html"
     if out.suffix != ".html" or os.path.isdir(out) or "\0" in str(out):
         raise RequestError(f"--out {out} must be a file that ends in .html")
-    runs: list[RunReport] = []
-    for run_dir in config.run_dirs:
-        runs.append(_open(run_dir, config))
-        if len(names := {run.config["data"] for run in runs}) > 1:
-            raise RequestError(f"scores on {' and '.join(sorted(names))} cannot be compared; give runs on one data set")
+    runs = [_open(run_dir, config) for run_dir in config.run_dirs]
+    if len(names := {run.config["data"] for run in runs}) > 1:
+        raise RequestError(f"scores on {' and '.join(sorted(names))} cannot be compared; give runs on one data set")
     logger.info("written to %s", _write(out, runs))
 
 
@@ -58,9 +53,8 @@ def _parser() -> ArgumentParser:
 def _open(run_dir: str, config: Namespace) -> RunReport:
     """What the page shows of a saved run."""
     run = Run.open(run_dir)
-    stored, device = run.config(config.trust), pick_device(config.device)
-    checkpoint = run.load_checkpoint("last")
-    vae, data = run.model(stored, checkpoint).to(device), run.data(stored, checkpoint, config.data_dir)
+    stored, checkpoint, vae = run.load("last", pick_device(config.device), config.trust)
+    data = run.data(stored, checkpoint, config.data_dir)
     pyro.set_rng_seed(config.seed)
     return _report(run, checkpoint, vae, data.test, FULL, several=len(config.run_dirs) > 1)
 
@@ -87,8 +81,6 @@ def _write(path: Path, runs: list[RunReport]) -> Path:
 
 
 def _report(run: Run, checkpoint: Checkpoint, vae: Model, test: Split, effort: Effort, several: bool = False) -> RunReport:
-    from pyro_vae.viz.report import RunReport
-
     options = dict(_flat(read_yaml(run.path / "config.yaml")))
     records, results = run.records(), _results(run.path / "results.json")
     facts = {"seconds of training": f"{sum(record['seconds'] for record in records):,.1f}", **_facts(checkpoint, vae, test)}

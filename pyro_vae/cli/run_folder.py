@@ -43,18 +43,7 @@ NOT_STORED = {"config", "run_dir", "resume", "trust"}
 METRICS_BYTES = 2**28
 
 # Options that may differ when a run is resumed.
-MAY_CHANGE = {
-    *NOT_STORED,
-    "epochs",
-    "device",
-    "data_dir",
-    "checkpoint_every",
-    "keep_every",
-    "logger",
-    "report",
-    "on_nan",
-    "engine",
-}
+MAY_CHANGE = {"epochs", "device", "data_dir", "checkpoint_every", "keep_every", "logger", "report", "on_nan", "engine"}
 
 
 class Images(NamedTuple):
@@ -262,6 +251,11 @@ class Run:
         """
         return _load(build_model(config, checkpoint.shape, checkpoint.label_dim), checkpoint)
 
+    def load(self, which: Which | int, device: torch.device | str, trust: bool) -> tuple[Namespace, Checkpoint, Model]:
+        """The options, a checkpoint and its model on a device; raises as `config`, `load_checkpoint` and `model`."""
+        config, checkpoint = self.config(trust), self.load_checkpoint(which)
+        return config, checkpoint, self.model(config, checkpoint).to(device)
+
     def earlier(self, vae: Model, checkpoint: Checkpoint) -> Iterator[tuple[str, Model]]:
         """Copies of the model after epochs that were kept before a checkpoint, evenly spaced, with their names."""
         last = checkpoint.content["training"]["epoch"]
@@ -321,7 +315,7 @@ class Run:
         if config.data == "auto" or os.path.abspath(config.data) == stored.data:
             config.data = stored.data
         differing = {key.split(".")[0] for key in {*stored.keys(), *config.keys()} if config.get(key) != stored.get(key)}
-        if fixed := sorted(differing - MAY_CHANGE):
+        if fixed := sorted(differing - MAY_CHANGE - NOT_STORED):
             raise RequestError(f"the run in {self.path} has other values of {', '.join(fixed)}; use a new run_dir")
         return config
 
@@ -431,5 +425,4 @@ def load_run(
     """
     if not isinstance(checkpoint, int):
         check_choice("checkpoint", checkpoint, Which)
-    run = Run.open(path)
-    return run.model(run.config(trust), run.load_checkpoint(checkpoint)).to(device)
+    return Run.open(path).load(checkpoint, device, trust)[-1]

@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro.distributions.torch_distribution import TorchDistribution
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.optim import Adam
 
@@ -98,7 +96,6 @@ def linear_probe(vae: Model, train: Split, test: Split) -> Accuracy:
         raise RequestError("a linear probe needs labels: add an array `labels`, or one folder per class")
     if len(train.labels.unique()) < 2:
         raise RequestError("a linear probe needs images of at least two classes")
-    vae.eval()
     seen, unseen = (codes(vae, *arguments(vae, split)).loc.cpu().double().numpy() for split in (train, test))
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000, tol=1e-3))
     predicted = classifier.fit(seen, train.labels.cpu().numpy()).predict(unseen)
@@ -195,10 +192,12 @@ def inference_gap(
     if not vae.posterior(params[:1]).has_rsample:
         raise RequestError("the inference gap needs a posterior with reparameterized draws")
     batch_size = batch_size or default_batch_size(vae, x)
-    programs = (
-        lambda x, y, params: vae.model(x, y),
-        lambda x, y, params: _LocalPosterior(vae.posterior(params))(vae.guide)(x, y),
-    )
+
+    def guide(x: Tensor, y: Tensor | None, params: Tensor) -> None:
+        with vae.posterior.register_forward_pre_hook(lambda module, args: (params,)):
+            vae.guide(x, y)
+
+    programs = (lambda x, y, params: vae.model(x, y), guide)
     rows = max(1, batch_size // draws)
     engine = pick_engine(engine, x.device, steps * -(-len(x) // rows))
     gradient = Graph(partial(_gradient, *programs, draws), engine)
@@ -214,22 +213,9 @@ def inference_gap(
 def _posterior_params(vae: Model, x: Tensor, y: Tensor | None) -> Tensor:
     """The parameters that the guide hands to the posterior, `(N, num_params, latent_dim)`."""
     seen: list[Tensor] = []
-    hook = vae.posterior.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    with hook:
+    with vae.posterior.register_forward_pre_hook(lambda module, args: seen.append(args[0])):
         vae.q_z(x, y)
     return seen[0]
-
-
-class _LocalPosterior(Messenger):
-    """Samples the site `z` of a guide from another distribution."""
-
-    def __init__(self, q: TorchDistribution) -> None:
-        super().__init__()
-        self.q = q
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] == "z":
-            msg["fn"] = self.q
 
 
 def _gradient(model: Any, guide: Any, draws: int, x: Tensor, y: Tensor | None, params: Tensor) -> list[Tensor]:

@@ -113,7 +113,6 @@ def score_images(
     """The metrics of each image; arguments as for `evaluate`. Several processes share the images."""
     if len(images) == 0:
         raise RequestError("there are no images to score")
-    vae.eval()
     args = arguments(vae, images)
     check_images(vae, *args)
     batch_size = batch_size or default_batch_size(vae, args[0])

@@ -82,13 +82,7 @@ def activity(vae: Model, x: Tensor, y: Tensor | None = None) -> Tensor:
     Returns:
         The variances, shape `(latent_dim,)`.
     """
-    parts = [_two_means(vae.q_z(*rows)) for rows in split_rows((x, y), IMAGES)]
+    posteriors = (vae.q_z(*rows) for rows in split_rows((x, y), IMAGES))
+    parts = [(_moments(q)[0], _moments(q)[0]) for q in posteriors]
     first, second = (torch.cat(means).double() for means in zip(*parts, strict=True))
     return ((first - first.mean(0)) * (second - second.mean(0))).sum(0) / max(1, len(x) - 1)
-
-
-def _two_means(q: TorchDistribution) -> tuple[Tensor, Tensor]:
-    try:
-        return q.mean, q.mean
-    except NotImplementedError:
-        return q.sample(torch.Size([DRAWS])).mean(0), q.sample(torch.Size([DRAWS])).mean(0)

@@ -29,7 +29,7 @@ from pyro_vae.inference.graphs import AnyEngine, Engine, logger, pick_engine
 from pyro_vae.inference.importance import traces
 from pyro_vae.inference.meter import Meter
 from pyro_vae.inference.precision import Precision, products
-from pyro_vae.inference.progress import live, training_bar
+from pyro_vae.inference.progress import TRAINING, live, progress_bar
 from pyro_vae.inference.random_state import random_state, set_random_state
 from pyro_vae.inference.svi import SVI, MakeOptimizer
 from pyro_vae.objectives import ScheduledELBO, check_objective
@@ -162,9 +162,8 @@ def fit(
         schedule.set_training_length(steps_per_epoch, epochs)
     engine = pick_engine(engine, next(vae.parameters()).device, epochs * steps_per_epoch)
     optimizer = optimizer or partial(Adam, fused=True)
-    hooks: list[Callable[..., None]] = [partial(_clip, norm=clip_grad_norm)] if clip_grad_norm else []
-    hooks += [_normalize] if normalize_gradients else []
-    loop = Loop(vae, data, batch_size, objective, beta, optimizer, lr_scheduler, hooks, engine, precision)
+    loop = Loop(vae, data, batch_size, objective, beta, optimizer, lr_scheduler, engine, precision)
+    _change_gradients(loop.optimizer, clip_grad_norm, normalize_gradients)
     return Training(loop, epochs, patience, on_nan)
 
 
@@ -200,9 +199,10 @@ class Training(Iterator[Record]):
         if self.ended:
             raise StopIteration
         before = copy.deepcopy(self.state_dict()) if self.on_nan == "rewind" else None
-        try:
-            with training_bar(self.epoch, self.epochs, len(self.loop.train)) as progress:
-                metrics = self.loop.epoch(f"epoch {self.epoch + 1}/{self.epochs}", progress)
+        label, images = f"epoch {self.epoch + 1}/{self.epochs}", len(self.loop.train)
+        try:  # the bar shows the part done of all epochs, and the time left for them
+            with progress_bar(self.epochs * images, label, initial=self.epoch * images, bar_format=TRAINING) as progress:
+                metrics = self.loop.epoch(label, progress)
         except NotFiniteError as error:
             if before is None or self.rewinds == REWINDS:
                 raise
@@ -242,7 +242,6 @@ class Loop:
         beta: Schedule,
         optimizer: MakeOptimizer,
         lr_scheduler: MakeScheduler | None,
-        gradient_hooks: list[Callable[..., None]],
         engine: Engine,
         precision: Precision,
     ) -> None:
@@ -253,16 +252,17 @@ class Loop:
         self.validation = replace(validation, images=validation.scored(vae.pixels))
         _initialize(vae, self.train)
         self._synchronize()
-        self.beta, self.meter, self.step = torch.ones((), device=self.device), Meter(self.device), 0
+        self.beta, self.step = torch.ones((), device=self.device), 0
+        self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # the reconstruction and the KL
         self.shown: dict[str, Any] = {}
         self._set_step()
         if objective.max_plate_nesting == math.inf:
             objective.max_plate_nesting = 1 + (objective.vectorize_particles and objective.num_particles > 1)
-        model, guide = self.meter.model(vae.model), self.meter.guide(vae.guide)
+        model, guide = Meter(self.sums, sign=-1)(vae.model), Meter(self.sums, sign=1)(vae.guide)
         self.svi = SVI(model, guide, optimizer, objective, mean=True, prepare=self._batch, engine=engine)
         self.svi.dry_run(*next(self._steps(torch.arange(batch_size, device=self.train.images.device))), check=self._check)
-        for hook in gradient_hooks:
-            self.optimizer.register_step_pre_hook(hook)
+        assert self.svi.optimizer is not None  # the dry run has made it
+        self.optimizer = self.svi.optimizer
         self.scheduler = None if lr_scheduler is None else lr_scheduler(self.optimizer)
 
     def epoch(self, label: str, progress: tqdm[Any]) -> dict[str, Any]:
@@ -355,7 +355,7 @@ class Loop:
 
     def _read(self, label: str, rows: int) -> dict[str, float]:
         """Metrics per row since the sums were cleared."""
-        sums, total = distributed.all_reduce([self.meter.sums, self.svi.total])
+        sums, total = distributed.all_reduce([self.sums, self.svi.total])
         if not math.isfinite(total.item() + sums.sum().item()):
             raise self._not_finite(label)
         reconstruction, kl = (sums / (rows * self.objective.num_particles)).tolist()
@@ -364,7 +364,7 @@ class Loop:
     def _clear_sums(self) -> None:
         """Start anew, even after an epoch that was interrupted."""
         self.svi.total.zero_()
-        self.meter.sums.zero_()
+        self.sums.zero_()
 
     def _not_finite(self, label: str) -> NotFiniteError:
         return NotFiniteError(
@@ -385,12 +385,6 @@ class Loop:
             raise RequestError("the model has parameters that are NaN; build it anew, or load a state_dict before training")
         _check_shapes(self.vae, x, y)
         check_objective(self.objective, self.schedule, *traces(self.vae.model, self.vae.guide, (x, y), 1))
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """The optimizer of all parameters."""
-        assert self.svi.optimizer is not None
-        return self.svi.optimizer
 
     def _learning_rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
@@ -473,6 +467,14 @@ def _flush(optimizer: Optimizer) -> None:
         for value in state.values():
             if isinstance(value, Tensor) and value.is_floating_point():
                 value.masked_fill_(value.abs() < SMALLEST_STATE, 0)
+
+
+def _change_gradients(optimizer: Optimizer, clip_grad_norm: float | None, normalize: bool) -> None:
+    """Clip and normalize the gradients before each step, if asked."""
+    if clip_grad_norm:
+        optimizer.register_step_pre_hook(partial(_clip, norm=clip_grad_norm))
+    if normalize:
+        optimizer.register_step_pre_hook(_normalize)
 
 
 def _clip(optimizer: Optimizer, *_: Any, norm: float) -> None:

@@ -64,10 +64,11 @@ def traces(
     """
     check_positive(num_samples=num_samples)
     try:
-        p, q = _run(model, guide, args, num_samples, at_draws or Messenger())
+        p, q = _run(model, guide, args, num_samples, at_draws)
     except (RuntimeError, ValueError, IndexError) as error:
-        if num_samples == 1 or not _runs_alone(model, guide, args):
+        if num_samples == 1:
             raise
+        _run(model, guide, args, 1, at_draws)  # raises what is wrong without the plate, if anything
         raise RequestError(
             f"the programs fail under a plate of {num_samples} samples to the left of the data ({first_line(error)}); let them"
             " broadcast over dim -2, or draw one sample at a time: vectorize_particles=False, or num_samples=1"
@@ -76,20 +77,13 @@ def traces(
     return p, q
 
 
-def _run(model: Program, guide: Program, args: tuple[Any, ...], num_samples: int, at_draws: Messenger) -> tuple[Trace, Trace]:
+def _run(
+    model: Program, guide: Program, args: tuple[Any, ...], num_samples: int, at_draws: Messenger | None
+) -> tuple[Trace, Trace]:
     with pyro.plate(SAMPLES, num_samples, dim=-2) if num_samples > 1 else nullcontext():
-        with at_draws:
+        with at_draws or nullcontext():
             q = poutine.trace(guide).get_trace(*args)
         return poutine.trace(poutine.replay(model, trace=q)).get_trace(*args), q
-
-
-def _runs_alone(model: Program, guide: Program, args: tuple[Any, ...]) -> bool:
-    """Whether the programs run for one sample."""
-    try:
-        _run(model, guide, args, 1, Messenger())
-    except (RuntimeError, ValueError, IndexError):
-        return False
-    return True
 
 
 def log_weights(model: Program, guide: Program, x: Tensor, *more: Any, num_samples: int) -> Tensor:

@@ -23,8 +23,3 @@ def live(metrics: Mapping[str, Any]) -> str:
     """What the bar of training shows of a record, or of a part of it."""
     forms = {"elbo": "ELBO {:.1f}", "kl": "KL {:.1f}", "active_units": "{} active"}
     return ", ".join(form.format(metrics[name]) for name, form in forms.items() if name in metrics)
-
-
-def training_bar(epoch: int, epochs: int, images: int) -> tqdm[Any]:
-    """The bar of one epoch after `epoch` others: it shows the part done of all epochs, and the time left for them."""
-    return progress_bar(epochs * images, f"epoch {epoch + 1}/{epochs}", initial=epoch * images, bar_format=TRAINING)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyro
@@ -250,17 +250,12 @@ def _densities(vae: Model, wide: Grid, x: Tensor, y: Tensor | None, params: Tens
     joint = torch.stack(log_joint(vae, x, y, wide.points)).sum(0)
     mass = wide.points[joint > joint.max() - DEPTH]
     cell = torch.stack([wide.z0[1] - wide.z0[0], wide.z1[1] - wide.z1[0]]) / 2
-    near = [q.sample(torch.Size([1000])).squeeze(1) for q in (guide, local)]
-    low, high = torch.cat([torch.cat([mass - cell, mass + cell]), *(_middle(z) for z in near)]).aminmax(dim=0)
-    grid = grid_around(torch.stack([low, high]), POINTS, tail=0)
+    # The boxes that hold 98 % of the draws of each dimension.
+    near = [grid_around(q.sample(torch.Size([1000])).squeeze(1), 2, margin=0, tail=0.01).points for q in (guide, local)]
+    grid = grid_around(torch.cat([mass - cell, mass + cell, *near]), POINTS, tail=0)
     exact = torch.stack(log_joint(vae, x, y, grid.points)).sum(0)
     first, second = (q.log_prob(grid.points[:, None]).squeeze(1) for q in (guide, local))
     return grid, exact, first, second
-
-
-def _middle(z: Tensor) -> Tensor:
-    """Two corners of the box that holds 98 % of the draws of each dimension."""
-    return z.quantile(torch.tensor([0.01, 0.99]).to(z), 0)
 
 
 @torch.no_grad()
@@ -372,3 +367,25 @@ def _moment(name: str, vae: Model, x: Tensor, y: Tensor | None, count: int, side
 
 def _can_optimize(vae: Model, x: Tensor, y: Tensor | None) -> bool:
     return vae.q_z(x[:1], y if y is None else y[:1]).has_rsample
+
+
+class RunReport(NamedTuple):
+    """What a run folder holds, and what was computed from its model.
+
+    Attributes:
+        name: How the page calls the run.
+        config: The options by dotted names.
+        facts: Versions, hardware, seconds.
+        records: Metrics of each epoch.
+        results: The content of results.json.
+        overview: What every page shows.
+        view: What the page of one run shows.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    facts: Mapping[str, str]
+    records: Sequence[Mapping[str, Any]]
+    results: Mapping[str, Any]
+    overview: Overview
+    view: View | None = None

@@ -7,10 +7,10 @@ import io
 from math import sqrt
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
+from torchvision.utils import make_grid
 
 # Bytes of the pixels of all pictures, and of all tiles of the atlas, above which they are made smaller.
 PICTURES, ATLAS = 500_000, 1_000_000
@@ -25,25 +25,22 @@ def pictures(images: Tensor) -> list[str]:
 
 def atlas(images: Tensor) -> dict[str, Any]:
     """All images as tiles of one PNG file in a URL, row by row."""
-    pixels = _pixels(images, ATLAS)
-    count, height, width = pixels.shape[:3]
-    rows = -(-count // COLUMNS)
-    padded = np.concatenate([pixels, np.zeros_like(pixels, shape=(rows * COLUMNS - count, *pixels.shape[1:]))])
-    tiles = padded.reshape(rows, COLUMNS, *pixels.shape[1:]).swapaxes(1, 2)
-    whole = tiles.reshape(rows * height, COLUMNS * width, *pixels.shape[3:])
+    tiles = _pixels(images, ATLAS)
+    channels, height, width = tiles.shape[1:]
+    whole = make_grid(tiles, COLUMNS, padding=0)[:channels]  # it repeats a grey channel
     return {"atlas": _url(whole), "tile": {"width": width, "height": height, "columns": COLUMNS}}
 
 
-def _pixels(images: Tensor, limit: int) -> np.ndarray:
-    """Bytes of shape `(N, height, width)`, grey images inverted as in the figures, or `(N, height, width, 3)`."""
+def _pixels(images: Tensor, limit: int) -> Tensor:
+    """Bytes of shape `(N, 1, height, width)`, grey images inverted as in the figures, or `(N, 3, height, width)`."""
     images = images[:, :3] if images.shape[1] in (3, 4) else 1 - images.mean(1, keepdim=True)
     scale = sqrt(limit / images.numel())
     if scale < 1:
         images = interpolate(images, scale_factor=scale, mode="area")
-    return (images.cpu() * 255).round().byte().permute(0, 2, 3, 1).squeeze(-1).numpy()
+    return (images.cpu() * 255).round().byte()
 
 
-def _url(pixels: np.ndarray) -> str:
+def _url(pixels: Tensor) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy()).save(buffer, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from math import floor, inf, isfinite, log10, sqrt
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from pyro_vae.inference.codes import ACTIVE
-from pyro_vae.viz.explorer import CHOSEN, WIDTH, Grid, Moment, Overview, Plane, Posterior, View
+from pyro_vae.viz.explorer import CHOSEN, WIDTH, Grid, Moment, Overview, Plane, Posterior, RunReport, View
 from pyro_vae.viz.figures import COLOURS, plane
 from pyro_vae.viz.pictures import atlas, pictures
 
@@ -33,28 +33,6 @@ EPOCHS = 1000
 BLUE, ORANGE, GREEN = COLOURS[:3]
 
 State = dict[str, Any]
-
-
-class RunReport(NamedTuple):
-    """What a run folder holds, and what was computed from its model.
-
-    Attributes:
-        name: How the page calls the run.
-        config: The options by dotted names.
-        facts: Versions, hardware, seconds.
-        records: Metrics of each epoch.
-        results: The content of results.json.
-        overview: What every page shows.
-        view: What the page of one run shows.
-    """
-
-    name: str
-    config: Mapping[str, Any]
-    facts: Mapping[str, str]
-    records: Sequence[Mapping[str, Any]]
-    results: Mapping[str, Any]
-    overview: Overview
-    view: View | None = None
 
 
 # Metrics in results.json that have a mean and a standard error, with their names and meanings.
@@ -111,13 +89,14 @@ def page(runs: Sequence[RunReport]) -> str:
 def _one(run: RunReport) -> tuple[dict[str, Any], dict[str, Any]]:
     shown, view = run.overview, run.view
     urls = pictures(shown.pictures)
+    images, means = (pictures(part) for part in shown.reconstructions.unbind(1))
     plots = {"latent": _latent(shown, urls, view and view.plane), "dimensions": _dimensions(shown.kl, shown.activity)}
     if curve := list(_k_curve(run.results.get("k_curve"))):
         plots["bounds"] = _bounds(curve)
     context: dict[str, Any] = {
         "metrics": list(_metrics(run.results)),
         "samples": pictures(shown.samples),
-        "reconstructions": list(_reconstructions(shown)),
+        "reconstructions": list(zip(images, means, shown.scores.elbo[:10].tolist(), strict=True)),
         "worst": [(urls[n], f"{shown.scores.log_likelihood[n]:.1f}") for n in shown.scores.log_likelihood.argsort()[:10]],
         "by_kl": shown.kl is not None,
         "data": None,
@@ -148,13 +127,6 @@ def _number(results: Any, path: str) -> float | None:
     for key in path.split("/"):
         results = results.get(key) if isinstance(results, Mapping) else None
     return results if isinstance(results, int | float) and isfinite(results) else None
-
-
-def _reconstructions(shown: Overview) -> Iterator[tuple[str, str, str]]:
-    """Pictures of an image and its reconstruction, and its ELBO."""
-    images, means = (pictures(part) for part in shown.reconstructions.unbind(1))
-    for image, mean, elbo in zip(images, means, shown.scores.elbo.tolist(), strict=False):
-        yield image, mean, f"{elbo:.1f}"
 
 
 def _curves(runs: Sequence[RunReport]) -> Iterator[tuple[str, figure]]:
@@ -311,16 +283,14 @@ def _bounds(curve: list[tuple[int, float, float]]) -> figure:
 
 def _interactive(view: View) -> State:
     """The data of the page's script."""
-    if view.moments:
-        labels = _classes(view.overview)
-        *earlier, last = (_moment_state(moment, n, labels) for n, moment in enumerate(view.moments))
-        return {**last, "earlier": earlier, **atlas(torch.cat([moment.plane.images for moment in view.moments]))}
-    moves = view.traversals
-    assert moves
-    images = torch.cat([moves.traversals.flatten(0, 2), moves.interpolations.flatten(0, 1)])
-    count, units, steps = moves.traversals.shape[:3]
-    shape = {"count": count, "units": units, "steps": steps, "width": WIDTH}
-    return {"traversals": {**shape, "dimensions": moves.dimensions, "pairs": moves.pairs}, **atlas(images)}
+    if moves := view.traversals:
+        images = torch.cat([moves.traversals.flatten(0, 2), moves.interpolations.flatten(0, 1)])
+        count, units, steps = moves.traversals.shape[:3]
+        shape = {"count": count, "units": units, "steps": steps, "width": WIDTH}
+        return {"traversals": {**shape, "dimensions": moves.dimensions, "pairs": moves.pairs}, **atlas(images)}
+    labels = _classes(view.overview)
+    *earlier, last = (_moment_state(moment, n, labels) for n, moment in enumerate(view.moments))
+    return {**last, "earlier": earlier, **atlas(torch.cat([moment.plane.images for moment in view.moments]))}
 
 
 def _moment_state(moment: Moment, n: int, labels: list[str]) -> State:
@@ -460,17 +430,14 @@ def _short(values: Any, unit: float) -> list[float]:
 def _several(runs: Sequence[RunReport]) -> tuple[dict[str, Any], dict[str, Any]]:
     keys = list(dict.fromkeys(key for run in runs for key in run.config))
     differing = [key for key in keys if len({str(run.config.get(key)) for run in runs}) > 1]
-    rows = [[*(run.config.get(key, "") for key in differing), *_scores(run)] for run in runs]
     shown = runs[0].overview.pictures
-    pairs = [(run.name, *_paired(run, runs[0])) for run in runs[1:] if torch.equal(run.overview.pictures, shown)]
-    context = {
+    return {}, {
         "columns": [*differing, "ELBO", "log p(x)", "active units", "seconds"],
-        "rows": [(run.name, row) for run, row in zip(runs, rows, strict=True)],
+        "rows": [(run.name, [*(run.config.get(key, "") for key in differing), *_scores(run)]) for run in runs],
         "groups": list(_groups(runs)),
-        "pairs": pairs,
+        "pairs": [(run.name, *_paired(run, runs[0])) for run in runs[1:] if torch.equal(run.overview.pictures, shown)],
         "strips": [(run.name, pictures(run.overview.samples[:10])) for run in runs],
     }
-    return {}, context
 
 
 def _scores(run: RunReport) -> list[str]:
@@ -485,11 +452,8 @@ def _groups(runs: Sequence[RunReport]) -> Iterator[tuple[str, int, list[str]]]:
         groups[str(sorted((key, str(value)) for key, value in run.config.items() if key != "seed"))].append(run)
     for group in groups.values():
         if len(group) > 1:
-            yield (
-                ", ".join(run.name for run in group),
-                len(group),
-                [_range(group, key) for key in ("elbo/mean", "log_likelihood/mean")],
-            )
+            ranges = [_range(group, key) for key in ("elbo/mean", "log_likelihood/mean")]
+            yield ", ".join(run.name for run in group), len(group), ranges
 
 
 def _range(runs: Sequence[RunReport], key: str) -> str:

@@ -5,13 +5,7 @@ from pyro_vae.cli.run_folder import load_run
 from pyro_vae.data import Data, Split, load_data, load_images
 from pyro_vae.errors import NotFiniteError, RequestError, StorageError
 from pyro_vae.evaluation.ais import annealed_log_weights, bidirectional_bounds
-from pyro_vae.evaluation.diagnostics import (
-    bayes_classifier,
-    check_log_likelihood,
-    inference_gap,
-    information,
-    linear_probe,
-)
+from pyro_vae.evaluation.diagnostics import bayes_classifier, check_log_likelihood, inference_gap, information, linear_probe
 from pyro_vae.evaluation.metrics import evaluate, score_images
 from pyro_vae.evaluation.quadrature import quadrature_log_likelihood
 from pyro_vae.inference.codes import activity, codes

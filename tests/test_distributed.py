@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import processes
 import pytest
 import torch
@@ -25,8 +26,6 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are found as Linux shows them")
 
-RUN = ["--data", "digits", "--device", "cpu", "--latent_dim", "4", "--clip_grad_norm", "3", "--batch_size", "100"]
-RUN += ["--report", "false"]
 EPOCHS = 25
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", "PYTHONPATH": str(ROOT)}
@@ -49,6 +48,15 @@ def metrics(path):
     """The records of a run, without times."""
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if "second" not in name} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory, digits):
+    """Options of a run on the digits, as a file: the processes need not import scikit-learn."""
+    path = tmp_path_factory.mktemp("data") / "digits.npz"
+    np.savez(path, images=digits.train.images, labels=digits.train.labels)
+    options = ["--data", str(path), "--device", "cpu", "--latent_dim", "4", "--clip_grad_norm", "3", "--batch_size", "100"]
+    return [*options, "--report", "false"]
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +124,10 @@ def test_each_rank_draws_noise_of_its_own(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory):
+def job(flags, tmp_path_factory):
     """A run of two processes, and what it printed."""
     path = tmp_path_factory.mktemp("job") / "run"
-    code, out, err = finished("-m", "pyro_vae", "train", *RUN, "--epochs", str(EPOCHS), "--run_dir", path)
+    code, out, err = finished("-m", "pyro_vae", "train", *flags, "--epochs", str(EPOCHS), "--run_dir", path)
     assert code == 0, err
     return path, out
 
@@ -137,7 +145,7 @@ def test_one_process_goes_on_from_two(job, tmp_path):
 
 
 @linux
-def test_a_job_survives_the_loss_of_workers(job, tmp_path, monkeypatch):
+def test_a_job_survives_the_loss_of_workers(job, flags, tmp_path, monkeypatch):
     """It restarts itself, and the parameters, the metrics and the random state are those of an undisturbed run, bit for bit."""
     monkeypatch.syspath_prepend(ROOT / "experiments")
     from restarts import Job
@@ -145,7 +153,7 @@ def test_a_job_survives_the_loss_of_workers(job, tmp_path, monkeypatch):
 
     for name in ("OMP_NUM_THREADS", "PYTHONPATH"):
         monkeypatch.setenv(name, ENVIRONMENT[name])
-    killed = Job(tmp_path / "run", [*RUN, "--epochs", str(EPOCHS)], restarts=5)
+    killed = Job(tmp_path / "run", [*flags, "--epochs", str(EPOCHS)], restarts=5)
     generator = random.Random(1)
     assert all(killed.kill(generator, training=number % 2 == 0) for number in range(5))
     _, err = killed.process.communicate(timeout=300)
@@ -156,10 +164,10 @@ def test_a_job_survives_the_loss_of_workers(job, tmp_path, monkeypatch):
 
 @linux
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_lost_worker_ends_the_job_with_a_line_and_a_checkpoint(tmp_path, rank):
+def test_a_lost_worker_ends_the_job_with_a_line_and_a_checkpoint(flags, tmp_path, rank):
     """The main process says how to continue; if it is lost, another says that."""
     path = tmp_path / "run"
-    options = [*RUN, "--engine", "traced", "--epochs", "100000"]  # compiling would take most of the time
+    options = [*flags, "--engine", "traced", "--epochs", "100000"]  # compiling would take most of the time
     with torchrun("-m", "pyro_vae", "train", *options, "--run_dir", path) as process:
         deadline = time.monotonic() + 120
         while not (path / "metrics.jsonl").exists():
@@ -178,11 +186,11 @@ def test_a_lost_worker_ends_the_job_with_a_line_and_a_checkpoint(tmp_path, rank)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_rejected_in_one_line(tmp_path, monkeypatch, capfd, rank):
+def test_rejected_in_one_line(flags, tmp_path, monkeypatch, capfd, rank):
     """As each of two processes, before they join."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", str(rank))
-    assert main(["train", *RUN, "--prior", "Foo", "--run_dir", str(tmp_path / "run")]) == 2
+    assert main(["train", *flags, "--prior", "Foo", "--run_dir", str(tmp_path / "run")]) == 2
     out, err = capfd.readouterr()
     assert out == ""
     assert (err.count("\n"), "prior" in err) == ((1, True) if rank == 0 else (0, False))

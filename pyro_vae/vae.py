@@ -405,6 +405,7 @@ class HierarchicalVAE(VAE):
         check_positive(prior_dim=prior_dim)
         if prior().event_shape != (prior_dim,):
             raise RequestError(f"prior has {prior().event_shape[0]} dimensions, but prior_dim={prior_dim}; make them equal")
+        self.normal = DiagonalNormal()
         self.up = MLP((latent_dim,), (2, prior_dim), hidden, activation)
         self.down = MLP((prior_dim,), (2, latent_dim), tuple(reversed(hidden)), activation)
 
@@ -414,7 +415,7 @@ class HierarchicalVAE(VAE):
         with pyro.plate("images", len(x)):
             with poutine.scale(scale=beta):
                 z2 = pyro.sample("z2", self.prior())
-                z = pyro.sample("z", DiagonalNormal()(batched(self.down, z2)))
+                z = pyro.sample("z", self.normal(batched(self.down, z2)))
             pyro.sample("x", self.decode(z), obs=x)
 
     def guide(self, x: Tensor, y: Tensor | None = None, beta: float | Tensor = 1.0) -> None:
@@ -422,7 +423,7 @@ class HierarchicalVAE(VAE):
         self.register()
         with pyro.plate("images", len(x)), poutine.scale(scale=beta):
             z = pyro.sample("z", self.encode(x))
-            pyro.sample("z2", DiagonalNormal()(batched(self.up, z)))
+            pyro.sample("z2", self.normal(batched(self.up, z)))
 
 
 # Decoder outputs computed at once: 8 MiB in float32, large enough for efficient products, small enough for CPU caches.

@@ -11,6 +11,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from endings import WHOLE, ending
 from families import LIKELIHOODS, NETWORKS, OBJECTIVES, POSTERIORS, PRIORS, SHAPE, make_vae
 from torch.distributions import Normal
 
@@ -22,7 +23,6 @@ from pyro_vae.testing import LinearGaussianVAE
 from pyro_vae.viz import views
 
 CLASSES = 3
-
 
 Y = torch.tensor([0, 1, 2, 2, 1, 0, 1])
 
@@ -205,8 +205,15 @@ def run_of_classes(tmp_path_factory):
     """A trained run with a two-dimensional code."""
     folder = tmp_path_factory.mktemp("classes") / "run"
     options = ["--model", "ConditionalVAE", "--latent_dim", "2", "--encoder.hidden", "[16]", "--decoder.hidden", "[16]"]
-    assert main(["train", "--data", "digits", "--epochs", "3", "--run_dir", str(folder), *options]) == 0
+    with ending(WHOLE):
+        assert main(["train", "--data", "digits", "--epochs", "3", "--run_dir", str(folder), *options]) == 0
     return folder
+
+
+def test_training_draws_analogies(run_of_classes):
+    pictures = {file.stem for file in (run_of_classes / "figures").glob("*.png")}
+    assert pictures >= {"curves", "reconstructions", "samples", "latent", "analogies"}
+    assert "manifold" not in pictures  # it would need a label
 
 
 KINDS = ["samples", "samples --label 7", "reconstructions --label 7", "reconstructions", "analogies", "interpolations"]

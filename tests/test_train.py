@@ -362,7 +362,7 @@ def test_own_images_of_any_shape(images, tmp_path, capfd, latent_dim, flags):
     evaluated(capfd, tmp_path / "r", "--num_samples", "3", "--check_images", "0")
 
 
-def test_colour_images(tmp_path):
+def test_colour_images(tmp_path, complete):
     np.save(tmp_path / "c.npy", np.random.default_rng(0).integers(0, 256, (30, 3, 8, 6), dtype=np.uint8))
     argv = ["--data", str(tmp_path / "c.npy"), "--epochs", "1", "--batch_size", "8", "--run_dir", str(tmp_path / "r")]
     assert train([*argv, "--likelihood", "pyro_vae.likelihoods.Normal", "--likelihood.scale", "0.1"]) == 0

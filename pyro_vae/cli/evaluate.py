@@ -44,9 +44,10 @@ def evaluate(argv: list[str]) -> None:
             name, split, train = run.images(stored, checkpoint, config)
         split = split.to(device)
         index = _chosen(config, split)
+        images = split[index]
         pyro.set_rng_seed(config.seed)
-        scores = score_images(vae, split[index], config.num_samples, config.batch_size, config.engine)
-        results = _results(vae, split, split[index], scores, config)
+        scores = score_images(vae, images, config.num_samples, config.batch_size, config.engine)
+        results = _results(vae, split, images, scores, config)
         pyro.set_rng_seed(config.seed)
         if train is not None and train.labels is not None and len(train.labels.unique()) > 1:
             results["linear_probe"] = linear_probe(vae, train[:PROBED], split[:PROBED])._asdict()
@@ -55,7 +56,7 @@ def evaluate(argv: list[str]) -> None:
             results["bayes_classifier"] = bayes_classifier(vae, chosen, checkpoint.label_dim)._asdict()
         if distributed.is_main_process():
             logger.info(table(results, f"{name}, {config.checkpoint} checkpoint", vae.likelihood))
-            _write(vae, split, index, scores, results, run, config)
+            _write(vae, images, index, scores, results, run, config)
 
 
 def _parser() -> ArgumentParser:
@@ -120,7 +121,7 @@ def _annealed(vae: Model, x: Tensor, y: Tensor | None, scores: Scores, config: N
     }
 
 
-def _write(vae: Model, split: Split, index: Tensor, scores: Scores, results: Metrics, run: Run, config: Namespace) -> None:
+def _write(vae: Model, images: Split, index: Tensor, scores: Scores, results: Metrics, run: Run, config: Namespace) -> None:
     """Write the results and figures under a name that tells what was asked for."""
     name = f"{source(config)}-{config.checkpoint}-K{config.num_samples}-N{len(index)}-seed{config.seed}"
     name += f"-ais{config.num_chains}x{config.num_temperatures}" if config.method == "ais" else ""
@@ -128,10 +129,10 @@ def _write(vae: Model, split: Split, index: Tensor, scores: Scores, results: Met
     files = [
         run.save_results(results, f"results-{name}"),
         write(run.path / "figures" / f"k_curve-{name}.png", figures.png(figures.bounds(results["k_curve"]))),
-        write(run.path / "figures" / f"worst-{name}.png", figures.png(_worst(vae, split[index], scores))),
+        write(run.path / "figures" / f"worst-{name}.png", figures.png(_worst(vae, images, scores))),
     ]
     if config.per_image:
-        files.append(write(Path(config.per_image), _per_image(split, index, scores)))
+        files.append(write(Path(config.per_image), _per_image(images, index, scores)))
     logger.info("\n  ".join(["\nwritten:", *map(str, files)]))
 
 
@@ -143,6 +144,6 @@ def _worst(vae: Model, images: Split, scores: Scores) -> figures.Figure:
     return figures.grid(x, "the least likely images: log p(x) in nats, k-hat", len(x), column_labels=labels)
 
 
-def _per_image(split: Split, index: Tensor, scores: Scores) -> bytes:
+def _per_image(images: Split, index: Tensor, scores: Scores) -> bytes:
     """Scores of each image, with its position in the split and its label."""
-    return npz({"index": index, "labels": split[index].labels, **{name: getattr(scores, name) for name in PER_IMAGE}})
+    return npz({"index": index, "labels": images.labels, **{name: getattr(scores, name) for name in PER_IMAGE}})

@@ -35,9 +35,11 @@ def report(argv: list[str]) -> None:
     out = Path(config.out) if config.out else only / "report.html"
     if out.suffix != ".html" or os.path.isdir(out) or "\0" in str(out):
         raise RequestError(f"--out {out} must be a file that ends in .html")
-    runs = [_open(run_dir, config) for run_dir in config.run_dirs]
-    if len(names := {run.config["data"] for run in runs}) > 1:
-        raise RequestError(f"scores on {' and '.join(sorted(names))} cannot be compared; give runs on one data set")
+    runs: list[RunReport] = []
+    for run_dir in config.run_dirs:
+        runs.append(_open(run_dir, config))
+        if len(names := {run.config["data"] for run in runs}) > 1:
+            raise RequestError(f"scores on {' and '.join(sorted(names))} cannot be compared; give runs on one data set")
     logger.info("written to %s", _write(out, runs))
 
 

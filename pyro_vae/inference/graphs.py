@@ -219,7 +219,7 @@ def trace(
         function(*args, **kwargs)
     tensors = _tensors(args, kwargs)
     captured = [tensor for tensor in census.captured if not any(tensor is arg for arg in tensors)]
-    # Without a context, make_fx makes a mode for the metadata of each operation, which takes half of its time.
+    # Without a context, make_fx makes a mode for the metadata of each operation, which takes up to half of its time.
     with census.without_effect(), tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
         graph = make_fx(lambda *_: function(*args, **kwargs), tracing_mode="real")(*tensors, *captured)
     return graph, captured

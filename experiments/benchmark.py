@@ -57,8 +57,13 @@ def test_images(device: str) -> torch.Tensor:
 def new_vae(device: str, latent_dim: int = LATENT_DIM) -> Any:
     import pyro_vae as pv
 
-    encoder, decoder = pv.MLP((1, 28, 28), (2, latent_dim), (HIDDEN,)), pv.MLP((latent_dim,), (1, 1, 28, 28), (HIDDEN,))
-    return pv.VAE(pv.StandardNormal(latent_dim), encoder, pv.DiagonalNormal(), decoder, pv.Bernoulli()).to(device)
+    encoder, decoder = (
+        pv.MLP((1, 28, 28), (2, latent_dim), (HIDDEN,)),
+        pv.MLP((latent_dim,), (1, 1, 28, 28), (HIDDEN,)),
+    )
+    return pv.VAE(
+        pv.StandardNormal(latent_dim), encoder, pv.DiagonalNormal(), decoder, pv.Bernoulli()
+    ).to(device)
 
 
 def our_epoch(
@@ -75,7 +80,7 @@ def our_epoch(
     from pyro.infer import Trace_ELBO
 
     import pyro_vae as pv
-    from pyro_vae.inference.precision import products
+    from pyro_vae.engine.precision import products
 
     vae, images = new_vae(device, latent_dim), training_images(device, count)
     images = (images > 127).float() if static else images
@@ -85,7 +90,9 @@ def our_epoch(
         partial(torch.optim.Adam, lr=1e-3, fused=True),
         pv.ImportanceWeightedELBO(num_particles) if num_particles else Trace_ELBO(),
         mean=True,
-        prepare=lambda index: (images[index] if static else pv.data.to_pixels(images[index], "binary"),),
+        prepare=lambda index: (
+            images[index] if static else pv.data.to_pixels(images[index], "binary"),
+        ),
         engine=engine,
     )
 
@@ -106,8 +113,15 @@ def pyro_epoch(device: str, objective: str = "Trace_ELBO", validation: bool = Fa
     import pyro_vae as pv
 
     vae, images = new_vae(device), training_images(device)
-    svi = infer.SVI(vae.model, vae.guide, pyro.optim.PyroOptim(torch.optim.Adam, {"lr": 1e-3}), getattr(infer, objective)())
-    used = IMAGES // BATCH * BATCH if "Jit" in objective else IMAGES  # a smaller last batch would be compiled on its own
+    svi = infer.SVI(
+        vae.model,
+        vae.guide,
+        pyro.optim.PyroOptim(torch.optim.Adam, {"lr": 1e-3}),
+        getattr(infer, objective)(),
+    )
+    used = (
+        IMAGES // BATCH * BATCH if "Jit" in objective else IMAGES
+    )  # a smaller last batch would be compiled on its own
 
     def epoch() -> float:
         with pyro.validation_enabled(validation):
@@ -123,15 +137,23 @@ def plain_epoch(device: str, compiled: bool = False) -> Turn:
     from torch.nn import functional
 
     images = training_images(device)
-    encoder = nn.Sequential(nn.Flatten(), nn.Linear(784, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2 * LATENT_DIM)).to(device)
-    decoder = nn.Sequential(nn.Linear(LATENT_DIM, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 784)).to(device)
-    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3, fused=True)
+    encoder = nn.Sequential(
+        nn.Flatten(), nn.Linear(784, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2 * LATENT_DIM)
+    ).to(device)
+    decoder = nn.Sequential(nn.Linear(LATENT_DIM, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 784)).to(
+        device
+    )
+    optimizer = torch.optim.Adam(
+        [*encoder.parameters(), *decoder.parameters()], lr=1e-3, fused=True
+    )
 
     def step(index: torch.Tensor) -> torch.Tensor:
         x = (torch.rand(len(index), 1, 28, 28, device=device) < images[index] / 255).float()
         loc, log_scale = encoder(x).chunk(2, -1)
         z = loc + log_scale.exp() * torch.randn_like(loc)
-        distortion = functional.binary_cross_entropy_with_logits(decoder(z), x.flatten(1), reduction="sum")
+        distortion = functional.binary_cross_entropy_with_logits(
+            decoder(z), x.flatten(1), reduction="sum"
+        )
         rate = 0.5 * (loc.square() + (2 * log_scale).exp() - 1 - 2 * log_scale).sum()
         loss = (distortion + rate) / len(x)
         optimizer.zero_grad()
@@ -162,7 +184,10 @@ def numpyro_epoch(device: str, static: bool = False) -> Turn:
     images = jnp.asarray(training_images("cpu").flatten(1).numpy())
     images = (images > 127).astype(jnp.float32) if static else images
     dense = [stax.Dense(HIDDEN), stax.Relu]
-    head = [stax.FanOut(2), stax.parallel(stax.Dense(LATENT_DIM), stax.serial(stax.Dense(LATENT_DIM), stax.Exp))]
+    head = [
+        stax.FanOut(2),
+        stax.parallel(stax.Dense(LATENT_DIM), stax.serial(stax.Dense(LATENT_DIM), stax.Exp)),
+    ]
     encoder, decoder = stax.serial(*dense, *head), stax.serial(*dense, stax.Dense(784))
 
     def model(x: Any) -> None:
@@ -186,7 +211,11 @@ def numpyro_epoch(device: str, static: bool = False) -> Turn:
         def step(i: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
             state, total = carry
             x = images[jax.lax.dynamic_slice_in_dim(order, i * BATCH, BATCH)]
-            x = x if static else jax.random.bernoulli(jax.random.fold_in(key, i), x / 255.0).astype(jnp.float32)
+            x = (
+                x
+                if static
+                else jax.random.bernoulli(jax.random.fold_in(key, i), x / 255.0).astype(jnp.float32)
+            )
             state, loss = svi.update(state, x)
             return state, total + loss
 
@@ -229,7 +258,7 @@ def matrix_products(device: str, training: bool, fastest: bool = False) -> Turn:
     step, steps = (train, IMAGES // BATCH) if training else (decode, SCORED * 5)
 
     def turn() -> None:
-        from pyro_vae.inference.precision import products
+        from pyro_vae.engine.precision import products
 
         with products("float32") if fastest else nullcontext():
             for _ in range(steps):
@@ -260,12 +289,17 @@ def plain_evaluation(device: str) -> Turn:
         z = q.sample(torch.Size([1000]))[:, 0]
         logits = vae.decoder(z).flatten(1)
         pixels = image.flatten().expand_as(logits)
-        cross = functional.binary_cross_entropy_with_logits(logits, pixels, reduction="none").sum(-1)
+        cross = functional.binary_cross_entropy_with_logits(logits, pixels, reduction="none").sum(
+            -1
+        )
         return (p.log_prob(z) - q.log_prob(z)).sum(-1) - cross
 
     @torch.no_grad()
     def turn() -> list[torch.Tensor]:
-        return [torch.cat([log_weights(image) for _ in range(SAMPLES // 1000)]).logsumexp(0) for image in x]
+        return [
+            torch.cat([log_weights(image) for _ in range(SAMPLES // 1000)]).logsumexp(0)
+            for image in x
+        ]
 
     return turn
 
@@ -280,12 +314,20 @@ def renyi_evaluation(device: str) -> Turn:
 
     def turn() -> float:
         with pyro.validation_enabled(False):
-            return sum(renyi.loss(vae.model, vae.guide, image[None]) for image in x for _ in range(SAMPLES // 1000))
+            return sum(
+                renyi.loss(vae.model, vae.guide, image[None])
+                for image in x
+                for _ in range(SAMPLES // 1000)
+            )
 
     return turn
 
 
-REFERENCES = ("pyro_vae, compiled", "matrix products alone", "matrix products alone, the faster library")
+REFERENCES = (
+    "pyro_vae, compiled",
+    "matrix products alone",
+    "matrix products alone, the faster library",
+)
 
 CONTESTANTS: dict[str, dict[str, Callable[[str], Turn]]] = {
     "train": {
@@ -302,7 +344,9 @@ CONTESTANTS: dict[str, dict[str, Callable[[str], Turn]]] = {
         "NumPyro, jitted epoch": numpyro_epoch,
         "NumPyro, jitted epoch, static": partial(numpyro_epoch, static=True),
         "matrix products alone": partial(matrix_products, training=True),
-        "matrix products alone, the faster library": partial(matrix_products, training=True, fastest=True),
+        "matrix products alone, the faster library": partial(
+            matrix_products, training=True, fastest=True
+        ),
     },
     "evaluate": {
         "pyro_vae, compiled": our_evaluation,
@@ -311,14 +355,19 @@ CONTESTANTS: dict[str, dict[str, Callable[[str], Turn]]] = {
         "PyTorch by hand": plain_evaluation,
         "Pyro RenyiELBO": renyi_evaluation,
         "matrix products alone": partial(matrix_products, training=False),
-        "matrix products alone, the faster library": partial(matrix_products, training=False, fastest=True),
+        "matrix products alone, the faster library": partial(
+            matrix_products, training=False, fastest=True
+        ),
     },
 }
 
 
 def serve(make: Callable[[str], Turn], device: str) -> None:
     """The process of a contestant: warm up, then take one turn for each line of stdin."""
-    channel, sys.stdout = sys.stdout, sys.stderr  # so that nothing that a library prints is read as an answer
+    channel, sys.stdout = (
+        sys.stdout,
+        sys.stderr,
+    )  # so that nothing that a library prints is read as an answer
     start = time.perf_counter()
     turn = make(device)
     turn()
@@ -338,7 +387,9 @@ class Contestant:
 
     def __init__(self, task: str, name: str, device: str) -> None:
         argv = [sys.executable, __file__, task, "--contestant", name, "--device", device]
-        self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         line = self.process.stdout.readline() if self.process.stdout else ""
         self.first = json.loads(line)["first"] if line else None
         self.turns: list[dict[str, float]] = []
@@ -374,31 +425,50 @@ def compare(task: str, rounds: int, device: str, names: list[str]) -> dict[str, 
 
 def summarize(contestant: Contestant, contestants: dict[str, Contestant]) -> dict[str, Any]:
     seconds = [turn["seconds"] for turn in contestant.turns]
-    pairs = {name: zip(contestant.turns, contestants[name].turns, strict=True) for name in REFERENCES if name in contestants}
+    pairs = {
+        name: zip(contestant.turns, contestants[name].turns, strict=True)
+        for name in REFERENCES
+        if name in contestants
+    }
     return {
         "seconds": median(seconds),
         "fastest": min(seconds),
         "slowest": max(seconds),
-        "ratio": {name: median(a["seconds"] / b["seconds"] for a, b in turns) for name, turns in pairs.items()},
+        "ratio": {
+            name: median(a["seconds"] / b["seconds"] for a, b in turns)
+            for name, turns in pairs.items()
+        },
         "first_turn_seconds": contestant.first,
         "peak_mib": max(turn["peak_mib"] for turn in contestant.turns),
     }
 
 
 def report(rows: dict[str, Any]) -> None:
-    columns = ("seconds (range)", "to pyro_vae, compiled", "to the products", "to the faster", "first turn, s", "peak MiB")
+    columns = (
+        "seconds (range)",
+        "to pyro_vae, compiled",
+        "to the products",
+        "to the faster",
+        "first turn, s",
+        "peak MiB",
+    )
     print(f"| contestant | {' | '.join(columns)} |\n|---|{'--:|' * len(columns)}")
     for name, row in rows.items():
         ratios = [f"{row['ratio'][key]:.2f}" if key in row["ratio"] else "" for key in REFERENCES]
         span = f"{row['seconds']:.2f} ({row['fastest']:.2f} to {row['slowest']:.2f})"
-        print(f"| {name} | {span} | {' | '.join(ratios)} | {row['first_turn_seconds']:.1f} | {row['peak_mib']:.0f} |")
+        print(
+            f"| {name} | {span} | {' | '.join(ratios)} | {row['first_turn_seconds']:.1f} | {row['peak_mib']:.0f} |"
+        )
 
 
 def scaling(device: str, engine: str, out: Path) -> dict[str, Any]:
     """Seconds per step over the batch size, the latent dimensions and the samples of the importance-weighted bound."""
     epoch = partial(our_epoch, device, engine, count=1 << 14)
     found = {
-        "batch": {batch: seconds_per_step(epoch(batch=batch), batch) for batch in (32, 128, 512, 2048, 4096)},
+        "batch": {
+            batch: seconds_per_step(epoch(batch=batch), batch)
+            for batch in (32, 128, 512, 2048, 4096)
+        },
         "latent_dim": {dim: seconds_per_step(epoch(latent_dim=dim)) for dim in (2, 10, 50, 200)},
         "K": {k: seconds_per_step(epoch(num_particles=k)) for k in (1, 5, 20, 50)},
     }
@@ -420,13 +490,21 @@ def seconds_per_step(epoch: Turn, batch: int = BATCH) -> float:
 def draw_scaling(found: dict[str, dict[int, float]], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    from pyro_vae.viz.figures import COLOURS
+    from pyro_vae.report.figures import COLOURS
 
     figure = Figure(figsize=(9, 3), layout="constrained")
     labels = {"batch": "batch size", "latent_dim": "latent dimensions", "K": "samples K"}
     for axes, (name, values) in zip(figure.subplots(1, 3), found.items(), strict=True):
-        images = [(size if name == "batch" else BATCH) / seconds for size, seconds in values.items()]
-        axes.loglog(list(values), [1 / seconds for seconds in values.values()], color=COLOURS[0], marker="o", label="steps")
+        images = [
+            (size if name == "batch" else BATCH) / seconds for size, seconds in values.items()
+        ]
+        axes.loglog(
+            list(values),
+            [1 / seconds for seconds in values.values()],
+            color=COLOURS[0],
+            marker="o",
+            label="steps",
+        )
         axes.loglog(list(values), images, color=COLOURS[1], marker="s", label="images")
         axes.set(xlabel=labels[name], ylabel="per second")
         axes.legend(frameon=False)
@@ -437,7 +515,10 @@ def profile(device: str, engine: str, out: Path) -> None:
     """The time of 100 steps by operation."""
     epoch = our_epoch(device, engine, count=100 * BATCH)
     epoch()
-    activities = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if device == "cuda" else [])]
+    activities = [
+        torch.profiler.ProfilerActivity.CPU,
+        *([torch.profiler.ProfilerActivity.CUDA] if device == "cuda" else []),
+    ]
     with torch.profiler.profile(activities=activities) as profiler:
         epoch()
     key = f"self_{device}_time_total"
@@ -455,13 +536,23 @@ def machine(device: str) -> dict[str, str]:
             continue
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    model = next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
     named = torch.cuda.get_device_name() if device == "cuda" else f"{model}, {os.cpu_count()} cores"
-    return {"date": time.strftime("%Y-%m-%d"), "machine": named, "threads": str(torch.get_num_threads()), **versions}
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": named,
+        "threads": str(torch.get_num_threads()),
+        **versions,
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("task", choices=["train", "evaluate", "scaling", "profile"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -480,7 +571,9 @@ def main() -> None:
     if args.task == "scaling":
         rows = scaling(args.device, args.engine, args.out)
     else:
-        rows = compare(args.task, args.rounds, args.device, args.contestants or list(CONTESTANTS[args.task]))
+        rows = compare(
+            args.task, args.rounds, args.device, args.contestants or list(CONTESTANTS[args.task])
+        )
         report(rows)
     found = {**machine(args.device), "task": args.task, "rounds": args.rounds, "rows": rows}
     (args.out / f"{args.task}-{args.device}.json").write_text(json.dumps(found, indent=2) + "\n")

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 import pyro_vae as pv
-from pyro_vae.cli.build import build_model, build_training
 from pyro_vae.cli.options import parse_training
 from pyro_vae.evaluation.metrics import score_images
+from pyro_vae.runs.build import build_model, build_training
 
 IMAGES, SAMPLES = 1000, 500
 
@@ -28,7 +28,8 @@ SMALL = "--decoder Conv"
 
 # The network of Burda et al. (2016).
 BURDA = "--latent_dim 50 --batch_size 100 " + " ".join(
-    f"--{end} MLP --{end}.hidden [200,200] --{end}.activation torch.nn.Tanh" for end in ("encoder", "decoder")
+    f"--{end} MLP --{end}.hidden [200,200] --{end}.activation torch.nn.Tanh"
+    for end in ("encoder", "decoder")
 )
 
 # A deep decoder makes posterior collapse likely.
@@ -134,25 +135,46 @@ def path(out: Path, group: str, name: str, seed: int) -> Path:
 def report(out: Path) -> None:
     for group, rows in GROUPS.items():
         runs = {
-            name: {seed: np.load(file) for seed in range(10) if (file := path(out, group, name, seed)).exists()}
+            name: {
+                seed: np.load(file)
+                for seed in range(10)
+                if (file := path(out, group, name, seed)).exists()
+            }
             for name in rows
         }
         first = next(iter(rows))
         if not runs[first]:
             continue
-        columns = ("ELBO", "log p(x)", f"difference to {first}", "seeds, lowest to highest", "KL", "active", "s per epoch")
+        columns = (
+            "ELBO",
+            "log p(x)",
+            f"difference to {first}",
+            "seeds, lowest to highest",
+            "KL",
+            "active",
+            "s per epoch",
+        )
         print(f"\n| {group} | {' | '.join(columns)} |\n|---|{'--:|' * len(columns)}")
         for name, by_seed in runs.items():
             seeds = [seed for seed in by_seed if seed in runs[first]]
             if seeds:
-                print(line(name, [by_seed[seed] for seed in seeds], [runs[first][seed] for seed in seeds]))
+                print(
+                    line(
+                        name,
+                        [by_seed[seed] for seed in seeds],
+                        [runs[first][seed] for seed in seeds],
+                    )
+                )
 
 
 def line(name: str, runs: list[Run], base: list[Run]) -> str:
     """A row of the table, over the seeds that the run and the base have in common."""
     elbo, log_p = (np.mean([run[key] for run in runs]) for key in ("elbo", "log_p"))
     by_seed = sorted(run["log_p"].mean() for run in runs)
-    kl, active = (", ".join(f"{run[key]:.{digits}f}" for run in runs) for key, digits in (("kl", 1), ("active_units", 0)))
+    kl, active = (
+        ", ".join(f"{run[key]:.{digits}f}" for run in runs)
+        for key, digits in (("kl", 1), ("active_units", 0))
+    )
     cells = [
         f"{elbo:.2f}",
         f"{log_p:.2f}",
@@ -171,7 +193,9 @@ def difference(runs: list[Run], base: list[Run]) -> str:
     Runs of one seed are paired, image by image, then averaged over the seeds: the error is that of these trained models on
     other test images. It does not include the variation between seeds.
     """
-    gain = np.mean([run["log_p"] - other["log_p"] for run, other in zip(runs, base, strict=True)], axis=0)
+    gain = np.mean(
+        [run["log_p"] - other["log_p"] for run, other in zip(runs, base, strict=True)], axis=0
+    )
     return f"{gain.mean():+.2f} ± {gain.std(ddof=1) / len(gain) ** 0.5:.2f}"
 
 
@@ -182,13 +206,19 @@ def product(data: pv.Data) -> None:
     families = [[f"{cls.__module__}.{cls.__name__}" for cls in concrete(base)] for base in bases]
     for prior, posterior, likelihood in itertools.product(*families):
         flags = f"--prior {prior} --posterior {posterior} --likelihood {likelihood} --latent_dim 3"
-        flags += " --prior.components 20" if prior.endswith(("VampPrior", "GaussianMixture")) else ""
+        flags += (
+            " --prior.components 20" if prior.endswith(("VampPrior", "GaussianMixture")) else ""
+        )
         vae = build_model(parse_training(flags.split()), few.shape)
         (record,) = pv.fit(vae, few, epochs=1)
         log_p = pv.evaluate(vae, few.test, num_samples=5)["log_likelihood"]["mean"]
         images = [vae.sample_mean(4), vae.reconstruct_mean(few.test.scored(vae.pixels))]
-        assert np.isfinite([record["loss"], log_p, *(image.sum().item() for image in images)]).all(), flags
-    print(f"{' x '.join(str(len(names)) for names in families)} combinations: each trained, sampled and scored")
+        assert np.isfinite(
+            [record["loss"], log_p, *(image.sum().item() for image in images)]
+        ).all(), flags
+    print(
+        f"{' x '.join(str(len(names)) for names in families)} combinations: each trained, sampled and scored"
+    )
 
 
 def concrete(base: type) -> list[type]:
@@ -199,7 +229,9 @@ def concrete(base: type) -> list[type]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("command", choices=["train", "report", "product"])
     parser.add_argument("--group", nargs="+", choices=list(GROUPS), default=list(GROUPS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])

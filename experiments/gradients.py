@@ -19,8 +19,8 @@ import torch
 from pyro.infer import Trace_ELBO
 
 import pyro_vae as pv
+from pyro_vae.report.figures import COLOURS
 from pyro_vae.testing import LinearGaussianVAE
-from pyro_vae.viz.figures import COLOURS
 
 SAMPLES = (1, 3, 10, 30, 100, 300)
 OBJECTIVES: dict[str, Callable[[int], Any]] = {
@@ -45,7 +45,12 @@ def widened() -> LinearGaussianVAE:
 def gradients(objective: Any, vae: LinearGaussianVAE, x: torch.Tensor, count: int) -> torch.Tensor:
     params = list(vae.encoder.parameters())
     losses = (objective.differentiable_loss(vae.model, vae.guide, x) for _ in range(count))
-    return torch.stack([torch.cat([part.flatten() for part in torch.autograd.grad(loss, params)]) for loss in losses])
+    return torch.stack(
+        [
+            torch.cat([part.flatten() for part in torch.autograd.grad(loss, params)])
+            for loss in losses
+        ]
+    )
 
 
 def ratio(grads: torch.Tensor) -> float:
@@ -63,12 +68,23 @@ def standard_error(grads: torch.Tensor) -> float:
 def draw(found: dict[str, tuple[list[float], list[float]]], path: str) -> None:
     """Draw each ratio with its error, or an upper limit of two errors where the ratio is smaller than that."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for (name, (ratios, errors)), colour, marker in zip(found.items(), COLOURS, "osd^", strict=False):
+    for (name, (ratios, errors)), colour, marker in zip(
+        found.items(), COLOURS, "osd^", strict=False
+    ):
         k, r, e = np.array(SAMPLES), np.array(ratios), np.array(errors)
         seen = r > 2 * e
         axes.errorbar(k[seen], r[seen], e[seen], marker=marker, color=colour, capsize=3, label=name)
-        axes.errorbar(k[~seen], 2 * e[~seen], 0.3 * e[~seen], uplims=True, linestyle="", color=colour)
-    axes.plot(SAMPLES, 0.35 * np.sqrt(SAMPLES), ":", color="black", linewidth=1, label=r"slope of $\sqrt{K}$")
+        axes.errorbar(
+            k[~seen], 2 * e[~seen], 0.3 * e[~seen], uplims=True, linestyle="", color=colour
+        )
+    axes.plot(
+        SAMPLES,
+        0.35 * np.sqrt(SAMPLES),
+        ":",
+        color="black",
+        linewidth=1,
+        label=r"slope of $\sqrt{K}$",
+    )
     axes.set(xscale="log", yscale="log", xlabel="samples K", ylabel="signal-to-noise ratio")
     axes.set_title("Gradient of the encoder's parameters")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -76,21 +92,33 @@ def draw(found: dict[str, tuple[list[float], list[float]]], path: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--out", default="experiments/figures/signal_to_noise.png")
     args = parser.parse_args()
     vae = widened()
     x = torch.tensor([[0.4, -1.0, 0.2], [2.0, 0.5, -0.3]], dtype=torch.float64).reshape(2, 1, 1, 3)
     found = {}
-    print("| objective | " + " | ".join(f"K = {k}" for k in SAMPLES) + " |\n|---|" + "--:|" * len(SAMPLES))
+    print(
+        "| objective | "
+        + " | ".join(f"K = {k}" for k in SAMPLES)
+        + " |\n|---|"
+        + "--:|" * len(SAMPLES)
+    )
     for name, objective in OBJECTIVES.items():
         pyro.set_rng_seed(0)
         drawn = [gradients(objective(k), vae, x, args.count) for k in SAMPLES]
         ratios = [ratio(grads) for grads in drawn]
         errors = [standard_error(grads) for grads in drawn]
         found[name] = ratios, errors
-        print(f"| {name} | " + " | ".join(f"{r:.3f} ± {e:.3f}" for r, e in zip(ratios, errors, strict=True)) + " |", flush=True)
+        print(
+            f"| {name} | "
+            + " | ".join(f"{r:.3f} ± {e:.3f}" for r, e in zip(ratios, errors, strict=True))
+            + " |",
+            flush=True,
+        )
     draw(found, args.out)
 
 

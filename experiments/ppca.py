@@ -37,7 +37,9 @@ def covariance(images: torch.Tensor) -> torch.Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", default="mnist")
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--latent_dims", nargs="+", type=int, default=[2, 10])
@@ -46,7 +48,9 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.003)
     args = parser.parse_args()
     data = pv.load_data(args.data, args.data_dir)
-    print("| latent_dim | closed form | ELBO of the last epoch | difference | noise, closed form | learned | s |")
+    print(
+        "| latent_dim | closed form | ELBO of the last epoch | difference | noise, closed form | learned | s |"
+    )
     print("|--:|--:|--:|--:|--:|--:|--:|")
     for latent_dim in args.latent_dims:
         start = time.perf_counter()
@@ -62,11 +66,14 @@ def main() -> None:
             lr_scheduler=partial(CosineAnnealingLR, T_max=args.epochs),
             engine="compiled",
         )
-        exact = probabilistic_pca(covariance(data.train.images), latent_dim)
+        exact = probabilistic_pca(covariance(data.train.x), latent_dim)
         scale = 0.3 * vae.likelihood.log_factor.exp().item()  # type: ignore[union-attr, operator]
         difference = -last["loss"] - exact.log_likelihood
         row = f"| {latent_dim} | {exact.log_likelihood:.2f} | {-last['loss']:.2f} | {difference:+.3f} "
-        print(f"{row}| {exact.scale:.5f} | {scale:.5f} | {time.perf_counter() - start:.0f} |", flush=True)
+        print(
+            f"{row}| {exact.scale:.5f} | {scale:.5f} | {time.perf_counter() - start:.0f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -35,7 +35,14 @@ class Job:
 
     def __init__(self, folder: Path, flags: Sequence[str], restarts: int) -> None:
         self.folder, self.seen, self.restarted = folder, set[int](), 0.0
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        torchrun = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+        ]
         training = ["-m", "pyro_vae.train", "--run_dir", str(folder), "--resume", "auto", *flags]
         argv = [*torchrun, "--max-restarts", str(restarts), *training]
         self.process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -79,15 +86,28 @@ class Job:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     generator = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
-        flags = ["--data", "digits", "--device", "cpu", "--latent_dim", "4", "--epochs", str(20 * args.kills)]
+        flags = [
+            "--data",
+            "digits",
+            "--device",
+            "cpu",
+            "--latent_dim",
+            "4",
+            "--epochs",
+            str(20 * args.kills),
+        ]
         whole, killed = (Job(Path(folder, name), flags, args.kills) for name in ("whole", "killed"))
-        kills = sum(killed.kill(generator, training=number % 2 == 0) for number in range(args.kills))
+        kills = sum(
+            killed.kill(generator, training=number % 2 == 0) for number in range(args.kills)
+        )
         for job in (whole, killed):
             finish(job.process)
         same = contents(whole.folder) == contents(killed.folder)

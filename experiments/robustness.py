@@ -28,7 +28,7 @@ import pyro
 import torch
 
 import pyro_vae as pv
-from pyro_vae.inference.graphs import Engine
+from pyro_vae.engine.graphs import Engine
 
 
 def train(folder: Path, *flags: str) -> subprocess.Popen[bytes]:
@@ -45,8 +45,12 @@ def finish(process: subprocess.Popen[bytes]) -> None:
 def contents(folder: Path) -> tuple[Any, ...]:
     """What two equal runs have in common: metrics, checkpoints and results, without the times."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    metrics = [{key: value for key, value in record.items() if "second" not in key} for record in records]
-    checkpoints = [plain(torch.load(folder / name, weights_only=True)) for name in ("checkpoint.pt", "best.pt")]
+    metrics = [
+        {key: value for key, value in record.items() if "second" not in key} for record in records
+    ]
+    checkpoints = [
+        plain(torch.load(folder / name, weights_only=True)) for name in ("checkpoint.pt", "best.pt")
+    ]
     return metrics, checkpoints, (folder / "results.json").read_text()
 
 
@@ -80,12 +84,25 @@ def train_with_kills(folder: Path, flags: list[str], seconds: float, most: int) 
 
 
 def kill(kills: int, engine: str, epochs: int, longest: float | None) -> None:
-    flags = ["--data", "digits", "--epochs", str(epochs), "--device", "cpu", "--engine", engine, "--resume", "auto"]
+    flags = [
+        "--data",
+        "digits",
+        "--epochs",
+        str(epochs),
+        "--device",
+        "cpu",
+        "--engine",
+        engine,
+        "--resume",
+        "auto",
+    ]
     flags += ["--lr_scheduler", "CosineAnnealingLR", "--lr_scheduler.T_max", str(epochs)]
     done, runs, while_writing = 0, 0, 0
     with tempfile.TemporaryDirectory() as temporary:
         undisturbed, folder = Path(temporary) / "undisturbed", Path(temporary) / "run"
-        finish(train(folder, *flags))  # compiles, so that the next one is as fast as those that are killed
+        finish(
+            train(folder, *flags)
+        )  # compiles, so that the next one is as fast as those that are killed
         shutil.rmtree(folder)
         start = time.perf_counter()
         finish(train(undisturbed, *flags))
@@ -93,7 +110,9 @@ def kill(kills: int, engine: str, epochs: int, longest: float | None) -> None:
         while done < kills:
             count, writing = train_with_kills(folder, flags, longest or seconds, kills - done)
             done, runs, while_writing = done + count, runs + 1, while_writing + writing
-            assert contents(folder) == contents(undisturbed), "the resumed run differs from the undisturbed one"
+            assert contents(folder) == contents(undisturbed), (
+                "the resumed run differs from the undisturbed one"
+            )
             shutil.rmtree(folder)
             print(f"{done} kills in {runs} runs, all equal to the undisturbed run", flush=True)
     print(f"{engine}: {while_writing} of {done} kills came while a file was being written")
@@ -112,7 +131,9 @@ def soak(epochs: int, engine: str) -> None:
         finish(process)
     after = sorted(epoch for epoch in memory if epoch > epochs // 10)
     slope = np.polyfit(after, [memory[epoch] for epoch in after], 1)[0] * 1024
-    print(f"{engine}: {memory[1]:.0f} MiB after epoch 1, {memory[after[-1]]:.0f} after {after[-1]}; {slope:+.2f} KiB per epoch")
+    print(
+        f"{engine}: {memory[1]:.0f} MiB after epoch 1, {memory[after[-1]]:.0f} after {after[-1]}; {slope:+.2f} KiB per epoch"
+    )
 
 
 def epochs_recorded(folder: Path) -> int:
@@ -137,15 +158,23 @@ def fits(count: int, engine: Engine) -> None:
         gc.collect()
         memory.append(resident_mib(os.getpid()))
     slope = np.polyfit(range(count // 10, count), memory[count // 10 :], 1)[0]
-    print(f"{engine}: {memory[0]:.0f} MiB after fit 1, {memory[-1]:.0f} after {count}; {slope:+.3f} MiB per fit")
+    print(
+        f"{engine}: {memory[0]:.0f} MiB after fit 1, {memory[-1]:.0f} after {count}; {slope:+.3f} MiB per fit"
+    )
     print(f"{len(pyro.get_param_store())} entries in the parameter store")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("command", choices=["kill", "soak", "fits"])
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--seconds", type=float, help="longest time until a kill; by default that of an undisturbed run")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        help="longest time until a kill; by default that of an undisturbed run",
+    )
     parser.add_argument("--fits", type=int, default=100)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--engine", default="eager", choices=["eager", "traced", "compiled"])

@@ -18,7 +18,7 @@ import pyro
 import torch
 
 import pyro_vae as pv
-from pyro_vae.inference import distributed
+from pyro_vae.engine import distributed
 
 EPOCHS, REDUCTIONS = 3, 50
 
@@ -31,7 +31,9 @@ def work(args: argparse.Namespace) -> None:
         encoder = pv.MLP(data.shape, (2, 50), hidden=(args.hidden,))
         decoder = pv.MLP((50,), (1, *data.shape), hidden=(args.hidden,))
         vae = pv.VAE(pv.StandardNormal(50), encoder, pv.DiagonalNormal(), decoder, pv.Bernoulli())
-        *_, last = pv.fit(vae, data, epochs=EPOCHS, batch_size=args.batch_size, seed=0, engine=args.engine)
+        *_, last = pv.fit(
+            vae, data, epochs=EPOCHS, batch_size=args.batch_size, seed=0, engine=args.engine
+        )
         grads = [torch.zeros_like(param) for param in vae.parameters()]
         start = time.perf_counter()
         for _ in range(REDUCTIONS):
@@ -41,8 +43,20 @@ def work(args: argparse.Namespace) -> None:
 
 
 def measure(args: argparse.Namespace, processes: int, batch_size: int) -> list[float]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    options = {"data_dir": args.data_dir, "hidden": args.hidden, "engine": args.engine, "batch_size": batch_size}
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+    ]
+    options = {
+        "data_dir": args.data_dir,
+        "hidden": args.hidden,
+        "engine": args.engine,
+        "batch_size": batch_size,
+    }
     flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     argv = [*launcher, __file__, "--worker", *flags]
@@ -51,7 +65,9 @@ def measure(args: argparse.Namespace, processes: int, batch_size: int) -> list[f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--hidden", type=int, default=400)
@@ -64,9 +80,15 @@ def main() -> None:
         work(args)
         return
     for batch_size in args.batch_size:
-        rounds = [[measure(args, processes, batch_size) for processes in (1, 2)] for _ in range(args.rounds)]
+        rounds = [
+            [measure(args, processes, batch_size) for processes in (1, 2)]
+            for _ in range(args.rounds)
+        ]
         one, two = (median(turn[i][0] for turn in rounds) for i in (0, 1))
-        ratio, reduction = median(turn[1][0] / turn[0][0] for turn in rounds), median(turn[1][1] for turn in rounds)
+        ratio, reduction = (
+            median(turn[1][0] / turn[0][0] for turn in rounds),
+            median(turn[1][1] for turn in rounds),
+        )
         figures = f"{one:,.0f} and {two:,.0f} images/s, ratio {ratio:.2f}; summing the gradients takes {reduction:.2f} ms"
         print(f"batch {batch_size}: {figures}", flush=True)
 

@@ -67,7 +67,11 @@ class UniformMixture(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         parts = self.components
         diagonal = isinstance(parts, dist.Independent) and isinstance(parts.base_dist, dist.Normal)
-        log_probs = normal_log_probs(value, parts.base_dist) if diagonal else parts.log_prob(value.unsqueeze(-2))
+        log_probs = (
+            normal_log_probs(value, parts.base_dist)
+            if diagonal
+            else parts.log_prob(value.unsqueeze(-2))
+        )
         return log_probs.logsumexp(-1) - log(len(self.params))
 
     @torch.no_grad()
@@ -84,7 +88,9 @@ def normal_log_probs(value: Tensor, normals: Any) -> Tensor:
     """
     loc, scale, z = normals.loc.double(), normals.scale.double(), value.double()
     precision = scale.square().reciprocal()
-    squares = z.square() @ precision.T - 2 * z @ (precision * loc).T + (precision * loc.square()).sum(-1)
+    squares = (
+        z.square() @ precision.T - 2 * z @ (precision * loc).T + (precision * loc.square()).sum(-1)
+    )
     return (-squares / 2 - (scale.log() + log(2 * pi) / 2).sum(-1)).to(value.dtype)
 
 
@@ -99,7 +105,9 @@ class PreciseBeta(dist.Beta):
             self._validate_sample(value)
         a, b, x = self.concentration1.double(), self.concentration0.double(), value.double()
         normalizer = torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b)
-        return (torch.xlogy(a - 1, x) + torch.special.xlog1py(b - 1, -x) - normalizer).to(value.dtype)
+        return (torch.xlogy(a - 1, x) + torch.special.xlog1py(b - 1, -x) - normalizer).to(
+            value.dtype
+        )
 
 
 class RelaxedBernoulli(dist.Bernoulli):
@@ -135,7 +143,9 @@ class TruncatedExponential(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         exact = self._size / 2 + torch.log(-torch.expm1(-self._size) / self._size)
-        return self.logits * (value - 0.5) - torch.where(self._small, self.logits.square() / 24, exact)
+        return self.logits * (value - 0.5) - torch.where(
+            self._small, self.logits.square() / 24, exact
+        )
 
     @property
     def mean(self) -> Tensor:
@@ -144,7 +154,11 @@ class TruncatedExponential(TorchDistribution):
 
     def rsample(self, sample_shape: Size = ()) -> Tensor:
         """The inverse CDF for |eta| at uniform noise, mirrored for negative eta."""
-        u = torch.rand(self._extended_shape(torch.Size(sample_shape)), dtype=self.logits.dtype, device=self.logits.device)
+        u = torch.rand(
+            self._extended_shape(torch.Size(sample_shape)),
+            dtype=self.logits.dtype,
+            device=self.logits.device,
+        )
         exact = 1 + torch.log(u + (1 - u) * torch.exp(-self._size)) / self._size
         x = torch.where(self._small, u + self.logits.abs() * u * (1 - u) / 2, exact).clamp(0, 1)
         return torch.where(self.logits < 0, 1 - x, x)
@@ -155,7 +169,9 @@ class GreyLevels(dist.Categorical):
 
     @property
     def mean(self) -> Tensor:
-        return self.probs @ torch.arange(self.probs.shape[-1], dtype=self.probs.dtype, device=self.probs.device)
+        return self.probs @ torch.arange(
+            self.probs.shape[-1], dtype=self.probs.dtype, device=self.probs.device
+        )
 
 
 class LogisticBins(TorchDistribution):
@@ -189,8 +205,16 @@ class LogisticBins(TorchDistribution):
         return left + right + inner
 
     def sample(self, sample_shape: Size = ()) -> Tensor:
-        u = torch.rand(self._extended_shape(torch.Size(sample_shape)), dtype=self.loc.dtype, device=self.loc.device)
-        return (self.loc + self.log_scale.exp() * torch.logit(u, eps=1e-7)).round().clamp(0, LEVELS - 1)
+        u = torch.rand(
+            self._extended_shape(torch.Size(sample_shape)),
+            dtype=self.loc.dtype,
+            device=self.loc.device,
+        )
+        return (
+            (self.loc + self.log_scale.exp() * torch.logit(u, eps=1e-7))
+            .round()
+            .clamp(0, LEVELS - 1)
+        )
 
     @property
     def mean(self) -> Tensor:

@@ -8,8 +8,12 @@ class RequestError(ValueError):
     """A request that cannot be carried out; the message is one line that says what to do instead. Exit code 2."""
 
     def __init__(self, message: str) -> None:
-        line = message.partition("\nTrace Shapes:")[0]  # Pyro appends them to a ValueError raised in a program
-        super().__init__("".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line))
+        line = message.partition("\nTrace Shapes:")[
+            0
+        ]  # Pyro appends them to a ValueError raised in a program
+        super().__init__(
+            "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
+        )
 
 
 class NotFiniteError(ArithmeticError):
@@ -56,4 +60,6 @@ def check_count(**values: int | None) -> None:
 def check_choice(name: str, value: Any, choices: Any) -> None:
     """Raise `RequestError` unless `value` is one of the values of the Literal type `choices`."""
     if value not in get_args(choices):
-        raise RequestError(f"{name} must be one of {', '.join(map(str, get_args(choices)))}, but is {value!r}")
+        raise RequestError(
+            f"{name} must be one of {', '.join(map(str, get_args(choices)))}, but is {value!r}"
+        )

@@ -10,7 +10,14 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
-from pyro_vae.distributions import LEVELS, GreyLevels, LogisticBins, PreciseBeta, RelaxedBernoulli, TruncatedExponential
+from pyro_vae.distributions import (
+    LEVELS,
+    GreyLevels,
+    LogisticBins,
+    PreciseBeta,
+    RelaxedBernoulli,
+    TruncatedExponential,
+)
 from pyro_vae.errors import check_choice, check_positive
 
 Pixels = Literal["binary", "unit", "dequantized", "byte"]
@@ -210,7 +217,9 @@ class Binomial(Likelihood):
     pixels = "byte"
 
     def forward(self, params: Tensor) -> TorchDistribution:
-        return dist.Binomial(LEVELS - 1, logits=params.squeeze(-1 - IMAGE_DIMS)).to_event(IMAGE_DIMS)
+        return dist.Binomial(LEVELS - 1, logits=params.squeeze(-1 - IMAGE_DIMS)).to_event(
+            IMAGE_DIMS
+        )
 
     def params_at(self, mean: Tensor) -> Tensor:
         return torch.logit((mean / (LEVELS - 1)).clamp(0.001, 0.999)).unsqueeze(0)
@@ -252,12 +261,18 @@ class DiscretizedLogistic(Likelihood):
         self.num_params = 2 if components == 1 else 3 * components
 
     def forward(self, params: Tensor) -> TorchDistribution:
-        loc, log_scale, *logits = params.movedim(-1 - IMAGE_DIMS, -1).unflatten(-1, (-1, self.components)).unbind(-2)
+        loc, log_scale, *logits = (
+            params.movedim(-1 - IMAGE_DIMS, -1).unflatten(-1, (-1, self.components)).unbind(-2)
+        )
         weights = dist.Categorical(logits=logits[0] if logits else torch.zeros_like(loc))
         return dist.MixtureSameFamily(weights, LogisticBins(loc, log_scale)).to_event(IMAGE_DIMS)
 
     def params_at(self, mean: Tensor) -> Tensor:
         k = self.components
-        spread = torch.linspace(-0.1, 0.1, k, device=mean.device)[:, None, None, None] if k > 1 else 0.0
+        spread = (
+            torch.linspace(-0.1, 0.1, k, device=mean.device)[:, None, None, None] if k > 1 else 0.0
+        )
         loc = (mean / (LEVELS - 1) + spread).expand(k, *mean.shape)
-        return torch.cat([loc, torch.full_like(loc, -2.0), torch.zeros_like(loc)])[: self.num_params]
+        return torch.cat([loc, torch.full_like(loc, -2.0), torch.zeros_like(loc)])[
+            : self.num_params
+        ]

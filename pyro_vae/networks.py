@@ -156,11 +156,15 @@ class Conv(_Layers, Network):
     ) -> None:
         if not len(channels) == len(kernel_sizes) == len(strides) > 0:
             lengths = f"{len(channels)}, {len(kernel_sizes)} and {len(strides)}"
-            raise RequestError(f"channels, kernel_sizes and strides need one entry per layer each, but have {lengths}")
+            raise RequestError(
+                f"channels, kernel_sizes and strides need one entry per layer each, but have {lengths}"
+            )
         check_positive(channels=min(channels), kernel_sizes=min(kernel_sizes), strides=min(strides))
         options = list(zip(kernel_sizes, strides, strict=True))
         build = _down if len(in_shape) == 3 else _up
-        super().__init__(build(in_shape, out_shape, list(channels), options, activation), initialization)
+        super().__init__(
+            build(in_shape, out_shape, list(channels), options, activation), initialization
+        )
 
 
 def batched(network: nn.Module, z: Tensor) -> Tensor:
@@ -169,29 +173,50 @@ def batched(network: nn.Module, z: Tensor) -> Tensor:
 
 
 def _down(
-    image: Shape, out_shape: Shape, channels: list[int], options: list[tuple[int, int]], activation: Callable[[], nn.Module]
+    image: Shape,
+    out_shape: Shape,
+    channels: list[int],
+    options: list[tuple[int, int]],
+    activation: Callable[[], nn.Module],
 ) -> nn.Sequential:
     sizes = _sizes(image[1:], options)
     convolutions = [
         layer
-        for (c_in, c_out), (kernel, stride) in zip(pairwise([image[0], *channels]), options, strict=True)
+        for (c_in, c_out), (kernel, stride) in zip(
+            pairwise([image[0], *channels]), options, strict=True
+        )
         for layer in (nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2), activation())
     ]
-    return nn.Sequential(*convolutions, nn.Flatten(), *_head(channels[-1] * prod(sizes[-1]), out_shape))
+    return nn.Sequential(
+        *convolutions, nn.Flatten(), *_head(channels[-1] * prod(sizes[-1]), out_shape)
+    )
 
 
 def _up(
-    in_shape: Shape, out_shape: Shape, channels: list[int], options: list[tuple[int, int]], activation: Callable[[], nn.Module]
+    in_shape: Shape,
+    out_shape: Shape,
+    channels: list[int],
+    options: list[tuple[int, int]],
+    activation: Callable[[], nn.Module],
 ) -> nn.Sequential:
     *planes, height, width = out_shape
     sizes = _sizes((height, width), options)
     start = (channels[-1], *sizes[-1])
-    layers: list[nn.Module] = [nn.Flatten(), nn.Linear(prod(in_shape), prod(start)), nn.Unflatten(1, start)]
+    layers: list[nn.Module] = [
+        nn.Flatten(),
+        nn.Linear(prod(in_shape), prod(start)),
+        nn.Unflatten(1, start),
+    ]
     steps = zip(pairwise([prod(planes), *channels]), options, pairwise(sizes), strict=True)
     for (c_out, c_in), (kernel, stride), (large, small) in reversed(list(steps)):
         padding = kernel // 2
-        extra = [a - ((b - 1) * stride - 2 * padding + kernel) for a, b in zip(large, small, strict=True)]
-        layers += [activation(), nn.ConvTranspose2d(c_in, c_out, kernel, stride, padding, (extra[0], extra[1]))]
+        extra = [
+            a - ((b - 1) * stride - 2 * padding + kernel) for a, b in zip(large, small, strict=True)
+        ]
+        layers += [
+            activation(),
+            nn.ConvTranspose2d(c_in, c_out, kernel, stride, padding, (extra[0], extra[1])),
+        ]
     return nn.Sequential(*layers, nn.Unflatten(1, tuple(planes)))
 
 
@@ -200,7 +225,9 @@ def _sizes(image: Shape, options: list[tuple[int, int]]) -> list[Shape]:
     sizes = [tuple(image)]
     for kernel, stride in options:
         if stride > kernel:
-            raise RequestError(f"stride {stride} with kernel size {kernel} skips pixels; use a stride of at most {kernel}")
+            raise RequestError(
+                f"stride {stride} with kernel size {kernel} skips pixels; use a stride of at most {kernel}"
+            )
         sizes.append(tuple((s + 2 * (kernel // 2) - kernel) // stride + 1 for s in sizes[-1]))
     return sizes
 

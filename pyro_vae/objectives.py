@@ -28,9 +28,18 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyro_vae.engine.distributed import mean_over_processes
+from pyro_vae.engine.importance import (
+    Program,
+    Site,
+    is_random,
+    log_likelihood,
+    log_prob,
+    sample_sites,
+    site_sum,
+    traces,
+)
 from pyro_vae.errors import RequestError, check_positive
-from pyro_vae.inference.distributed import mean_over_processes
-from pyro_vae.inference.importance import Program, Site, is_random, log_likelihood, log_prob, sample_sites, site_sum, traces
 from pyro_vae.schedules import Constant, Linear, Schedule, value_at
 
 
@@ -53,15 +62,21 @@ class TensorELBO(ELBO, ABC):
 
     def __init__(self, num_particles: int = 1, vectorize_particles: bool = True) -> None:
         check_positive(num_particles=num_particles)
-        super().__init__(num_particles, max_plate_nesting=1, vectorize_particles=vectorize_particles)
+        super().__init__(
+            num_particles, max_plate_nesting=1, vectorize_particles=vectorize_particles
+        )
 
     @abstractmethod
     def tensor_loss(self, model: Program, guide: Program, args: tuple[Any, ...]) -> Tensor:
         """The loss, differentiable, of programs called with `args`, the first of which is the data."""
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+    def differentiable_loss(
+        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+    ) -> Tensor:
         if not args:
-            raise RequestError(f"{type(self).__name__} requires the data as the first argument; pass it by position")
+            raise RequestError(
+                f"{type(self).__name__} requires the data as the first argument; pass it by position"
+            )
         return self.tensor_loss(partial(model, **kwargs), partial(guide, **kwargs), args)
 
     @torch.no_grad()
@@ -74,7 +89,9 @@ class TensorELBO(ELBO, ABC):
             loss.backward()
         return loss.item()
 
-    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+    def _get_trace(
+        self, model: Program, guide: Program, args: Any, kwargs: Any
+    ) -> tuple[Trace, Trace]:
         return traces(partial(model, **kwargs), partial(guide, **kwargs), args, 1)
 
     def _runs(self) -> list[int]:
@@ -298,7 +315,11 @@ class FreeBitsELBO(TensorELBO):
     """
 
     def __init__(
-        self, floor: float = 0.25, groups: int | None = None, num_particles: int = 1, vectorize_particles: bool = True
+        self,
+        floor: float = 0.25,
+        groups: int | None = None,
+        num_particles: int = 1,
+        vectorize_particles: bool = True,
     ) -> None:
         super().__init__(num_particles, vectorize_particles)
         check_positive(floor=floor, groups=groups)
@@ -306,7 +327,9 @@ class FreeBitsELBO(TensorELBO):
 
     def tensor_loss(self, model: Program, guide: Program, args: tuple[Any, ...]) -> Tensor:
         reconstruction, rates = _reconstruction_and_rates(self, model, guide, args, self.groups)
-        return sum((scale * rate.clamp(min=self.floor).sum() for scale, rate in rates), -reconstruction) * len(args[0])
+        return sum(
+            (scale * rate.clamp(min=self.floor).sum() for scale, rate in rates), -reconstruction
+        ) * len(args[0])
 
 
 class ScheduledELBO(TensorELBO, ABC):
@@ -320,7 +343,9 @@ class ScheduledELBO(TensorELBO, ABC):
         vectorize_particles: Draw them all at once, in a plate at dim -2; otherwise one after the other.
     """
 
-    def __init__(self, schedule: Schedule, num_particles: int = 1, vectorize_particles: bool = True) -> None:
+    def __init__(
+        self, schedule: Schedule, num_particles: int = 1, vectorize_particles: bool = True
+    ) -> None:
         super().__init__(num_particles, vectorize_particles)
         self.schedule = schedule
 
@@ -356,9 +381,15 @@ class CapacityELBO(ScheduledELBO):
     """
 
     def __init__(
-        self, gamma: float = 100.0, capacity: Schedule | None = None, num_particles: int = 1, vectorize_particles: bool = True
+        self,
+        gamma: float = 100.0,
+        capacity: Schedule | None = None,
+        num_particles: int = 1,
+        vectorize_particles: bool = True,
     ) -> None:
-        super().__init__(capacity or Linear(steps=10_000, end=25.0), num_particles, vectorize_particles)
+        super().__init__(
+            capacity or Linear(steps=10_000, end=25.0), num_particles, vectorize_particles
+        )
         check_positive(gamma=gamma)
         self.gamma = gamma
 
@@ -384,21 +415,30 @@ def _reconstruction_and_rates(
         rates.append([_rate(*pair, len(latent) == 1, groups) for pair in latent])
     mean_rates = [torch.stack(of_site).mean(0) for of_site in zip(*rates, strict=True)]
     mean_rates = mean_over_processes(mean_rates, len(args[0]))
-    return torch.stack(reconstructions).mean(), list(zip((site["scale"] for site, _ in latent), mean_rates, strict=True))
+    return torch.stack(reconstructions).mean(), list(
+        zip((site["scale"] for site, _ in latent), mean_rates, strict=True)
+    )
 
 
 def _rate(q: Site, p: Site, alone: bool, groups: int | None) -> Tensor:
     """KL(q || p) of a site in each group, shape `(groups,)`, averaged over all draws and rows."""
     if groups == 1:
         return _divergence(q["fn"], p["fn"], q["value"], alone).mean().unsqueeze(0)
-    if not all(isinstance(fn, Independent) and fn.reinterpreted_batch_ndims == 1 for fn in (q["fn"], p["fn"])):
+    if not all(
+        isinstance(fn, Independent) and fn.reinterpreted_batch_ndims == 1
+        for fn in (q["fn"], p["fn"])
+    ):
         raise RequestError(
             f"free bits with several groups require independent dimensions in prior and posterior, which site {q['name']}"
             " does not have; use groups=1"
         )
-    each = _divergence(q["fn"].base_dist, p["fn"].base_dist, q["value"], alone).flatten(0, -2).mean(0)
+    each = (
+        _divergence(q["fn"].base_dist, p["fn"].base_dist, q["value"], alone).flatten(0, -2).mean(0)
+    )
     if len(each) % (groups or 1):
-        raise RequestError(f"{len(each)} latent dimensions cannot be divided into {groups} equal groups; change groups")
+        raise RequestError(
+            f"{len(each)} latent dimensions cannot be divided into {groups} equal groups; change groups"
+        )
     return each.reshape(groups or len(each), -1).sum(-1)
 
 
@@ -412,7 +452,9 @@ def _divergence(q: Any, p: Any, z: Tensor, alone: bool) -> Tensor:
 
 def _refuse_draws(site: Site) -> None:
     if not site["fn"].has_rsample:
-        raise RequestError(f"this objective requires reparameterized samples, which site {site['name']} lacks; use Trace_ELBO")
+        raise RequestError(
+            f"this objective requires reparameterized samples, which site {site['name']} lacks; use Trace_ELBO"
+        )
 
 
 def _refuse_discrete(guide: Trace) -> None:
@@ -424,15 +466,25 @@ def _refuse_discrete(guide: Trace) -> None:
 def _refuse_scales(*given: Trace) -> None:
     """Tensor scales are only checked in the validated dry run: reading them would break the tracing of a graph."""
     scales = [site["scale"] for trace in given for site in sample_sites(trace).values()]
-    if any(scale != 1 for scale in scales if is_validation_enabled() or not isinstance(scale, Tensor)):
+    if any(
+        scale != 1 for scale in scales if is_validation_enabled() or not isinstance(scale, Tensor)
+    ):
         raise RequestError(UNSCALED)
 
 
-UNSCALED = "importance-weighted objectives do not support beta != 1 or other scales; leave beta at 1"
+UNSCALED = (
+    "importance-weighted objectives do not support beta != 1 or other scales; leave beta at 1"
+)
 
 
 # Objectives that require batches of one size, or have two losses.
-OTHER_LOOPS = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO, ReweightedWakeSleep)
+OTHER_LOOPS = (
+    JitTrace_ELBO,
+    JitTraceEnum_ELBO,
+    JitTraceGraph_ELBO,
+    JitTraceMeanField_ELBO,
+    ReweightedWakeSleep,
+)
 
 
 def check_objective(objective: Any, beta: Schedule, model: Trace, guide: Trace) -> None:
@@ -452,7 +504,9 @@ def check_objective(objective: Any, beta: Schedule, model: Trace, guide: Trace) 
     if annealed and isinstance(objective, CapacityELBO):
         raise RequestError(f"{name} replaces beta; leave beta at 1, and set gamma and capacity")
     if isinstance(objective, OTHER_LOOPS):
-        raise RequestError(f"{name} is not supported by fit; use Trace_ELBO, with the compiled engine for speed")
+        raise RequestError(
+            f"{name} is not supported by fit; use Trace_ELBO, with the compiled engine for speed"
+        )
     if isinstance(objective, TensorELBO):
         _refuse_discrete(guide)
     if isinstance(objective, TraceMeanField_ELBO):
@@ -460,9 +514,13 @@ def check_objective(objective: Any, beta: Schedule, model: Trace, guide: Trace) 
 
 
 def _check_closed_forms(name: str, p: Trace, q: Trace) -> None:
-    latent = {site_name: site for site_name, site in sample_sites(p).items() if not site["is_observed"]}
+    latent = {
+        site_name: site for site_name, site in sample_sites(p).items() if not site["is_observed"]
+    }
     if len(latent) > 1:
-        raise RequestError(f"{name} is incorrect for a guide with several stochastic layers; use Trace_ELBO")
+        raise RequestError(
+            f"{name} is incorrect for a guide with several stochastic layers; use Trace_ELBO"
+        )
     for site_name, site in latent.items():
         try:
             kl_divergence(sample_sites(q)[site_name]["fn"], site["fn"])

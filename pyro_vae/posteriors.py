@@ -69,7 +69,9 @@ class DiagonalNormal(Posterior):
     def __init__(self, log_scale_limits: tuple[float, float] | None = None) -> None:
         super().__init__()
         if log_scale_limits is not None and not log_scale_limits[0] < log_scale_limits[1]:
-            raise RequestError(f"log_scale_limits must be two increasing numbers, but is {log_scale_limits}")
+            raise RequestError(
+                f"log_scale_limits must be two increasing numbers, but is {log_scale_limits}"
+            )
         self.log_scale_limits = log_scale_limits
 
     def forward(self, params: Tensor) -> TorchDistribution:
@@ -101,7 +103,9 @@ class LowRankNormal(Posterior):
     def forward(self, params: Tensor) -> TorchDistribution:
         loc, log_scale, *columns = params.unbind(-2)
         scale = log_scale.exp()
-        return dist.LowRankMultivariateNormal(loc, scale.unsqueeze(-1) * torch.stack(columns, -1), scale.square())
+        return dist.LowRankMultivariateNormal(
+            loc, scale.unsqueeze(-1) * torch.stack(columns, -1), scale.square()
+        )
 
 
 class FullRankNormal(Posterior):
@@ -122,7 +126,9 @@ class FullRankNormal(Posterior):
     def forward(self, params: Tensor) -> TorchDistribution:
         loc, square = params[..., 0, :], params[..., 1:, :]
         scale = square.diagonal(dim1=-2, dim2=-1).exp().unsqueeze(-1)
-        unit = square.tril(-1) / loc.shape[-1] + torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
+        unit = square.tril(-1) / loc.shape[-1] + torch.eye(
+            loc.shape[-1], dtype=loc.dtype, device=loc.device
+        )
         return dist.MultivariateNormal(loc, scale_tril=scale * unit)
 
 
@@ -150,7 +156,9 @@ class FlowPosterior(Posterior):
     def __init__(self, latent_dim: int, transforms: int = 2, hidden: Sequence[int] = (64,)) -> None:
         super().__init__()
         check_positive(transforms=transforms)
-        autoregressive = MAF(latent_dim, context=latent_dim, transforms=transforms, hidden_features=hidden)
+        autoregressive = MAF(
+            latent_dim, context=latent_dim, transforms=transforms, hidden_features=hidden
+        )
         self.transform = autoregressive.transform.inv
 
     def forward(self, params: Tensor) -> TorchDistribution:

@@ -181,7 +181,9 @@ class VampPrior(Prior):
 
     def initialize(self, x: Tensor) -> None:
         if self.start == "data" and len(self.inputs) > len(x):
-            raise RequestError(f"components={len(self.inputs)} exceeds the {len(x)} training images; use fewer components")
+            raise RequestError(
+                f"components={len(self.inputs)} exceeds the {len(x)} training images; use fewer components"
+            )
         if self.start == "data":
             self.inputs.data.copy_(x[torch.randperm(len(x), device=x.device)[: len(self.inputs)]])
 
@@ -220,7 +222,9 @@ class FlowPrior(Prior):
         check_positive(transforms=transforms)
         check_choice("flow", flow, FlowName)
         if flow == "coupling" and latent_dim < 2:
-            raise RequestError("a coupling flow needs at least 2 latent dimensions; use flow MAF or NSF")
+            raise RequestError(
+                "a coupling flow needs at least 2 latent dimensions; use flow MAF or NSF"
+            )
         self.flow = FLOWS[flow](latent_dim, transforms=transforms, hidden_features=hidden)
 
     def forward(self) -> TorchDistribution:

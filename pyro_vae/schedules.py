@@ -38,7 +38,9 @@ def value_at(schedule: Schedule, step: int) -> float:
     """
     value = schedule(step)
     if not (isinstance(value, int | float) and 0 < value <= LARGEST):
-        raise RequestError(f"beta is {value!r} at step {step}; a schedule must return positive numbers up to {LARGEST:g}")
+        raise RequestError(
+            f"beta is {value!r} at step {step}; a schedule must return positive numbers up to {LARGEST:g}"
+        )
     return max(value, SMALLEST)
 
 
@@ -83,21 +85,29 @@ class Periodic(Schedule):
     default_share: float
     """The length as a share of all training steps, if neither `epochs` nor `steps` is given."""
 
-    def __init__(self, epochs: float | None = None, steps: int | None = None, end: float = 1.0) -> None:
+    def __init__(
+        self, epochs: float | None = None, steps: int | None = None, end: float = 1.0
+    ) -> None:
         check_positive(epochs=epochs, steps=steps, end=end)
         if epochs is not None and steps is not None:
-            raise RequestError(f"give the length in epochs ({epochs}) or in steps ({steps}), not both")
+            raise RequestError(
+                f"give the length in epochs ({epochs}) or in steps ({steps}), not both"
+            )
         self.epochs, self.steps, self.end, self._length = epochs, steps, end, steps
 
     def set_training_length(self, steps_per_epoch: int, epochs: int) -> None:
         if self.steps is None:
-            self._length = max(1, round((self.epochs or self.default_share * epochs) * steps_per_epoch))
+            self._length = max(
+                1, round((self.epochs or self.default_share * epochs) * steps_per_epoch)
+            )
 
     @property
     def length(self) -> int:
         """The length in steps."""
         if self._length is None:
-            raise RequestError("the length of the schedule is not known before training; give it in steps")
+            raise RequestError(
+                "the length of the schedule is not known before training; give it in steps"
+            )
         return self._length
 
 
@@ -166,7 +176,11 @@ class Sigmoid(Ramp):
     """
 
     def __init__(
-        self, epochs: float | None = None, steps: int | None = None, end: float = 1.0, steepness: float = 10.0
+        self,
+        epochs: float | None = None,
+        steps: int | None = None,
+        end: float = 1.0,
+        steepness: float = 10.0,
     ) -> None:
         super().__init__(epochs, steps, end)
         if not 0 < steepness < 100:
@@ -212,9 +226,15 @@ class Cyclical(Periodic):
         super().__init__(epochs, steps, end)
         check_positive(cycles=cycles, rise=rise)
         if rise > 1:
-            raise RequestError(f"rise is a fraction of a cycle and must be at most 1, but is {rise}")
+            raise RequestError(
+                f"rise is a fraction of a cycle and must be at most 1, but is {rise}"
+            )
         self.cycles, self.rise, self.default_share = cycles, rise, 1 / cycles
 
     def __call__(self, step: int) -> float:
         cycle, position = divmod(step, self.length)
-        return self.end if cycle >= self.cycles else self.end * min(1.0, (position + 1) / self.length / self.rise)
+        return (
+            self.end
+            if cycle >= self.cycles
+            else self.end * min(1.0, (position + 1) / self.length / self.rise)
+        )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import biject_to, constraints, kl_divergence
 
 from pyro_vae.distributions import LEVELS
-from pyro_vae.inference.random_state import forked_rng
+from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.likelihoods import Likelihood, Normal
 from pyro_vae.networks import Linear, Shape
 from pyro_vae.posteriors import FullRankNormal, Posterior
@@ -52,7 +52,10 @@ def check_prior(prior: Prior) -> None:
     with forked_rng():
         torch.manual_seed(0)
         event_shape = getattr(prior(), "event_shape", torch.Size([0]))
-        _require(len(event_shape) == 1, f"the event_shape must be (latent_dim,), but is {_shape(event_shape)}; use to_event(1)")
+        _require(
+            len(event_shape) == 1,
+            f"the event_shape must be (latent_dim,), but is {_shape(event_shape)}; use to_event(1)",
+        )
         _check_distribution(prior, prior, torch.Size(), event_shape)
         _check_density(prior())
         _check_module(prior, lambda module: module())
@@ -71,7 +74,9 @@ def check_posterior(posterior: Posterior, latent_dim: int = 3) -> None:
     with forked_rng():
         torch.manual_seed(0)
         params = (torch.randn(4, posterior.num_params, latent_dim) / 2).requires_grad_()
-        _check_distribution(posterior, lambda: posterior(params), torch.Size([4]), torch.Size([latent_dim]), params)
+        _check_distribution(
+            posterior, lambda: posterior(params), torch.Size([4]), torch.Size([latent_dim]), params
+        )
         _check_density(posterior(params[:1]).expand(torch.Size([1])))
         _check_module(posterior, lambda module: module(_like(module, params.detach())))
 
@@ -98,11 +103,19 @@ def check_likelihood(likelihood: Likelihood, data_shape: Shape = (1, 2, 3)) -> N
     with forked_rng():
         torch.manual_seed(0)
         kinds = ("binary", "unit", "dequantized", "byte")
-        _require(likelihood.pixels in kinds, f"pixels must be one of {', '.join(kinds)}, but is {likelihood.pixels!r}")
+        _require(
+            likelihood.pixels in kinds,
+            f"pixels must be one of {', '.join(kinds)}, but is {likelihood.pixels!r}",
+        )
         params = torch.randn(4, likelihood.num_params, *data_shape, requires_grad=True)
-        _check_distribution(likelihood, lambda: likelihood(params), torch.Size([4]), torch.Size(data_shape), params)
+        _check_distribution(
+            likelihood, lambda: likelihood(params), torch.Size([4]), torch.Size(data_shape), params
+        )
         shape = likelihood(params.expand(3, *params.shape)).batch_shape
-        _require(shape == (3, 4), f"params of shape (3, 4, ...) must give batch_shape (3, 4), but give {_shape(shape)}")
+        _require(
+            shape == (3, 4),
+            f"params of shape (3, 4, ...) must give batch_shape (3, 4), but give {_shape(shape)}",
+        )
         for pixel in torch.randn(3, likelihood.num_params, 1, 1, 1).double():
             _check_pixel(copy.deepcopy(likelihood).double(), pixel)
         _check_extremes(likelihood, data_shape)
@@ -137,8 +150,13 @@ class LinearGaussianVAE(VAE):
     """
 
     def __init__(self, data_shape: Shape, latent_dim: int, scale: float = 0.5) -> None:
-        encoder, decoder = Linear(data_shape, (1 + latent_dim, latent_dim)), Linear((latent_dim,), (1, *data_shape))
-        super().__init__(StandardNormal(latent_dim), encoder, FullRankNormal(latent_dim), decoder, Normal(scale))
+        encoder, decoder = (
+            Linear(data_shape, (1 + latent_dim, latent_dim)),
+            Linear((latent_dim,), (1, *data_shape)),
+        )
+        super().__init__(
+            StandardNormal(latent_dim), encoder, FullRankNormal(latent_dim), decoder, Normal(scale)
+        )
         self.variance = scale**2
 
     def log_p(self, x: Tensor) -> Tensor:
@@ -159,7 +177,9 @@ class LinearGaussianVAE(VAE):
         weight, _ = self.decoder.parameters()
         q = self.encode(x)
         spread = (weight @ q.scale_tril).square().sum((-2, -1)) / self.variance
-        prior = dist.MultivariateNormal(torch.zeros_like(q.mean), torch.eye(weight.shape[1]).to(weight))
+        prior = dist.MultivariateNormal(
+            torch.zeros_like(q.mean), torch.eye(weight.shape[1]).to(weight)
+        )
         return self.decode(q.mean).log_prob(x) - spread / 2 - beta * kl_divergence(q, prior)
 
     @torch.no_grad()
@@ -182,7 +202,9 @@ class LinearGaussianVAE(VAE):
         weight, bias = self.encoder.parameters()
         lower, scale = scale_tril.tril(-1), scale_tril.diagonal()
         weight.zero_()
-        bias.copy_(torch.cat([loc, (len(loc) * lower / scale[:, None] + scale.log().diag()).flatten()]))
+        bias.copy_(
+            torch.cat([loc, (len(loc) * lower / scale[:, None] + scale.log().diag()).flatten()])
+        )
 
 
 class PPCA(NamedTuple):
@@ -217,7 +239,9 @@ def probabilistic_pca(covariance: Tensor, latent_dim: int) -> PPCA:
     values = torch.linalg.eigvalsh(covariance.double()).flip(0)
     noise = values[latent_dim:].mean()
     log_det = values[:latent_dim].log().sum() + (len(values) - latent_dim) * noise.log()
-    return PPCA((-0.5 * (len(values) * (1 + log(2 * torch.pi)) + log_det)).item(), noise.sqrt().item())
+    return PPCA(
+        (-0.5 * (len(values) * (1 + log(2 * torch.pi)) + log_det)).item(), noise.sqrt().item()
+    )
 
 
 def _check_distribution(
@@ -229,27 +253,43 @@ def _check_distribution(
 ) -> None:
     p = make()
     kind = type(p).__name__
-    _require(isinstance(p, TorchDistributionMixin), f"forward must return a distribution of Pyro, but returns a {kind}")
+    _require(
+        isinstance(p, TorchDistributionMixin),
+        f"forward must return a distribution of Pyro, but returns a {kind}",
+    )
     expected, shapes = (batch_shape, event_shape), (p.batch_shape, p.event_shape)
-    _require(shapes == expected, f"batch_shape and event_shape must be {_shape(*expected)}, but are {_shape(*shapes)}")
+    _require(
+        shapes == expected,
+        f"batch_shape and event_shape must be {_shape(*expected)}, but are {_shape(*shapes)}",
+    )
     shape = p.sample().shape
-    _require(shape == p.shape(), f"a sample must have shape {_shape(p.shape())}, but has {_shape(shape)}")
+    _require(
+        shape == p.shape(), f"a sample must have shape {_shape(p.shape())}, but has {_shape(shape)}"
+    )
     size = batch_shape or torch.Size([5])
     with pyro.plate("data", size[0]):
         shape = pyro.sample("value", p).shape
-    _require(shape == size + event_shape, f"a sample in a plate of {size[0]} must not have shape {_shape(shape)}")
+    _require(
+        shape == size + event_shape,
+        f"a sample in a plate of {size[0]} must not have shape {_shape(shape)}",
+    )
     _check_gradients(module, p, params)
 
 
 def _check_gradients(module: nn.Module, p: TorchDistribution, params: Tensor | None) -> None:
     drawn = p.rsample() if p.has_rsample else p.sample()
     score = p.log_prob(drawn.detach())
-    _require(score.shape == p.batch_shape, f"log_prob must have shape {_shape(p.batch_shape)}, but has {_shape(score.shape)}")
+    _require(
+        score.shape == p.batch_shape,
+        f"log_prob must have shape {_shape(p.batch_shape)}, but has {_shape(score.shape)}",
+    )
     _require(bool(score.isfinite().all()), "log_prob of its own samples is not finite")
     learned = dict(module.named_parameters()) | ({} if params is None else {"params": params})
     objective = score.sum() + drawn.square().sum()
     _require(objective.requires_grad or not learned, f"no gradient reaches {', '.join(learned)}")
-    grads = torch.autograd.grad(objective, list(learned.values()), allow_unused=True) if learned else ()
+    grads = (
+        torch.autograd.grad(objective, list(learned.values()), allow_unused=True) if learned else ()
+    )
     for name, grad in zip(learned, grads, strict=True):
         _require(grad is not None, f"no gradient reaches {name}")
         _require(bool(grad.isfinite().all()), f"the gradient of {name} is not finite")
@@ -264,8 +304,13 @@ def _check_density(p: TorchDistribution) -> None:
     # in one or two dimensions, and it rejects right densities from two dimensions on, because the density is not constant
     # between neighbours (p = 1e-8 for a Laplace in 2 dimensions, 1e-10 for a Gaussian in 8).
     support = _support(p)
-    _require(not support.is_discrete, f"{type(p).__name__} is discrete; a code needs a density over real numbers")
-    to_support = biject_to(support)  # Gaussians are compared on the unconstrained space: they lie partly outside any other
+    _require(
+        not support.is_discrete,
+        f"{type(p).__name__} is discrete; a code needs a density over real numbers",
+    )
+    to_support = biject_to(
+        support
+    )  # Gaussians are compared on the unconstrained space: they lie partly outside any other
     draws = to_support.inv(p.sample(torch.Size([2 * SAMPLES])).detach())
     fitted, tested = draws.reshape(2 * SAMPLES, -1).double().split(SAMPLES)
 
@@ -277,7 +322,10 @@ def _check_density(p: TorchDistribution) -> None:
     gaussians, log_p_tested = _neighbourhoods(fitted), log_p(tested)
     for r in gaussians:
         u = r.sample(torch.Size([SAMPLES]))
-        under_p, under_r = (r.log_prob(tested) - log_p_tested).sigmoid(), (log_p(u) - r.log_prob(u)).sigmoid()
+        under_p, under_r = (
+            (r.log_prob(tested) - log_p_tested).sigmoid(),
+            (log_p(u) - r.log_prob(u)).sigmoid(),
+        )
         error = ((under_p.var() + under_r.var()) / SAMPLES).sqrt().clamp(min=1e-300)
         z_score = (under_p.mean() - under_r.mean()).abs() / error
         p_value = len(gaussians) * torch.special.erfc(z_score / 2**0.5).item()
@@ -292,14 +340,22 @@ def _neighbourhoods(u: Tensor) -> list[TorchDistribution]:
     middle = u.median(0).values
     scale = (u - middle).abs().median(0).values
     near = [(middle, 0.9), (middle, 0.5), *((centre, 0.1) for centre in u[:CENTRES])]
-    chosen = [u[((u - c) / scale).square().sum(-1).topk(int(share * len(u)), largest=False).indices] for c, share in near]
-    return [dist.MultivariateNormal(z.mean(0), torch.cov(z.T).reshape(u.shape[-1], -1) / 2) for z in chosen]
+    chosen = [
+        u[((u - c) / scale).square().sum(-1).topk(int(share * len(u)), largest=False).indices]
+        for c, share in near
+    ]
+    return [
+        dist.MultivariateNormal(z.mean(0), torch.cov(z.T).reshape(u.shape[-1], -1) / 2)
+        for z in chosen
+    ]
 
 
 def _support(p: TorchDistribution) -> Any:
     """The support, or all real numbers where it is unknown. A mixture gives that of its components."""
     try:
-        support: Any = p.support.base_constraint if isinstance(p, dist.MixtureSameFamily) else p.support
+        support: Any = (
+            p.support.base_constraint if isinstance(p, dist.MixtureSameFamily) else p.support
+        )
         if not support.is_discrete:
             biject_to(support)
     except (NotImplementedError, AttributeError):
@@ -313,15 +369,32 @@ def _check_pixel(likelihood: Likelihood, params: Tensor) -> None:
     draws = p.sample(torch.Size([SAMPLES])).reshape(-1).double()
     levels = {"binary": 2, "byte": LEVELS}.get(likelihood.pixels)
     integers = bool((draws == draws.round()).all())
-    _require(levels is None or integers, f"pixels is {likelihood.pixels!r}, but the samples are not integers")
-    x, width = _grid(_support(p)) if levels is None else (torch.arange(levels).double(), torch.ones(levels).double())
+    _require(
+        levels is None or integers,
+        f"pixels is {likelihood.pixels!r}, but the samples are not integers",
+    )
+    x, width = (
+        _grid(_support(p))
+        if levels is None
+        else (torch.arange(levels).double(), torch.ones(levels).double())
+    )
     mass = p.log_prob(x.reshape(-1, 1, 1, 1)).exp().detach() * width
     total, mean, stated = mass.sum().item(), (mass * x).sum().item(), p.mean.item()
-    _require(abs(total - 1) < (1e-4 if levels is None else 1e-6), f"the density of a pixel integrates to {total:.6g}, not to 1")
-    _require(abs(stated - mean) < 1e-3 * max(1, abs(mean)), f"the mean of a pixel is {mean:.4g}, but .mean says {stated:.4g}")
+    _require(
+        abs(total - 1) < (1e-4 if levels is None else 1e-6),
+        f"the density of a pixel integrates to {total:.6g}, not to 1",
+    )
+    _require(
+        abs(stated - mean) < 1e-3 * max(1, abs(mean)),
+        f"the mean of a pixel is {mean:.4g}, but .mean says {stated:.4g}",
+    )
     cell = torch.bucketize(draws.contiguous(), (x[1:] + x[:-1]) / 2)
-    uniform = mass.cumsum(0)[cell] - torch.rand(SAMPLES) * mass[cell]  # the CDF at the draws, at random within each cell
-    _require_likely(unif01_goodness_of_fit(uniform.clamp(0, 1)), "the samples do not fit the density")
+    uniform = (
+        mass.cumsum(0)[cell] - torch.rand(SAMPLES) * mass[cell]
+    )  # the CDF at the draws, at random within each cell
+    _require_likely(
+        unif01_goodness_of_fit(uniform.clamp(0, 1)), "the samples do not fit the density"
+    )
 
 
 def _grid(support: Any) -> tuple[Tensor, Tensor]:
@@ -341,7 +414,10 @@ def _check_extremes(likelihood: Likelihood, data_shape: Shape) -> None:
             score = likelihood(params).log_prob(torch.full((1, *data_shape), value)).sum()
             (grad,) = torch.autograd.grad(score, params)
             where = f"at a pixel of {value:.3g} and decoder outputs of {size:.3g}"
-            _require(bool(score.isfinite() and grad.isfinite().all()), f"log_prob or its gradient is not finite {where}")
+            _require(
+                bool(score.isfinite() and grad.isfinite().all()),
+                f"log_prob or its gradient is not finite {where}",
+            )
 
 
 def _check_module(module: nn.Module, make: Callable[[nn.Module], TorchDistribution]) -> None:
@@ -352,13 +428,21 @@ def _check_module(module: nn.Module, make: Callable[[nn.Module], TorchDistributi
             param.add_(1.0)
     other.load_state_dict(module.state_dict())
     same = torch.allclose(make(other).log_prob(z), make(module).log_prob(z), rtol=1e-4, atol=1e-5)
-    _require(same, "loading its state_dict changes the density; register every tensor that it needs")
+    _require(
+        same, "loading its state_dict changes the density; register every tensor that it needs"
+    )
     if any(tensor.is_floating_point() for tensor in [*module.parameters(), *module.buffers()]):
         dtype = make(other.double()).sample().dtype
-        _require(dtype == torch.float64, f"after .double() samples are {dtype}; register every tensor that it needs")
+        _require(
+            dtype == torch.float64,
+            f"after .double() samples are {dtype}; register every tensor that it needs",
+        )
     if torch.cuda.is_available():
         device = make(copy.deepcopy(module).cuda()).sample().device.type
-        _require(device == "cuda", f"after .cuda() samples are on the {device}; register every tensor that it needs")
+        _require(
+            device == "cuda",
+            f"after .cuda() samples are on the {device}; register every tensor that it needs",
+        )
 
 
 def _like(module: nn.Module, tensor: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.poutine.runtime import NonlocalExit
 from torch import Tensor, nn
 
+from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError, check_positive
-from pyro_vae.inference.random_state import forked_rng
 from pyro_vae.likelihoods import Likelihood, Pixels
 from pyro_vae.networks import MLP, Shape, batched
 from pyro_vae.posteriors import DiagonalNormal, Posterior
@@ -68,9 +68,16 @@ class Model(nn.Module, ABC):
     needs_labels = False
     decodes_labels = False
 
-    def __init__(self, encoder: nn.Module, posterior: Posterior, decoder: nn.Module, likelihood: Likelihood) -> None:
+    def __init__(
+        self, encoder: nn.Module, posterior: Posterior, decoder: nn.Module, likelihood: Likelihood
+    ) -> None:
         super().__init__()
-        self.encoder, self.posterior, self.decoder, self.likelihood = encoder, posterior, decoder, likelihood
+        self.encoder, self.posterior, self.decoder, self.likelihood = (
+            encoder,
+            posterior,
+            decoder,
+            likelihood,
+        )
         self.initialized = False
         self.register_load_state_dict_post_hook(_mark_initialized)
         self._set_name()
@@ -121,7 +128,9 @@ class Model(nn.Module, ABC):
         return self._generate(n, y)["x"]["fn"].mean
 
     @torch.no_grad()
-    def reconstruct_mean(self, x: Tensor, y: Tensor | None = None, new_y: Tensor | None = None) -> Tensor:
+    def reconstruct_mean(
+        self, x: Tensor, y: Tensor | None = None, new_y: Tensor | None = None
+    ) -> Tensor:
         """The mean of p(x | z) at one draw z ~ q(z | x) for each image, shape `(N, *data_shape)`.
 
         A model that uses labels encodes with `y` and decodes with `new_y`, or with `y` if that is None.
@@ -143,13 +152,20 @@ class Model(nn.Module, ABC):
         until_z = poutine.escape(poutine.uncondition(self.model), lambda site: site["name"] == "z")
         try:
             with forked_rng():
-                until_z(self._no_images(1), self._no_images(1).new_zeros(1, dtype=torch.int64) if self.needs_labels else None)
+                until_z(
+                    self._no_images(1),
+                    self._no_images(1).new_zeros(1, dtype=torch.int64)
+                    if self.needs_labels
+                    else None,
+                )
         except NonlocalExit as exit_at_z:
             site: Any = exit_at_z.site
             return site["fn"].event_shape[0]
         except Exception as error:
             if self.needs_labels:
-                error.add_note("a model whose prior depends on real covariates must override the property latent_dim")
+                error.add_note(
+                    "a model whose prior depends on real covariates must override the property latent_dim"
+                )
             raise
         raise RequestError("the model has no site z; name the decoder's input z")
 
@@ -161,7 +177,9 @@ class Model(nn.Module, ABC):
     def check_labels(self, y: Tensor | None) -> None:
         """Raise `RequestError` if these labels, or their absence, do not fit the model."""
         if self.needs_labels and y is None:
-            raise RequestError(f"{type(self).__name__} needs labels, but there are none; use data with labels or covariates")
+            raise RequestError(
+                f"{type(self).__name__} needs labels, but there are none; use data with labels or covariates"
+            )
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
@@ -181,7 +199,9 @@ class Model(nn.Module, ABC):
         """The sites of the generative program for `n` images, some of them with given values."""
         self.check_labels(y)
         if y is not None and len(y) != n:
-            raise RequestError(f"there are {len(y)} labels for {n} images; pass one label for each image")
+            raise RequestError(
+                f"there are {len(y)} labels for {n} images; pass one label for each image"
+            )
         program = poutine.condition(poutine.uncondition(self.model), given or {})
         return poutine.trace(program).get_trace(self._no_images(n), y).nodes
 
@@ -196,7 +216,9 @@ class Model(nn.Module, ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         for param in self.parameters():
-            vars(param).pop("unconstrained", None)  # a weak reference of Pyro's, which cannot be pickled
+            vars(param).pop(
+                "unconstrained", None
+            )  # a weak reference of Pyro's, which cannot be pickled
         return vars(self).copy()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -244,7 +266,12 @@ class VAE(Model):
     """
 
     def __init__(
-        self, prior: Prior, encoder: nn.Module, posterior: Posterior, decoder: nn.Module, likelihood: Likelihood
+        self,
+        prior: Prior,
+        encoder: nn.Module,
+        posterior: Posterior,
+        decoder: nn.Module,
+        likelihood: Likelihood,
     ) -> None:
         super().__init__(encoder, posterior, decoder, likelihood)
         self.prior = prior
@@ -330,7 +357,9 @@ class ConditionalVAE(VAE):
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """The posterior q(z | x, y) of each image: batch_shape `(N,)`, event_shape `(latent_dim,)`."""
-        return self.posterior(self.encoder(self.likelihood.unit(x) + torch.tensordot(self.code(y), self.embedding, 1)))
+        return self.posterior(
+            self.encoder(self.likelihood.unit(x) + torch.tensordot(self.code(y), self.embedding, 1))
+        )
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """The likelihood p(x | z, y) at codes of shape `(..., N, latent_dim)`: batch_shape `(..., N)`."""
@@ -341,7 +370,11 @@ class ConditionalVAE(VAE):
         """The code of labels, shape `(N, label_dim)`."""
         if y is None:
             raise RequestError("ConditionalVAE needs labels; pass y")
-        code = y if y.is_floating_point() else y[:, None] == torch.arange(self.label_dim, device=y.device)
+        code = (
+            y
+            if y.is_floating_point()
+            else y[:, None] == torch.arange(self.label_dim, device=y.device)
+        )
         return code.to(self.embedding.dtype)
 
     def check_labels(self, y: Tensor | None) -> None:
@@ -349,9 +382,15 @@ class ConditionalVAE(VAE):
         if y is None:
             return
         if y.is_floating_point() and y.shape[1:] != (self.label_dim,):
-            raise RequestError(f"covariates must have shape (N, {self.label_dim}), but have {tuple(y.shape)}")
-        if not y.is_floating_point() and not (y.ndim == 1 and ((y >= 0) & (y < self.label_dim)).all()):
-            raise RequestError(f"labels must be integers from 0 to {self.label_dim - 1}, shape (N,); give each class a number")
+            raise RequestError(
+                f"covariates must have shape (N, {self.label_dim}), but have {tuple(y.shape)}"
+            )
+        if not y.is_floating_point() and not (
+            y.ndim == 1 and ((y >= 0) & (y < self.label_dim)).all()
+        ):
+            raise RequestError(
+                f"labels must be integers from 0 to {self.label_dim - 1}, shape (N,); give each class a number"
+            )
 
 
 class HierarchicalVAE(VAE):
@@ -404,7 +443,9 @@ class HierarchicalVAE(VAE):
         super().__init__(prior, encoder, posterior, decoder, likelihood)
         check_positive(prior_dim=prior_dim)
         if prior().event_shape != (prior_dim,):
-            raise RequestError(f"prior has {prior().event_shape[0]} dimensions, but prior_dim={prior_dim}; make them equal")
+            raise RequestError(
+                f"prior has {prior().event_shape[0]} dimensions, but prior_dim={prior_dim}; make them equal"
+            )
         self.normal = DiagonalNormal()
         self.up = MLP((latent_dim,), (2, prior_dim), hidden, activation)
         self.down = MLP((prior_dim,), (2, latent_dim), tuple(reversed(hidden)), activation)

@@ -17,9 +17,13 @@ import pyro_vae as pv
 from pyro_vae.cli.main import main
 
 torch.set_num_threads(1)
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start: their threads would compete for the cores
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # of the processes that tests start: their threads would compete for the cores
 
-suite = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+suite = settings(
+    max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 settings.register_profile("suite", suite)
 settings.register_profile("long", suite, max_examples=2000, derandomize=False)
 settings.load_profile("suite")
@@ -76,7 +80,7 @@ def few(mnist_or_none, tmp_path_factory) -> Path:
     """A file of 120 images of 28x28: from MNIST if its files were found, otherwise from the digits."""
     data = mnist_or_none or pv.load_data("digits", image_size=28)
     path = tmp_path_factory.mktemp("few") / "few.npz"
-    np.savez(path, images=data.train.images[:120].numpy(), labels=data.train.labels[:120].numpy())
+    np.savez(path, images=data.train.x[:120].numpy(), labels=data.train.labels[:120].numpy())
     return path
 
 
@@ -96,7 +100,11 @@ def images(tmp_path_factory) -> Path:
     """A user's own array of 60 images with labels."""
     path = tmp_path_factory.mktemp("own") / "images.npz"
     generator = np.random.default_rng(0)
-    np.savez(path, images=generator.integers(0, 256, (60, 6, 5), dtype=np.uint8), labels=np.arange(60) % 3)
+    np.savez(
+        path,
+        images=generator.integers(0, 256, (60, 6, 5), dtype=np.uint8),
+        labels=np.arange(60) % 3,
+    )
     return path
 
 
@@ -120,7 +128,19 @@ def refused(capfd):
 def run_dir(tmp_path_factory) -> Path:
     """A run of two epochs on digits, two latent dimensions."""
     path = tmp_path_factory.mktemp("runs") / "run"
-    argv = ["train", "--data", "digits", "--latent_dim", "2", "--epochs", "2", "--run_dir", str(path), "--device", "cpu"]
+    argv = [
+        "train",
+        "--data",
+        "digits",
+        "--latent_dim",
+        "2",
+        "--epochs",
+        "2",
+        "--run_dir",
+        str(path),
+        "--device",
+        "cpu",
+    ]
     with ending(WHOLE):
         assert main(argv) == 0
     return path

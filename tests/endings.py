@@ -10,7 +10,11 @@ import pytest
 
 from pyro_vae.cli import train
 
-QUICK = {"TEST_SAMPLES": 10, "draw": lambda vae, data, run: [], "save_report": lambda run, vae, test: []}
+QUICK = {
+    "TEST_SAMPLES": 10,
+    "draw": lambda vae, data, run: [],
+    "save_report": lambda run, vae, test: [],
+}
 WHOLE = {name: getattr(train, name) for name in QUICK}
 REPORTED = {"save_report": train.save_report}
 

@@ -103,13 +103,18 @@ def make_vae(
 ) -> pv.VAE:
     """A small VAE of the named parts; a VampPrior shares the encoder and the posterior."""
     q, p_x = POSTERIORS[posterior](latent_dim), LIKELIHOODS[likelihood]()
-    down, up = encoder(q, latent_dim, shape), pv.MLP((latent_dim,), (p_x.num_params, *shape), hidden=(8,))
+    down, up = (
+        encoder(q, latent_dim, shape),
+        pv.MLP((latent_dim,), (p_x.num_params, *shape), hidden=(8,)),
+    )
     shared = prior.startswith("VampPrior")
     p_z = pv.VampPrior(down, q, shape, components=3) if shared else PRIORS[prior](latent_dim)
     return pv.VAE(p_z, down, q, up, p_x)
 
 
-def make_hierarchical(latent_dim: int = 3, prior_dim: int = 2, shape: networks.Shape = SHAPE) -> pv.HierarchicalVAE:
+def make_hierarchical(
+    latent_dim: int = 3, prior_dim: int = 2, shape: networks.Shape = SHAPE
+) -> pv.HierarchicalVAE:
     return pv.HierarchicalVAE(
         pv.StandardNormal(prior_dim),
         pv.MLP(shape, (2, latent_dim), hidden=(8,)),
@@ -146,4 +151,8 @@ def subclasses(base: type) -> list[type]:
 def is_public(cls: type) -> bool:
     """Whether a class is an attribute of one of the package's modules: a class that a test executes in one's names is not."""
     home = cls.__module__
-    return home.startswith("pyro_vae.") and home != testing.__name__ and vars(sys.modules[home]).get(cls.__name__) is cls
+    return (
+        home.startswith("pyro_vae.")
+        and home != testing.__name__
+        and vars(sys.modules[home]).get(cls.__name__) is cls
+    )

@@ -41,7 +41,16 @@ WAITING = {
 }
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 # Python's functions that make a tensor. Other tensors without inputs are made by autograd, on the device of what they meet.
-FACTORIES = [torch.zeros, torch.ones, torch.full, torch.empty, torch.arange, torch.linspace, torch.eye, torch.from_numpy]
+FACTORIES = [
+    torch.zeros,
+    torch.ones,
+    torch.full,
+    torch.empty,
+    torch.arange,
+    torch.linspace,
+    torch.eye,
+    torch.from_numpy,
+]
 FACTORIES += [torch.rand, torch.randn, torch.randint, torch.randperm]
 
 
@@ -56,7 +65,9 @@ class Storages:
         return known is not None and not known.expired()
 
     def add(self, tensors: Any) -> None:
-        self._known |= {_key(tensor): StorageWeakRef(tensor.untyped_storage()) for tensor in _tensors(tensors)}
+        self._known |= {
+            _key(tensor): StorageWeakRef(tensor.untyped_storage()) for tensor in _tensors(tensors)
+        }
 
 
 on_cuda, anywhere = Storages(), Storages()
@@ -84,7 +95,9 @@ def _name(func: Any) -> str:
 
 
 def _mutates(func: Any) -> bool:
-    return func._schema.is_mutable or "batch_norm" in func._schema.name  # whose schema hides that it updates its buffers
+    return (
+        func._schema.is_mutable or "batch_norm" in func._schema.name
+    )  # whose schema hides that it updates its buffers
 
 
 @contextlib.contextmanager
@@ -164,10 +177,17 @@ def _check(func: Any, args: Any, inputs: list[Tensor], asked: torch.device | Non
     if op in INDEXING and args[0] in on_cuda:
         if here and all(tensor is not args[0] for tensor in here):
             wait("copy of an index")
-        if any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1]):
+        if any(
+            isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
+            for index in args[1]
+        ):
             wait("index by a mask")
-    elif any(tensor.dim() > 0 for tensor in here) or (func._schema.is_mutable and inputs[0] not in on_cuda):
-        raise RuntimeError(f"Expected all tensors to be on the same device, but found cuda:0 and cpu: {op}")
+    elif any(tensor.dim() > 0 for tensor in here) or (
+        func._schema.is_mutable and inputs[0] not in on_cuda
+    ):
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but found cuda:0 and cpu: {op}"
+        )
     if op in WAITING:
         wait(op)
 
@@ -189,7 +209,14 @@ class Functions(TorchFunctionMode):
         return HANDLERS[func](func, *args, **(kwargs or {}))
 
 
-def _to(func: Any, tensor: Tensor, *args: Any, copy: bool = False, memory_format: Any = None, **kwargs: Any) -> Tensor:
+def _to(
+    func: Any,
+    tensor: Tensor,
+    *args: Any,
+    copy: bool = False,
+    memory_format: Any = None,
+    **kwargs: Any,
+) -> Tensor:
     device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
     if args and isinstance(args[0], Tensor):
         device = _device(None, args[0])
@@ -216,7 +243,9 @@ def _tolist(func: Any, tensor: Tensor) -> Any:
 
 def _new(func: Any, tensor: Tensor, *shape: Any) -> Tensor:
     return torch.empty(
-        shape[0] if isinstance(shape[0], tuple | list) else shape, dtype=tensor.dtype, device=_device(None, tensor)
+        shape[0] if isinstance(shape[0], tuple | list) else shape,
+        dtype=tensor.dtype,
+        device=_device(None, tensor),
     )
 
 
@@ -234,7 +263,9 @@ def _make(func: Any, *args: Any, **kwargs: Any) -> Any:
         State.making = before
 
 
-def _convert(func: Any, data: Any, *, device: Any = None, requires_grad: bool = False, **kwargs: Any) -> Tensor:
+def _convert(
+    func: Any, data: Any, *, device: Any = None, requires_grad: bool = False, **kwargs: Any
+) -> Tensor:
     """`torch.tensor` and `torch.as_tensor`, which copy from the host."""
     if isinstance(data, Tensor) and device is not None:
         return data.to(device, **kwargs)
@@ -275,7 +306,11 @@ class CUDAGraph:
 
     def save(self, func: Any, args: Any, kwargs: Any) -> None:
         """Save what an operation may write to."""
-        written = [tensor for tensor in _tensors((args, kwargs)) if _mutates(func) and tensor not in self._made]
+        written = [
+            tensor
+            for tensor in _tensors((args, kwargs))
+            if _mutates(func) and tensor not in self._made
+        ]
         for tensor in written:
             if _key(tensor) not in self._before:
                 with raw():
@@ -289,7 +324,9 @@ class CUDAGraph:
         with raw():
             args, kwargs = tree_map(self._bake, (args, kwargs))
         is_view = not new and not func._schema.is_mutable
-        self.tape.append((None if is_view else func, args, kwargs, out))  # which keeps the memory of a view
+        self.tape.append(
+            (None if is_view else func, args, kwargs, out)
+        )  # which keeps the memory of a view
 
     def _bake(self, leaf: Any) -> Any:
         return leaf.clone() if isinstance(leaf, Tensor) and leaf not in on_cuda else leaf
@@ -382,7 +419,7 @@ PATCHES: dict[Any, dict[str, Any]] = {
 
 def pytest_configure(config: pytest.Config) -> None:
     """Replace parts of `torch.cuda`, for the rest of the process."""
-    import pyro_vae.inference.graphs as graphs
+    import pyro_vae.engine.graphs as graphs
 
     for module, patches in {**PATCHES, graphs: {"_compiled": lambda graph, inputs: graph}}.items():
         for name, value in patches.items():

@@ -15,7 +15,8 @@ from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 
 import pyro_vae as pv
-from pyro_vae.inference import distributed, fit
+from pyro_vae.engine import distributed
+from pyro_vae.training import fit
 
 
 class Point(pv.Posterior):
@@ -36,19 +37,29 @@ adam = partial(Adam, fused=True)
 
 TRAININGS: dict[str, dict[str, Any]] = {
     "eager, clipped": {"engine": "eager", "clip_grad_norm": 1.0, "beta": pv.schedules.Linear()},
-    "traced, scheduled": {"engine": "traced", "lr_scheduler": partial(CosineAnnealingLR, T_max=3), "optimizer": adam},
+    "traced, scheduled": {
+        "engine": "traced",
+        "lr_scheduler": partial(CosineAnnealingLR, T_max=3),
+        "optimizer": adam,
+    },
     "K = 3, plateau": {
         "objective": pv.ImportanceWeightedELBO(3),
         "lr_scheduler": partial(ReduceLROnPlateau, patience=0, threshold=1e9, threshold_mode="abs"),
     },
     "free bits, compiled": {"objective": pv.FreeBitsELBO(1.0), "engine": "compiled"},
-    "capacity, traced": {"objective": pv.CapacityELBO(10.0, pv.Constant(3.0), num_particles=2), "engine": "traced"},
+    "capacity, traced": {
+        "objective": pv.CapacityELBO(10.0, pv.Constant(3.0), num_particles=2),
+        "engine": "traced",
+    },
 }
 
 
 def small_vae(data: pv.Data, posterior: pv.Posterior, **options: Any) -> pv.VAE:
     pyro.set_rng_seed(0)
-    encoder, decoder = pv.MLP(data.shape, (posterior.num_params, 3), hidden=(16,)), pv.MLP((3,), (1, *data.shape), hidden=(16,))
+    encoder, decoder = (
+        pv.MLP(data.shape, (posterior.num_params, 3), hidden=(16,)),
+        pv.MLP((3,), (1, *data.shape), hidden=(16,)),
+    )
     return pv.VAE(pv.StandardNormal(3), encoder, posterior, decoder, pv.Bernoulli(**options))
 
 
@@ -57,14 +68,20 @@ def train(name: str) -> tuple[dict[str, torch.Tensor], list[pv.Record]]:
     digits = pv.load_data("digits")
     few = pv.Data("few", digits.train[:149], digits.validation[:41], digits.test)
     vae = small_vae(few, Point(), relaxed=True)
-    records = list(pv.fit(vae, few, epochs=3, batch_size=100, seed=0, **{"optimizer": momentum, **TRAININGS[name]}))
+    records = list(
+        pv.fit(
+            vae, few, epochs=3, batch_size=100, seed=0, **{"optimizer": momentum, **TRAININGS[name]}
+        )
+    )
     return vae.state_dict(), records
 
 
 OBJECTIVES = {
     "free bits, some dimensions below the floor": pv.FreeBitsELBO(1.0, num_particles=2),
     "free bits, below the floor": pv.FreeBitsELBO(100.0, groups=1),
-    "free bits, above the floor": pv.FreeBitsELBO(1e-3, groups=1, vectorize_particles=False, num_particles=2),
+    "free bits, above the floor": pv.FreeBitsELBO(
+        1e-3, groups=1, vectorize_particles=False, num_particles=2
+    ),
     "capacity below": pv.CapacityELBO(3.0, pv.Constant(0.1)),
     "capacity above": pv.CapacityELBO(3.0, pv.Constant(100.0)),
 }
@@ -74,11 +91,18 @@ def gradient(name: str) -> list[torch.Tensor]:
     """The loss of 7 images and its gradient, summed over the processes."""
     torch.manual_seed(0)
     x = torch.rand(7, 1, 2, 2).double()
-    encoder, decoder = pv.MLP((1, 2, 2), (1, 3), hidden=(16,)), pv.MLP((3,), (1, 1, 2, 2), hidden=(16,))
-    vae = pv.VAE(pv.StandardNormal(3), encoder, Point(), decoder, pv.Bernoulli(relaxed=True)).double()
+    encoder, decoder = (
+        pv.MLP((1, 2, 2), (1, 3), hidden=(16,)),
+        pv.MLP((3,), (1, 1, 2, 2), hidden=(16,)),
+    )
+    vae = pv.VAE(
+        pv.StandardNormal(3), encoder, Point(), decoder, pv.Bernoulli(relaxed=True)
+    ).double()
     own = x[distributed.shard(len(x))]
     loss = OBJECTIVES[name].differentiable_loss(vae.model, vae.guide, own)
-    return distributed.all_reduce([loss.detach(), *torch.autograd.grad(loss, list(vae.parameters()), allow_unused=True)])
+    return distributed.all_reduce(
+        [loss.detach(), *torch.autograd.grad(loss, list(vae.parameters()), allow_unused=True)]
+    )
 
 
 class Normalized(nn.Sequential):
@@ -95,9 +119,15 @@ def train_with_noise(seed: int) -> tuple[torch.Tensor, list[pv.Record], torch.Te
     digits = pv.load_data("digits")
     vae = small_vae(digits, pv.DiagonalNormal())
     vae.encoder = Normalized(digits.shape, (2, 3))
-    nn.init.constant_(vae.encoder[-2].weight, 0.01 * distributed.rank())  # all start with the main process's
+    nn.init.constant_(
+        vae.encoder[-2].weight, 0.01 * distributed.rank()
+    )  # all start with the main process's
     records = list(pv.fit(vae, digits, epochs=2, seed=seed, engine="traced"))
-    return torch.cat([value.flatten() for value in vae.state_dict().values()]), records, torch.rand(3)
+    return (
+        torch.cat([value.flatten() for value in vae.state_dict().values()]),
+        records,
+        torch.rand(3),
+    )
 
 
 def score(rows: int) -> list[torch.Tensor]:
@@ -106,8 +136,12 @@ def score(rows: int) -> list[torch.Tensor]:
     vae, images = small_vae(digits, pv.DiagonalNormal()), digits.test[:rows]
     pyro.set_rng_seed(1)
     scores = pv.score_images(vae, images, num_samples=500)
-    annealed = pv.annealed_log_weights(vae.model, images.scored("binary"), num_chains=20, num_temperatures=10)
-    simulated, bounds = pv.bidirectional_bounds(vae.model, images.scored("binary"), num_chains=2, num_temperatures=2)
+    annealed = pv.annealed_log_weights(
+        vae.model, images.scored("binary"), num_chains=20, num_temperatures=10
+    )
+    simulated, bounds = pv.bidirectional_bounds(
+        vae.model, images.scored("binary"), num_chains=2, num_temperatures=2
+    )
     assert bounds.lower.shape == bounds.upper.shape == (len(simulated),) == (rows,)
     assert (simulated.dtype, bounds.lower.dtype) == (torch.float32, torch.float64)
     return [scores.log_likelihood, pv.log_likelihood(annealed)]

@@ -27,7 +27,9 @@ def assert_likely(z_scores: Tensor, degrees_of_freedom: float = math.inf) -> Non
     """Assert that standard normal variables, or Student's t, are not all too far out, by Bonferroni's bound."""
     largest = z_scores.abs().max().item()
     p_value = 2 * z_scores.numel() * stats.t.sf(largest, degrees_of_freedom)
-    assert p_value > FAILURE_RATE, f"{largest:.3g} standard errors off, of {z_scores.numel()} values"
+    assert p_value > FAILURE_RATE, (
+        f"{largest:.3g} standard errors off, of {z_scores.numel()} values"
+    )
 
 
 def repeated(function: Callable[[], list[Tensor]], count: int) -> list[Tensor]:

@@ -56,7 +56,9 @@ def test_labels_reach_the_model():
     x, y = torch.tensor([0.3, 2.0, -1.0]), torch.tensor([0.0, 2.0, 1.0])
     weights = annealed_log_weights(model, x, y, num_chains=300, num_temperatures=10, batch_size=600)
     assert_unbiased(weights, dist.Normal(y, 2**0.5).log_prob(x))
-    simulated, bounds = bidirectional_bounds(model, x, y, num_chains=200, num_temperatures=20, batch_size=400)
+    simulated, bounds = bidirectional_bounds(
+        model, x, y, num_chains=200, num_temperatures=20, batch_size=400
+    )
     exact = dist.Normal(y, 2**0.5).log_prob(simulated)
     torch.testing.assert_close(bounds.lower.float(), exact, atol=0.3, rtol=0)
     torch.testing.assert_close(bounds.upper.float(), exact, atol=0.3, rtol=0)
@@ -64,14 +66,19 @@ def test_labels_reach_the_model():
 
 def test_more_temperatures_give_less_variance():
     vae, x = oracle(), torch.randn(4, 1, 2, 3)
-    spread = [annealed_log_weights(vae.model, x, num_chains=50, num_temperatures=t).std(0).mean() for t in (4, 40)]
+    spread = [
+        annealed_log_weights(vae.model, x, num_chains=50, num_temperatures=t).std(0).mean()
+        for t in (4, 40)
+    ]
     assert spread[1] < 0.5 * spread[0]
 
 
 def test_bidirectional_bounds():
     """On simulated data, exp of the lower bound and of minus the upper bound are unbiased."""
     vae = oracle()
-    x, bounds = bidirectional_bounds(vae.model, torch.zeros(200, 1, 2, 3), num_chains=4, num_temperatures=30)
+    x, bounds = bidirectional_bounds(
+        vae.model, torch.zeros(200, 1, 2, 3), num_chains=4, num_temperatures=30
+    )
     exact = vae.log_p(x).detach()
     assert x.shape == (200, 1, 2, 3)
     for bound, sign in ((bounds.lower, 1), (bounds.upper, -1)):
@@ -82,7 +89,9 @@ def test_bidirectional_bounds():
 
 def test_simulated_data_have_the_models_covariance():
     vae = oracle()
-    x, _ = bidirectional_bounds(vae.model, torch.zeros(3000, 1, 2, 3), num_chains=1, num_temperatures=1)
+    x, _ = bidirectional_bounds(
+        vae.model, torch.zeros(3000, 1, 2, 3), num_chains=1, num_temperatures=1
+    )
     covariance = torch.cov(x.flatten(1).T)
     weight, _ = vae.decoder.parameters()
     expected = weight @ weight.T + 0.25 * torch.eye(6)
@@ -99,11 +108,15 @@ def test_two_latent_sites():
             pyro.sample("x", dist.Normal(torch.stack([b, a], -1), 1.0).to_event(1), obs=x)
 
     x = torch.tensor([[0.3, -1.0], [2.0, 0.5], [-1.0, 3.0]])
-    exact = dist.MultivariateNormal(torch.zeros(2), torch.tensor([[3.0, 1.0], [1.0, 2.0]])).log_prob(x)
+    exact = dist.MultivariateNormal(
+        torch.zeros(2), torch.tensor([[3.0, 1.0], [1.0, 2.0]])
+    ).log_prob(x)
     assert_unbiased(annealed_log_weights(hierarchy, x, num_chains=500, num_temperatures=30), exact)
 
 
-@pytest.mark.parametrize("prior", [pv.GaussianMixture, pv.StudentT, lambda dim: pv.FlowPrior(dim, transforms=1)])
+@pytest.mark.parametrize(
+    "prior", [pv.GaussianMixture, pv.StudentT, lambda dim: pv.FlowPrior(dim, transforms=1)]
+)
 def test_any_real_prior(prior):
     """Annealing and importance sampling with a wide guide agree."""
     vae, x = make_oracle(shape=(1, 2, 3), exact=True).float().eval(), torch.randn(3, 1, 2, 3)
@@ -157,7 +170,9 @@ def two_observed(x):
         pyro.sample("y", dist.Normal(z, 1.0), obs=x)
 
 
-@pytest.mark.parametrize(("model", "message"), [(without_plate, "site z"), (without_codes, "no latent site")])
+@pytest.mark.parametrize(
+    ("model", "message"), [(without_plate, "site z"), (without_codes, "no latent site")]
+)
 def test_unsupported_models_are_refused(model, message):
     with pytest.raises(ValueError, match=message):
         annealed_log_weights(model, torch.zeros(3))

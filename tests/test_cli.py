@@ -207,7 +207,8 @@ BAD_CONFIGS = {
     "nested very deeply": "prior: " + "[" * 90_000 + "]" * 90_000,
     "a long integer": "seed: " + "9" * 5000,
     "an alias of itself": "encoder: &a {class_path: *a}",
-    "a billion laughs": "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30)),
+    "a billion laughs": "a0: &a0 [x, x]\n"
+    + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30)),
     "a tag": "seed: !!python/object/apply:os.getpid []",
     "too large": "data: x\n" + "#" * 2**20,
 }
@@ -307,7 +308,11 @@ def test_output_files_that_cannot_be_named(refused, run_dir, out):
 @pytest.mark.parametrize("path", ["x" * 5000, "/dev/null/x.png"])
 @pytest.mark.parametrize("command", ["train", "generate"])
 def test_output_files_that_cannot_be_written(capfd, run_dir, images, command, path):
-    argv = ["train", "--data", images, "--run_dir"] if command == "train" else ["generate", run_dir, "samples", "--out"]
+    argv = (
+        ["train", "--data", images, "--run_dir"]
+        if command == "train"
+        else ["generate", run_dir, "samples", "--out"]
+    )
     assert main([*map(str, argv), path]) == 1
     err = capfd.readouterr().err
     assert err.startswith("error: ")
@@ -317,7 +322,12 @@ def test_output_files_that_cannot_be_written(capfd, run_dir, images, command, pa
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
 @pytest.mark.parametrize(
-    "command", ["generate run samples --out s.npz --count 2000", "generate run samples --out s.png", "evaluate run"]
+    "command",
+    [
+        "generate run samples --out s.npz --count 2000",
+        "generate run samples --out s.png",
+        "evaluate run",
+    ],
 )
 def test_a_full_disk_leaves_no_part_of_a_file(capfd, run_dir, tmp_path, monkeypatch, command):
     """Stood in for by a limit on the size of files, which is below that of arrays and figures."""
@@ -325,7 +335,10 @@ def test_a_full_disk_leaves_no_part_of_a_file(capfd, run_dir, tmp_path, monkeypa
 
     shutil.copytree(run_dir, tmp_path / "run")
     monkeypatch.chdir(tmp_path)
-    argv, before = [*command.split(), *(["--num_samples", "2"] if command == "evaluate run" else [])], [*tmp_path.rglob("*")]
+    argv, before = (
+        [*command.split(), *(["--num_samples", "2"] if command == "evaluate run" else [])],
+        [*tmp_path.rglob("*")],
+    )
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
     try:
@@ -350,7 +363,10 @@ def test_help(capfd, flag):
     out, err = capfd.readouterr()
     assert not err
     assert "<class" not in out
-    expected = {"--encoder.help=MLP": "Width of each hidden layer", "--print_config": "latent_dim: 20"}
+    expected = {
+        "--encoder.help=MLP": "Width of each hidden layer",
+        "--print_config": "latent_dim: 20",
+    }
     assert expected.get(flag, "prior") in out
 
 
@@ -366,7 +382,9 @@ def test_help_lists_what_works(capfd):
 
 def pyro_vae(*argv, **options):
     """A command as a real process."""
-    return subprocess.run([sys.executable, *map(str, argv)], capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(
+        [sys.executable, *map(str, argv)], capture_output=True, text=True, timeout=120, **options
+    )
 
 
 @pytest.mark.parametrize("command", ["pyro_vae.train --help", "pyro_vae --help"])
@@ -396,10 +414,20 @@ os._exit(0)
 def test_mistakes_as_processes(tmp_path, run_dir):
     """Some lines of the tables, each in a process of its own, forked after the imports to save their time."""
     (tmp_path / "own.py").write_text(OWN)
-    lines = [[*TRAIN, *flags.split()] for flags in ["--objective CapacityELBO --beta.value 2", *[*BAD_TRAIN][::6]]]
-    lines += [["tain"], *([command, str(run_dir), *flags] for command, *flags in map(str.split, [*BAD_SAVED][::5]))]
+    lines = [
+        [*TRAIN, *flags.split()]
+        for flags in ["--objective CapacityELBO --beta.value 2", *[*BAD_TRAIN][::6]]
+    ]
+    lines += [
+        ["tain"],
+        *([command, str(run_dir), *flags] for command, *flags in map(str.split, [*BAD_SAVED][::5])),
+    ]
     # One thread: those of OpenMP do not survive a fork, and the child would wait for them.
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+    }
     done = pyro_vae("-B", "-c", MISTAKES, input=json.dumps(lines), cwd=tmp_path, env=environment)
     assert done.stdout == "2\n" * len(lines)
     assert len(lines) >= 25

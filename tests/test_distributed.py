@@ -19,21 +19,35 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.cli.main import main
-from pyro_vae.inference import distributed, fit
+from pyro_vae.engine import distributed
+from pyro_vae.training import fit
 
 ROOT = Path(__file__).parents[1]
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
-linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are found as Linux shows them")
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="this torch has no torch.distributed"
+)
+linux = pytest.mark.skipif(
+    not Path("/proc/self/task").exists(), reason="processes are found as Linux shows them"
+)
 
 EPOCHS = 25
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONWARNINGS": "default",
+    "PYTHONPATH": str(ROOT),
+}
 
 
 def torchrun(*argv):
     return subprocess.Popen(
-        [*LAUNCHER, *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        [*LAUNCHER, *map(str, argv)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
     )
 
 
@@ -54,8 +68,19 @@ def metrics(path):
 def flags(tmp_path_factory, digits):
     """Options of a run on the digits, as a file: the processes need not import scikit-learn."""
     path = tmp_path_factory.mktemp("data") / "digits.npz"
-    np.savez(path, images=digits.train.images, labels=digits.train.labels)
-    options = ["--data", str(path), "--device", "cpu", "--latent_dim", "4", "--clip_grad_norm", "3", "--batch_size", "100"]
+    np.savez(path, images=digits.train.x, labels=digits.train.labels)
+    options = [
+        "--data",
+        str(path),
+        "--device",
+        "cpu",
+        "--latent_dim",
+        "4",
+        "--clip_grad_norm",
+        "3",
+        "--batch_size",
+        "100",
+    ]
     return [*options, "--report", "false"]
 
 
@@ -93,10 +118,14 @@ def test_means_over_the_batch_are_those_of_one_process(two, name):
 
 def test_ranks_agree_on_everything_but_the_noise(two):
     """With batch normalization and dropout, from different initial parameters; equal seeds give equal runs."""
-    for (state, records, after), (other, others, other_after) in zip(two[0]["noisy"], two[1]["noisy"], strict=True):
+    for (state, records, after), (other, others, other_after) in zip(
+        two[0]["noisy"], two[1]["noisy"], strict=True
+    ):
         assert torch.equal(state, other)
         assert torch.equal(after, other_after)
-        assert [record["validation_elbo"] for record in records] == [record["validation_elbo"] for record in others]
+        assert [record["validation_elbo"] for record in records] == [
+            record["validation_elbo"] for record in others
+        ]
     first, same, different = (state for state, _, _ in two[0]["noisy"])
     assert torch.equal(first, same)
     assert not torch.equal(first, different)
@@ -127,7 +156,9 @@ def test_each_rank_draws_noise_of_its_own(monkeypatch):
 def job(flags, tmp_path_factory):
     """A run of two processes, and what it printed."""
     path = tmp_path_factory.mktemp("job") / "run"
-    code, out, err = finished("-m", "pyro_vae", "train", *flags, "--epochs", str(EPOCHS), "--run_dir", path)
+    code, out, err = finished(
+        "-m", "pyro_vae", "train", *flags, "--epochs", str(EPOCHS), "--run_dir", path
+    )
     assert code == 0, err
     return path, out
 
@@ -167,7 +198,13 @@ def test_a_job_survives_the_loss_of_workers(job, flags, tmp_path, monkeypatch):
 def test_a_lost_worker_ends_the_job_with_a_line_and_a_checkpoint(flags, tmp_path, rank):
     """The main process says how to continue; if it is lost, another says that."""
     path = tmp_path / "run"
-    options = [*flags, "--engine", "traced", "--epochs", "100000"]  # compiling would take most of the time
+    options = [
+        *flags,
+        "--engine",
+        "traced",
+        "--epochs",
+        "100000",
+    ]  # compiling would take most of the time
     with torchrun("-m", "pyro_vae", "train", *options, "--run_dir", path) as process:
         deadline = time.monotonic() + 120
         while not (path / "metrics.jsonl").exists():
@@ -176,7 +213,10 @@ def test_a_lost_worker_ends_the_job_with_a_line_and_a_checkpoint(flags, tmp_path
             time.sleep(0.05)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         ranks = {pid: Path(f"/proc/{pid}/environ").read_text().split("\0") for pid in children}
-        os.kill(next(int(pid) for pid, environment in ranks.items() if f"RANK={rank}" in environment), signal.SIGKILL)
+        os.kill(
+            next(int(pid) for pid, environment in ranks.items() if f"RANK={rank}" in environment),
+            signal.SIGKILL,
+        )
         _, err = process.communicate(timeout=30)
     assert process.returncode != 0
     assert err.count("error: a worker process exited") == 1

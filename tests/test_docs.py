@@ -41,7 +41,10 @@ def test_readme_and_guide(tmp_path, monkeypatch):
     ran = set()
     for language, text in blocks("README.md") + blocks("GUIDE.md"):
         if language == "python":
-            exec(text.replace("epochs=20", "epochs=1").replace("num_samples=1000", "num_samples=5"), names)
+            exec(
+                text.replace("epochs=20", "epochs=1").replace("num_samples=1000", "num_samples=5"),
+                names,
+            )
             continue
         for argv in filter(None, map(command, text.splitlines())):
             assert main([argv[0], *argv[1:], *QUICK[argv[0]]]) == 0, argv

@@ -9,8 +9,8 @@ from families import FAMILIES, LIKELIHOODS, POSTERIORS, PRIORS, SHAPE, make_vae,
 import pyro_vae as pv
 from pyro_vae import testing
 from pyro_vae.cli.options import train_parser
-from pyro_vae.data import to_pixels
-from pyro_vae.inference.codes import codes
+from pyro_vae.data.datasets import to_pixels
+from pyro_vae.evaluation.codes import codes
 
 
 @pytest.mark.parametrize("base", FAMILIES)
@@ -67,7 +67,9 @@ def test_every_pair_trains_is_sampled_and_evaluated(names):
     assert vae.sample(3).shape == vae.sample_mean(3).shape == (3, *SHAPE)
     assert vae.reconstruct_mean(x).shape == x.shape
     assert codes(vae, x).scale.min() > 0
-    assert torch.tensor(pv.evaluate(vae, data.test, num_samples=3)["log_likelihood"]["mean"]).isfinite()
+    assert torch.tensor(
+        pv.evaluate(vae, data.test, num_samples=3)["log_likelihood"]["mean"]
+    ).isfinite()
 
 
 @pytest.mark.parametrize(

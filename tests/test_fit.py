@@ -15,11 +15,15 @@ from torch.optim import SGD, Adam
 from tqdm import tqdm
 
 import pyro_vae as pv
-from pyro_vae.inference import fit as fit_module
-from pyro_vae.inference.graphs import has_compiler
-from pyro_vae.inference.importance import terms
+from pyro_vae.engine.graphs import has_compiler
+from pyro_vae.engine.importance import terms
+from pyro_vae.training import fit as fit_module
 
-ENGINES = ["eager", "traced", pytest.param("compiled", marks=pytest.mark.skipif(not has_compiler(), reason="no compiler"))]
+ENGINES = [
+    "eager",
+    "traced",
+    pytest.param("compiled", marks=pytest.mark.skipif(not has_compiler(), reason="no compiler")),
+]
 
 
 def build(data, seed=0, **parts):
@@ -49,14 +53,19 @@ def test_one_record_per_epoch(digits):
         assert set(record) == set(pv.Record.__annotations__)
         assert record["beta"] == 2.0
         assert record["elbo"] == pytest.approx(record["reconstruction"] - record["kl"])
-        assert record["loss"] == pytest.approx(2 * record["kl"] - record["reconstruction"], rel=1e-5)
+        assert record["loss"] == pytest.approx(
+            2 * record["kl"] - record["reconstruction"], rel=1e-5
+        )
         assert record["validation_loss"] == pytest.approx(
             2 * record["validation_kl"] - record["validation_reconstruction"], rel=1e-5
         )
 
 
 def test_it_learns(digits):
-    encoder, decoder = pv.MLP(digits.shape, (2, 3), hidden=(64,)), pv.MLP((3,), (1, *digits.shape), hidden=(64,))
+    encoder, decoder = (
+        pv.MLP(digits.shape, (2, 3), hidden=(64,)),
+        pv.MLP((3,), (1, *digits.shape), hidden=(64,)),
+    )
     vae = build(digits, encoder=encoder, decoder=decoder)
     *_, last = pv.fit(vae, digits, epochs=15, optimizer=lambda params: Adam(params, lr=0.003))
     assert last["validation_elbo"] > -25.8
@@ -77,7 +86,9 @@ def test_equal_seeds_give_equal_parameters(digits, engine):
     twins, records = [build(digits) for _ in range(3)], []
     for vae, seed, noise in zip(twins, (3, 3, 4), range(3), strict=True):
         torch.rand(noise)
-        records.append([metrics(record) for record in pv.fit(vae, digits, epochs=2, seed=seed, engine=engine)])
+        records.append(
+            [metrics(record) for record in pv.fit(vae, digits, epochs=2, seed=seed, engine=engine)]
+        )
     assert_equal(*twins[:2])
     assert records[0] == records[1] != records[2]
 
@@ -86,12 +97,22 @@ def test_checks_for_nan_within_the_epoch_have_no_effect(digits, monkeypatch):
     records = []
     for seconds in (0.0, 1e9):
         monkeypatch.setattr(fit_module, "CHECK_SECONDS", seconds)
-        records.append([metrics(record) for record in pv.fit(build(digits), digits, epochs=2, batch_size=100, seed=0)])
+        records.append(
+            [
+                metrics(record)
+                for record in pv.fit(build(digits), digits, epochs=2, batch_size=100, seed=0)
+            ]
+        )
     assert records[0] == records[1]
 
 
 def test_the_test_set_is_not_used(digits):
-    blind = pv.Data("digits", digits.train, digits.validation, test=pv.Split(torch.full((5, 1, 8, 8), float("nan"))))
+    blind = pv.Data(
+        "digits",
+        digits.train,
+        digits.validation,
+        test=pv.Split(torch.full((5, 1, 8, 8), float("nan"))),
+    )
     record = next(iter(pv.fit(build(digits), blind, epochs=1)))
     assert metrics(record) == metrics(next(iter(pv.fit(build(digits), digits, epochs=1))))
 
@@ -115,11 +136,18 @@ def test_an_interrupted_epoch_does_not_enter_the_next_record(digits):
 
 @pytest.mark.parametrize("batch_size", [1, 7, 1348, 1349])
 def test_any_batch_size(digits, batch_size):
-    few = pv.Data("few", digits.train if batch_size > 100 else digits.train[:20], digits.validation[:3], digits.test)
+    few = pv.Data(
+        "few",
+        digits.train if batch_size > 100 else digits.train[:20],
+        digits.validation[:3],
+        digits.test,
+    )
     rows = []
     vae = build(few)
     training = pv.fit(vae, few, epochs=1, batch_size=batch_size, engine="eager")
-    vae.encoder.register_forward_hook(lambda module, args, out: rows.append(len(out) if module.training else 0))
+    vae.encoder.register_forward_hook(
+        lambda module, args, out: rows.append(len(out) if module.training else 0)
+    )
     (record,) = training
     assert sum(rows) == len(few.train)
     assert record["step"] == -(-len(few.train) // batch_size)
@@ -188,9 +216,15 @@ def test_nan_is_one_error_without_warnings(digits, objective, engine, caplog):
 @pytest.mark.parametrize("engine", ENGINES[:2])
 def test_diverging_parameters_are_one_error(digits, engine, family):
     posterior = family(3)
-    vae = build(digits, posterior=posterior, encoder=pv.MLP(digits.shape, (posterior.num_params, 3)))
+    vae = build(
+        digits, posterior=posterior, encoder=pv.MLP(digits.shape, (posterior.num_params, 3))
+    )
     with pytest.raises(pv.NotFiniteError):
-        list(pv.fit(vae, digits, epochs=3, engine=engine, optimizer=lambda params: Adam(params, lr=1e30)))
+        list(
+            pv.fit(
+                vae, digits, epochs=3, engine=engine, optimizer=lambda params: Adam(params, lr=1e30)
+            )
+        )
     vae.decoder.layers[1].bias.data.fill_(torch.nan)
     with pytest.raises(pv.RequestError, match="parameters that are NaN"):
         pv.fit(vae, digits)
@@ -213,7 +247,9 @@ def test_dropout_is_off_for_validation_and_on_in_training(digits):
             modes.append(self.training)
             return super().forward(x)
 
-    training = pv.fit(build(digits, encoder=pv.MLP(digits.shape, (2, 3), activation=Spy)), digits, epochs=2)
+    training = pv.fit(
+        build(digits, encoder=pv.MLP(digits.shape, (2, 3), activation=Spy)), digits, epochs=2
+    )
     modes.clear()
     list(training)
     assert [mode for mode, _ in itertools.groupby(modes)] == [True, False, True, False]
@@ -222,21 +258,37 @@ def test_dropout_is_off_for_validation_and_on_in_training(digits):
 def test_mnist_reaches_the_elbo_of_the_literature(mnist):
     """In 100 steps: the files, the pixels and the units are right."""
     small = pv.Data("mnist", mnist.train[:6400], mnist.validation[:500], mnist.test)
-    assert (mnist.shape, len(mnist.train), len(mnist.validation), len(mnist.test)) == ((1, 28, 28), 55_000, 5_000, 10_000)
-    assert mnist.train.images.float().mean().item() / 255 == pytest.approx(0.1307, abs=5e-4)
-    networks = {"encoder": pv.MLP(small.shape, (2, 3), hidden=(16,)), "decoder": pv.MLP((3,), (1, *small.shape), hidden=(16,))}
-    *_, last = pv.fit(build(small, **networks), small, epochs=2, optimizer=lambda params: Adam(params, lr=3e-3))
+    assert (mnist.shape, len(mnist.train), len(mnist.validation), len(mnist.test)) == (
+        (1, 28, 28),
+        55_000,
+        5_000,
+        10_000,
+    )
+    assert mnist.train.x.float().mean().item() / 255 == pytest.approx(0.1307, abs=5e-4)
+    networks = {
+        "encoder": pv.MLP(small.shape, (2, 3), hidden=(16,)),
+        "decoder": pv.MLP((3,), (1, *small.shape), hidden=(16,)),
+    }
+    *_, last = pv.fit(
+        build(small, **networks), small, epochs=2, optimizer=lambda params: Adam(params, lr=3e-3)
+    )
     assert -195 < last["validation_elbo"] < -150
 
 
 def test_beta_follows_its_schedule(digits):
-    records = list(pv.fit(build(digits), digits, epochs=3, batch_size=100, beta=pv.schedules.Linear(steps=28)))
+    records = list(
+        pv.fit(build(digits), digits, epochs=3, batch_size=100, beta=pv.schedules.Linear(steps=28))
+    )
     assert [record["beta"] for record in records] == pytest.approx([0.5, 1.0, 1.0])
 
 
 def test_the_learning_rate_follows_its_scheduler(digits):
     schedulers = {
-        lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5): [1e-3, 5e-4, 2.5e-4],
+        lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5): [
+            1e-3,
+            5e-4,
+            2.5e-4,
+        ],
         lambda optimizer: torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimizer, patience=0, threshold=1e9, threshold_mode="abs"
         ): [1e-3, 1e-3, 1e-4],
@@ -261,16 +313,28 @@ def test_gradients_are_clipped(digits):
 def test_gradients_are_normalized(digits, engine):
     """One step of plain gradient descent moves every tensor by the learning rate."""
     vae = build(digits)
-    options = {"optimizer": lambda params: SGD(params, lr=0.5), "normalize_gradients": True, "engine": engine}
+    options = {
+        "optimizer": lambda params: SGD(params, lr=0.5),
+        "normalize_gradients": True,
+        "engine": engine,
+    }
     training = pv.fit(vae, digits, epochs=1, batch_size=1349, **options)
     before = [param.detach().clone() for param in vae.parameters()]
     next(training)
-    assert [(a - b).norm().item() for a, b in zip(vae.parameters(), before, strict=True)] == pytest.approx([0.5] * len(before))
+    assert [
+        (a - b).norm().item() for a, b in zip(vae.parameters(), before, strict=True)
+    ] == pytest.approx([0.5] * len(before))
 
 
 def test_patience(digits):
     """With a negligible learning rate the ELBO is noise: training stops three epochs after the best."""
-    training = pv.fit(build(digits), digits, epochs=500, patience=3, optimizer=lambda params: SGD(params, lr=1e-12))
+    training = pv.fit(
+        build(digits),
+        digits,
+        epochs=500,
+        patience=3,
+        optimizer=lambda params: SGD(params, lr=1e-12),
+    )
     elbos = [record["validation_elbo"] for record in training]
     best = max(elbos)
     assert len(elbos) == elbos.index(best) + 1 + 3 < 500
@@ -309,18 +373,31 @@ def test_rewind_goes_back_to_the_last_good_epoch(digits, calls, caplog):
     assert [record["epoch"] for record in records] == [1, 2, 3, 4]
     assert [record["step"] for record in records] == [11, 22, 33, 44]
     assert [record["rewinds"] for record in records] == [0, 1, 1, 1]
-    assert [record["learning_rate"] for record in records] == pytest.approx([1e-3, 5e-4, 5e-4, 5e-4])
+    assert [record["learning_rate"] for record in records] == pytest.approx(
+        [1e-3, 5e-4, 5e-4, 5e-4]
+    )
     assert caplog.text.count("rewinding to epoch 1 with learning rate 0.0005") == 1
 
 
 def test_rewind_gives_up_after_three_times(digits, caplog):
     with pytest.raises(pv.NotFiniteError, match="epoch 1"):
-        list(pv.fit(build(digits), digits, on_nan="rewind", optimizer=lambda params: Adam(params, lr=1e30)))
+        list(
+            pv.fit(
+                build(digits),
+                digits,
+                on_nan="rewind",
+                optimizer=lambda params: Adam(params, lr=1e30),
+            )
+        )
     assert caplog.text.count("rewinding") == 3
 
 
 def test_a_rewind_halves_the_initial_rate_of_a_scheduler(digits, calls):
-    options = {"lr_scheduler": lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1 / (1 + epoch))}
+    options = {
+        "lr_scheduler": lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda epoch: 1 / (1 + epoch)
+        )
+    }
     *_, last = pv.fit(failing(digits, calls + 5), digits, epochs=2, on_nan="rewind", **options)
     assert last["learning_rate"] == pytest.approx(1e-3 / 2 / 2)
 
@@ -334,7 +411,9 @@ def test_resumed_training_equals_uninterrupted_training(digits, engine):
             vae,
             few,
             epochs=5,
-            batch_size=100 if engine == "compiled" else 90,  # a last batch of another size takes a second compilation
+            batch_size=100
+            if engine == "compiled"
+            else 90,  # a last batch of another size takes a second compilation
             engine=engine,
             beta=pv.schedules.Cosine(steps=15),
             lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5),
@@ -351,7 +430,9 @@ def test_resumed_training_equals_uninterrupted_training(digits, engine):
     resumed = build(digits, seed=9)
     training = start(resumed)
     training.load_state_dict(torch.load(saved, weights_only=True))
-    assert [metrics(record) for record in [*first, *training]] == [metrics(record) for record in expected]
+    assert [metrics(record) for record in [*first, *training]] == [
+        metrics(record) for record in expected
+    ]
     assert_equal(whole, resumed)
 
 
@@ -377,13 +458,19 @@ def test_active_units(digits):
     class Opaque(pv.DiagonalNormal):
         def forward(self, params):
             q = super().forward(params)
-            opaque = type("Opaque", (type(q),), {"mean": property(lambda self: (_ for _ in ()).throw(NotImplementedError))})
+            opaque = type(
+                "Opaque",
+                (type(q),),
+                {"mean": property(lambda self: (_ for _ in ()).throw(NotImplementedError))},
+            )
             q.__class__ = opaque
             return q
 
-    x = digits.train.images[:1000].float() / 255
+    x = digits.train.x[:1000].float() / 255
     for posterior in (pv.DiagonalNormal, Opaque):
-        vae = build(digits, encoder=Means(), posterior=posterior(), likelihood=pv.Bernoulli(relaxed=True))
+        vae = build(
+            digits, encoder=Means(), posterior=posterior(), likelihood=pv.Bernoulli(relaxed=True)
+        )
         variances = pv.activity(vae, x)
         exact = x.flatten(1)[:, 18:20].var(0).double()
         torch.testing.assert_close(variances[:2], exact, rtol=0.1, atol=0.01)
@@ -411,7 +498,9 @@ class Normalized(nn.Module):
         super().__init__()
         sizes = int(np.prod(shape)), int(np.prod(outputs))
         norm = nn.BatchNorm1d(sizes[0])
-        self.layers = nn.Sequential(nn.Flatten(), norm, nn.Dropout(0.2), nn.Linear(*sizes), nn.Unflatten(1, outputs))
+        self.layers = nn.Sequential(
+            nn.Flatten(), norm, nn.Dropout(0.2), nn.Linear(*sizes), nn.Unflatten(1, outputs)
+        )
 
     def forward(self, x):
         return self.layers(x)
@@ -420,7 +509,11 @@ class Normalized(nn.Module):
 @pytest.mark.parametrize("engine", ENGINES[:2])
 def test_the_dry_run_is_in_training_mode_and_has_no_side_effects(digits, engine):
     """The model is in evaluation mode before, as it is after training."""
-    vae = build(digits, encoder=Normalized(digits.shape, (2, 3)), decoder=Normalized((3,), (1, *digits.shape))).eval()
+    vae = build(
+        digits,
+        encoder=Normalized(digits.shape, (2, 3)),
+        decoder=Normalized((3,), (1, *digits.shape)),
+    ).eval()
     vae.initialize = lambda x: None
     modes, before = [], copy.deepcopy(vae.state_dict())
     vae.encoder.register_forward_pre_hook(lambda module, args: modes.append(module.training))
@@ -501,7 +594,9 @@ def test_counts_are_integers(digits, name):
 
 def denormals(training):
     """Number of denormal elements in the optimizer's averages of gradients."""
-    averages = torch.cat([state["exp_avg"].flatten() for state in training.loop.optimizer.state.values()])
+    averages = torch.cat(
+        [state["exp_avg"].flatten() for state in training.loop.optimizer.state.values()]
+    )
     return ((averages != 0) & (averages.abs() < torch.finfo(torch.float32).tiny)).sum().item()
 
 
@@ -516,8 +611,16 @@ def test_the_optimizers_state_has_no_denormals(digits, monkeypatch):
 
 def test_the_bar_shows_metrics_and_the_time_left(digits, monkeypatch):
     text = io.StringIO()
-    options = {"file": text, "disable": False, "dynamic_ncols": False, "ncols": 80, "mininterval": 0}
-    monkeypatch.setattr("pyro_vae.inference.progress.tqdm", lambda **given: tqdm(**{**given, **options}))
+    options = {
+        "file": text,
+        "disable": False,
+        "dynamic_ncols": False,
+        "ncols": 80,
+        "mininterval": 0,
+    }
+    monkeypatch.setattr(
+        "pyro_vae.engine.progress.tqdm", lambda **given: tqdm(**{**given, **options})
+    )
     monkeypatch.setattr(fit_module, "CHECK_SECONDS", 0)
     first, _ = pv.fit(build(digits), digits, epochs=2, seed=0)
     lines = [line for line in text.getvalue().split("\r") if line.strip()]

@@ -16,9 +16,16 @@ from torch import nn
 from torch.optim import Adam
 
 import pyro_vae as pv
-from pyro_vae.data import to_pixels
-from pyro_vae.inference.graphs import Graph, dry_run, has_compiler, operations_that_wait, pick_engine, trace
-from pyro_vae.inference.patches import without_validation
+from pyro_vae.data.datasets import to_pixels
+from pyro_vae.engine.graphs import (
+    Graph,
+    dry_run,
+    has_compiler,
+    operations_that_wait,
+    pick_engine,
+    trace,
+)
+from pyro_vae.engine.patches import without_validation
 
 
 def trained(vae, engine, make=Trace_ELBO, steps=30):
@@ -50,7 +57,10 @@ def trained(vae, engine, make=Trace_ELBO, steps=30):
 
 
 def assert_the_same(vae, engine, make=Trace_ELBO, steps=30):
-    (losses, eager), (others, other) = trained(vae, "eager", make, steps), trained(vae, engine, make, steps)
+    (losses, eager), (others, other) = (
+        trained(vae, "eager", make, steps),
+        trained(vae, engine, make, steps),
+    )
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(others), rtol=1e-5, atol=1e-8)
     for (name, a), b in zip(eager.state_dict().items(), other.state_dict().values(), strict=True):
         assert (a.double() - b.double()).norm() <= 1e-5 * a.double().norm(), name
@@ -61,10 +71,14 @@ def assert_the_same(vae, engine, make=Trace_ELBO, steps=30):
 OBJECTIVES = {
     "Trace_ELBO": Trace_ELBO,
     "Trace_ELBO, 3": lambda: Trace_ELBO(num_particles=3),
-    "Trace_ELBO, vectorized": lambda: Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1),
+    "Trace_ELBO, vectorized": lambda: Trace_ELBO(
+        num_particles=3, vectorize_particles=True, max_plate_nesting=1
+    ),
     "TraceMeanField_ELBO": TraceMeanField_ELBO,
     "ImportanceWeightedELBO": pv.ImportanceWeightedELBO,
-    "ImportanceWeightedELBO, sequential": lambda: pv.ImportanceWeightedELBO(3, vectorize_particles=False),
+    "ImportanceWeightedELBO, sequential": lambda: pv.ImportanceWeightedELBO(
+        3, vectorize_particles=False
+    ),
     "DReGELBO": pv.DReGELBO,
     "StickingTheLandingELBO": pv.StickingTheLandingELBO,
     "FreeBitsELBO": lambda: pv.FreeBitsELBO(0.01),
@@ -114,12 +128,19 @@ WAITING = {"LowRankNormal", "LowRankNormal, full", "FlowPrior, coupling"}
 
 
 @pytest.mark.parametrize(
-    ("parts", "objective"), list(zip(PARTS, cycle(["Trace_ELBO", "DReGELBO", "StickingTheLandingELBO"]), strict=False))
+    ("parts", "objective"),
+    list(zip(PARTS, cycle(["Trace_ELBO", "DReGELBO", "StickingTheLandingELBO"]), strict=False)),
 )
 def test_no_operation_waits_for_the_host(parts, objective):
     vae = make_vae(*parts)
     images = torch.randint(0, 256, (9, *SHAPE), dtype=torch.uint8)
-    svi = pv.SVI(vae.model, vae.guide, Adam, OBJECTIVES[objective](), prepare=lambda i: (to_pixels(images[i], vae.pixels),))
+    svi = pv.SVI(
+        vae.model,
+        vae.guide,
+        Adam,
+        OBJECTIVES[objective](),
+        prepare=lambda i: (to_pixels(images[i], vae.pixels),),
+    )
     svi.dry_run(torch.arange(6))
     with without_validation():
         graph, _ = trace(svi._tensor_gradients, (torch.arange(6),), {})
@@ -168,7 +189,11 @@ def test_other_shapes_run_eagerly_until_they_repeat():
 
 def test_control_flow_on_values_runs_eagerly_with_one_warning(caplog):
     graph = Graph(lambda x: [x if x.sum() > 0 else -x], "traced")
-    assert [graph(torch.full((1,), value))[0].item() for value in (1.0, -2.0, 3.0)] == [1.0, 2.0, 3.0]
+    assert [graph(torch.full((1,), value))[0].item() for value in (1.0, -2.0, 3.0)] == [
+        1.0,
+        2.0,
+        3.0,
+    ]
     assert graph.engine == "eager"
     assert caplog.text.count("value of a tensor") == 1
 
@@ -198,7 +223,7 @@ def test_a_fallback_names_the_line_of_the_program(caplog):
 
 
 def test_without_a_compiler_it_is_traced(monkeypatch, caplog):
-    monkeypatch.setattr("pyro_vae.inference.graphs._compiled", lambda *args: 1 / 0)
+    monkeypatch.setattr("pyro_vae.engine.graphs._compiled", lambda *args: 1 / 0)
     graph = Graph(lambda x: [x + 1], "compiled")
     assert [graph(torch.ones(2))[0].sum().item() for _ in range(2)] == [4.0, 4.0]
     assert graph.engine == "traced"
@@ -256,7 +281,9 @@ def test_programs_that_are_not_vaes():
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
         guide = AutoNormal(model)
-        svi = pv.SVI(model, guide, lambda params: Adam(params, lr=0.03), Trace_ELBO(), engine=engine)
+        svi = pv.SVI(
+            model, guide, lambda params: Adam(params, lr=0.03), Trace_ELBO(), engine=engine
+        )
         losses = [svi.step(x, y, 1) for _ in range(400)]
         results.append((losses[-1], pyro.param("scale").item(), guide.median()["weight"]))
         assert isinstance(svi.evaluate_loss(x, y, 1), float)
@@ -305,7 +332,12 @@ def mixture(x):
 
 
 def test_enumeration_in_the_model_traced():
-    same_losses(mixture, lambda: AutoNormal(block(mixture, hide=["z"])), TraceEnum_ELBO(max_plate_nesting=1), torch.randn(9))
+    same_losses(
+        mixture,
+        lambda: AutoNormal(block(mixture, hide=["z"])),
+        TraceEnum_ELBO(max_plate_nesting=1),
+        torch.randn(9),
+    )
 
 
 @pytest.mark.parametrize("impossible", [False, True])
@@ -314,7 +346,9 @@ def test_enumeration_in_the_guide_traced(impossible):
 
     def model(x):
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Categorical(torch.tensor([0.5, 0.5, 0.0 if impossible else 0.1])))
+            z = pyro.sample(
+                "z", dist.Categorical(torch.tensor([0.5, 0.5, 0.0 if impossible else 0.1]))
+            )
             pyro.sample("x", dist.Normal(pyro.param("loc", torch.arange(3.0))[z], 1.0), obs=x)
 
     @config_enumerate
@@ -333,7 +367,12 @@ def test_nothing_to_enumerate_traced():
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
 
-    same_losses(model, lambda: AutoNormal(model), TraceEnum_ELBO(strict_enumeration_warning=False), torch.randn(9))
+    same_losses(
+        model,
+        lambda: AutoNormal(model),
+        TraceEnum_ELBO(strict_enumeration_warning=False),
+        torch.randn(9),
+    )
 
 
 def test_pick_engine():

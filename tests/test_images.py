@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageFile
 
 import pyro_vae as pv
-from pyro_vae.data import load_data
+from pyro_vae.data.datasets import load_data
 
 
 def test_own_array(images):
@@ -20,7 +20,7 @@ def test_own_array(images):
     assert (data.shape, data.name) == ((1, 6, 5), "images.npz")
     assert [len(split) for split in (data.train, data.validation, data.test)] == [45, 5, 10]
     original = np.load(images)
-    for image, label in zip(data.test.images, data.test.labels, strict=True):
+    for image, label in zip(data.test.x, data.test.labels, strict=True):
         (index,) = (original["images"] == image.numpy()[0]).all((1, 2)).nonzero()[0]
         assert original["labels"][index] == label
 
@@ -28,11 +28,17 @@ def test_own_array(images):
 @pytest.mark.parametrize("shape", [(24, 4, 3), (24, 3, 4, 3), (24, 1, 4, 3)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64, np.bool_])
 def test_arrays_of_every_kind(tmp_path, shape, dtype):
-    array = (np.random.default_rng(0).random(shape) * (255 if dtype == np.uint8 else 1)).round(2).astype(dtype)
+    array = (
+        (np.random.default_rng(0).random(shape) * (255 if dtype == np.uint8 else 1))
+        .round(2)
+        .astype(dtype)
+    )
     np.save(tmp_path / "a.npy", array)
     data = load_data(str(tmp_path / "a.npy"))
     assert data.shape == ((1, 4, 3) if len(shape) == 3 else shape[1:])
-    assert data.train.images.dtype == (torch.float32 if dtype in (np.float32, np.float64) else torch.uint8)
+    assert data.train.x.dtype == (
+        torch.float32 if dtype in (np.float32, np.float64) else torch.uint8
+    )
 
 
 def folder(path, sizes=((8, 6),), mode="L", classes=("",), count=14):
@@ -57,13 +63,18 @@ def test_a_folder_of_classes(tmp_path):
 
 def test_mixed_sizes_are_resized_when_asked(tmp_path):
     path = folder(tmp_path / "mixed", sizes=((8, 6), (5, 5)))
-    with pytest.raises(pv.RequestError, match="mixes images of 5x5 and 8x6 pixels: give image_size"):
+    with pytest.raises(
+        pv.RequestError, match="mixes images of 5x5 and 8x6 pixels: give image_size"
+    ):
         load_data(path)
     assert load_data(path, image_size=7).shape == (1, 7, 7)
 
 
 def test_images_of_more_than_8_bits_are_refused(tmp_path):
-    for mode, array in {"I;16": np.zeros((4, 4), dtype=np.uint16), "F": np.zeros((4, 4), dtype=np.float32)}.items():
+    for mode, array in {
+        "I;16": np.zeros((4, 4), dtype=np.uint16),
+        "F": np.zeros((4, 4), dtype=np.float32),
+    }.items():
         (tmp_path / mode).mkdir()
         Image.fromarray(array).save(tmp_path / mode / "a.tiff")
         with pytest.raises(pv.RequestError, match=f"a.tiff is of mode {mode}: save it with 8 bits"):
@@ -76,8 +87,8 @@ def test_transparent_pixels_are_white(tmp_path):
     (tmp_path / "._0.png").write_text("left by another system")
     data = load_data(str(tmp_path))
     assert data.shape == (3, 4, 4)
-    assert data.train.images.float().mean().item() == pytest.approx(127.5, abs=40)
-    assert set(data.train.images.unique().tolist()) == {0, 255}
+    assert data.train.x.float().mean().item() == pytest.approx(127.5, abs=40)
+    assert set(data.train.x.unique().tolist()) == {0, 255}
 
 
 BAD_ARRAYS = {
@@ -106,7 +117,9 @@ def test_bad_files_are_refused(tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_text("no image")
     np.savez(tmp_path / "other.npz", pictures=np.zeros((20, 4, 4)))
-    np.savez(tmp_path / "labels.npz", images=np.zeros((20, 4, 4), dtype=np.uint8), labels=np.zeros(3))
+    np.savez(
+        tmp_path / "labels.npz", images=np.zeros((20, 4, 4), dtype=np.uint8), labels=np.zeros(3)
+    )
     for name, message in {
         "text.npy": "cannot be read as arrays",
         "notes.txt": "neither a folder",
@@ -135,8 +148,15 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path):
 def test_a_decompression_bomb_is_refused(tmp_path):
     """20,000 x 20,000 pixels in a file of 50 kB: refused by its header, before it is unpacked."""
     data = zlib.compress(bytes(20_000 // 8 + 1) * 20_000, 9)
-    chunks = {b"IHDR": struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0), b"IDAT": data, b"IEND": b""}
-    packed = [struct.pack(">I", len(c)) + name + c + struct.pack(">I", zlib.crc32(name + c)) for name, c in chunks.items()]
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0),
+        b"IDAT": data,
+        b"IEND": b"",
+    }
+    packed = [
+        struct.pack(">I", len(c)) + name + c + struct.pack(">I", zlib.crc32(name + c))
+        for name, c in chunks.items()
+    ]
     (tmp_path / "giant.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
     with pytest.raises(pv.RequestError, match=r"giant\.png"):
         pv.load_data(str(tmp_path))
@@ -144,7 +164,7 @@ def test_a_decompression_bomb_is_refused(tmp_path):
 
 def test_an_archive_over_the_limit_is_refused(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "a.npz", images=np.zeros((1000, 50, 50), dtype=np.uint8))
-    monkeypatch.setattr("pyro_vae.images.BYTES", 1_000_000)
+    monkeypatch.setattr("pyro_vae.data.files.BYTES", 1_000_000)
     assert (tmp_path / "a.npz").stat().st_size < 10_000
     with pytest.raises(pv.RequestError, match="use fewer or smaller images"):
         pv.load_data(str(tmp_path / "a.npz"))
@@ -160,7 +180,7 @@ def test_an_image_size_over_the_limit_is_refused(tmp_path, monkeypatch):
     with pytest.raises(pv.RequestError, match="image_size must be 1 to"):
         pv.load_data("digits", image_size=100_000)
     np.save(tmp_path / "a.npy", np.full((20_000, 2, 2), 9, dtype=np.uint8))
-    monkeypatch.setattr("pyro_vae.images.BYTES", 2**33)
+    monkeypatch.setattr("pyro_vae.data.files.BYTES", 2**33)
     with pytest.raises(pv.RequestError, match="GiB"):
         pv.load_data(str(tmp_path / "a.npy"), image_size=1000)
 
@@ -194,7 +214,9 @@ def refused(path, part):
     assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["x" * 5000, "a/" * 3000, "nul\0byte", "new\nline", "\ud800", "", "\x1b[31mred"])
+@pytest.mark.parametrize(
+    "name", ["x" * 5000, "a/" * 3000, "nul\0byte", "new\nline", "\ud800", "", "\x1b[31mred"]
+)
 def test_impossible_paths_are_refused(name):
     refused(name, "no data set or path")
 
@@ -278,11 +300,15 @@ def test_a_class_folder_that_is_a_link_is_refused(tmp_path):
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_other_formats_are_not_read(tmp_path, suffix):
     """An EPS file is a program for Ghostscript."""
-    (tmp_path / f"x{suffix}").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    (tmp_path / f"x{suffix}").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    )
     refused(tmp_path, "cannot be read as an image")
 
 
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"])
+@pytest.mark.parametrize(
+    "suffix", [".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"]
+)
 def test_each_format(tmp_path, suffix):
     for i in range(12):
         Image.new("L", (6, 5), 200).save(tmp_path / f"{i}{suffix}")
@@ -291,20 +317,25 @@ def test_each_format(tmp_path, suffix):
 
 def test_a_folder_over_the_limit_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     path = folder(tmp_path / "many", mode="RGB", sizes=((100, 100),))
-    monkeypatch.setattr("pyro_vae.images.BYTES", 14 * 100 * 100 * 3 - 1)
-    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("an image was decoded"))
+    monkeypatch.setattr("pyro_vae.data.files.BYTES", 14 * 100 * 100 * 3 - 1)
+    monkeypatch.setattr(
+        ImageFile.ImageFile, "load", lambda image: pytest.fail("an image was decoded")
+    )
     refused(path, "GiB")
 
 
 def test_the_limit_applies_to_the_resized_images(tmp_path, monkeypatch):
     path = folder(tmp_path / "many", sizes=((100, 100), (90, 80)))
-    monkeypatch.setattr("pyro_vae.images.BYTES", 100_000)
+    monkeypatch.setattr("pyro_vae.data.files.BYTES", 100_000)
     assert load_data(path, image_size=8).shape == (1, 8, 8)
 
 
 def test_two_arrays_of_one_name(tmp_path):
     np.savez(tmp_path / "a.npz", images=np.zeros((20, 8, 8), dtype=np.uint8))
-    with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+    with (
+        pytest.warns(UserWarning, match="Duplicate name"),
+        zipfile.ZipFile(tmp_path / "a.npz", "a") as archive,
+    ):
         archive.writestr("images.npy", archive.read("images.npy"))
     refused(tmp_path / "a.npz", "images")
 
@@ -317,19 +348,27 @@ def test_other_arrays_in_the_file_are_not_read(tmp_path):
 def test_an_array_file_over_the_limit_is_refused(tmp_path):
     """A sparse file: it takes no room on the disk."""
     with (tmp_path / "a.npy").open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (2**36, 8, 8)})
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "|u1", "fortran_order": False, "shape": (2**36, 8, 8)}
+        )
         file.truncate(2**42 + 1000)
     refused(tmp_path / "a.npy", "GiB")
 
 
 def test_a_header_larger_than_its_data(tmp_path):
-    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, archive.open("images.npy", "w") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (2**36, 8, 8)})
+    with (
+        zipfile.ZipFile(tmp_path / "a.npz", "w") as archive,
+        archive.open("images.npy", "w") as file,
+    ):
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "|u1", "fortran_order": False, "shape": (2**36, 8, 8)}
+        )
     refused(tmp_path / "a.npz", "a.npz")
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"PK\x03\x04", b"PK\x05\x06" + bytes(18), b"\x93NUMPY", b"\x93NUMPY\x01\x00\xff\xff("]
+    "content",
+    [b"", b"PK\x03\x04", b"PK\x05\x06" + bytes(18), b"\x93NUMPY", b"\x93NUMPY\x01\x00\xff\xff("],
 )
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
 def test_files_without_an_array_are_refused(tmp_path, content, suffix):

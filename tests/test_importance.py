@@ -7,8 +7,8 @@ import torch
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO
 
+from pyro_vae.engine.importance import log_likelihood, log_weights, terms
 from pyro_vae.evaluation.metrics import score
-from pyro_vae.inference.importance import log_likelihood, log_weights, terms
 
 X = torch.tensor([[0.3], [-1.2], [2.0], [0.0]])
 
@@ -50,7 +50,9 @@ def test_the_mean_is_the_elbo_in_closed_form():
     t = terms(model, poor_guide, X, num_samples=100_000)
     loc, scale = X[:, 0] / 2, 0.8
     kl = 0.5 * (loc**2 + scale**2 - 1) - math.log(scale)
-    reconstruction = -0.5 * ((X[:, 0] - loc) ** 2 + scale**2) / 0.25 - 0.5 * math.log(2 * math.pi * 0.25)
+    reconstruction = -0.5 * ((X[:, 0] - loc) ** 2 + scale**2) / 0.25 - 0.5 * math.log(
+        2 * math.pi * 0.25
+    )
     for drawn, exact in ((t.kl, kl), (t.reconstruction, reconstruction)):
         assert ((drawn.mean(0) - exact).abs() < 5 * drawn.std(0) / 100_000**0.5).all()
 
@@ -92,7 +94,9 @@ def test_subsampling_is_ignored():
         with pyro.plate("data", 1000, subsample=torch.arange(len(x))):
             pyro.sample("z", dist.Normal(x[:, 0] / 1.25, 0.2**0.5))
 
-    torch.testing.assert_close(log_weights(part_of_a_large_set, guide, X, num_samples=3), EXACT.expand(3, 4))
+    torch.testing.assert_close(
+        log_weights(part_of_a_large_set, guide, X, num_samples=3), EXACT.expand(3, 4)
+    )
 
 
 def test_masks_are_applied():
@@ -114,7 +118,9 @@ def test_deterministic_sites_are_ignored():
             pyro.deterministic("twice", 2 * z, event_dim=0)
             pyro.sample("x", dist.Normal(z[..., None], 0.5).to_event(1), obs=x)
 
-    torch.testing.assert_close(log_weights(with_note, exact_guide, X, num_samples=3), EXACT.expand(3, 4))
+    torch.testing.assert_close(
+        log_weights(with_note, exact_guide, X, num_samples=3), EXACT.expand(3, 4)
+    )
 
 
 def outside_the_plate(x):
@@ -178,9 +184,13 @@ def test_agrees_with_pyros_elbo_and_renyi(vae, x):
     elbo = Trace_ELBO(num_particles=5, vectorize_particles=True, max_plate_nesting=1)
     renyi = RenyiELBO(alpha=0, num_particles=5, vectorize_particles=True, max_plate_nesting=1)
     pyro.set_rng_seed(3)
-    assert -elbo.loss(vae.model, vae.guide, x) == pytest.approx(weights.mean(0).sum().item(), rel=1e-5)
+    assert -elbo.loss(vae.model, vae.guide, x) == pytest.approx(
+        weights.mean(0).sum().item(), rel=1e-5
+    )
     pyro.set_rng_seed(3)
-    assert -renyi.loss(vae.model, vae.guide, x) == pytest.approx(log_likelihood(weights).sum().item(), rel=1e-5)
+    assert -renyi.loss(vae.model, vae.guide, x) == pytest.approx(
+        log_likelihood(weights).sum().item(), rel=1e-5
+    )
 
 
 def test_gradients_reach_model_and_guide(vae, x):

@@ -19,8 +19,8 @@ import pyro_vae as pv
 from pyro_vae import networks
 from pyro_vae.cli.main import main
 from pyro_vae.evaluation.metrics import score_images
+from pyro_vae.report import views
 from pyro_vae.testing import LinearGaussianVAE
-from pyro_vae.viz import views
 
 CLASSES = 3
 
@@ -28,7 +28,12 @@ Y = torch.tensor([0, 1, 2, 2, 1, 0, 1])
 
 
 def conditional(
-    label_dim=CLASSES, prior="StandardNormal", posterior="DiagonalNormal", likelihood="Bernoulli", network="MLP", latent_dim=2
+    label_dim=CLASSES,
+    prior="StandardNormal",
+    posterior="DiagonalNormal",
+    likelihood="Bernoulli",
+    network="MLP",
+    latent_dim=2,
 ):
     """A small conditional VAE of the named parts whose labels matter."""
     q, p_x, make = POSTERIORS[posterior](latent_dim), LIKELIHOODS[likelihood](), NETWORKS[network]
@@ -52,7 +57,9 @@ def linear_gaussian(label_dim):
     decoder = networks.Linear((2 + label_dim,), (1, *SHAPE)).double()
     weight, bias = decoder.parameters()
     weight.data[:, :2], bias.data = (param.data for param in plain.decoder.parameters())
-    vae = pv.ConditionalVAE(plain.prior, plain.encoder, plain.posterior, decoder, plain.likelihood, SHAPE, label_dim).double()
+    vae = pv.ConditionalVAE(
+        plain.prior, plain.encoder, plain.posterior, decoder, plain.likelihood, SHAPE, label_dim
+    ).double()
     vae.embedding.data = -weight.data[:, 2:].T.unflatten(1, SHAPE)
     return vae, plain
 
@@ -75,7 +82,12 @@ def test_quadrature_and_importance_sampling_given_labels(x):
     side = torch.linspace(-6, 6, 150)
     z = torch.cartesian_prod(side, side)
     with torch.no_grad():
-        joint = torch.stack([vae.decode(z, label.expand(len(z))).log_prob(image) for image, label in zip(x, y, strict=True)])
+        joint = torch.stack(
+            [
+                vae.decode(z, label.expand(len(z))).log_prob(image)
+                for image, label in zip(x, y, strict=True)
+            ]
+        )
     prior = Normal(0.0, 1.0).log_prob(z).sum(-1)
     exact = (joint + prior).double().logsumexp(1) + 2 * (side[1] - side[0]).log()
     assert pv.quadrature_log_likelihood(vae, x, y) == pytest.approx(exact, abs=0.002)
@@ -89,7 +101,11 @@ def test_with_one_class_it_is_a_vae(x):
     vae = conditional(label_dim=1)
     first, *_ = vae.encoder.parameters()
     plain = make_vae()
-    plain.encoder, plain.decoder, decoder = vae.encoder, networks.MLP((2,), (1, *SHAPE)), vae.decoder
+    plain.encoder, plain.decoder, decoder = (
+        vae.encoder,
+        networks.MLP((2,), (1, *SHAPE)),
+        vae.decoder,
+    )
     for mine, theirs in zip(plain.decoder.parameters(), decoder.parameters(), strict=True):
         mine.copy_(theirs[:, : mine.shape[1]] if mine.ndim == 2 else theirs)
     list(plain.decoder.parameters())[1].add_(next(decoder.parameters())[:, -1])
@@ -98,17 +114,31 @@ def test_with_one_class_it_is_a_vae(x):
     conditioned = pv.log_weights(vae.model, vae.guide, x, y, num_samples=9)
     list(vae.encoder.parameters())[1].add_(first @ vae.embedding.flatten())
     pyro.set_rng_seed(0)
-    assert conditioned == pytest.approx(pv.log_weights(plain.model, plain.guide, x, num_samples=9), abs=1e-4)
+    assert conditioned == pytest.approx(
+        pv.log_weights(plain.model, plain.guide, x, num_samples=9), abs=1e-4
+    )
 
 
 def train_on_digits(data, model):
     """log p(x) or log p(x | y) of each test image after 30 epochs."""
     pyro.set_rng_seed(0)
     labels = 10 if model is pv.ConditionalVAE else 0
-    networks = {"encoder": pv.MLP(data.shape, (2, 5), (64,)), "decoder": pv.MLP((5 + labels,), (1, *data.shape), (64,))}
-    parts = {"prior": pv.StandardNormal(5), "posterior": pv.DiagonalNormal(), "likelihood": pv.Bernoulli(), **networks}
+    networks = {
+        "encoder": pv.MLP(data.shape, (2, 5), (64,)),
+        "decoder": pv.MLP((5 + labels,), (1, *data.shape), (64,)),
+    }
+    parts = {
+        "prior": pv.StandardNormal(5),
+        "posterior": pv.DiagonalNormal(),
+        "likelihood": pv.Bernoulli(),
+        **networks,
+    }
     vae = model(**parts, **({"data_shape": data.shape, "label_dim": 10} if labels else {}))
-    list(pv.fit(vae, data, epochs=30, seed=0, optimizer=lambda params: torch.optim.Adam(params, 3e-3)))
+    list(
+        pv.fit(
+            vae, data, epochs=30, seed=0, optimizer=lambda params: torch.optim.Adam(params, 3e-3)
+        )
+    )
     return score_images(vae, data.test, 200).log_likelihood, vae
 
 
@@ -152,7 +182,10 @@ def test_every_part_traced(parts):
     for engine in ("eager", "traced"):
         pyro.set_rng_seed(0)
         vae = conditional(CLASSES, *parts)
-        losses += [record["loss"] for record in pv.fit(vae, data, epochs=1, batch_size=8, engine=engine, seed=1)]
+        losses += [
+            record["loss"]
+            for record in pv.fit(vae, data, epochs=1, batch_size=8, engine=engine, seed=1)
+        ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
@@ -162,11 +195,15 @@ def test_every_objective(name, digits):
     encoder, decoder = pv.MLP(digits.shape, (2, 2), (8,)), pv.MLP((12,), (1, *digits.shape), (8,))
     parts = (pv.StandardNormal(2), encoder, pv.DiagonalNormal(), decoder, pv.Bernoulli())
     vae = pv.ConditionalVAE(*parts, data_shape=digits.shape, label_dim=10)
-    (record,) = pv.fit(vae, digits, epochs=1, objective=OBJECTIVES[name](**options), engine="traced")
+    (record,) = pv.fit(
+        vae, digits, epochs=1, objective=OBJECTIVES[name](**options), engine="traced"
+    )
     assert -60 < record["elbo"] < 0
 
 
-@pytest.mark.parametrize("y", [None, torch.tensor([0, 3]), torch.tensor([-1, 0]), torch.rand(2, 4), torch.rand(2)])
+@pytest.mark.parametrize(
+    "y", [None, torch.tensor([0, 3]), torch.tensor([-1, 0]), torch.rand(2, 4), torch.rand(2)]
+)
 def test_labels_that_do_not_fit_are_rejected(y):
     with pytest.raises(pv.RequestError, match=r"label|covariates"):
         pv.codes(conditional(), torch.zeros(2, *SHAPE), y)
@@ -176,8 +213,16 @@ def test_data_without_labels_are_rejected(digits, tmp_path, capfd):
     unlabelled = digits.map(lambda split: replace(split, labels=None))
     with pytest.raises(pv.RequestError, match="labels"):
         pv.fit(conditional(10), unlabelled, epochs=1)
-    np.save(tmp_path / "images.npy", digits.train.images[:50].numpy())
-    argv = ["train", "--data", str(tmp_path / "images.npy"), "--model", "ConditionalVAE", "--run_dir", str(tmp_path / "r")]
+    np.save(tmp_path / "images.npy", digits.train.x[:50].numpy())
+    argv = [
+        "train",
+        "--data",
+        str(tmp_path / "images.npy"),
+        "--model",
+        "ConditionalVAE",
+        "--run_dir",
+        str(tmp_path / "r"),
+    ]
     assert main(argv) == 2
     _, err = capfd.readouterr()
     assert "labels" in err
@@ -185,7 +230,9 @@ def test_data_without_labels_are_rejected(digits, tmp_path, capfd):
     assert not (tmp_path / "r").exists()
 
 
-@pytest.mark.parametrize("bad", ["labels=-1", "labels=1000000", "covariates=nan", "covariates=(12,)"])
+@pytest.mark.parametrize(
+    "bad", ["labels=-1", "labels=1000000", "covariates=nan", "covariates=(12,)"]
+)
 def test_bad_labels_in_a_file(bad, tmp_path, capfd):
     arrays = {
         "labels=-1": {"labels": np.full(40, -1)},
@@ -204,9 +251,21 @@ def test_bad_labels_in_a_file(bad, tmp_path, capfd):
 def run_of_classes(tmp_path_factory):
     """A trained run with a two-dimensional code."""
     folder = tmp_path_factory.mktemp("classes") / "run"
-    options = ["--model", "ConditionalVAE", "--latent_dim", "2", "--encoder.hidden", "[16]", "--decoder.hidden", "[16]"]
+    options = [
+        "--model",
+        "ConditionalVAE",
+        "--latent_dim",
+        "2",
+        "--encoder.hidden",
+        "[16]",
+        "--decoder.hidden",
+        "[16]",
+    ]
     with ending(WHOLE):
-        assert main(["train", "--data", "digits", "--epochs", "3", "--run_dir", str(folder), *options]) == 0
+        assert (
+            main(["train", "--data", "digits", "--epochs", "3", "--run_dir", str(folder), *options])
+            == 0
+        )
     return folder
 
 
@@ -216,8 +275,21 @@ def test_training_draws_analogies(run_of_classes):
     assert "manifold" not in pictures  # it would need a label
 
 
-KINDS = ["samples", "samples --label 7", "reconstructions --label 7", "reconstructions", "analogies", "interpolations"]
-KINDS += ["interpolations --label 3", "traversals", "traversals --label 3", "manifold --label 3", "codes"]
+KINDS = [
+    "samples",
+    "samples --label 7",
+    "reconstructions --label 7",
+    "reconstructions",
+    "analogies",
+    "interpolations",
+]
+KINDS += [
+    "interpolations --label 3",
+    "traversals",
+    "traversals --label 3",
+    "manifold --label 3",
+    "codes",
+]
 
 
 @pytest.mark.parametrize("options", KINDS)
@@ -232,7 +304,14 @@ def test_generate(options, run_of_classes, tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    ["samples --label 10", "samples --label -1", "samples --label [0.5]", "samples --label x", "codes --label 1", "manifold"],
+    [
+        "samples --label 10",
+        "samples --label -1",
+        "samples --label [0.5]",
+        "samples --label x",
+        "codes --label 1",
+        "manifold",
+    ],
 )
 def test_labels_that_cannot_be_decoded_are_rejected(options, run_of_classes, capfd):
     assert main(["generate", str(run_of_classes), *options.split()]) == 2
@@ -260,7 +339,16 @@ def test_labels_that_do_not_fit_the_images(run_of_classes):
 
 
 def test_evaluate(run_of_classes, capfd):
-    argv = ["evaluate", str(run_of_classes), "--num_samples", "100", "--classify_images", "50", "--gap_images", "2"]
+    argv = [
+        "evaluate",
+        str(run_of_classes),
+        "--num_samples",
+        "100",
+        "--classify_images",
+        "50",
+        "--gap_images",
+        "2",
+    ]
     assert main(argv) == 0
     out, _ = capfd.readouterr()
     assert "Bayes classifier" in out
@@ -283,7 +371,15 @@ def test_resumed_equals_uninterrupted(tmp_path):
 
 def test_resuming_with_other_labels_is_rejected(tmp_path, capfd):
     images, labels = torch.randint(256, (40, 4, 4)).to(torch.uint8).numpy(), np.arange(40) % 2
-    argv = ["train", "--data", str(tmp_path / "data.npz"), "--model", "ConditionalVAE", "--run_dir", str(tmp_path / "r")]
+    argv = [
+        "train",
+        "--data",
+        str(tmp_path / "data.npz"),
+        "--model",
+        "ConditionalVAE",
+        "--run_dir",
+        str(tmp_path / "r"),
+    ]
     np.savez(tmp_path / "data.npz", images=images, labels=labels)
     assert main([*argv, "--epochs", "1"]) == 0
     np.savez(tmp_path / "data.npz", images=images, labels=1 - labels)
@@ -308,9 +404,25 @@ def test_covariates(tmp_path, capfd):
     np.savez(tmp_path / "data.npz", images=images, labels=np.arange(240) % 3, covariates=brightness)
     run = str(tmp_path / "r")
     options = ["--model", "ConditionalVAE", "--optimizer.lr", "0.01", "--latent_dim", "2"]
-    assert main(["train", "--data", str(tmp_path / "data.npz"), "--epochs", "60", "--run_dir", run, *options]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--data",
+                str(tmp_path / "data.npz"),
+                "--epochs",
+                "60",
+                "--run_dir",
+                run,
+                *options,
+            ]
+        )
+        == 0
+    )
     vae = pv.load_run(run)
-    dark, bright = (vae.sample_mean(20, torch.full((20, 1), value)).mean().item() for value in (0.2, 0.8))
+    dark, bright = (
+        vae.sample_mean(20, torch.full((20, 1), value)).mean().item() for value in (0.2, 0.8)
+    )
     assert dark == pytest.approx(0.2, abs=0.1)
     assert bright == pytest.approx(0.8, abs=0.1)
     assert main(["generate", run, "samples", "--label", "[0.3]"]) == 0
@@ -364,7 +476,9 @@ def test_a_model_of_the_users_own_with_a_prior_per_class(tmp_path, monkeypatch):
         assert main(["generate", run, "--trust", *kind.split()]) == 0
     vae = pv.load_run(run, trust=True)
     assert vae.latent_dim == 2
-    assert torch.allclose(vae.sample_codes(4000, torch.full((4000,), 3)).mean(0), vae.loc[3], atol=0.1)
+    assert torch.allclose(
+        vae.sample_codes(4000, torch.full((4000,), 3)).mean(0), vae.loc[3], atol=0.1
+    )
     assert main(["generate", run, "--trust", "samples", "--label", "-1"]) == 2
     rows = views.analogies(vae, torch.arange(10), 3)
     assert not torch.equal(rows[0], rows[1])

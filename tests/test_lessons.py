@@ -33,7 +33,9 @@ def solutions(notebook):
 
 
 def outputs(notebook):
-    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    return [
+        output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
+    ]
 
 
 class Shell(InteractiveShell):
@@ -56,7 +58,9 @@ def shell(tmp_path, monkeypatch):
 
 
 @each_lesson
-@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # matplotlib converts tensors by an older protocol of NumPy
+@pytest.mark.filterwarnings(
+    "ignore:__array:DeprecationWarning"
+)  # matplotlib converts tensors by an older protocol of NumPy
 def test_runs_with_solutions(lesson, shell, capfd):
     for source in [*sources(lesson), *solutions(read(lesson))]:
         shell.run_cell(source).raise_error()

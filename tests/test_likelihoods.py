@@ -22,7 +22,9 @@ def test_bernoulli_against_scipy():
 
 def test_bernoulli_sums_to_one_over_all_images():
     p = Bernoulli()(torch.randn(1, 1, 2, 3).double())
-    everything = torch.tensor(list(itertools.product([0.0, 1.0], repeat=6))).double().reshape(-1, 1, 2, 3)
+    everything = (
+        torch.tensor(list(itertools.product([0.0, 1.0], repeat=6))).double().reshape(-1, 1, 2, 3)
+    )
     assert p.log_prob(everything).exp().sum().item() == pytest.approx(1, abs=1e-12)
 
 
@@ -42,10 +44,14 @@ def test_bernoulli_refuses_grey_pixels():
 def test_relaxed_bernoulli_is_the_cross_entropy_and_no_density():
     logit, x = torch.tensor(0.7), torch.rand(1, 2, 2)
     p = Bernoulli(relaxed=True)(logit.expand(1, 1, 2, 2))
-    cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits(logit.expand(1, 2, 2), x, reduction="sum")
+    cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits(
+        logit.expand(1, 2, 2), x, reduction="sum"
+    )
     torch.testing.assert_close(p.log_prob(x), -cross_entropy)
     pixel = Bernoulli(relaxed=True)(logit.double().expand(1, 1, 1, 1))
-    total, _ = integrate.quad(lambda v: pixel.log_prob(torch.tensor(v).double().expand(1, 1, 1)).exp().item(), 0, 1)
+    total, _ = integrate.quad(
+        lambda v: pixel.log_prob(torch.tensor(v).double().expand(1, 1, 1)).exp().item(), 0, 1
+    )
     assert abs(total - 1) > 0.1
 
 
@@ -105,7 +111,9 @@ def test_a_parameter_of_a_subclass_does_not_change_the_scale():
             self.temperature = torch.nn.Parameter(torch.tensor(5.0))
 
     params = PARAMS[:, :1]
-    assert torch.equal(Own()(params).log_prob(UNIT), Normal(0.3, learned="scalar")(params).log_prob(UNIT))
+    assert torch.equal(
+        Own()(params).log_prob(UNIT), Normal(0.3, learned="scalar")(params).log_prob(UNIT)
+    )
 
 
 @pytest.mark.parametrize("log_concentration", [0.0, 4.0, 8.0, 10.0])
@@ -119,7 +127,10 @@ def test_beta_in_float32_agrees_with_float64(log_concentration):
         value = Beta()(params).log_prob(x)
         return value.detach().double(), torch.autograd.grad(value, params)[0].double()
 
-    (value, grad), (exact, exact_grad) = value_and_gradient(params.clone(), x), value_and_gradient(params.double(), x.double())
+    (value, grad), (exact, exact_grad) = (
+        value_and_gradient(params.clone(), x),
+        value_and_gradient(params.double(), x.double()),
+    )
     assert (value - exact).abs() < 1e-3
     assert (grad - exact_grad).norm() < 1e-3 * exact_grad.norm()
 
@@ -134,7 +145,9 @@ def scipy_value(name):
         "Laplace, pixel": lambda: stats.laplace.logpdf(x, first, 0.3 * np.exp(second)),
         "Normal, scalar": lambda: stats.norm.logpdf(x, first, 0.3),
         "Normal, pixel": lambda: stats.norm.logpdf(x, first, 0.3 * np.exp(second)),
-        "Beta": lambda: stats.beta.logpdf(x, np.exp(second) / (1 + np.exp(-first)), np.exp(second) / (1 + np.exp(first))),
+        "Beta": lambda: stats.beta.logpdf(
+            x, np.exp(second) / (1 + np.exp(-first)), np.exp(second) / (1 + np.exp(first))
+        ),
         "Binomial": lambda: stats.binom.logpmf(k, 255, 1 / (1 + np.exp(-first))),
         "DiscretizedLogistic": lambda: np.log(logistic_bins(k, first, second)),
         "DiscretizedLogistic, 3": lambda: np.log(logistic_mixture(k)),
@@ -147,12 +160,16 @@ def logistic_bins(k, loc, log_scale):
 
 
 def logistic_mixture(k):
-    loc, log_scale, logits = np.concatenate([PARAMS[0].numpy(), PARAMS[0, :3].numpy() / 2]).reshape(3, 3, 1, 2, 3)
+    loc, log_scale, logits = np.concatenate([PARAMS[0].numpy(), PARAMS[0, :3].numpy() / 2]).reshape(
+        3, 3, 1, 2, 3
+    )
     weights = np.exp(logits) / np.exp(logits).sum(0)
     return sum(w * logistic_bins(k, m, s) for w, m, s in zip(weights, loc, log_scale, strict=True))
 
 
-@pytest.mark.parametrize("name", sorted(set(LIKELIHOODS) - {"Bernoulli", "ContinuousBernoulli", "Categorical", "Normal"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(LIKELIHOODS) - {"Bernoulli", "ContinuousBernoulli", "Categorical", "Normal"})
+)
 def test_against_scipy(name):
     likelihood = LIKELIHOODS[name]().double()
     params = torch.cat([PARAMS, PARAMS[:, :3] / 2], 1)[:, : likelihood.num_params]
@@ -166,12 +183,18 @@ def test_categorical_against_a_softmax():
     torch.testing.assert_close(LIKELIHOODS["Categorical"]()(params).log_prob(BYTE)[0], expected)
 
 
-@pytest.mark.parametrize("logit", [-1e4, -100.0, -3.0, -1e-3, -1e-5, 0.0, 1e-8, 1e-3, 0.5, 40.0, 1e4])
+@pytest.mark.parametrize(
+    "logit", [-1e4, -100.0, -3.0, -1e-3, -1e-5, 0.0, 1e-8, 1e-3, 0.5, 40.0, 1e4]
+)
 def test_continuous_bernoulli_at_every_logit(logit):
     """pytorch #72525. Against scipy's truncated exponential, or its series where scipy cancels."""
     params = torch.full((1, 1, 1, 1, 1), logit, dtype=torch.float64, requires_grad=True)
     for x in (0.0, 0.25, 1.0):
-        log_prob = ContinuousBernoulli()(params).log_prob(torch.full((1, 1, 1), x, dtype=torch.float64)).sum()
+        log_prob = (
+            ContinuousBernoulli()(params)
+            .log_prob(torch.full((1, 1, 1), x, dtype=torch.float64))
+            .sum()
+        )
         (grad,) = torch.autograd.grad(log_prob, params)
         size, y = abs(logit), x if logit < 0 else 1 - x
         series = size * (0.5 - y) - size**2 / 24
@@ -199,12 +222,19 @@ def test_discretized_logistic_edges_hold_the_tails():
     assert p.log_prob(torch.zeros(1, 1, 1).double()).item() == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.parametrize("name", [name for name, make in LIKELIHOODS.items() if make().pixels == "byte"])
+@pytest.mark.parametrize(
+    "name", [name for name, make in LIKELIHOODS.items() if make().pixels == "byte"]
+)
 def test_discrete_likelihoods_sum_to_one(name):
     likelihood = LIKELIHOODS[name]().double()
     for size in (0.1, 3.0, 10.0):
         params = size * torch.randn(50, likelihood.num_params, 1, 1, 1).double()
-        total = likelihood(params).log_prob(torch.arange(256.0).double().reshape(256, 1, 1, 1, 1)).exp().sum(0)
+        total = (
+            likelihood(params)
+            .log_prob(torch.arange(256.0).double().reshape(256, 1, 1, 1, 1))
+            .exp()
+            .sum(0)
+        )
         assert (total - 1).abs().max() < 1e-6
 
 

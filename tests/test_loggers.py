@@ -6,15 +6,25 @@ import sys
 
 import pytest
 
-from pyro_vae.cli.files import load_checkpoint
 from pyro_vae.cli.main import main
-from pyro_vae.cli.run_folder import Run
+from pyro_vae.runs.folder import Run
+from pyro_vae.runs.store import load_checkpoint
 
 pytest.importorskip("tensorboard", reason="tensorboard is not installed")
 
 
 def train(images, path, *options):
-    flags = ["--data", images, "--run_dir", path, "--device", "cpu", "--checkpoint_every", "2", *options]
+    flags = [
+        "--data",
+        images,
+        "--run_dir",
+        path,
+        "--device",
+        "cpu",
+        "--checkpoint_every",
+        "2",
+        *options,
+    ]
     return main(["train", *map(str, flags)])
 
 
@@ -29,13 +39,27 @@ def test_each_epoch_has_its_metrics_and_pictures(images, tmp_path):
     for name, options in (("plain", []), ("logged", ["--logger", "tensorboard"])):
         assert train(images, tmp_path / name, "--epochs", 3, *options) == 0
     found, records = events(tmp_path / "logged"), Run(tmp_path / "logged").records()
-    for tag, key in (("elbo/training", "elbo"), ("elbo/validation", "validation_elbo"), ("active_units", "active_units")):
+    for tag, key in (
+        ("elbo/training", "elbo"),
+        ("elbo/validation", "validation_elbo"),
+        ("active_units", "active_units"),
+    ):
         scalars = found.Scalars(tag)
         assert [scalar.step for scalar in scalars] == [1, 2, 3]
-        assert [scalar.value for scalar in scalars] == pytest.approx([record[key] for record in records], rel=1e-5)
-    for tag, size in (("samples", (10 * 6 + 1, 4 * 7 + 1)), ("reconstructions", (5 * 6 + 1, 2 * 7 + 1))):
-        assert [(image.step, image.width, image.height) for image in found.Images(tag)] == [(n, *size) for n in (1, 2, 3)]
-    states = [load_checkpoint(tmp_path / name / "checkpoint.pt")["training"]["vae"] for name in ("plain", "logged")]
+        assert [scalar.value for scalar in scalars] == pytest.approx(
+            [record[key] for record in records], rel=1e-5
+        )
+    for tag, size in (
+        ("samples", (10 * 6 + 1, 4 * 7 + 1)),
+        ("reconstructions", (5 * 6 + 1, 2 * 7 + 1)),
+    ):
+        assert [(image.step, image.width, image.height) for image in found.Images(tag)] == [
+            (n, *size) for n in (1, 2, 3)
+        ]
+    states = [
+        load_checkpoint(tmp_path / name / "checkpoint.pt")["training"]["vae"]
+        for name in ("plain", "logged")
+    ]
     assert all(states[0][key].equal(states[1][key]) for key in states[0])
 
 
@@ -53,6 +77,8 @@ def test_labels_are_used(images, tmp_path):
 
 def test_a_missing_package_is_one_line_before_training(images, tmp_path, monkeypatch, refused):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    assert "pip install" in refused("train", "--data", images, "--logger", "tensorboard", "--run_dir", tmp_path / "run")
+    assert "pip install" in refused(
+        "train", "--data", images, "--logger", "tensorboard", "--run_dir", tmp_path / "run"
+    )
     assert not (tmp_path / "run").exists()
     assert "logger" in refused("train", "--data", images, "--logger", "wandb")

@@ -12,8 +12,7 @@ from scipy import stats
 from statistics_ import assert_likely
 
 import pyro_vae as pv
-from pyro_vae.evaluation.metrics import score, score_images, two_phase_mean
-from pyro_vae.inference.importance import (
+from pyro_vae.engine.importance import (
     effective_sample_size,
     k_curve,
     log_likelihood,
@@ -22,12 +21,19 @@ from pyro_vae.inference.importance import (
     pareto_k,
     terms,
 )
+from pyro_vae.evaluation.metrics import score, score_images, two_phase_mean
 
 
 def test_effective_sample_size_of_known_weights():
-    weights = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1e-30, 3.0], [1.0, 1e-30, 0.0], [1.0, 1e-30, 0.0]]).double()
-    torch.testing.assert_close(effective_sample_size(weights.log()), torch.tensor([4.0, 1.0, 16 / 10]).double())
-    torch.testing.assert_close(effective_sample_size(weights.log() - 1e4), effective_sample_size(weights.log()))
+    weights = torch.tensor(
+        [[1.0, 1.0, 1.0], [1.0, 1e-30, 3.0], [1.0, 1e-30, 0.0], [1.0, 1e-30, 0.0]]
+    ).double()
+    torch.testing.assert_close(
+        effective_sample_size(weights.log()), torch.tensor([4.0, 1.0, 16 / 10]).double()
+    )
+    torch.testing.assert_close(
+        effective_sample_size(weights.log() - 1e4), effective_sample_size(weights.log())
+    )
 
 
 def test_monte_carlo_error_of_known_weights():
@@ -119,7 +125,9 @@ class Table:
 
     def guide(self, x):
         plates = [
-            frame.size for frame in pyro.poutine.runtime._PYRO_STACK if getattr(frame, "name", "") == "importance samples"
+            frame.size
+            for frame in pyro.poutine.runtime._PYRO_STACK
+            if getattr(frame, "name", "") == "importance samples"
         ]
         (samples,) = plates or [1]
         ids = [int(i) for i in x[:, 0]]
@@ -148,7 +156,10 @@ def test_any_batch_size(batch_size, dtype):
     torch.testing.assert_close(found.curve[:, 3], k_curve(whole)[8], **tolerance)
     single = Table(101, 7)
     single.noise = table.noise
-    one_by_one = [score(single.model, single.guide, (x[i : i + 1].to(dtype),), 101, 1000).log_likelihood for i in range(7)]
+    one_by_one = [
+        score(single.model, single.guide, (x[i : i + 1].to(dtype),), 101, 1000).log_likelihood
+        for i in range(7)
+    ]
     torch.testing.assert_close(torch.cat(one_by_one), found.log_likelihood, **tolerance)
 
 
@@ -168,7 +179,9 @@ def test_a_traced_evaluation_gives_the_same(vae, x):
     for engine in ("eager", "traced"):
         pyro.set_rng_seed(4)
         results.append(score(vae.model, vae.guide, (x.repeat(9, 1, 1, 1), None), 300, 1000, engine))
-    torch.testing.assert_close(results[0].log_likelihood, results[1].log_likelihood, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(
+        results[0].log_likelihood, results[1].log_likelihood, atol=1e-4, rtol=1e-5
+    )
     torch.testing.assert_close(results[0].kl, results[1].kl, atol=1e-4, rtol=1e-5)
 
 
@@ -201,7 +214,9 @@ def test_scores_are_those_of_the_terms(vae, x):
 
 def test_k_hat_of_weights_with_a_gradient():
     vae = oracle("wide")
-    weights = pv.log_weights(vae.model, vae.guide, torch.randn(2, 1, 1, 3).double(), num_samples=100)
+    weights = pv.log_weights(
+        vae.model, vae.guide, torch.randn(2, 1, 1, 3).double(), num_samples=100
+    )
     assert weights.requires_grad
     assert torch.equal(pv.pareto_k(weights), pv.pareto_k(weights.detach()))
 
@@ -212,7 +227,9 @@ def test_a_traced_evaluation_runs_the_programs_only_to_trace_them():
     runs = {}
     for engine in ("traced", "eager"):
         calls = runs[engine] = []
-        score(lambda x, calls=calls: calls.append(1) or vae.model(x), vae.guide, (x,), 3, 12, engine)
+        score(
+            lambda x, calls=calls: calls.append(1) or vae.model(x), vae.guide, (x,), 3, 12, engine
+        )
     assert len(runs["traced"]) < 10 < 50 < len(runs["eager"])
 
 
@@ -240,15 +257,23 @@ def test_evaluate(digits, likelihood):
     log_p, curve = results["log_likelihood"], results["k_curve"]
     assert set(curve) == {"1", "2", "4", "8", "16", "32", "40"}
     assert curve["40"]["mean"] == pytest.approx(log_p["mean"])
-    assert curve["1"]["mean"] == pytest.approx(results["elbo"]["mean"]) == pytest.approx(log_p["elbo_same_images"]["mean"])
+    assert (
+        curve["1"]["mean"]
+        == pytest.approx(results["elbo"]["mean"])
+        == pytest.approx(log_p["elbo_same_images"]["mean"])
+    )
     assert curve["1"]["gain"] == curve["1"]["gain_standard_error"] == 0
     assert curve["40"]["gain"] == pytest.approx(log_p["mean"] - results["elbo"]["mean"])
-    assert results["elbo"]["mean"] == pytest.approx(results["reconstruction"]["mean"] - results["kl"]["mean"])
+    assert results["elbo"]["mean"] == pytest.approx(
+        results["reconstruction"]["mean"] - results["kl"]["mean"]
+    )
     assert "log_likelihood_all_images" not in results
     assert 0 <= log_p["share_of_images_with_k_hat_over_0.7"] <= 1
     assert log_p["monte_carlo_error"] > 0
     if vae.pixels == "byte":
-        assert results["bits_per_dimension"]["mean"] == pytest.approx(-log_p["mean"] / 64 / math.log(2))
+        assert results["bits_per_dimension"]["mean"] == pytest.approx(
+            -log_p["mean"] / 64 / math.log(2)
+        )
     assert ("bits_per_dimension" in results) == (vae.pixels == "byte")
 
 
@@ -256,14 +281,24 @@ def test_evaluate_a_subset(digits):
     """Images of two kinds, one much harder; a subset may hold too many of one, but the ELBO corrects for it."""
     vae = make_vae(shape=digits.shape)
     vae.initialize(digits.train.scored("binary"))
-    images = torch.cat([torch.zeros_like(digits.test.images[:150]), digits.test.images[:150]])
+    images = torch.cat([torch.zeros_like(digits.test.x[:150]), digits.test.x[:150]])
     whole = pv.evaluate(vae, pv.Split(images), num_samples=30)
     part = pv.evaluate(vae, pv.Split(images), num_samples=30, num_images=20)
-    assert part["log_likelihood"]["num_images"] == part["log_likelihood"]["elbo_same_images"]["num_images"] == 20
+    assert (
+        part["log_likelihood"]["num_images"]
+        == part["log_likelihood"]["elbo_same_images"]["num_images"]
+        == 20
+    )
     assert part["elbo"]["num_images"] == part["log_likelihood_all_images"]["num_images"] == 300
-    assert part["log_likelihood"]["num_samples"] == part["log_likelihood_all_images"]["num_samples"] == 30
+    assert (
+        part["log_likelihood"]["num_samples"]
+        == part["log_likelihood_all_images"]["num_samples"]
+        == 30
+    )
     corrected = part["log_likelihood_all_images"]
-    assert abs(corrected["mean"] - whole["log_likelihood"]["mean"]) < 4 * corrected["standard_error"]
+    assert (
+        abs(corrected["mean"] - whole["log_likelihood"]["mean"]) < 4 * corrected["standard_error"]
+    )
     assert corrected["standard_error"] < 0.6 * part["log_likelihood"]["standard_error"]
 
 
@@ -275,7 +310,9 @@ def test_a_subset_of_more_images_than_there_are_is_refused(vae, x):
 def test_the_standard_error_is_over_images(digits):
     """Half of the images give about sqrt(2) times the error."""
     vae = make_vae(shape=digits.shape)
-    whole, half = (pv.evaluate(vae, digits.test[:count], num_samples=2)["elbo"] for count in (298, 149))
+    whole, half = (
+        pv.evaluate(vae, digits.test[:count], num_samples=2)["elbo"] for count in (298, 149)
+    )
     assert half["standard_error"] / whole["standard_error"] == pytest.approx(2**0.5, rel=0.15)
     assert abs(half["mean"] - whole["mean"]) < 4 * half["standard_error"]
 
@@ -300,7 +337,9 @@ def test_the_error_of_two_phase_sampling(n):
 
 
 def test_two_phase_sampling_of_one_image():
-    mean, error = two_phase_mean(torch.tensor([3.0]), torch.tensor([1.0]), torch.tensor([1.0, 2.0, 6.0]))
+    mean, error = two_phase_mean(
+        torch.tensor([3.0]), torch.tensor([1.0]), torch.tensor([1.0, 2.0, 6.0])
+    )
     assert mean == pytest.approx(5.0)
     assert error is None
 
@@ -326,7 +365,10 @@ def test_the_errors_of_one_sample_are_none(vae, x):
     assert log_p["monte_carlo_error"] is log_p["share_of_images_with_k_hat_over_0.7"] is None
 
 
-@pytest.mark.parametrize("images", [torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2, 1, 4, 5), torch.zeros(2, 16)])
+@pytest.mark.parametrize(
+    "images",
+    [torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2, 1, 4, 5), torch.zeros(2, 16)],
+)
 def test_images_of_a_wrong_type_or_shape_are_refused(vae, images):
     with pytest.raises(pv.RequestError, match="scored"):
         pv.codes(vae, images)

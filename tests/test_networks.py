@@ -16,7 +16,9 @@ def test_shapes_and_gradients(name, image):
     assert y.shape == (5, 3, *image)
     y.square().sum().backward()
     for network in (encoder, decoder):
-        assert all(param.grad is not None and param.grad.isfinite().all() for param in network.parameters())
+        assert all(
+            param.grad is not None and param.grad.isfinite().all() for param in network.parameters()
+        )
 
 
 @pytest.mark.parametrize("kernel_sizes", [(3, 3), (4, 4), (5, 3), (2, 2)])
@@ -24,15 +26,30 @@ def test_shapes_and_gradients(name, image):
 def test_conv_mirrors_any_size(kernel_sizes, strides):
     for size in range(4, 12):
         options = {"channels": (4, 6), "kernel_sizes": kernel_sizes, "strides": strides}
-        assert networks.Conv((5,), (2, 1, size, size + 1), **options)(torch.zeros(2, 5)).shape == (2, 2, 1, size, size + 1)
+        assert networks.Conv((5,), (2, 1, size, size + 1), **options)(torch.zeros(2, 5)).shape == (
+            2,
+            2,
+            1,
+            size,
+            size + 1,
+        )
 
 
 def test_conv_decoder_is_the_encoder_reversed():
     options = {"channels": (4, 6, 8), "kernel_sizes": (3, 5, 3), "strides": (1, 2, 2)}
-    encoder, decoder = networks.Conv((1, 28, 28), (2, 5), **options), networks.Conv((5,), (1, 1, 28, 28), **options)
-    down = [(m.in_channels, m.out_channels, m.kernel_size, m.stride) for m in encoder.modules() if isinstance(m, nn.Conv2d)]
+    encoder, decoder = (
+        networks.Conv((1, 28, 28), (2, 5), **options),
+        networks.Conv((5,), (1, 1, 28, 28), **options),
+    )
+    down = [
+        (m.in_channels, m.out_channels, m.kernel_size, m.stride)
+        for m in encoder.modules()
+        if isinstance(m, nn.Conv2d)
+    ]
     up = [
-        (m.out_channels, m.in_channels, m.kernel_size, m.stride) for m in decoder.modules() if isinstance(m, nn.ConvTranspose2d)
+        (m.out_channels, m.in_channels, m.kernel_size, m.stride)
+        for m in decoder.modules()
+        if isinstance(m, nn.ConvTranspose2d)
     ]
     assert down == up[::-1]
 
@@ -82,5 +99,7 @@ def test_any_module_counts_as_a_network():
 @pytest.mark.parametrize("network", [networks.MLP, networks.Gated, networks.Conv])
 def test_initialization(network):
     """Weights as asked for; biases as torch makes them."""
-    for name, param in network((1, 8, 8), (2, 3), initialization=torch.nn.init.ones_).named_parameters():
+    for name, param in network(
+        (1, 8, 8), (2, 3), initialization=torch.nn.init.ones_
+    ).named_parameters():
         assert (param == 1).all() == name.endswith("weight")

@@ -38,17 +38,21 @@ def test_all_images_are_loaded_with_fixed_noise(new, drawn, binarization):
     assert len(images) == 30
     torch.testing.assert_close(images.scored("binary"), again.scored("binary"))
     if binarization == "dynamic":
-        torch.testing.assert_close(images.images, torch.from_numpy(drawn)[:, None])
+        torch.testing.assert_close(images.x, torch.from_numpy(drawn)[:, None])
 
 
 def test_of_a_named_set_the_official_test_images_are_loaded(digits, monkeypatch):
-    monkeypatch.setattr("pyro_vae.data._torchvision", lambda *_: [digits.train, digits.test])
+    monkeypatch.setattr(
+        "pyro_vae.data.datasets._torchvision", lambda *_: [digits.train, digits.test]
+    )
     images = pv.load_images("mnist")
-    torch.testing.assert_close(images.images, digits.test.images)
+    torch.testing.assert_close(images.x, digits.test.x)
     torch.testing.assert_close(images.scored("binary"), digits.test.scored("binary"))
 
 
-def test_their_scores_are_those_in_python_and_have_a_name_of_their_own(run_dir, new, tmp_path, capfd):
+def test_their_scores_are_those_in_python_and_have_a_name_of_their_own(
+    run_dir, new, tmp_path, capfd
+):
     own = {file.name for file in run_dir.iterdir()}
     scores = tmp_path / "scores.npz"
     run("evaluate", run_dir, "--data", new, *QUICK, "--per_image", scores)
@@ -115,7 +119,9 @@ def test_one_image_is_enough(run_dir, tmp_path, drawn, refused):
     Image.fromarray(np.kron(drawn[0], np.ones((3, 3), np.uint8))).save(tmp_path / "one" / "a.png")
     run("evaluate", run_dir, "--data", tmp_path / "one", "--image_size", 8, "--num_samples", 50)
     run("generate", run_dir, "codes", "--data", tmp_path / "one", "--image_size", 8)
-    assert "two images" in refused("generate", run_dir, "interpolations", "--data", tmp_path / "one", "--image_size", 8)
+    assert "two images" in refused(
+        "generate", run_dir, "interpolations", "--data", tmp_path / "one", "--image_size", 8
+    )
 
 
 def test_what_does_not_fit_is_one_line(run_dir, new, images, tmp_path, refused):
@@ -129,7 +135,19 @@ def test_what_does_not_fit_is_one_line(run_dir, new, images, tmp_path, refused):
 
 def test_a_model_of_labels_needs_those_that_it_knows(tmp_path, images, refused):
     path = tmp_path / "run"
-    run("train", "--data", images, "--model", "ConditionalVAE", "--epochs", 1, "--run_dir", path, "--device", "cpu")
+    run(
+        "train",
+        "--data",
+        images,
+        "--model",
+        "ConditionalVAE",
+        "--epochs",
+        1,
+        "--run_dir",
+        path,
+        "--device",
+        "cpu",
+    )
     pixels = np.zeros((20, 6, 5), np.uint8)
     np.savez(tmp_path / "without.npz", images=pixels)
     np.savez(tmp_path / "unknown.npz", images=pixels, labels=np.arange(20))

@@ -19,7 +19,11 @@ ELBOS = [Trace_ELBO, TraceMeanField_ELBO, pv.StickingTheLandingELBO]
 TIGHTER = [pv.ImportanceWeightedELBO, pv.DReGELBO]
 COPIES = 20
 """Of each image in a batch: a call gives the sum of that many independent estimates for little more than the cost of one."""
-X = torch.tensor([[0.4, -1.0, 0.2], [2.0, 0.5, -0.3]], dtype=torch.float64).reshape(2, 1, 1, 3).repeat(COPIES, 1, 1, 1)
+X = (
+    torch.tensor([[0.4, -1.0, 0.2], [2.0, 0.5, -0.3]], dtype=torch.float64)
+    .reshape(2, 1, 1, 3)
+    .repeat(COPIES, 1, 1, 1)
+)
 
 
 def gradients(objective, vae, *args):
@@ -53,7 +57,9 @@ def bound_by_quadrature(vae, x):
     q = vae.encode(x)
     z = q.mean + q.scale_tril[..., 0] * torch.from_numpy(nodes)
     likelihood = torch.stack([vae.decode(column[:, None]).log_prob(x) for column in z.T], 1)
-    log_w = likelihood + Normal(0.0, 1.0).log_prob(z) - Normal(q.mean, q.scale_tril[..., 0]).log_prob(z)
+    log_w = (
+        likelihood + Normal(0.0, 1.0).log_prob(z) - Normal(q.mean, q.scale_tril[..., 0]).log_prob(z)
+    )
     both = torch.logaddexp(log_w[:, :, None], log_w[:, None, :]) - np.log(2)
     return (both * weights[:, None] * weights).sum()
 
@@ -63,7 +69,9 @@ def bound_by_quadrature(vae, x):
 def test_the_bound_of_two_samples_by_quadrature(objective, vectorized):
     vae = make_oracle(latent_dim=1)
     exact = -bound_by_quadrature(vae, X)
-    losses, grads = repeated(lambda: gradients(objective(2, vectorize_particles=vectorized), vae, X), 60)
+    losses, grads = repeated(
+        lambda: gradients(objective(2, vectorize_particles=vectorized), vae, X), 60
+    )
     assert_mean(losses, exact.detach(), slack=1e-9)
     assert_mean(grads, exact_gradients(vae, exact), slack=1e-9)
 
@@ -81,7 +89,9 @@ def test_the_bound_rises_with_the_number_of_samples():
     bounds, errors = [], []
     for samples in (1, 2, 4, 16, 64):
         objective = pv.ImportanceWeightedELBO(samples)
-        (losses,) = repeated(lambda o=objective: [torch.tensor(o.loss(vae.model, vae.guide, X))], 50)
+        (losses,) = repeated(
+            lambda o=objective: [torch.tensor(o.loss(vae.model, vae.guide, X))], 50
+        )
         bounds.append(-losses.mean())
         errors.append(losses.std() / 50**0.5)
     rises = torch.stack(bounds).diff()
@@ -136,9 +146,14 @@ PATHS = {
 @pytest.mark.parametrize("objectives", PATHS)
 @pytest.mark.parametrize("model", RELATED)
 def test_path_gradients_have_the_same_mean(model, objectives):
-    vae, x = RELATED[model]().double(), torch.bernoulli(torch.full((2, *SHAPE), 0.4, dtype=torch.float64))
+    vae, x = (
+        RELATED[model]().double(),
+        torch.bernoulli(torch.full((2, *SHAPE), 0.4, dtype=torch.float64)),
+    )
     x = x.repeat(COPIES, 1, 1, 1)
-    samples = [repeated(lambda o=objective: gradients(o, vae, x), 40) for objective in PATHS[objectives]]
+    samples = [
+        repeated(lambda o=objective: gradients(o, vae, x), 40) for objective in PATHS[objectives]
+    ]
     for ours, others in zip(*samples, strict=True):
         error = (ours.var(0) + others.var(0)).sqrt()
         assert_mean((ours - others) / error.clamp(min=1e-12), 0.0, slack=1e-6)
@@ -149,7 +164,10 @@ class Chain(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.a, self.b = torch.nn.Parameter(torch.tensor(0.7).double()), torch.nn.Parameter(torch.tensor(1.5).double())
+        self.a, self.b = (
+            torch.nn.Parameter(torch.tensor(0.7).double()),
+            torch.nn.Parameter(torch.tensor(1.5).double()),
+        )
 
     def model(self, x):
         with pyro.plate("data", len(x)):
@@ -164,10 +182,15 @@ class Chain(torch.nn.Module):
 
     def elbo(self, x):
         second = (self.a * x).square() + 0.7**2
-        return -0.5 * ((x - self.a * x).square() + (1 - self.b) ** 2 * second + self.b**2 * second).sum()
+        return (
+            -0.5
+            * ((x - self.a * x).square() + (1 - self.b) ** 2 * second + self.b**2 * second).sum()
+        )
 
 
-@pytest.mark.parametrize("objective", [Trace_ELBO, pv.StickingTheLandingELBO, lambda: pv.DReGELBO(1)])
+@pytest.mark.parametrize(
+    "objective", [Trace_ELBO, pv.StickingTheLandingELBO, lambda: pv.DReGELBO(1)]
+)
 def test_a_path_that_starts_from_another_draw(objective):
     chain, x = Chain(), torch.tensor([1.0, -2.0]).double().repeat(COPIES)
     _, grads = repeated(lambda: gradients(objective(), chain, x), 60)
@@ -212,14 +235,24 @@ def test_num_particles_is_exact(name, vectorized, vae, x):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_sequential_and_vectorized_agree(name):
     vae, options = make_oracle(), {"groups": 1} if name == "FreeBitsELBO" else {}
-    made = [OBJECTIVES[name](num_particles=3, vectorize_particles=vectorized, **options) for vectorized in (False, True)]
+    made = [
+        OBJECTIVES[name](num_particles=3, vectorize_particles=vectorized, **options)
+        for vectorized in (False, True)
+    ]
     both = [repeated(lambda o=objective: gradients(o, vae, X), 30) for objective in made]
     for one, other in zip(*both, strict=True):
-        assert_mean((one - other) / (one.var(0) + other.var(0)).sqrt().clamp(min=1e-12), 0.0, slack=1e-6)
+        assert_mean(
+            (one - other) / (one.var(0) + other.var(0)).sqrt().clamp(min=1e-12), 0.0, slack=1e-6
+        )
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: pv.ImportanceWeightedELBO(0), lambda: pv.DReGELBO(-1), lambda: pv.FreeBitsELBO(num_particles=0)]
+    "make",
+    [
+        lambda: pv.ImportanceWeightedELBO(0),
+        lambda: pv.DReGELBO(-1),
+        lambda: pv.FreeBitsELBO(num_particles=0),
+    ],
 )
 def test_no_samples_are_refused(make):
     with pytest.raises(ValueError, match="num_particles must be positive"):
@@ -236,7 +269,9 @@ def reference(vae, x):
     """The reconstruction of the next draw, and KL by dimension averaged over the batch, by hand."""
     guide = poutine.trace(vae.guide).get_trace(x)
     q, z = guide.nodes["z"]["fn"].base_dist, guide.nodes["z"]["value"]
-    return vae.decode(z).log_prob(x).sum(), kl_divergence(Normal(q.loc, q.scale), Normal(0.0, 1.0)).mean(0)
+    return vae.decode(z).log_prob(x).sum(), kl_divergence(
+        Normal(q.loc, q.scale), Normal(0.0, 1.0)
+    ).mean(0)
 
 
 @pytest.mark.parametrize(("groups", "size"), [(None, 1), (2, 3), (1, 6)])
@@ -245,8 +280,12 @@ def test_free_bits_by_hand(x, groups, size, beta):
     vae = make_vae(latent_dim=6)
     pyro.set_rng_seed(2)
     reconstruction, rates = reference(vae, x)
-    floor = rates.reshape(-1, size).sum(-1).sort().values[: (6 // size + 1) // 2].mean().item() + 1e-3
-    expected = beta * rates.reshape(-1, size).sum(-1).clamp(min=floor).sum() * len(x) - reconstruction
+    floor = (
+        rates.reshape(-1, size).sum(-1).sort().values[: (6 // size + 1) // 2].mean().item() + 1e-3
+    )
+    expected = (
+        beta * rates.reshape(-1, size).sum(-1).clamp(min=floor).sum() * len(x) - reconstruction
+    )
     pyro.set_rng_seed(2)
     loss = pv.FreeBitsELBO(floor, groups).differentiable_loss(vae.model, vae.guide, x, None, beta)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-4)
@@ -263,15 +302,23 @@ def test_a_kl_below_the_floor_has_no_gradient(vae, x):
 
 def test_free_bits_of_two_layers_are_estimated_by_the_draws():
     """The closed form at one draw of the layer above would be wrong; without free bits the loss is the ELBO."""
-    vae, x = make_hierarchical().double(), torch.bernoulli(torch.full((2, *SHAPE), 0.4, dtype=torch.float64))
+    vae, x = (
+        make_hierarchical().double(),
+        torch.bernoulli(torch.full((2, *SHAPE), 0.4, dtype=torch.float64)),
+    )
     pyro.set_rng_seed(2)
     losses = pv.FreeBitsELBO(floor=1e-300, groups=1).loss(vae.model, vae.guide, x)
     pyro.set_rng_seed(2)
     guide = poutine.trace(vae.guide).get_trace(x)
     model = poutine.trace(poutine.replay(vae.model, trace=guide)).get_trace(x)
     guide.compute_log_prob(), model.compute_log_prob()
-    rates = [(guide.nodes[z]["log_prob"] - model.nodes[z]["log_prob"]).sum().clamp(min=0) for z in ("z", "z2")]
-    assert losses == pytest.approx((sum(rates) - model.nodes["x"]["log_prob"].sum()).item(), rel=1e-9)
+    rates = [
+        (guide.nodes[z]["log_prob"] - model.nodes[z]["log_prob"]).sum().clamp(min=0)
+        for z in ("z", "z2")
+    ]
+    assert losses == pytest.approx(
+        (sum(rates) - model.nodes["x"]["log_prob"].sum()).item(), rel=1e-9
+    )
 
 
 @pytest.mark.parametrize("name", ["VampPrior", "FlowPosterior", "FullRankNormal"])
@@ -295,13 +342,18 @@ def test_capacity_by_hand(vae, x, capacity):
     reconstruction, rates = reference(vae, x)
     expected = 7.0 * (rates.sum() - capacity).abs() * len(x) - reconstruction
     pyro.set_rng_seed(2)
-    torch.testing.assert_close(objective.differentiable_loss(vae.model, vae.guide, x), expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        objective.differentiable_loss(vae.model, vae.guide, x), expected, rtol=1e-5, atol=1e-4
+    )
 
 
 def test_capacity_grows(digits):
     capacity = pv.schedules.Linear(steps=500, end=10.0)
     *_, last = pv.fit(
-        make_vae(latent_dim=5, shape=digits.shape), digits, epochs=70, objective=pv.CapacityELBO(1000.0, capacity)
+        make_vae(latent_dim=5, shape=digits.shape),
+        digits,
+        epochs=70,
+        objective=pv.CapacityELBO(1000.0, capacity),
     )
     assert last["kl"] == pytest.approx(10, abs=0.5)
 
@@ -333,13 +385,18 @@ def test_mean_field_refuses_two_layers():
 
 
 @pytest.mark.parametrize(
-    "objective", [Trace_ELBO, TraceMeanField_ELBO, lambda: RenyiELBO(num_particles=2), *OBJECTIVES.values()]
+    "objective",
+    [Trace_ELBO, TraceMeanField_ELBO, lambda: RenyiELBO(num_particles=2), *OBJECTIVES.values()],
 )
 @pytest.mark.parametrize("batch_size", [1, 7, 10])
 def test_odd_batches_one_image_and_one_dimension(digits, objective, batch_size):
     few = pv.Data("few", digits.train[:10], digits.validation[:1], digits.test)
     for record in pv.fit(
-        make_vae(latent_dim=1, shape=digits.shape), few, epochs=2, batch_size=batch_size, objective=objective()
+        make_vae(latent_dim=1, shape=digits.shape),
+        few,
+        epochs=2,
+        batch_size=batch_size,
+        objective=objective(),
     ):
         assert all(np.isfinite(value) for value in record.values())
 
@@ -356,7 +413,9 @@ def coin_guide(x):
         pyro.sample("z", dist.Bernoulli(logits=logit))
 
 
-@pytest.mark.parametrize("objective", [*TIGHTER, pv.StickingTheLandingELBO, pv.FreeBitsELBO, pv.CapacityELBO])
+@pytest.mark.parametrize(
+    "objective", [*TIGHTER, pv.StickingTheLandingELBO, pv.FreeBitsELBO, pv.CapacityELBO]
+)
 def test_draws_that_are_not_reparameterized_are_refused(objective):
     """Their gradient would omit the effect of the parameters on the draws."""
     with pytest.raises(ValueError, match="reparameterized samples, which site z"):
@@ -382,7 +441,9 @@ def test_a_scale_enters_the_elbo_and_is_refused_by_importance_weights(enabled):
         pyro.set_rng_seed(0)
         ours = pv.StickingTheLandingELBO(5).loss(scaled_line, scaled_guide, x)
         pyro.set_rng_seed(0)
-        pyros = Trace_ELBO(5, vectorize_particles=True, max_plate_nesting=1).loss(scaled_line, scaled_guide, x)
+        pyros = Trace_ELBO(5, vectorize_particles=True, max_plate_nesting=1).loss(
+            scaled_line, scaled_guide, x
+        )
         assert ours == pytest.approx(pyros, rel=1e-5)
         for objective in TIGHTER:
             with pytest.raises(ValueError, match="leave beta at 1"):
@@ -407,7 +468,12 @@ def chain(x, steps=3):
     z = x.new_zeros(len(x), 1)
     with pyro.plate("data", len(x)):
         for t in range(steps):
-            z = pyro.sample(f"z_{t}", dist.Normal(torch.cat((z, x[:, t, None]), 1).mean(1, keepdim=True), 1.0).to_event(1))
+            z = pyro.sample(
+                f"z_{t}",
+                dist.Normal(torch.cat((z, x[:, t, None]), 1).mean(1, keepdim=True), 1.0).to_event(
+                    1
+                ),
+            )
             if chain.observes:
                 pyro.sample(f"x_{t}", dist.Normal(z[..., 0], 1.0), obs=x[:, t])
 
@@ -431,10 +497,14 @@ def test_programs_that_do_not_broadcast(objective):
     with pytest.raises(pv.RequestError, match="vectorize_particles=False"):
         objective(num_particles=2).loss(chain_model, chain_guide, x)
     pyro.set_rng_seed(0)
-    one_by_one = objective(num_particles=2, vectorize_particles=False).loss(chain_model, chain_guide, x)
+    one_by_one = objective(num_particles=2, vectorize_particles=False).loss(
+        chain_model, chain_guide, x
+    )
     if objective is pv.ImportanceWeightedELBO:
         pyro.set_rng_seed(0)
-        renyi = RenyiELBO(alpha=0, num_particles=2, max_plate_nesting=1).loss(chain_model, chain_guide, x)
+        renyi = RenyiELBO(alpha=0, num_particles=2, max_plate_nesting=1).loss(
+            chain_model, chain_guide, x
+        )
         assert one_by_one == pytest.approx(renyi)
 
 

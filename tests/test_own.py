@@ -161,7 +161,9 @@ def test_resuming_by_the_runs_own_command_needs_no_trust(folder, capfd, refused)
 
 
 def test_resuming_by_the_runs_own_configuration_file(folder, capfd):
-    (folder / "c.yaml").write_text("prior:\n  class_path: mine.MyPrior\n  init_args:\n    params: 5.0\n")
+    (folder / "c.yaml").write_text(
+        "prior:\n  class_path: mine.MyPrior\n  init_args:\n    params: 5.0\n"
+    )
     argv = [*TRAIN, "--config", "c.yaml", "--resume", "auto"]
     assert main(argv) == 0
     assert pv.load_run("r", trust=True).prior.df == 5.0
@@ -210,7 +212,9 @@ def test_an_error_in_the_users_class_as_a_process(folder):
         assert text in done.stderr
 
 
-@pytest.mark.parametrize("text", ["1 / 0", "import no_such_module", "def f(:", "raise ValueError('no such luck')"])
+@pytest.mark.parametrize(
+    "text", ["1 / 0", "import no_such_module", "def f(:", "raise ValueError('no such luck')"]
+)
 def test_a_module_that_cannot_be_imported(folder, text):
     (folder / "mine.py").write_text(text)
     argv = [*TRAIN, "--prior", "mine.MyPrior"]
@@ -220,7 +224,9 @@ def test_a_module_that_cannot_be_imported(folder, text):
 
 
 EVIL = "open('ran', 'w')\nimport torch\ndef f(*args): return 1\nclass P(torch.nn.ReLU): pass\n"
-STEP = "lr_scheduler:\n  class_path: torch.optim.lr_scheduler.LambdaLR\n  init_args:\n    lr_lambda: "
+STEP = (
+    "lr_scheduler:\n  class_path: torch.optim.lr_scheduler.LambdaLR\n  init_args:\n    lr_lambda: "
+)
 PRIOR = "prior:\n  class_path: "
 
 # What a stranger's config.yaml may hold; each would create a file if the code that it names ran.
@@ -292,7 +298,10 @@ def test_a_strangers_configuration_runs_nothing(stranger, refused, text):
     assert "evil" not in sys.modules
 
 
-@pytest.mark.parametrize("command", [["evaluate", "r"], ["generate", "r", "samples"], ["train", "--run_dir", "r", "--resume"]])
+@pytest.mark.parametrize(
+    "command",
+    [["evaluate", "r"], ["generate", "r", "samples"], ["train", "--run_dir", "r", "--resume"]],
+)
 def test_every_command_asks_for_trust(stranger, refused, command):
     folder = stranger(PRIOR + "evil.P")
     os.chdir(folder)
@@ -303,9 +312,29 @@ def test_every_command_asks_for_trust(stranger, refused, command):
 def test_evaluating_inside_a_strangers_folder_imports_nothing_of_it(stranger):
     """Modules with the names of libraries that are imported late; `-P` keeps the folder off the path, as a script does."""
     folder = stranger("seed: 0")
-    for name in ("sklearn", "matplotlib", "scipy", "arviz_stats", "PIL", "yaml", "evil", "no_such_module"):
+    for name in (
+        "sklearn",
+        "matplotlib",
+        "scipy",
+        "arviz_stats",
+        "PIL",
+        "yaml",
+        "evil",
+        "no_such_module",
+    ):
         (folder / "r" / f"{name}.py").write_text("open('ran', 'w')\n")
-    argv = [sys.executable, "-P", "-m", "pyro_vae", "evaluate", ".", "--num_samples", "3", "--check_images", "0"]
+    argv = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pyro_vae",
+        "evaluate",
+        ".",
+        "--num_samples",
+        "3",
+        "--check_images",
+        "0",
+    ]
     done = subprocess.run(argv, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not list(folder.rglob("ran"))
@@ -344,23 +373,37 @@ def test_a_hard_link_in_a_run_folder_is_replaced(folder, run_dir, refused):
 HARD = ("config.yaml", "metrics.jsonl", "checkpoint.pt", "results.json", "figures/samples.png")
 
 
-@pytest.mark.parametrize("command", [["train", "--run_dir", "r", "--resume"], ["evaluate", "r", "--num_samples", "3"]])
+@pytest.mark.parametrize(
+    "command", [["train", "--run_dir", "r", "--resume"], ["evaluate", "r", "--num_samples", "3"]]
+)
 def test_a_run_folder_downloads_nothing_by_itself(folder, run_dir, refused, monkeypatch, command):
     shutil.copytree(run_dir, folder / "r")
     lines = (run_dir / "config.yaml").read_text().splitlines()
     changed = {"data": "data: mnist", "data_dir": f"data_dir: {folder / 'elsewhere'}"}
-    (folder / "r" / "config.yaml").write_text("\n".join(changed.get(line.split(":")[0], line) for line in lines))
+    (folder / "r" / "config.yaml").write_text(
+        "\n".join(changed.get(line.split(":")[0], line) for line in lines)
+    )
     (folder / "elsewhere" / "MNIST").mkdir(parents=True)
-    monkeypatch.setattr("pyro_vae.data._download", lambda *args: pytest.fail("it was about to download"))
+    monkeypatch.setattr(
+        "pyro_vae.data.datasets._download", lambda *args: pytest.fail("it was about to download")
+    )
     assert "mnist" in refused(*command)
     assert [path.name for path in (folder / "elsewhere").rglob("*")] == ["MNIST"]
 
 
-KNOWN = ["--prior GaussianMixture", "--beta Linear", "--optimizer AdamW", "--encoder.activation torch.nn.ELU"]
+KNOWN = [
+    "--prior GaussianMixture",
+    "--beta Linear",
+    "--optimizer AdamW",
+    "--encoder.activation torch.nn.ELU",
+]
 
 
 @pytest.mark.parametrize("flags", [*KNOWN, "--lr_scheduler StepLR --lr_scheduler.step_size 2"])
 def test_known_classes_need_no_trust(folder, images, flags):
-    assert main(["train", "--data", str(images), "--epochs", "1", "--run_dir", "r", *flags.split()]) == 0
+    assert (
+        main(["train", "--data", str(images), "--epochs", "1", "--run_dir", "r", *flags.split()])
+        == 0
+    )
     assert pv.load_run("r") is not None
     assert main(["train", "--run_dir", "r", "--resume", "--epochs", "2"]) == 0

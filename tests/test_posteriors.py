@@ -11,7 +11,9 @@ PARAMS, Z = torch.randn(5, 6, 3).double(), torch.randn(5, 3).double()
 
 def test_diagonal_normal_against_scipy():
     q = pv.DiagonalNormal()(PARAMS[:, :2])
-    expected = stats.norm.logpdf(Z.numpy(), PARAMS[:, 0].numpy(), PARAMS[:, 1].exp().numpy()).sum(-1)
+    expected = stats.norm.logpdf(Z.numpy(), PARAMS[:, 0].numpy(), PARAMS[:, 1].exp().numpy()).sum(
+        -1
+    )
     torch.testing.assert_close(q.log_prob(Z), torch.from_numpy(expected))
 
 
@@ -31,7 +33,10 @@ def test_low_rank_normal_against_scipy():
 
 def test_full_rank_normal_against_scipy():
     q = pv.FullRankNormal(3)(PARAMS[:, :4])
-    lower = [np.diag(np.exp(np.diag(a))) @ (np.eye(3) + np.tril(a, -1) / 3) for a in PARAMS[:, 1:4].numpy()]
+    lower = [
+        np.diag(np.exp(np.diag(a))) @ (np.eye(3) + np.tril(a, -1) / 3)
+        for a in PARAMS[:, 1:4].numpy()
+    ]
     against_scipy(q, PARAMS[:, 0], [a @ a.T for a in lower])
 
 
@@ -42,7 +47,10 @@ def test_flow_posterior_is_the_change_of_variables():
     transform = posterior.transform(features).inv
     u = loc + log_scale.exp() * torch.randn(3).double()
     z, jacobian = transform(u), torch.autograd.functional.jacobian(transform, u)
-    expected = torch.distributions.Normal(loc, log_scale.exp()).log_prob(u).sum() - jacobian.det().abs().log()
+    expected = (
+        torch.distributions.Normal(loc, log_scale.exp()).log_prob(u).sum()
+        - jacobian.det().abs().log()
+    )
     torch.testing.assert_close(posterior(PARAMS[:1, :3]).log_prob(z[None])[0], expected)
 
 

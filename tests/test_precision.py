@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae.inference.precision import ROUNDING, products
+from pyro_vae.engine.precision import ROUNDING, products
 
 
 def test_float32_is_exact_to_rounding():
@@ -18,7 +18,11 @@ def test_float32_is_exact_to_rounding():
 def test_the_users_setting_is_restored(before):
     torch.set_float32_matmul_precision(before)
     try:
-        for precision, inside in {"float32": ("highest", "medium"), "tf32": ("high",), "bf16": ("medium",)}.items():
+        for precision, inside in {
+            "float32": ("highest", "medium"),
+            "tf32": ("high",),
+            "bf16": ("medium",),
+        }.items():
             with products(precision):
                 assert torch.get_float32_matmul_precision() in inside
                 assert torch.backends.cudnn.allow_tf32 == (precision != "float32")

@@ -15,7 +15,9 @@ Z = torch.linspace(-4, 4, 30, dtype=torch.float64).reshape(10, 3)
 def close(prior, expected):
     prior = prior.double()
     assert (prior().batch_shape, prior().event_shape) == ((), (3,))
-    torch.testing.assert_close(prior().log_prob(Z), torch.from_numpy(expected(Z.numpy())).sum(-1), rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(
+        prior().log_prob(Z), torch.from_numpy(expected(Z.numpy())).sum(-1), rtol=1e-7, atol=1e-7
+    )
 
 
 def test_standard_normal_against_scipy():
@@ -34,7 +36,12 @@ def test_laplace_has_variance_one():
 def test_normal_against_scipy():
     prior = priors.Normal(3)
     prior.loc.data, prior.log_scale.data = torch.randn(3), torch.randn(3)
-    close(prior, stats.norm(prior.loc.detach().double().numpy(), prior.log_scale.detach().double().exp().numpy()).logpdf)
+    close(
+        prior,
+        stats.norm(
+            prior.loc.detach().double().numpy(), prior.log_scale.detach().double().exp().numpy()
+        ).logpdf,
+    )
 
 
 def test_gaussian_mixture_against_scipy():
@@ -43,7 +50,10 @@ def test_gaussian_mixture_against_scipy():
         param.data = torch.randn_like(param)
     weights = prior.logits.softmax(0).detach().numpy()
     loc, scale = prior.loc.detach().numpy(), prior.log_scale.exp().detach().numpy()
-    density = sum(w * stats.norm.pdf(Z.numpy(), m, s).prod(-1) for w, m, s in zip(weights, loc, scale, strict=True))
+    density = sum(
+        w * stats.norm.pdf(Z.numpy(), m, s).prod(-1)
+        for w, m, s in zip(weights, loc, scale, strict=True)
+    )
     torch.testing.assert_close(prior().log_prob(Z), torch.from_numpy(density).log())
 
 
@@ -66,7 +76,9 @@ def test_vamp_prior_starts_from_data():
     prior = make_vamp_prior("DiagonalNormal", 3, components=9, start="data").double()
     prior.initialize(x)
     assert prior.inputs.dtype == torch.float64
-    assert sorted(map(tuple, prior.inputs.flatten(1).tolist())) == sorted(map(tuple, x.flatten(1).tolist()))
+    assert sorted(map(tuple, prior.inputs.flatten(1).tolist())) == sorted(
+        map(tuple, x.flatten(1).tolist())
+    )
 
 
 def test_vamp_prior_starts_from_noise_as_in_the_paper():
@@ -86,7 +98,9 @@ def test_flow_prior_starts_near_its_base():
         (lambda: pv.GaussianMixture(3, components=0), "components"),
         (lambda: make_vamp_prior("DiagonalNormal", 3, components=-1), "components"),
         (
-            lambda: make_vamp_prior("DiagonalNormal", 3, components=6, start="data").initialize(torch.zeros(5, *SHAPE)),
+            lambda: make_vamp_prior("DiagonalNormal", 3, components=6, start="data").initialize(
+                torch.zeros(5, *SHAPE)
+            ),
             "components",
         ),
         (lambda: pv.StudentT(3, df=0.0), "df"),

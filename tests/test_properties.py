@@ -22,27 +22,48 @@ from PIL import Image
 
 import pyro_vae as pv
 from pyro_vae.cli import files
-from pyro_vae.cli.build import build_training
 from pyro_vae.cli.evaluate import evaluate
 from pyro_vae.cli.generate import generate
 from pyro_vae.cli.main import run
 from pyro_vae.cli.options import parse_training
 from pyro_vae.cli.train import train
+from pyro_vae.runs.build import build_training
 
 NUMBERS = st.sampled_from(
-    ["-1", "0", "1", "2", "3", "7", "0.5", "1e-300", "1e300", "nan", "inf", "x", "[]", "[3]", "null", "true"]
+    [
+        "-1",
+        "0",
+        "1",
+        "2",
+        "3",
+        "7",
+        "0.5",
+        "1e-300",
+        "1e300",
+        "nan",
+        "inf",
+        "x",
+        "[]",
+        "[3]",
+        "null",
+        "true",
+    ]
 )
 
 
 def option(part, names):
-    return st.tuples(st.sampled_from(names), NUMBERS).map(lambda pair: f"--{part}.{pair[0]}={pair[1]}")
+    return st.tuples(st.sampled_from(names), NUMBERS).map(
+        lambda pair: f"--{part}.{pair[0]}={pair[1]}"
+    )
 
 
 def a_part(part, options):
     """A class, perhaps, and perhaps some of its options, with any values."""
     named = st.sampled_from(list(options)).flatmap(
         lambda name: (
-            st.lists(option(part, options[name]), max_size=2).map(lambda given: [f"--{part}={name}", *given])
+            st.lists(option(part, options[name]), max_size=2).map(
+                lambda given: [f"--{part}={name}", *given]
+            )
             if options[name]
             else st.just([f"--{part}={name}"])
         )
@@ -74,7 +95,11 @@ PARTS = {
         "Beta": [],
         "DiscretizedLogistic": ["components"],
     },
-    "encoder": {"MLP": ["hidden", "activation"], "Conv": ["channels", "kernel_sizes", "strides"], "Gated": ["hidden"]},
+    "encoder": {
+        "MLP": ["hidden", "activation"],
+        "Conv": ["channels", "kernel_sizes", "strides"],
+        "Gated": ["hidden"],
+    },
     "decoder": {"MLP": ["hidden"], "Conv": ["channels", "strides"], "pyro_vae.networks.Linear": []},
     "model": {"VAE": [], "HierarchicalVAE": ["prior_dim", "hidden"]},
     "objective": {
@@ -85,7 +110,12 @@ PARTS = {
         "FreeBitsELBO": ["floor", "groups"],
         "CapacityELBO": ["gamma"],
     },
-    "optimizer": {"Adam": ["lr", "betas", "eps"], "SGD": ["lr", "momentum"], "LBFGS": [], "Adagrad": ["lr"]},
+    "optimizer": {
+        "Adam": ["lr", "betas", "eps"],
+        "SGD": ["lr", "momentum"],
+        "LBFGS": [],
+        "Adagrad": ["lr"],
+    },
     "lr_scheduler": {
         "StepLR": ["step_size", "gamma"],
         "CosineAnnealingLR": ["T_max"],
@@ -98,7 +128,15 @@ PARTS = {
         "Cyclical": [*LENGTHS, "rise", "cycles"],
     },
 }
-PLAIN = ["latent_dim", "batch_size", "seed", "patience", "clip_grad_norm", "checkpoint_every", "image_size"]
+PLAIN = [
+    "latent_dim",
+    "batch_size",
+    "seed",
+    "patience",
+    "clip_grad_norm",
+    "checkpoint_every",
+    "image_size",
+]
 
 
 @pytest.fixture(scope="module")
@@ -115,12 +153,25 @@ def a_step(argv):
 
 @given(
     parts=st.tuples(*(a_part(part, options) for part, options in PARTS.items())),
-    plain=st.lists(st.tuples(st.sampled_from(PLAIN), NUMBERS).map(lambda pair: f"--{pair[0]}={pair[1]}"), max_size=2),
+    plain=st.lists(
+        st.tuples(st.sampled_from(PLAIN), NUMBERS).map(lambda pair: f"--{pair[0]}={pair[1]}"),
+        max_size=2,
+    ),
     chosen=st.sets(st.sampled_from(list(PARTS)), max_size=3),
 )
 def test_any_options(tiny, parts, plain, chosen):
-    flags = [flag for part, given in zip(PARTS, parts, strict=True) if part in chosen for flag in given]
-    argv = [f"--data={tiny}", "--epochs=1", "--device=cpu", "--batch_size=10", "--engine=eager", *flags, *plain]
+    flags = [
+        flag for part, given in zip(PARTS, parts, strict=True) if part in chosen for flag in given
+    ]
+    argv = [
+        f"--data={tiny}",
+        "--epochs=1",
+        "--device=cpu",
+        "--batch_size=10",
+        "--engine=eager",
+        *flags,
+        *plain,
+    ]
     code, lines = outcome(a_step, argv)
     assert code in (0, 2) or "not finite" in lines[0], argv
     assert bool(lines) == bool(code), argv
@@ -144,7 +195,10 @@ def saved(tiny, tmp_path_factory):
     """A small run, and a module beside it that no run folder may import."""
     path = tmp_path_factory.mktemp("saved")
     (path / "evil.py").write_text("open('ran', 'w')\nclass P: pass\ndef f(*args): return 1\n")
-    assert run(train, [f"--data={tiny}", "--epochs=1", "--latent_dim=2", f"--run_dir={path / 'run'}"]) == 0
+    assert (
+        run(train, [f"--data={tiny}", "--epochs=1", "--latent_dim=2", f"--run_dir={path / 'run'}"])
+        == 0
+    )
     return path
 
 
@@ -155,12 +209,27 @@ SCALARS = st.one_of(
     st.floats(),
     st.text(max_size=8),
     st.sampled_from(
-        ["evil.P", "evil.f", "evil", "evil.py", "auto", "MLP", "pyro_vae.MLP", "torch.nn.ReLU", "os.getcwd", "1e9"]
+        [
+            "evil.P",
+            "evil.f",
+            "evil",
+            "evil.py",
+            "auto",
+            "MLP",
+            "pyro_vae.MLP",
+            "torch.nn.ReLU",
+            "os.getcwd",
+            "1e9",
+        ]
     ),
 )
-KEYS = st.sampled_from(["class_path", "init_args", "hidden", "lr", "value", "dict_kwargs", "help", "evil.P", "x"])
+KEYS = st.sampled_from(
+    ["class_path", "init_args", "hidden", "lr", "value", "dict_kwargs", "help", "evil.P", "x"]
+)
 VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=6
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=6,
 )
 
 
@@ -172,10 +241,16 @@ def test_any_configuration_in_a_run_folder(saved, monkeypatch, data):
     original = file.read_text()
     content = yaml.safe_load(original)
     place = content
-    while isinstance(place.get(key := data.draw(st.sampled_from([*place]))), dict) and data.draw(st.booleans()):
+    while isinstance(place.get(key := data.draw(st.sampled_from([*place]))), dict) and data.draw(
+        st.booleans()
+    ):
         place = place[key]
     place[data.draw(st.sampled_from([key, f"{key}.class_path", "more"]))] = data.draw(VALUES)
-    if place is content and (data_dim := place.get("latent_dim")) and not isinstance(data_dim, str | list | dict):
+    if (
+        place is content
+        and (data_dim := place.get("latent_dim"))
+        and not isinstance(data_dim, str | list | dict)
+    ):
         place["latent_dim"] = min(data_dim, 50)  # a wide model only takes time
     try:
         file.write_text(yaml.safe_dump(content))
@@ -189,11 +264,31 @@ def test_any_configuration_in_a_run_folder(saved, monkeypatch, data):
 
 def places(content, path=()):
     """The paths of all entries of nested containers."""
-    entries = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
-    return [place for key, value in entries for place in [(*path, key), *places(value, (*path, key))]]
+    entries = (
+        content.items()
+        if isinstance(content, dict)
+        else enumerate(content)
+        if isinstance(content, list)
+        else ()
+    )
+    return [
+        place for key, value in entries for place in [(*path, key), *places(value, (*path, key))]
+    ]
 
 
-REPLACEMENTS = [..., torch.ones(3), torch.tensor(torch.nan), -1, 2**70, float("nan"), None, "x", [], {}, "more"]
+REPLACEMENTS = [
+    ...,
+    torch.ones(3),
+    torch.tensor(torch.nan),
+    -1,
+    2**70,
+    float("nan"),
+    None,
+    "x",
+    [],
+    {},
+    "more",
+]
 
 
 def with_another_entry(draw, content):
@@ -203,7 +298,21 @@ def with_another_entry(draw, content):
     for step in outer:
         place = place[step]
     value = draw(
-        st.sampled_from([..., torch.ones(3), torch.tensor(torch.nan), -1, 2**70, float("nan"), None, "x", [], {}, "more"])
+        st.sampled_from(
+            [
+                ...,
+                torch.ones(3),
+                torch.tensor(torch.nan),
+                -1,
+                2**70,
+                float("nan"),
+                None,
+                "x",
+                [],
+                {},
+                "more",
+            ]
+        )
     )
     if value is ...:
         del place[key]
@@ -228,7 +337,11 @@ def damage(draw, folder):
     if kind != "remove":
         flipped = bytes(byte ^ 1 << draw(st.integers(0, 7)) for byte in original[start : start + 1])
         other = draw(st.binary(max_size=20))
-        parts = {"cut": b"", "flip": flipped + original[start + 1 :], "insert": other + original[start:]}
+        parts = {
+            "cut": b"",
+            "flip": flipped + original[start + 1 :],
+            "insert": other + original[start:],
+        }
         file.write_bytes(other if kind == "replace" else original[:start] + parts.get(kind, b""))
     return f"{file.name}: {kind} at {start}"
 
@@ -254,7 +367,11 @@ def test_any_damage_to_a_run_folder(saved, tmp_path_factory, monkeypatch, data, 
 TEXTS = st.text("{}[]:-,#&*!|>'\"%@ \n\tabc01.~<\\", max_size=40)
 
 
-@given(text=TEXTS | VALUES.map(yaml.safe_dump) | st.tuples(st.sampled_from([*PARTS, *PLAIN]), TEXTS).map(": ".join))
+@given(
+    text=TEXTS
+    | VALUES.map(yaml.safe_dump)
+    | st.tuples(st.sampled_from([*PARTS, *PLAIN]), TEXTS).map(": ".join)
+)
 def test_any_configuration_file(tmp_path_factory, text):
     file = tmp_path_factory.mktemp("any") / "c.yaml"
     file.write_text(text)
@@ -271,7 +388,9 @@ def test_any_file_of_images(tmp_path_factory, images, data, suffix):
     path, other = tmp_path_factory.mktemp("any"), data.draw(st.binary(max_size=20))
     good = images.read_bytes() if suffix[:2] == ".n" else IMAGE.getvalue()
     start = data.draw(st.integers(0, len(good) - 1))
-    bad = data.draw(st.sampled_from([other, good[:start], good[:start] + other + good[start + len(other) :]]))
+    bad = data.draw(
+        st.sampled_from([other, good[:start], good[:start] + other + good[start + len(other) :]])
+    )
     (path / f"bad{suffix}").write_bytes(bad)
     for number in range(12):
         (path / f"{number}.png").write_bytes(IMAGE.getvalue())
@@ -320,5 +439,5 @@ def assert_usable_or_refused(path):
     if refusal is not None:
         return
     assert min(len(split) for split in (data.train, data.validation, data.test)) > 0
-    assert data.train.images.min() >= 0
+    assert data.train.x.min() >= 0
     assert len(data.shape) == 3

@@ -37,22 +37,34 @@ class Root(nn.Module):
 
 
 def folded(dim):
-    return pv.VAE(pv.StandardNormal(dim), Root(), pv.DiagonalNormal(), Square(), pv.likelihoods.Normal(SCALE)).eval()
+    return pv.VAE(
+        pv.StandardNormal(dim), Root(), pv.DiagonalNormal(), Square(), pv.likelihoods.Normal(SCALE)
+    ).eval()
 
 
 def exact(x):
     """The dimensions are independent: one integral each."""
 
     def density(value):
-        return quad(lambda z: math.exp(Normal(0.0, 1.0).log_prob(torch.tensor(z)) + Normal(z * z, SCALE).log_prob(value)), 0, 8)
+        return quad(
+            lambda z: math.exp(
+                Normal(0.0, 1.0).log_prob(torch.tensor(z)) + Normal(z * z, SCALE).log_prob(value)
+            ),
+            0,
+            8,
+        )
 
-    return torch.tensor([sum(math.log(2 * density(value)[0]) for value in row) for row in x.flatten(1)])
+    return torch.tensor(
+        [sum(math.log(2 * density(value)[0]) for value in row) for row in x.flatten(1)]
+    )
 
 
 X = torch.tensor([[0.5, 1.0], [2.0, 0.7], [1.5, 4.0]]).reshape(3, 1, 1, 2)
 
 
-@pytest.mark.parametrize(("scale", "dtype"), [(0.5, torch.float64), (0.02, torch.float64), (0.5, torch.float32)])
+@pytest.mark.parametrize(
+    ("scale", "dtype"), [(0.5, torch.float64), (0.02, torch.float64), (0.5, torch.float32)]
+)
 def test_quadrature_of_a_linear_gaussian(scale, dtype):
     """With wide and narrow posteriors; the guide is random."""
     vae = make_oracle(shape=(1, 2, 3), scale=scale).to(dtype).eval()
@@ -66,21 +78,29 @@ def test_quadrature_of_an_outlier():
     vae = make_oracle(shape=(1, 2, 3)).eval()
     z = torch.tensor([[7.0, -8.0]]).double()
     x = vae.decode(z).mean
-    torch.testing.assert_close(quadrature_log_likelihood(vae, x), vae.log_p(x).detach(), atol=2e-3, rtol=0)
+    torch.testing.assert_close(
+        quadrature_log_likelihood(vae, x), vae.log_p(x).detach(), atol=2e-3, rtol=0
+    )
 
 
 def test_quadrature_of_four_modes():
     vae = folded(2)
-    torch.testing.assert_close(quadrature_log_likelihood(vae, X), exact(X).double(), atol=2e-3, rtol=0)
+    torch.testing.assert_close(
+        quadrature_log_likelihood(vae, X), exact(X).double(), atol=2e-3, rtol=0
+    )
 
 
-@pytest.mark.parametrize("prior", [pv.StudentT, pv.GaussianMixture, lambda dim: pv.FlowPrior(dim, transforms=1)])
+@pytest.mark.parametrize(
+    "prior", [pv.StudentT, pv.GaussianMixture, lambda dim: pv.FlowPrior(dim, transforms=1)]
+)
 def test_quadrature_with_any_prior(prior):
     vae, x = make_oracle(shape=(1, 2, 3), exact=True).float().eval(), torch.randn(3, 1, 2, 3)
     vae.prior = prior(2)
     vae.encoder.layers[1].bias.data[[2, 5]] += 0.3
     with torch.no_grad():
-        expected = pv.log_likelihood(pv.log_weights(vae.model, vae.guide, x, num_samples=50_000).double())
+        expected = pv.log_likelihood(
+            pv.log_weights(vae.model, vae.guide, x, num_samples=50_000).double()
+        )
     torch.testing.assert_close(quadrature_log_likelihood(vae, x), expected, atol=0.05, rtol=0)
 
 
@@ -90,7 +110,12 @@ def test_quadrature_that_does_not_converge_is_nan():
     vae.prior = pv.StudentT(2, df=0.3)
     vae.decoder.layers[1].weight.data.zero_()
     assert quadrature_log_likelihood(vae, x).isnan().all()
-    assert check_log_likelihood(vae, x, None, score_images(vae, pv.Split(x), 30), num_temperatures=5)["method"] == "ais"
+    assert (
+        check_log_likelihood(vae, x, None, score_images(vae, pv.Split(x), 30), num_temperatures=5)[
+            "method"
+        ]
+        == "ais"
+    )
 
 
 def test_quadrature_leaves_the_random_state_alone():
@@ -124,7 +149,9 @@ def test_a_missed_mode_is_found(dim, method):
 def test_a_good_guide_passes(dim):
     vae, x = make_oracle(dim, exact=True, shape=(1, 1, 4)).float().eval(), torch.randn(9, 1, 1, 4)
     vae.encoder.layers[1].bias.data[dim :: dim + 1] += 0.2
-    found = check_log_likelihood(vae, x, None, score_images(vae, pv.Split(x), 2000), num_temperatures=50)
+    found = check_log_likelihood(
+        vae, x, None, score_images(vae, pv.Split(x), 2000), num_temperatures=50
+    )
     assert not found["disagree"]
     assert abs(found["difference"]) < 0.2
     assert found["num_images"] == 9
@@ -133,7 +160,11 @@ def test_a_good_guide_passes(dim):
 @pytest.mark.parametrize(
     ("missing", "error", "disagree"),
     [
-        ([0.0, 0.0, 1.0], [0.5, 0.5, 0.01], True),  # one image, although it adds less to the mean than the mean's error
+        (
+            [0.0, 0.0, 1.0],
+            [0.5, 0.5, 0.01],
+            True,
+        ),  # one image, although it adds less to the mean than the mean's error
         ([0.3, 0.3, 0.3], [0.1, 0.1, 0.1], True),  # only the mean is significant
         ([0.0, 0.0, -1.0], [0.5, 0.5, 0.01], False),  # a lower second estimate tells nothing
         ([0.05, 0.05, 0.05], [1e-4, 1e-4, 1e-4], False),  # significant, but of no consequence
@@ -142,8 +173,12 @@ def test_a_good_guide_passes(dim):
 )
 def test_what_counts_as_disagreement(missing, error, disagree):
     vae = folded(2)
-    scores = score_images(vae, pv.Split(X), 30)._replace(monte_carlo_error=torch.tensor(error).double())
-    scores = scores._replace(log_likelihood=quadrature_log_likelihood(vae, X) - torch.tensor(missing))
+    scores = score_images(vae, pv.Split(X), 30)._replace(
+        monte_carlo_error=torch.tensor(error).double()
+    )
+    scores = scores._replace(
+        log_likelihood=quadrature_log_likelihood(vae, X) - torch.tensor(missing)
+    )
     found = check_log_likelihood(vae, X, None, scores)
     assert found["disagree"] == disagree
     assert found["difference"] == pytest.approx(sum(missing) / 3, abs=1e-5)

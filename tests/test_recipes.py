@@ -14,8 +14,8 @@ from pyro import poutine
 
 import pyro_vae as pv
 from pyro_vae import testing
-from pyro_vae.cli.build import build_training
 from pyro_vae.cli.options import parse_training
+from pyro_vae.runs.build import build_training
 
 NAMES = {"dist": dist, "nn": torch.nn, "poutine": poutine, "pyro": pyro, "torch": torch, **vars(pv)}
 
@@ -38,7 +38,9 @@ def recipe(base):
 def train(vae, **options):
     images = pv.Split(torch.randint(0, 256, (8, 1, 4, 4), dtype=torch.uint8))
     before = [param.clone() for param in vae.parameters()]
-    (record,) = pv.fit(vae, pv.Data("small", images, images, images), epochs=1, engine="eager", **options)
+    (record,) = pv.fit(
+        vae, pv.Data("small", images, images, images), epochs=1, engine="eager", **options
+    )
     assert not any(torch.equal(a, b) for a, b in zip(before, vae.parameters(), strict=True))
     return record
 
@@ -65,7 +67,9 @@ def test_objective():
 
 def test_model(x):
     parts = make_vae(latent_dim=3)
-    vae = recipe(pv.Model)(parts.encoder, parts.posterior, parts.decoder, parts.likelihood, latent_dim=3)
+    vae = recipe(pv.Model)(
+        parts.encoder, parts.posterior, parts.decoder, parts.likelihood, latent_dim=3
+    )
     train(vae)
     assert vae.latent_dim == 3
     assert vae.sample(5).shape == vae.sample_mean(5).shape == (5, 1, 4, 4)
@@ -78,7 +82,16 @@ def test_model(x):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_experiments(file, few):
     """Up to the dry run of the first step, with few images."""
-    options = ["--data", str(few), "--validation_size", "10", "--batch_size", "20", "--engine", "eager"]
+    options = [
+        "--data",
+        str(few),
+        "--validation_size",
+        "10",
+        "--batch_size",
+        "20",
+        "--engine",
+        "eager",
+    ]
     vae, _, training = build_training(parse_training(["--config", str(file), *options]))
     assert training.epochs >= 3
     y = torch.zeros(2, dtype=torch.int64) if vae.needs_labels else None

@@ -15,20 +15,23 @@ from families import SHAPE, make_hierarchical, make_vae
 
 import pyro_vae as pv
 from pyro_vae.cli.main import main
-from pyro_vae.cli.run_folder import Run
-from pyro_vae.data import Split
+from pyro_vae.data.datasets import Split
+from pyro_vae.engine.importance import log_likelihood
 from pyro_vae.evaluation.metrics import arguments
 from pyro_vae.evaluation.quadrature import quadrature_log_likelihood
-from pyro_vae.inference.importance import log_likelihood
+from pyro_vae.report import explorer
+from pyro_vae.report.explorer import Effort
+from pyro_vae.runs.folder import Run
 from pyro_vae.testing import LinearGaussianVAE
 from pyro_vae.vae import ConditionalVAE
-from pyro_vae.viz import explorer
-from pyro_vae.viz.explorer import Effort
 
 pytest.importorskip("bokeh", reason="Bokeh is not installed")
 
 TINY = Effort(scored=40, samples=10, explored=3, several=2, steps=20)
-CHROMIUM, DRIVER = shutil.which("chromium") or shutil.which("chromium-browser"), shutil.which("chromedriver")
+CHROMIUM, DRIVER = (
+    shutil.which("chromium") or shutil.which("chromium-browser"),
+    shutil.which("chromedriver"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +54,10 @@ def report(run_dir, tmp_path):
 
     def make(*paths, run=None) -> str:
         out = tmp_path / "page.html"
-        assert main(["report", *map(str, paths or [run_dir]), "--out", str(out), "--device", "cpu"]) == 0
+        assert (
+            main(["report", *map(str, paths or [run_dir]), "--out", str(out), "--device", "cpu"])
+            == 0
+        )
         return out.read_text()
 
     return make
@@ -73,14 +79,24 @@ def test_the_exact_posterior_is_that_of_the_closed_form(exact):
     vae, x, posteriors = exact
     for n, posterior in enumerate(posteriors):
         assert posterior.log_likelihood == pytest.approx(vae.log_p(x)[n].item(), abs=2e-3)
-        expected = vae.exact_posterior(x[n : n + 1]).log_prob(posterior.grid.points[:, None]).squeeze(1)
-        torch.testing.assert_close((posterior.exact - posterior.log_likelihood).float(), expected, atol=5e-3, rtol=1e-3)
+        expected = (
+            vae.exact_posterior(x[n : n + 1]).log_prob(posterior.grid.points[:, None]).squeeze(1)
+        )
+        torch.testing.assert_close(
+            (posterior.exact - posterior.log_likelihood).float(), expected, atol=5e-3, rtol=1e-3
+        )
 
 
 def test_densities_integrate_to_one_on_the_grid_that_is_shown(exact):
     for posterior in exact[2]:
-        for density in (posterior.exact - posterior.log_likelihood, posterior.guide, posterior.best):
-            assert (density.double().logsumexp(0) + log_area(posterior.grid)).exp().item() == pytest.approx(1, abs=0.03)
+        for density in (
+            posterior.exact - posterior.log_likelihood,
+            posterior.guide,
+            posterior.best,
+        ):
+            assert (
+                density.double().logsumexp(0) + log_area(posterior.grid)
+            ).exp().item() == pytest.approx(1, abs=0.03)
 
 
 def test_the_elbos_are_those_of_the_closed_form_and_below_log_p(exact):
@@ -122,9 +138,11 @@ def test_kl_per_dimension_needs_independent_dimensions():
 
 
 def test_contours_hold_the_mass_that_they_say():
-    from pyro_vae.viz.report import _density
+    from pyro_vae.report.page import _density
 
-    normal = torch.distributions.MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.7], [0.7, 1.0]]))
+    normal = torch.distributions.MultivariateNormal(
+        torch.zeros(2), torch.tensor([[1.0, 0.7], [0.7, 1.0]])
+    )
     draws = normal.sample((20_000,))
     grid = explorer.grid_around(draws, 150, tail=0)
     log_density = normal.log_prob(grid.points)
@@ -157,9 +175,12 @@ def test_traversals_and_interpolations_are_of_the_chosen_images():
     torch.testing.assert_close(made.interpolations[place, [0, -1]], ends)
 
 
-@pytest.mark.parametrize(("prior", "latent_dim"), [("GaussianMixture", 2), ("VampPrior", 2), ("StudentT", 2), ("VampPrior", 3)])
+@pytest.mark.parametrize(
+    ("prior", "latent_dim"),
+    [("GaussianMixture", 2), ("VampPrior", 2), ("StudentT", 2), ("VampPrior", 3)],
+)
 def test_every_prior_has_a_page(prior, latent_dim):
-    from pyro_vae.viz.report import RunReport, page
+    from pyro_vae.report.page import RunReport, page
 
     shown = explorer.view(make_vae(prior, latent_dim=latent_dim), split(), TINY)
     facts = {"seconds of training": "1"}
@@ -182,7 +203,7 @@ def flow():
 
 @pytest.mark.parametrize("make", [hierarchical, conditional, flow])
 def test_every_model_has_a_page(make):
-    from pyro_vae.viz.report import RunReport, page
+    from pyro_vae.report.page import RunReport, page
 
     shown = explorer.view(make(), split(), TINY)
     assert bool(shown.posteriors) == (make is not hierarchical)
@@ -190,7 +211,7 @@ def test_every_model_has_a_page(make):
 
 
 def test_long_curves_are_thinned_and_end_at_the_last_epoch():
-    from pyro_vae.viz.report import RunReport, page
+    from pyro_vae.report.page import RunReport, page
 
     names = ("elbo", "validation_elbo", "kl", "validation_kl", "active_units", "beta")
     records = [{"epoch": epoch, **dict.fromkeys(names, 1.0)} for epoch in range(1, 2001)]
@@ -216,14 +237,40 @@ def test_training_writes_the_report(run_dir):
 
 
 def test_training_can_leave_it_out(tmp_path, reported):
-    options = ["--data", "digits", "--epochs", "1", "--report", "false", "--run_dir", str(tmp_path / "r"), "--device", "cpu"]
+    options = [
+        "--data",
+        "digits",
+        "--epochs",
+        "1",
+        "--report",
+        "false",
+        "--run_dir",
+        str(tmp_path / "r"),
+        "--device",
+        "cpu",
+    ]
     assert main(["train", *options]) == 0
     assert not (tmp_path / "r" / "report.html").exists()
 
 
 def test_training_goes_on_without_the_libraries(tmp_path, monkeypatch, capfd, reported):
     monkeypatch.setitem(__import__("sys").modules, "bokeh", None)
-    assert main(["train", "--data", "digits", "--epochs", "1", "--run_dir", str(tmp_path / "r"), "--device", "cpu"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--data",
+                "digits",
+                "--epochs",
+                "1",
+                "--run_dir",
+                str(tmp_path / "r"),
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     assert "pyro_vae[report]" in capfd.readouterr().out
     assert (tmp_path / "r" / "results.json").exists()
 
@@ -243,12 +290,18 @@ def test_the_explorer_shows_the_quadrature_and_parts_that_add_up(report, run_dir
     run = Run.open(run_dir)
     vae, data = opened_run(run)
     x, _ = arguments(vae, data.test.subset(40)[:3])
-    for state, log_p in zip(page_data(report())["images"], quadrature_log_likelihood(vae, x), strict=True):
+    for state, log_p in zip(
+        page_data(report())["images"], quadrature_log_likelihood(vae, x), strict=True
+    ):
         text = state["text"]
         assert text["log-p"] == f"{log_p:.2f}"
         values = {name: float(value) for name, value in text.items()}
-        assert values["approximation"] == pytest.approx(values["log-p"] - values["best-elbo"], abs=1e-9)
-        assert values["total"] == pytest.approx(values["approximation"] + values["amortization"], abs=1e-9)
+        assert values["approximation"] == pytest.approx(
+            values["log-p"] - values["best-elbo"], abs=1e-9
+        )
+        assert values["total"] == pytest.approx(
+            values["approximation"] + values["amortization"], abs=1e-9
+        )
 
 
 def opened_run(run):
@@ -257,7 +310,9 @@ def opened_run(run):
 
 
 def page_data(text):
-    return json.loads(text.split('<script type="application/json" id="data">')[1].split("</script>")[0])
+    return json.loads(
+        text.split('<script type="application/json" id="data">')[1].split("</script>")[0]
+    )
 
 
 HOSTILE = "</script><script>hacked=1</script><img src=x onerror=hacked=1>$$x$$"
@@ -266,7 +321,9 @@ HOSTILE = "</script><script>hacked=1</script><img src=x onerror=hacked=1>$$x$$"
 def test_strings_of_a_run_folder_are_escaped(run_dir, tmp_path):
     run = tmp_path / HOSTILE.replace("/", "")
     shutil.copytree(run_dir, run)
-    (run / "results.json").write_text(json.dumps({"elbo": {"mean": HOSTILE}, "k_curve": {HOSTILE: {"mean": 1}}}))
+    (run / "results.json").write_text(
+        json.dumps({"elbo": {"mean": HOSTILE}, "k_curve": {HOSTILE: {"mean": 1}}})
+    )
     for paths in ([run], [run, run_dir]):
         out = tmp_path / "page.html"
         assert main(["report", *map(str, paths), "--out", str(out), "--device", "cpu"]) == 0
@@ -302,15 +359,43 @@ def test_wrong_requests_are_one_line(refused, run_dir, tmp_path):
 
 def test_runs_on_different_data_are_not_compared(run_dir, tmp_path, images, refused):
     other = tmp_path / "other"
-    assert main(["train", "--data", str(images), "--epochs", "1", "--report", "false", "--run_dir", str(other)]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--data",
+                str(images),
+                "--epochs",
+                "1",
+                "--report",
+                "false",
+                "--run_dir",
+                str(other),
+            ]
+        )
+        == 0
+    )
     # before the third is looked at: scoring a run takes seconds
-    assert "cannot be compared" in refused("report", run_dir, other, tmp_path / "none", "--out", tmp_path / "page.html")
+    assert "cannot be compared" in refused(
+        "report", run_dir, other, tmp_path / "none", "--out", tmp_path / "page.html"
+    )
     assert not (tmp_path / "page.html").exists()
 
 
 def test_several_runs_are_compared_on_the_same_images(run_dir, tmp_path, report):
     other = tmp_path / "other"
-    options = ["--data", "digits", "--latent_dim", "2", "--epochs", "1", "--seed", "1", "--report", "false"]
+    options = [
+        "--data",
+        "digits",
+        "--latent_dim",
+        "2",
+        "--epochs",
+        "1",
+        "--seed",
+        "1",
+        "--report",
+        "false",
+    ]
     assert main(["train", *options, "--run_dir", str(other), "--device", "cpu"]) == 0
     text = report(run_dir, other)
     scores = []
@@ -327,7 +412,7 @@ def test_several_runs_are_compared_on_the_same_images(run_dir, tmp_path, report)
 
 
 def test_large_colour_images_fit_the_page():
-    from pyro_vae.viz.pictures import atlas
+    from pyro_vae.report.pictures import atlas
 
     state = atlas(torch.rand(500, 3, 64, 64))
     assert len(state["atlas"]) < 1.6e6
@@ -341,7 +426,9 @@ def test_large_colour_images_fit_the_page():
 def browser():
     webdriver = pytest.importorskip("selenium.webdriver", reason="Selenium is not installed")
     if not CHROMIUM or not DRIVER:
-        pytest.skip("chromium and chromedriver were not found; install the packages chromium and chromium-driver")
+        pytest.skip(
+            "chromium and chromedriver were not found; install the packages chromium and chromium-driver"
+        )
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
@@ -366,7 +453,9 @@ def opened(browser):
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         browser.get(file.absolute().as_uri())
         WebDriverWait(browser, 60).until(lambda driver: driver.execute_script(READY))
-        bad = [entry for entry in browser.get_log("browser") if entry["level"] in ("WARNING", "SEVERE")]
+        bad = [
+            entry for entry in browser.get_log("browser") if entry["level"] in ("WARNING", "SEVERE")
+        ]
         assert not bad
         return browser
 
@@ -375,7 +464,9 @@ def opened(browser):
 
 def set_slider(browser, name, value):
     script = "const slider = document.getElementById(arguments[0]); slider.value = arguments[1];"
-    browser.execute_script(script + "slider.dispatchEvent(new Event('input', {bubbles: true}))", name, value)
+    browser.execute_script(
+        script + "slider.dispatchEvent(new Event('input', {bubbles: true}))", name, value
+    )
 
 
 def shown(browser, name):
@@ -411,7 +502,9 @@ def test_choosing_an_image_and_k_shows_their_numbers(opened, run_dir):
         set_slider(browser, "draws", k)
         expected = {**states[n]["text"], **states[n]["weighted"][k]["text"]}
         assert {name: shown(browser, name) for name in expected} == expected
-        source = browser.execute_script("return [...Bokeh.documents[0].get_model_by_name('draws').data.x].length")
+        source = browser.execute_script(
+            "return [...Bokeh.documents[0].get_model_by_name('draws').data.x].length"
+        )
         assert source == 2**k
 
 
@@ -432,7 +525,18 @@ def test_the_page_fits_a_telephone(opened, run_dir):
 
 def test_traversals_and_interpolation_follow_their_sliders(opened, tmp_path, reported):
     run = tmp_path / "run"
-    options = ["--data", "digits", "--latent_dim", "4", "--epochs", "3", "--run_dir", str(run), "--device", "cpu"]
+    options = [
+        "--data",
+        "digits",
+        "--latent_dim",
+        "4",
+        "--epochs",
+        "3",
+        "--run_dir",
+        str(run),
+        "--device",
+        "cpu",
+    ]
     assert main(["train", *options]) == 0
     browser = opened(run / "report.html")
     pictures = []
@@ -440,7 +544,9 @@ def test_traversals_and_interpolation_follow_their_sliders(opened, tmp_path, rep
         set_slider(browser, "unit0", value)
         set_slider(browser, "between", (value + 3) / 6)
         pictures.append((drawn(browser, "traversal0"), drawn(browser, "interpolated")))
-    assert all(a != b for before, after in pairwise(pictures) for a, b in zip(before, after, strict=True))
+    assert all(
+        a != b for before, after in pairwise(pictures) for a, b in zip(before, after, strict=True)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -449,16 +555,35 @@ def kept(tmp_path_factory):
     run = tmp_path_factory.mktemp("kept") / "run"
     with pytest.MonkeyPatch.context() as patch, ending(REPORTED):
         patch.setattr("pyro_vae.cli.report.QUICK", TINY)
-        options = ["--data", "digits", "--latent_dim", "2", "--epochs", "3", "--keep_every", "1", "--device", "cpu"]
+        options = [
+            "--data",
+            "digits",
+            "--latent_dim",
+            "2",
+            "--epochs",
+            "3",
+            "--keep_every",
+            "1",
+            "--device",
+            "cpu",
+        ]
         assert main(["train", *options, "--run_dir", str(run)]) == 0
     return run
 
 
 def test_epochs_that_are_kept_have_a_moment_each(kept):
-    assert sorted(file.name for file in (kept / "epochs").iterdir()) == ["0001.pt", "0002.pt", "0003.pt"]
+    assert sorted(file.name for file in (kept / "epochs").iterdir()) == [
+        "0001.pt",
+        "0002.pt",
+        "0003.pt",
+    ]
     assert (kept / "report.html").stat().st_size < 3e6
     data, run = page_data((kept / "report.html").read_text()), Run.open(kept)
-    assert [state["text"]["epoch-name"] for state in (*data["earlier"], data)] == ["epoch 1", "epoch 2", "last epoch"]
+    assert [state["text"]["epoch-name"] for state in (*data["earlier"], data)] == [
+        "epoch 1",
+        "epoch 2",
+        "last epoch",
+    ]
     (vae, images), config = opened_run(run), run.config()
     x, _ = arguments(vae, images.test.subset(40))
     for state, epoch in zip((*data["earlier"], data), (1, 2, 3), strict=True):
@@ -478,9 +603,17 @@ def test_the_slider_over_epochs_moves_plane_posterior_and_bars(opened, kept):
         assert shown(browser, "epoch-name") == state["text"]["epoch-name"]
         assert shown(browser, "log-p") == state["images"][0]["text"]["log-p"]
         assert shown(browser, "bound") == state["images"][0]["weighted"][4]["text"]["bound"]
-        assert browser.execute_script(source, "points", "x") == state["models"]["points"]["data"]["x"]
-        assert browser.execute_script(source, "dimensions", "top") == state["models"]["dimensions"]["data"]["top"]
-        assert browser.execute_script(source, "gap", "left") == state["images"][0]["models"]["gap"]["data"]["left"]
+        assert (
+            browser.execute_script(source, "points", "x") == state["models"]["points"]["data"]["x"]
+        )
+        assert (
+            browser.execute_script(source, "dimensions", "top")
+            == state["models"]["dimensions"]["data"]["top"]
+        )
+        assert (
+            browser.execute_script(source, "gap", "left")
+            == state["images"][0]["models"]["gap"]["data"]["left"]
+        )
         assert len(browser.execute_script(source, "points", "image")) == 40
         seen.append(drawn(browser, "decoded"))
     assert len(set(seen)) == 3

@@ -22,7 +22,7 @@ import yaml
 import pyro_vae as pv
 from pyro_vae.cli import files
 from pyro_vae.cli.main import main
-from pyro_vae.cli.run_folder import Run
+from pyro_vae.runs.folder import Run
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
@@ -34,7 +34,19 @@ SCHEDULE = ["--lr_scheduler", "CosineAnnealingLR", "--lr_scheduler.T_max", "4"]
 @pytest.fixture(scope="module")
 def flags(images):
     """A run of three steps per epoch."""
-    return ["train", "--data", str(images), "--epochs", "5", "--batch_size", "20", "--device", "cpu", "--latent_dim", "2"]
+    return [
+        "train",
+        "--data",
+        str(images),
+        "--epochs",
+        "5",
+        "--batch_size",
+        "20",
+        "--device",
+        "cpu",
+        "--latent_dim",
+        "2",
+    ]
 
 
 def equal(one, other):
@@ -53,11 +65,18 @@ def contents(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     metrics = [{key: value for key, value in line.items() if "second" not in key} for line in lines]
     states = [files.load_checkpoint(folder / name) for name in ("checkpoint.pt", "best.pt")]
-    return [metrics, states, (folder / "results.json").read_text(), (folder / "config.yaml").read_text()]
+    return [
+        metrics,
+        states,
+        (folder / "results.json").read_text(),
+        (folder / "config.yaml").read_text(),
+    ]
 
 
 def epochs(folder):
-    return [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def trained(*argv):
@@ -79,7 +98,16 @@ def engine_of(path):
 @pytest.fixture
 def stopped(whole, flags, tmp_path):
     """The same run, stopped after two epochs."""
-    trained(*flags, *SCHEDULE, "--engine", engine_of(whole), "--epochs", 2, "--run_dir", tmp_path / "run")
+    trained(
+        *flags,
+        *SCHEDULE,
+        "--engine",
+        engine_of(whole),
+        "--epochs",
+        2,
+        "--run_dir",
+        tmp_path / "run",
+    )
     return tmp_path / "run"
 
 
@@ -99,9 +127,20 @@ sys.exit(main(sys.argv[1:]))
 def test_killed_at_any_moment(whole, flags, tmp_path):
     """By SIGKILL while it starts, steps or writes; the same command continues it each time, until it is done."""
     path, generator = tmp_path / "run", random.Random(engine_of(whole))
-    argv = [*flags, *SCHEDULE, "--engine", engine_of(whole), "--run_dir", str(path), "--resume", "auto"]
+    argv = [
+        *flags,
+        *SCHEDULE,
+        "--engine",
+        engine_of(whole),
+        "--run_dir",
+        str(path),
+        "--resume",
+        "auto",
+    ]
     for _ in range(2):
-        with subprocess.Popen([sys.executable, "-c", KILLED, *argv], stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            [sys.executable, "-c", KILLED, *argv], stdout=subprocess.PIPE, text=True
+        ) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "imported\n"
             time.sleep(generator.uniform(0.1, 0.6))
@@ -146,7 +185,9 @@ def test_the_runs_own_command_resumes_it(whole, stopped, flags, monkeypatch, res
     """With its data as a relative path, and with those that "auto" chose."""
     monkeypatch.chdir(Path(flags[2]).parent)
     argv = [Path(flag).name if flag == flags[2] else flag for flag in flags]
-    trained(*argv, *SCHEDULE, "--engine", engine_of(whole), "--run_dir", stopped, "--resume", resume)
+    trained(
+        *argv, *SCHEDULE, "--engine", engine_of(whole), "--run_dir", stopped, "--resume", resume
+    )
     assert equal(contents(stopped), contents(whole))
 
 
@@ -176,7 +217,21 @@ def test_epochs_by_default(flags, tmp_path):
     trained(*flags, "--epochs", 1, "--batch_size", 45, "--run_dir", tmp_path / "run")
     checkpoint = Run(tmp_path / "run").load_checkpoint("last")
     assert checkpoint.content["training"]["epoch"] == 1
-    assert main(["train", "--run_dir", str(tmp_path / "run"), "--resume", "--epochs", "null", "--patience", "1"]) == 2
+    assert (
+        main(
+            [
+                "train",
+                "--run_dir",
+                str(tmp_path / "run"),
+                "--resume",
+                "--epochs",
+                "null",
+                "--patience",
+                "1",
+            ]
+        )
+        == 2
+    )
 
 
 def test_every_so_many_epochs(flags, tmp_path, monkeypatch):
@@ -202,7 +257,9 @@ def test_another_engine_goes_on(whole, tmp_path):
 
 def test_two_processes_in_one_folder(stopped, refused):
     with Run(stopped).lock():
-        assert "another process" in refused("train", "--run_dir", stopped, "--resume", "--epochs", 9)
+        assert "another process" in refused(
+            "train", "--run_dir", stopped, "--resume", "--epochs", 9
+        )
     trained("train", "--run_dir", stopped, "--resume", "--epochs", 3)
 
 
@@ -217,8 +274,14 @@ GARBAGE = {
     "other types": lambda lines: ['{"epoch": "one"}', *lines],
     "missing keys": lambda lines: ['{"epoch": 1}', *lines],
     "NaN": lambda lines: [lines[0].replace('"epoch": 1', '"epoch": NaN'), *lines],
-    "a long integer": lambda lines: [lines[0].replace('"epoch": 1', f'"epoch": {"9" * 5000}'), *lines],
-    "a huge number": lambda lines: [lines[0].replace('"epoch": 1', f'"epoch": {"9" * 400}'), *lines],
+    "a long integer": lambda lines: [
+        lines[0].replace('"epoch": 1', f'"epoch": {"9" * 5000}'),
+        *lines,
+    ],
+    "a huge number": lambda lines: [
+        lines[0].replace('"epoch": 1', f'"epoch": {"9" * 400}'),
+        *lines,
+    ],
     "brackets": lambda lines: ["[" * 100_000, *lines],
     "later epochs": lambda lines: [*lines, lines[1].replace('"epoch": 2', '"epoch": 3')],
     "half a line": lambda lines: [*lines, lines[1][:50]],
@@ -231,7 +294,9 @@ def test_damaged_metrics_do_not_stop_a_run(run_dir, tmp_path, garbage):
     path = tmp_path / "run"
     shutil.copytree(run_dir, path)
     lines = GARBAGE[garbage]((run_dir / "metrics.jsonl").read_text().splitlines())
-    (path / "metrics.jsonl").write_text("\n".join(lines) + "\n" * (garbage != "half a line"), errors="surrogateescape")
+    (path / "metrics.jsonl").write_text(
+        "\n".join(lines) + "\n" * (garbage != "half a line"), errors="surrogateescape"
+    )
     trained("train", "--run_dir", path, "--resume", "--epochs", 3)
     assert epochs(path) == [1, 2, 3]
 
@@ -242,7 +307,12 @@ def test_metrics_that_are_no_file_do_not_stop_a_run(run_dir, tmp_path, kind):
     shutil.copytree(run_dir, path)
     file = path / "metrics.jsonl"
     file.unlink()
-    {"missing": lambda: None, "a directory": file.mkdir, "a FIFO": lambda: os.mkfifo(file), "empty": file.touch}[kind]()
+    {
+        "missing": lambda: None,
+        "a directory": file.mkdir,
+        "a FIFO": lambda: os.mkfifo(file),
+        "empty": file.touch,
+    }[kind]()
     trained("train", "--run_dir", path, "--resume", "--epochs", 3)
     assert epochs(path) == [3]
 
@@ -266,7 +336,13 @@ def test_a_disk_that_fails_during_a_checkpoint(flags, tmp_path, monkeypatch, cap
 
         return call
 
-    monkeypatch.setattr(*((os, "fsync", failing(os.fsync)) if at == "fsync" else (Path, "replace", failing(Path.replace))))
+    monkeypatch.setattr(
+        *(
+            (os, "fsync", failing(os.fsync))
+            if at == "fsync"
+            else (Path, "replace", failing(Path.replace))
+        )
+    )
     assert main([*flags, "--run_dir", str(path)]) == 1
     line = capfd.readouterr().err
     assert line.count("\n") == 1
@@ -340,7 +416,11 @@ def test_every_flipped_bit_is_found(saved, tmp_path):
     """In each byte of the file."""
     whole, damaged = saved.read_bytes(), tmp_path / "damaged.pt"
     for position in range(len(whole)):
-        damaged.write_bytes(whole[:position] + bytes([whole[position] ^ (1 << position % 8)]) + whole[position + 1 :])
+        damaged.write_bytes(
+            whole[:position]
+            + bytes([whole[position] ^ (1 << position % 8)])
+            + whole[position + 1 :]
+        )
         try:
             content = files.load_checkpoint(damaged)
         except pv.RequestError:
@@ -504,8 +584,17 @@ def test_files_without_a_digest(run_dir, tmp_path, monkeypatch, refused, form):
     if form == "pickle":
         file.write_bytes(pickle.dumps(Hostile()))
     else:
-        torch.save(Hostile() if form == "torch" else {"format": 1, "epoch": 2, "shape": [1, 8, 8], "vae": {}}, file)
-    for argv in (["evaluate", "r"], ["generate", "r", "samples"], ["train", "--run_dir", "r", "--resume"]):
+        torch.save(
+            Hostile()
+            if form == "torch"
+            else {"format": 1, "epoch": 2, "shape": [1, 8, 8], "vae": {}},
+            file,
+        )
+    for argv in (
+        ["evaluate", "r"],
+        ["generate", "r", "samples"],
+        ["train", "--run_dir", "r", "--resume"],
+    ):
         assert "version" in refused(*argv)
     assert not (tmp_path / "ran").exists()
 
@@ -527,7 +616,9 @@ def test_data_that_have_changed(tmp_path, refused, capfd):
 def test_a_last_step_that_breaks_the_parameters(tmp_path, capfd):
     """The loss of the step is finite: only the validation after it finds what it did."""
     flags = "--data digits --batch_size 1349 --latent_dim 3 --optimizer torch.optim.SGD --optimizer.lr 1e38 --epochs 1"
-    assert main(["train", *flags.split(), "--on_nan", "rewind", "--run_dir", str(tmp_path / "r")]) == 1
+    assert (
+        main(["train", *flags.split(), "--on_nan", "rewind", "--run_dir", str(tmp_path / "r")]) == 1
+    )
     err = capfd.readouterr().err
     assert err.count("rewinding") == 3
     assert err.count("error: ") == 1
@@ -542,7 +633,9 @@ def test_a_rewound_run_resumes(flags, tmp_path, monkeypatch):
     content["training"]["optimizer"]["param_groups"][0]["lr"] = 5e-4
     files.save_checkpoint(path / "checkpoint.pt", content)
     trained("train", "--run_dir", path, "--resume", "--epochs", 2)
-    assert json.loads((path / "metrics.jsonl").read_text().splitlines()[-1])["learning_rate"] == 5e-4
+    assert (
+        json.loads((path / "metrics.jsonl").read_text().splitlines()[-1])["learning_rate"] == 5e-4
+    )
 
 
 def test_epochs_that_are_kept_are_those_of_a_run_without_interruption(flags, tmp_path):
@@ -552,14 +645,18 @@ def test_epochs_that_are_kept_are_those_of_a_run_without_interruption(flags, tmp
     trained(*flags, *options, "--epochs", 3, "--run_dir", tmp_path / "parts")
     trained(*flags, *options, "--epochs", 6, "--run_dir", tmp_path / "parts", "--resume")
     for name in ("0002.pt", "0004.pt", "0006.pt"):
-        whole, parts = (files.load_checkpoint(tmp_path / run / "epochs" / name) for run in ("whole", "parts"))
+        whole, parts = (
+            files.load_checkpoint(tmp_path / run / "epochs" / name) for run in ("whole", "parts")
+        )
         assert equal(whole["training"], parts["training"])
     assert len(list((tmp_path / "parts" / "epochs").iterdir())) == 3
 
 
 def test_an_epoch_that_was_kept_is_scored(flags, tmp_path, refused):
     trained(*flags, "--keep_every", 1, "--epochs", 2, "--run_dir", tmp_path / "run")
-    first, last = (pv.load_run(tmp_path / "run", checkpoint=checkpoint) for checkpoint in (1, "last"))
+    first, last = (
+        pv.load_run(tmp_path / "run", checkpoint=checkpoint) for checkpoint in (1, "last")
+    )
     assert not equal(first.state_dict(), last.state_dict())
     trained("evaluate", tmp_path / "run", "--checkpoint", 2, "--num_samples", 2)
     (results,) = (tmp_path / "run").glob("results-test-2-*.json")

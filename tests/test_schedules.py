@@ -35,7 +35,9 @@ each = pytest.mark.parametrize("kind", FORMULAS)
 def assert_follows(schedule, steps, end=1.0):
     formula = FORMULAS[type(schedule)]
     every = range(0, 2 * TOTAL, 7)
-    assert [schedule(step) for step in every] == pytest.approx([formula(step, steps, end) for step in every], rel=1e-12)
+    assert [schedule(step) for step in every] == pytest.approx(
+        [formula(step, steps, end) for step in every], rel=1e-12
+    )
 
 
 @each
@@ -77,14 +79,28 @@ def test_a_length_is_required(kind):
 def test_fit_resolves_the_length(name, vae, x):
     images = pv.Split((255 * x).byte())
     data = pv.Data("small", images, images, images)
-    records = list(pv.fit(vae, data, epochs=4, batch_size=2, beta=SCHEDULES[name](), engine="eager"))
-    assert records[-1]["beta"] == pytest.approx(1.0 if name != "Sigmoid" else 1 / (1 + math.exp(-15)))
+    records = list(
+        pv.fit(vae, data, epochs=4, batch_size=2, beta=SCHEDULES[name](), engine="eager")
+    )
+    assert records[-1]["beta"] == pytest.approx(
+        1.0 if name != "Sigmoid" else 1 / (1 + math.exp(-15))
+    )
 
 
 def test_options():
     assert Constant(4.0)(10**6) == 4.0
     assert Sigmoid(steps=10, steepness=4.0)(0) == pytest.approx(1 / (1 + math.exp(1.6)))
-    assert [Cyclical(steps=4, cycles=2, rise=1.0)(step) for step in range(9)] == [0.25, 0.5, 0.75, 1, 0.25, 0.5, 0.75, 1, 1]
+    assert [Cyclical(steps=4, cycles=2, rise=1.0)(step) for step in range(9)] == [
+        0.25,
+        0.5,
+        0.75,
+        1,
+        0.25,
+        0.5,
+        0.75,
+        1,
+        1,
+    ]
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

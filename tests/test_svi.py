@@ -18,8 +18,12 @@ import pyro_vae as pv
 def test_steps_equal_those_of_pyros_svi(vae, x, objective):
     twin = copy.deepcopy(vae)
     vae, twin, x = vae.double(), twin.double(), x.double()
-    ours = pv.SVI(vae.model, vae.guide, lambda params: Adam(params, lr=0.01), objective(num_particles=2))
-    pyros = pyro.infer.SVI(twin.model, twin.guide, pyro.optim.Adam({"lr": 0.01}), objective(num_particles=2))
+    ours = pv.SVI(
+        vae.model, vae.guide, lambda params: Adam(params, lr=0.01), objective(num_particles=2)
+    )
+    pyros = pyro.infer.SVI(
+        twin.model, twin.guide, pyro.optim.Adam({"lr": 0.01}), objective(num_particles=2)
+    )
     for step in range(20):
         pyro.set_rng_seed(step)
         first = ours.step(x)
@@ -33,7 +37,9 @@ def test_mean_divides_loss_and_gradient(vae, x):
     twin = copy.deepcopy(vae)
     for one, mean in ((vae, False), (twin, True)):
         pyro.set_rng_seed(0)
-        one.loss = pv.SVI(one.model, one.guide, lambda params: SGD(params, lr=0.0), Trace_ELBO(), mean=mean).step(x)
+        one.loss = pv.SVI(
+            one.model, one.guide, lambda params: SGD(params, lr=0.0), Trace_ELBO(), mean=mean
+        ).step(x)
     assert vae.loss / len(x) == pytest.approx(twin.loss)
     for a, b in zip(vae.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(a.grad / len(x), b.grad)
@@ -45,7 +51,9 @@ def test_existing_gradients_are_ignored(vae, x):
         param.grad = torch.full_like(param, 100.0)
     for one in (vae, twin):
         pyro.set_rng_seed(0)
-        pv.SVI(one.model, one.guide, lambda params: SGD(params, lr=0.1), Trace_ELBO(num_particles=2)).step(x)
+        pv.SVI(
+            one.model, one.guide, lambda params: SGD(params, lr=0.1), Trace_ELBO(num_particles=2)
+        ).step(x)
     for a, b in zip(vae.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(a, b)
 
@@ -65,7 +73,9 @@ def test_parameters_that_appear_late_are_trained():
 
     def model(x):
         calls.append(1)
-        loc = pyro.param("loc", torch.tensor(0.0)) + (pyro.param("late", torch.tensor(0.0)) if len(calls) > 3 else 0)
+        loc = pyro.param("loc", torch.tensor(0.0)) + (
+            pyro.param("late", torch.tensor(0.0)) if len(calls) > 3 else 0
+        )
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
 
@@ -112,8 +122,12 @@ OPTIMIZERS = {
     "Pyro": lambda: pyro.optim.Adam({"lr": 0.01}),
     "Pyro, clipped": lambda: pyro.optim.ClippedAdam({"lr": 0.01, "lrd": 0.999, "clip_norm": 0.1}),
     "Pyro, norms": lambda: pyro.optim.SGD({"lr": 0.01, "momentum": 0.5}, {"clip_norm": 0.3}),
-    "Pyro, per parameter": lambda: pyro.optim.Adam(lambda name: {"lr": 0.1 if "scale" in name else 0.01}),
-    "Pyro, options of some": lambda: pyro.optim.SGD(lambda name: {"lr": 0.01} | ({"momentum": 0.9} if "scale" in name else {})),
+    "Pyro, per parameter": lambda: pyro.optim.Adam(
+        lambda name: {"lr": 0.1 if "scale" in name else 0.01}
+    ),
+    "Pyro, options of some": lambda: pyro.optim.SGD(
+        lambda name: {"lr": 0.01} | ({"momentum": 0.9} if "scale" in name else {})
+    ),
 }
 
 
@@ -143,7 +157,9 @@ def test_it_replaces_pyros_svi(name, engine):
 
 def test_late_parameters_have_options_of_their_own():
     def model(x):
-        pyro.sample("x", dist.Normal(sum(pyro.param(name, torch.tensor(0.0)) for name in names), 1.0), obs=x)
+        pyro.sample(
+            "x", dist.Normal(sum(pyro.param(name, torch.tensor(0.0)) for name in names), 1.0), obs=x
+        )
 
     names = ["a"]
     optim = pyro.optim.SGD(lambda name: {"lr": {"a": 0.0, "b": 0.1, "c": 0.2}[name]})
@@ -155,7 +171,9 @@ def test_late_parameters_have_options_of_their_own():
 
 
 def test_pyros_schedulers_are_refused():
-    schedule = pyro.optim.ExponentialLR({"optimizer": Adam, "optim_args": {"lr": 0.1}, "gamma": 0.9})
+    schedule = pyro.optim.ExponentialLR(
+        {"optimizer": Adam, "optim_args": {"lr": 0.1}, "gamma": 0.9}
+    )
     with pytest.raises(pv.RequestError, match=r"svi\.optimizer"):
         pv.SVI(line, lambda x: None, schedule, Trace_ELBO())
 
@@ -163,7 +181,9 @@ def test_pyros_schedulers_are_refused():
 def test_the_loss_may_be_a_function():
     def simple(model, guide, x):
         q = poutine.trace(guide).get_trace(x)
-        return q.log_prob_sum() - poutine.trace(poutine.replay(model, q)).get_trace(x).log_prob_sum()
+        return (
+            q.log_prob_sum() - poutine.trace(poutine.replay(model, q)).get_trace(x).log_prob_sum()
+        )
 
     losses = []
     for make in (partial(pv.SVI, engine="eager"), partial(pv.SVI, engine="traced"), pyro.infer.SVI):
@@ -186,13 +206,15 @@ def test_a_loss_of_several_losses_is_refused(vae, x):
 
 
 def test_auto_moves_on_to_faster_engines(monkeypatch):
-    monkeypatch.setattr("pyro_vae.inference.graphs.TRACED_STEPS", 3)
-    monkeypatch.setattr("pyro_vae.inference.svi.TRACED_STEPS", 3)
+    monkeypatch.setattr("pyro_vae.engine.graphs.TRACED_STEPS", 3)
+    monkeypatch.setattr("pyro_vae.engine.svi.TRACED_STEPS", 3)
     results = []
     for engine in ("auto", "eager"):
         pyro.clear_param_store()
         svi = pv.SVI(line, lambda x: None, partial(Adam, lr=0.1), Trace_ELBO(), engine=engine)
-        engines, losses = zip(*((svi.engine, svi.step(torch.ones(3))) for _ in range(8)), strict=True)
+        engines, losses = zip(
+            *((svi.engine, svi.step(torch.ones(3))) for _ in range(8)), strict=True
+        )
         results.append(losses)
         assert engines == ("eager",) * 8 if engine == "eager" else ("eager",) * 4 + ("traced",) * 4
     assert results[0] == pytest.approx(results[1])
@@ -203,10 +225,23 @@ def test_arguments_may_be_nested():
 
     def model(batch, power):
         with pyro.plate("data", 3):
-            pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0), obs=batch["x"][0] ** power)
+            pyro.sample(
+                "x",
+                dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0),
+                obs=batch["x"][0] ** power,
+            )
 
-    svi = pv.SVI(model, lambda batch, power: None, lambda params: SGD(params, lr=0.0), Trace_ELBO(), engine="traced")
-    losses = [svi.step({"x": [torch.full((3,), value)]}, power=power) for value, power in [(0.0, 1), (2.0, 1), (2.0, 2)]]
+    svi = pv.SVI(
+        model,
+        lambda batch, power: None,
+        lambda params: SGD(params, lr=0.0),
+        Trace_ELBO(),
+        engine="traced",
+    )
+    losses = [
+        svi.step({"x": [torch.full((3,), value)]}, power=power)
+        for value, power in [(0.0, 1), (2.0, 1), (2.0, 2)]
+    ]
     assert [loss - losses[0] for loss in losses] == pytest.approx([0.0, 6.0, 24.0])
 
 
@@ -217,4 +252,6 @@ def test_an_unknown_engine_is_refused(vae):
 
 def test_a_graph_takes_no_arrays():
     with pytest.raises(pv.RequestError, match="pass tensors"):
-        pv.SVI(lambda x: None, lambda x: None, Adam, Trace_ELBO(), engine="traced").step(numpy.ones(1))
+        pv.SVI(lambda x: None, lambda x: None, Adam, Trace_ELBO(), engine="traced").step(
+            numpy.ones(1)
+        )

@@ -42,11 +42,17 @@ ZEROS = torch.zeros(2)
     [
         (lambda scale: dist.Normal(0.0, scale), "event_shape"),
         (lambda scale: dist.Normal(torch.zeros(3, 2), scale).to_event(1), "batch_shape"),
-        (lambda scale: torch.distributions.MultivariateNormal(0 * scale, scale.diag()), "a distribution of Pyro"),
+        (
+            lambda scale: torch.distributions.MultivariateNormal(0 * scale, scale.diag()),
+            "a distribution of Pyro",
+        ),
         (lambda scale: torch.zeros(2), "returns a Tensor"),
         (lambda scale: dist.Bernoulli(scale / 2).to_event(1), "discrete"),
         (lambda scale: dist.Normal(ZEROS, 1.0).to_event(1), "no gradient reaches scale"),
-        (lambda scale: dist.Normal(ZEROS, scale * float("inf"), validate_args=False).to_event(1), "not finite"),
+        (
+            lambda scale: dist.Normal(ZEROS, scale * float("inf"), validate_args=False).to_event(1),
+            "not finite",
+        ),
         (lambda scale: Unnormalized(ZEROS, scale).to_event(1), "does not fit the samples"),
         (lambda scale: OtherDraws(ZEROS, scale).to_event(1), "does not fit the samples"),
     ],
@@ -122,13 +128,17 @@ def test_heavy_tails_and_bounds_are_no_error(name, dim):
 @pytest.mark.parametrize("dim", [1, 3, 6, 10])
 def test_a_scale_that_is_ten_percent_off(name, dim):
     for factor in (0.9, 1.1):
-        assert_found(DISTRIBUTIONS[name](dim).to_event(1), DISTRIBUTIONS[name](dim, factor).to_event(1))
+        assert_found(
+            DISTRIBUTIONS[name](dim).to_event(1), DISTRIBUTIONS[name](dim, factor).to_event(1)
+        )
 
 
 @pytest.mark.parametrize("factor", [0.1, 0.3, 0.5, 0.9, 1.1])
 @pytest.mark.parametrize("dim", [1, 2, 5, 10])
 def test_a_wrong_scale(dim, factor):
-    assert_found(DISTRIBUTIONS["Normal"](dim).to_event(1), DISTRIBUTIONS["Normal"](dim, factor).to_event(1))
+    assert_found(
+        DISTRIBUTIONS["Normal"](dim).to_event(1), DISTRIBUTIONS["Normal"](dim, factor).to_event(1)
+    )
 
 
 @pytest.mark.parametrize("dim", [1, 2, 5])
@@ -143,7 +153,10 @@ def test_a_wrong_weight_of_a_mode(dim):
 @pytest.mark.parametrize("dim", [2, 5, 10])
 def test_a_correlation_that_the_density_ignores(dim):
     covariance = 0.7 * torch.eye(dim) + 0.3
-    assert_found(dist.MultivariateNormal(torch.zeros(dim), covariance), DISTRIBUTIONS["Normal"](dim).to_event(1))
+    assert_found(
+        dist.MultivariateNormal(torch.zeros(dim), covariance),
+        DISTRIBUTIONS["Normal"](dim).to_event(1),
+    )
 
 
 @pytest.mark.parametrize("dim", [2, 8, 20])
@@ -152,7 +165,9 @@ def test_a_density_without_its_constant(dim):
         def log_prob(self, value):
             return -0.5 * value.square()
 
-    assert_found(DISTRIBUTIONS["Normal"](dim).to_event(1), WithoutConstant(torch.zeros(dim), 1.0).to_event(1))
+    assert_found(
+        DISTRIBUTIONS["Normal"](dim).to_event(1), WithoutConstant(torch.zeros(dim), 1.0).to_event(1)
+    )
 
 
 class OwnPosterior(pv.Posterior):
@@ -171,7 +186,10 @@ class OwnPosterior(pv.Posterior):
     ("make", "message"),
     [
         (lambda loc, scale: dist.Normal(loc, scale), "batch_shape"),
-        (lambda loc, scale: dist.Normal(loc.detach(), scale.detach()).to_event(1), "no gradient reaches params"),
+        (
+            lambda loc, scale: dist.Normal(loc.detach(), scale.detach()).to_event(1),
+            "no gradient reaches params",
+        ),
         (lambda loc, scale: OtherDraws(loc, scale).to_event(1), "does not fit the samples"),
     ],
 )

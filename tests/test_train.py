@@ -37,24 +37,57 @@ def test_what_a_run_leaves(run_dir):
     files = {"config.yaml", "metrics.jsonl", "checkpoint.pt", "best.pt", "results.json", "figures"}
     assert {path.name for path in run_dir.iterdir()} >= files
     pictures = {path.name for path in (run_dir / "figures").iterdir()}
-    assert pictures >= {f"{name}.png" for name in ("curves", "reconstructions", "samples", "latent", "manifold")}
+    assert pictures >= {
+        f"{name}.png" for name in ("curves", "reconstructions", "samples", "latent", "manifold")
+    }
     assert [line["epoch"] for line in metrics(run_dir)] == [1, 2]
     results = json.loads((run_dir / "results.json").read_text())
-    assert set(results) >= {"elbo", "reconstruction", "kl", "log_likelihood", "k_curve", "active_units"}
-    assert all({"mean", "standard_error"} <= set(results[name]) for name in ("elbo", "reconstruction", "kl", "log_likelihood"))
+    assert set(results) >= {
+        "elbo",
+        "reconstruction",
+        "kl",
+        "log_likelihood",
+        "k_curve",
+        "active_units",
+    }
+    assert all(
+        {"mean", "standard_error"} <= set(results[name])
+        for name in ("elbo", "reconstruction", "kl", "log_likelihood")
+    )
     assert results["log_likelihood"]["num_samples"] == 1000
-    assert results["elbo"]["mean"] < results["log_likelihood"]["mean"] + 3 * results["log_likelihood"]["standard_error"]
+    assert (
+        results["elbo"]["mean"]
+        < results["log_likelihood"]["mean"] + 3 * results["log_likelihood"]["standard_error"]
+    )
 
 
 def test_its_config_repeats_the_run(run_dir, tmp_path, complete):
-    assert main(["train", "--config", str(run_dir / "config.yaml"), "--run_dir", str(tmp_path / "again")]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--config",
+                str(run_dir / "config.yaml"),
+                "--run_dir",
+                str(tmp_path / "again"),
+            ]
+        )
+        == 0
+    )
     assert metrics(tmp_path / "again") == metrics(run_dir)
     for name in ("results.json", "config.yaml"):
         assert (tmp_path / "again" / name).read_text() == (run_dir / name).read_text()
 
 
 def test_another_seed_is_another_run(run_dir, tmp_path):
-    argv = ["--config", str(run_dir / "config.yaml"), "--seed", "1", "--run_dir", str(tmp_path / "other")]
+    argv = [
+        "--config",
+        str(run_dir / "config.yaml"),
+        "--seed",
+        "1",
+        "--run_dir",
+        str(tmp_path / "other"),
+    ]
     assert train(argv) == 0
     assert metrics(tmp_path / "other") != metrics(run_dir)
 
@@ -66,14 +99,18 @@ def _standard(data):
 
 def _mixture(data):
     prior, encoder = pv.GaussianMixture(3, components=4), pv.MLP(data.shape, (2, 3))
-    return pv.VAE(prior, encoder, pv.DiagonalNormal(), pv.MLP((3,), (1, *data.shape)), pv.Bernoulli())
+    return pv.VAE(
+        prior, encoder, pv.DiagonalNormal(), pv.MLP((3,), (1, *data.shape)), pv.Bernoulli()
+    )
 
 
 def _flow(data):
     num_params = pv.FlowPosterior(3).num_params
     pyro.set_rng_seed(5)
     prior, encoder = pv.StandardNormal(3), pv.MLP(data.shape, (num_params, 3))
-    return pv.VAE(prior, encoder, pv.FlowPosterior(3), pv.MLP((3,), (1, *data.shape)), pv.Bernoulli())
+    return pv.VAE(
+        prior, encoder, pv.FlowPosterior(3), pv.MLP((3,), (1, *data.shape)), pv.Bernoulli()
+    )
 
 
 def _vamp(data):
@@ -85,7 +122,9 @@ def _vamp(data):
 def _hierarchical(data):
     prior, encoder = pv.StandardNormal(2), networks.Gated(data.shape, (2, 3))
     decoder = networks.Gated((3,), (1, *data.shape))
-    return pv.HierarchicalVAE(prior, encoder, pv.DiagonalNormal(), decoder, pv.Bernoulli(), 3, prior_dim=2)
+    return pv.HierarchicalVAE(
+        prior, encoder, pv.DiagonalNormal(), decoder, pv.Bernoulli(), 3, prior_dim=2
+    )
 
 
 EQUAL = {
@@ -100,7 +139,20 @@ EQUAL = {
 @pytest.mark.parametrize("flags", EQUAL)
 def test_python_and_the_command_line_train_the_same_model(images, tmp_path, flags):
     """Parts constructed in the order of VAE's parameters, with equal options and seed: equal parameters, bit for bit."""
-    argv = ["--data", str(images), "--epochs", "2", "--batch_size", "20", "--latent_dim", "3", "--seed", "5", "--device", "cpu"]
+    argv = [
+        "--data",
+        str(images),
+        "--epochs",
+        "2",
+        "--batch_size",
+        "20",
+        "--latent_dim",
+        "3",
+        "--seed",
+        "5",
+        "--device",
+        "cpu",
+    ]
     assert train([*argv, *flags.split(), "--run_dir", str(tmp_path / "r")]) == 0
     data = pv.load_data(str(images))
     pyro.set_rng_seed(5)
@@ -109,7 +161,9 @@ def test_python_and_the_command_line_train_the_same_model(images, tmp_path, flag
     saved = pv.load_run(tmp_path / "r").state_dict()
     assert saved.keys() == vae.state_dict().keys()
     assert all(torch.equal(value, saved[name]) for name, value in vae.state_dict().items())
-    assert [record["validation_elbo"] for record in records] == [line["validation_elbo"] for line in metrics(tmp_path / "r")]
+    assert [record["validation_elbo"] for record in records] == [
+        line["validation_elbo"] for line in metrics(tmp_path / "r")
+    ]
 
 
 def test_load_run(run_dir, digits):
@@ -128,7 +182,16 @@ def test_best_is_the_best(run_dir):
 
 
 def test_what_training_prints_without_a_terminal(tmp_path, capfd, complete):
-    argv = ["--data", "digits", "--epochs", "2", "--run_dir", str(tmp_path / "r"), "--batch_size", "500"]
+    argv = [
+        "--data",
+        "digits",
+        "--epochs",
+        "2",
+        "--run_dir",
+        str(tmp_path / "r"),
+        "--batch_size",
+        "500",
+    ]
     assert train(argv) == 0
     out, err = capfd.readouterr()
     assert re.search(r"epoch 1/2: ELBO -\d+\.\d\d.*KL \d", out)
@@ -142,21 +205,85 @@ def test_what_training_prints_without_a_terminal(tmp_path, capfd, complete):
 
 def test_large_numbers_fit_into_80_columns():
     record = {
-        **dict.fromkeys(("step", "beta", "learning_rate", "loss", "reconstruction", "rewinds", "images_per_second"), 0.12345),
-        **{"epoch": 10000, "elbo": -123456.78, "validation_elbo": -123456.78, "kl": 12345.67, "active_units": 1000},
+        **dict.fromkeys(
+            (
+                "step",
+                "beta",
+                "learning_rate",
+                "loss",
+                "reconstruction",
+                "rewinds",
+                "images_per_second",
+            ),
+            0.12345,
+        ),
+        **{
+            "epoch": 10000,
+            "elbo": -123456.78,
+            "validation_elbo": -123456.78,
+            "kl": 12345.67,
+            "active_units": 1000,
+        },
         "seconds": 12345.6,
     }
     assert len(epoch_line(record, 10000)) <= 80
-    value = {"mean": -123456.78, "standard_error": 12345.67, "num_samples": 5_000_000, "num_images": 1_000_000}
-    more = {"monte_carlo_error": 12345.678, "median_effective_sample_size": 5e6, "share_of_images_with_k_hat_over_0.7": 1.0}
-    numbers = {"count": 1000, "latent_dim": 1000, "accuracy": 1.0, "difference": -123456.78, "max_difference": 123456.78}
-    information = {"mutual_information": 12345.67, "mutual_information_error": 123.45, "marginal_kl": 12345.67}
-    shared = {**value, **more, **numbers, **information, "marginal_kl_error": 123.45, "elbo_same_images": value}
-    everything = {**shared, **dict.fromkeys(("total", "approximation", "amortization", "lower", "upper", "gap"), value)}
-    names = ["elbo", "reconstruction", "kl", "log_likelihood", "log_likelihood_all_images", "check", "annealed", "simulated"]
-    names += ["annealed_difference", "bits_per_dimension", "active_units", "information", "linear_probe", "inference_gap"]
+    value = {
+        "mean": -123456.78,
+        "standard_error": 12345.67,
+        "num_samples": 5_000_000,
+        "num_images": 1_000_000,
+    }
+    more = {
+        "monte_carlo_error": 12345.678,
+        "median_effective_sample_size": 5e6,
+        "share_of_images_with_k_hat_over_0.7": 1.0,
+    }
+    numbers = {
+        "count": 1000,
+        "latent_dim": 1000,
+        "accuracy": 1.0,
+        "difference": -123456.78,
+        "max_difference": 123456.78,
+    }
+    information = {
+        "mutual_information": 12345.67,
+        "mutual_information_error": 123.45,
+        "marginal_kl": 12345.67,
+    }
+    shared = {
+        **value,
+        **more,
+        **numbers,
+        **information,
+        "marginal_kl_error": 123.45,
+        "elbo_same_images": value,
+    }
+    everything = {
+        **shared,
+        **dict.fromkeys(("total", "approximation", "amortization", "lower", "upper", "gap"), value),
+    }
+    names = [
+        "elbo",
+        "reconstruction",
+        "kl",
+        "log_likelihood",
+        "log_likelihood_all_images",
+        "check",
+        "annealed",
+        "simulated",
+    ]
+    names += [
+        "annealed_difference",
+        "bits_per_dimension",
+        "active_units",
+        "information",
+        "linear_probe",
+        "inference_gap",
+    ]
     results = {name: {**everything, "method": "quadrature", "disagree": True} for name in names}
-    text = table(results, "fashion_mnist, validation set, best checkpoint", pv.Bernoulli(relaxed=True))
+    text = table(
+        results, "fashion_mnist, validation set, best checkpoint", pv.Bernoulli(relaxed=True)
+    )
     assert all(len(line) <= 80 for line in text.splitlines()), text
     assert len(text.splitlines()) > 20
 
@@ -165,7 +292,16 @@ def test_a_loss_that_is_not_finite(capfd, tmp_path):
     """One line, and no hint how to continue: it would only become so again. Nothing of Pyro's own."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        argv = ["--data", "digits", "--epochs", "1", "--optimizer.lr", "1e30", "--run_dir", str(tmp_path / "r")]
+        argv = [
+            "--data",
+            "digits",
+            "--epochs",
+            "1",
+            "--optimizer.lr",
+            "1e30",
+            "--run_dir",
+            str(tmp_path / "r"),
+        ]
         assert train(argv) == 1
     err = capfd.readouterr().err
     assert err.startswith("error: ")
@@ -176,7 +312,16 @@ def test_a_loss_that_is_not_finite(capfd, tmp_path):
 
 @pytest.mark.parametrize("name", ["Cyclical", "Linear", "Cosine", "Sigmoid"])
 def test_schedules_need_no_length(images, tmp_path, name):
-    argv = ["--data", str(images), "--epochs", "3", "--beta", name, "--run_dir", str(tmp_path / "r")]
+    argv = [
+        "--data",
+        str(images),
+        "--epochs",
+        "3",
+        "--beta",
+        name,
+        "--run_dir",
+        str(tmp_path / "r"),
+    ]
     assert train(argv) == 0
     assert all(0 < line["beta"] <= 1 for line in metrics(tmp_path / "r"))
 
@@ -188,7 +333,16 @@ def test_fewer_images_than_a_batch(images, tmp_path, capfd):
     assert yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())["batch_size"] == 45
 
 
-SCORE = ["--num_samples", "20", "--num_images", "30", "--split", "validation", "--check_images", "0"]
+SCORE = [
+    "--num_samples",
+    "20",
+    "--num_images",
+    "30",
+    "--split",
+    "validation",
+    "--check_images",
+    "0",
+]
 
 
 def written(out):
@@ -208,17 +362,30 @@ def evaluated(capfd, *argv):
 def test_evaluate(run_dir, capfd):
     results, out = evaluated(capfd, run_dir, *SCORE)
     assert "validation set, last checkpoint" in out
-    assert (results["log_likelihood"]["num_samples"], results["log_likelihood"]["num_images"]) == (20, 30)
+    assert (results["log_likelihood"]["num_samples"], results["log_likelihood"]["num_images"]) == (
+        20,
+        30,
+    )
     assert results["elbo"]["num_images"] == 149
     assert "linear_probe" in results
     assert all(file.stat().st_size > 0 for file in written(out))
 
 
 def test_evaluate_overwrites_no_results_of_other_settings(run_dir, capfd, monkeypatch):
-    monkeypatch.setattr("pyro_vae.viz.figures.png", lambda figure: b"")
-    others = ["", "--num_samples 21", "--num_images 31", "--split test", "--checkpoint best", "--seed 1", "--method ais"]
+    monkeypatch.setattr("pyro_vae.report.figures.png", lambda figure: b"")
+    others = [
+        "",
+        "--num_samples 21",
+        "--num_images 31",
+        "--split test",
+        "--checkpoint best",
+        "--seed 1",
+        "--method ais",
+    ]
     argv = [run_dir, *SCORE, "--num_chains", "2", "--num_temperatures", "2"]
-    files = [file for other in others for file in written(evaluated(capfd, *argv, *other.split())[1])]
+    files = [
+        file for other in others for file in written(evaluated(capfd, *argv, *other.split())[1])
+    ]
     assert len(files) == len({*files}) == 3 * len(others)
 
 
@@ -231,19 +398,45 @@ def test_evaluate_repeats_itself(run_dir, capfd):
 
 def test_evaluate_says_how_far_to_trust_it(run_dir, tmp_path, capfd):
     file = tmp_path / "a" / "scores.npz"
-    argv = ["--num_samples", "60", "--num_images", "40", "--gap_images", "2", "--check_images", "2", "--per_image", file]
+    argv = [
+        "--num_samples",
+        "60",
+        "--num_images",
+        "40",
+        "--gap_images",
+        "2",
+        "--check_images",
+        "2",
+        "--per_image",
+        file,
+    ]
     results, out = evaluated(capfd, run_dir, *argv)
-    for said in ("active units", "mutual information", "linear probe", "inference gap", "effective samples", "ELBO, same"):
+    for said in (
+        "active units",
+        "mutual information",
+        "linear probe",
+        "inference gap",
+        "effective samples",
+        "ELBO, same",
+    ):
         assert said in out
     gap = results["inference_gap"]
     assert gap["total"]["num_images"] == 2
-    assert gap["total"]["mean"] == pytest.approx(gap["approximation"]["mean"] + gap["amortization"]["mean"], rel=1e-5)
+    assert gap["total"]["mean"] == pytest.approx(
+        gap["approximation"]["mean"] + gap["amortization"]["mean"], rel=1e-5
+    )
     assert results["check"]["num_images"] == 2
     assert results["linear_probe"]["num_images"] == 299
     assert list(results["k_curve"]) == ["1", "2", "4", "8", "16", "32", "60"]
     data = pv.load_data("digits")
     with np.load(file) as arrays:
-        assert {"elbo", "log_likelihood", "monte_carlo_error", "effective_sample_size", "pareto_k"} <= set(arrays)
+        assert {
+            "elbo",
+            "log_likelihood",
+            "monte_carlo_error",
+            "effective_sample_size",
+            "pareto_k",
+        } <= set(arrays)
         assert all(len(arrays[name]) == 40 for name in arrays)
         assert arrays["log_likelihood"].mean() == pytest.approx(results["log_likelihood"]["mean"])
         np.testing.assert_array_equal(arrays["labels"], data.test.labels[arrays["index"]])
@@ -254,7 +447,18 @@ def test_evaluate_says_how_far_to_trust_it(run_dir, tmp_path, capfd):
 
 
 def test_evaluate_by_annealing(run_dir, capfd):
-    argv = ["--method", "ais", "--num_images", "5", "--num_samples", "200", "--num_chains", "4", "--num_temperatures", "20"]
+    argv = [
+        "--method",
+        "ais",
+        "--num_images",
+        "5",
+        "--num_samples",
+        "200",
+        "--num_chains",
+        "4",
+        "--num_temperatures",
+        "20",
+    ]
     results, out = evaluated(capfd, run_dir, *argv, "--check_images", "0")
     assert "AIS" in out
     assert "inference gap" not in out
@@ -264,10 +468,24 @@ def test_evaluate_by_annealing(run_dir, capfd):
     assert results["simulated"]["gap"]["mean"] > -1
 
 
-@pytest.mark.parametrize("flags", ["", "--likelihood Binomial", "--model HierarchicalVAE --model.prior_dim 2 --latent_dim 3"])
+@pytest.mark.parametrize(
+    "flags",
+    ["", "--likelihood Binomial", "--model HierarchicalVAE --model.prior_dim 2 --latent_dim 3"],
+)
 def test_evaluate_images_without_labels(tmp_path, capfd, flags):
-    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, (30, 4, 4), dtype=np.uint8))
-    argv = ["--data", str(tmp_path / "a.npy"), "--epochs", "1", "--batch_size", "8", "--run_dir", str(tmp_path / "r")]
+    np.save(
+        tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, (30, 4, 4), dtype=np.uint8)
+    )
+    argv = [
+        "--data",
+        str(tmp_path / "a.npy"),
+        "--epochs",
+        "1",
+        "--batch_size",
+        "8",
+        "--run_dir",
+        str(tmp_path / "r"),
+    ]
     assert train([*argv, *flags.split()]) == 0
     results, out = evaluated(capfd, tmp_path / "r", "--num_samples", "30", "--check_images", "0")
     assert "linear_probe" not in results
@@ -277,18 +495,47 @@ def test_evaluate_images_without_labels(tmp_path, capfd, flags):
 def test_labels_of_one_class(tmp_path, capfd):
     images = np.random.default_rng(0).integers(0, 256, (40, 5, 5), dtype=np.uint8)
     np.savez(tmp_path / "a.npz", images=images, labels=np.zeros(40, dtype=np.int64))
-    argv = ["--data", str(tmp_path / "a.npz"), "--epochs", "1", "--batch_size", "8", "--run_dir", str(tmp_path / "r")]
+    argv = [
+        "--data",
+        str(tmp_path / "a.npz"),
+        "--epochs",
+        "1",
+        "--batch_size",
+        "8",
+        "--run_dir",
+        str(tmp_path / "r"),
+    ]
     assert train(argv) == 0
-    flags = ["--num_samples", "3", "--method", "ais", "--num_chains", "1", "--num_temperatures", "2", "--check_images", "1"]
-    results, _ = evaluated(capfd, tmp_path / "r", "--split", "validation", "--num_images", "1", *flags)
+    flags = [
+        "--num_samples",
+        "3",
+        "--method",
+        "ais",
+        "--num_chains",
+        "1",
+        "--num_temperatures",
+        "2",
+        "--check_images",
+        "1",
+    ]
+    results, _ = evaluated(
+        capfd, tmp_path / "r", "--split", "validation", "--num_images", "1", *flags
+    )
     assert "linear_probe" not in results
     assert "nan" not in json.dumps(results).lower()
 
 
-@pytest.mark.parametrize("kind", ["samples", "reconstructions", "interpolations", "traversals", "manifold", "codes"])
+@pytest.mark.parametrize(
+    "kind", ["samples", "reconstructions", "interpolations", "traversals", "manifold", "codes"]
+)
 def test_generate_pictures(run_dir, tmp_path, kind):
     file = tmp_path / "a" / "picture.png"
-    assert main(["generate", str(run_dir), kind, "--format", "png", "--count", "9", "--out", str(file)]) == 0
+    assert (
+        main(
+            ["generate", str(run_dir), kind, "--format", "png", "--count", "9", "--out", str(file)]
+        )
+        == 0
+    )
     with Image.open(file) as image:
         assert min(image.size) > 100
 
@@ -299,7 +546,10 @@ def test_generate_pictures(run_dir, tmp_path, kind):
         ("samples --count 25", {"images": (25, 1, 8, 8)}),
         ("samples", {"images": (64, 1, 8, 8)}),
         ("samples --count 1500", {"images": (1500, 1, 8, 8)}),
-        ("reconstructions --count 7", {"images": (7, 1, 8, 8), "reconstructions": (7, 1, 8, 8), "labels": (7,)}),
+        (
+            "reconstructions --count 7",
+            {"images": (7, 1, 8, 8), "reconstructions": (7, 1, 8, 8), "labels": (7,)},
+        ),
         ("interpolations --count 3", {"images": (3, 12, 1, 8, 8)}),
         ("traversals --dimension 1 --count 4", {"images": (4, 11, 1, 8, 8)}),
         ("manifold --columns 6", {"images": (6, 6, 1, 8, 8), "z": (2, 6)}),
@@ -309,31 +559,70 @@ def test_generate_pictures(run_dir, tmp_path, kind):
 )
 def test_generate_arrays(run_dir, tmp_path, flags, shapes):
     file = tmp_path / "arrays.npz"
-    assert main(["generate", str(run_dir), *flags.split(), "--format", "npz", "--out", str(file)]) == 0
+    assert (
+        main(["generate", str(run_dir), *flags.split(), "--format", "npz", "--out", str(file)]) == 0
+    )
     with np.load(file) as arrays:
         assert {name: arrays[name].shape for name in arrays} == shapes
-        assert all(arrays[name].dtype == np.uint8 for name in arrays if name in ("images", "reconstructions"))
+        assert all(
+            arrays[name].dtype == np.uint8
+            for name in arrays
+            if name in ("images", "reconstructions")
+        )
 
 
-@pytest.mark.parametrize(("flags", "binary"), [("", True), ("--mean true", False), ("--mean false", True)])
+@pytest.mark.parametrize(
+    ("flags", "binary"), [("", True), ("--mean true", False), ("--mean false", True)]
+)
 def test_arrays_of_samples_are_draws_unless_means_are_asked_for(run_dir, tmp_path, flags, binary):
     file = tmp_path / "s.npz"
     assert main(["generate", str(run_dir), "samples", "--out", str(file), *flags.split()]) == 0
     with np.load(file) as arrays:
-        assert set(np.unique(arrays["images"])) <= {0, 255} if binary else len(np.unique(arrays["images"])) > 2
+        assert (
+            set(np.unique(arrays["images"])) <= {0, 255}
+            if binary
+            else len(np.unique(arrays["images"])) > 2
+        )
 
 
 def test_generated_images_are_data(run_dir, tmp_path):
     """For augmentation: what `generate` writes, `--data` reads."""
     file = tmp_path / "more.npz"
-    assert main(["generate", str(run_dir), "samples", "--format", "npz", "--count", "60", "--out", str(file)]) == 0
+    assert (
+        main(
+            [
+                "generate",
+                str(run_dir),
+                "samples",
+                "--format",
+                "npz",
+                "--count",
+                "60",
+                "--out",
+                str(file),
+            ]
+        )
+        == 0
+    )
     assert pv.load_data(str(file)).shape == (1, 8, 8)
 
 
 def test_what_generate_writes_is_what_the_model_says(run_dir, tmp_path, digits):
     vae = pv.load_run(run_dir)
     for name, flags in {"codes": "", "traversals": "--count 2", "manifold": "--columns 4"}.items():
-        assert main(["generate", str(run_dir), name, *flags.split(), "--out", str(tmp_path / f"{name}.npz")]) == 0
+        assert (
+            main(
+                [
+                    "generate",
+                    str(run_dir),
+                    name,
+                    *flags.split(),
+                    "--out",
+                    str(tmp_path / f"{name}.npz"),
+                ]
+            )
+            == 0
+        )
     q = vae.encode(digits.test.scored("binary"))
     with np.load(tmp_path / "codes.npz") as arrays, torch.no_grad():
         np.testing.assert_allclose(arrays["loc"], q.mean.numpy(), atol=1e-6)
@@ -341,37 +630,85 @@ def test_what_generate_writes_is_what_the_model_says(run_dir, tmp_path, digits):
     with np.load(tmp_path / "traversals.npz") as arrays, torch.no_grad():
         z = vae.encode(digits.test.subset(2).scored("binary")).mean
         z[:, 0] = -3.0
-        np.testing.assert_allclose(arrays["images"][:, 1], vae.decode(z).mean.numpy() * 255, atol=0.51)
+        np.testing.assert_allclose(
+            arrays["images"][:, 1], vae.decode(z).mean.numpy() * 255, atol=0.51
+        )
     with np.load(tmp_path / "manifold.npz") as arrays, torch.no_grad():
         corner = vae.decode(torch.from_numpy(arrays["z"])[:, [3, 0]].diagonal()[None]).mean[0]
         np.testing.assert_allclose(arrays["images"][3, 3], corner.numpy() * 255, atol=0.51)
 
 
 def test_the_manifold_needs_two_dimensions(tmp_path, refused, complete):
-    argv = ["--data", "digits", "--epochs", "1", "--latent_dim", "3", "--batch_size", "1000", "--run_dir", str(tmp_path / "r")]
+    argv = [
+        "--data",
+        "digits",
+        "--epochs",
+        "1",
+        "--latent_dim",
+        "3",
+        "--batch_size",
+        "1000",
+        "--run_dir",
+        str(tmp_path / "r"),
+    ]
     assert train(argv) == 0
     assert not (tmp_path / "r" / "figures" / "manifold.png").exists()
     assert "latent_dim" in refused("generate", tmp_path / "r", "manifold")
 
 
 @pytest.mark.parametrize("latent_dim", ["1", "5"])
-@pytest.mark.parametrize("flags", ["", "--likelihood.relaxed true", "--binarization static", "--encoder Conv --decoder Conv"])
+@pytest.mark.parametrize(
+    "flags",
+    ["", "--likelihood.relaxed true", "--binarization static", "--encoder Conv --decoder Conv"],
+)
 def test_own_images_of_any_shape(images, tmp_path, capfd, latent_dim, flags):
-    argv = ["--data", str(images), "--epochs", "1", "--latent_dim", latent_dim, "--run_dir", str(tmp_path / "r")]
+    argv = [
+        "--data",
+        str(images),
+        "--epochs",
+        "1",
+        "--latent_dim",
+        latent_dim,
+        "--run_dir",
+        str(tmp_path / "r"),
+    ]
     assert train([*argv, *flags.split()]) == 0
     evaluated(capfd, tmp_path / "r", "--num_samples", "3", "--check_images", "0")
 
 
 def test_colour_images(tmp_path, complete):
-    np.save(tmp_path / "c.npy", np.random.default_rng(0).integers(0, 256, (30, 3, 8, 6), dtype=np.uint8))
-    argv = ["--data", str(tmp_path / "c.npy"), "--epochs", "1", "--batch_size", "8", "--run_dir", str(tmp_path / "r")]
-    assert train([*argv, "--likelihood", "pyro_vae.likelihoods.Normal", "--likelihood.scale", "0.1"]) == 0
+    np.save(
+        tmp_path / "c.npy", np.random.default_rng(0).integers(0, 256, (30, 3, 8, 6), dtype=np.uint8)
+    )
+    argv = [
+        "--data",
+        str(tmp_path / "c.npy"),
+        "--epochs",
+        "1",
+        "--batch_size",
+        "8",
+        "--run_dir",
+        str(tmp_path / "r"),
+    ]
+    assert (
+        train([*argv, "--likelihood", "pyro_vae.likelihoods.Normal", "--likelihood.scale", "0.1"])
+        == 0
+    )
     assert main(["generate", str(tmp_path / "r"), "samples"]) == 0
 
 
 def test_data_that_are_gone(tmp_path, refused):
     np.save(tmp_path / "a.npy", np.zeros((30, 4, 4), dtype=np.uint8))
-    argv = ["--data", str(tmp_path / "a.npy"), "--epochs", "1", "--batch_size", "8", "--run_dir", str(tmp_path / "r")]
+    argv = [
+        "--data",
+        str(tmp_path / "a.npy"),
+        "--epochs",
+        "1",
+        "--batch_size",
+        "8",
+        "--run_dir",
+        str(tmp_path / "r"),
+    ]
     assert train(argv) == 0
     (tmp_path / "a.npy").unlink()
     assert "a.npy" in refused("evaluate", tmp_path / "r")
@@ -388,7 +725,10 @@ def test_recipes_run(recipe, tmp_path, few):
     assert train([*argv, "--run_dir", str(tmp_path / "r")]) == 0
     assert metrics(tmp_path / "r")[0]["step"] == 2
     asked = yaml.safe_load(recipe.read_text())
-    assert yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())["latent_dim"] == asked["latent_dim"]
+    assert (
+        yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())["latent_dim"]
+        == asked["latent_dim"]
+    )
 
 
 def heeding_ctrl_c():
@@ -408,9 +748,20 @@ def continued(err, path):
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_ctrl_c(images, tmp_path):
     path = tmp_path / "a run"
-    flags = ["--data", str(images), "--epochs", "100000", "--engine", "eager", "--run_dir", str(path)]
+    flags = [
+        "--data",
+        str(images),
+        "--epochs",
+        "100000",
+        "--engine",
+        "eager",
+        "--run_dir",
+        str(path),
+    ]
     pipe, argv = subprocess.PIPE, [sys.executable, "-m", "pyro_vae.train", *flags]
-    with subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True, preexec_fn=heeding_ctrl_c) as process:
+    with subprocess.Popen(
+        argv, stdout=pipe, stderr=pipe, text=True, preexec_fn=heeding_ctrl_c
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("epoch 1/"):
@@ -424,17 +775,28 @@ def test_ctrl_c(images, tmp_path):
     continued(err, path)
 
 
-FORMS = ["-m pyro_vae", "-m pyro_vae.train", "-c 'from pyro_vae.__main__ import main; raise SystemExit(main())'"]
+FORMS = [
+    "-m pyro_vae",
+    "-m pyro_vae.train",
+    "-c 'from pyro_vae.__main__ import main; raise SystemExit(main())'",
+]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize("form", FORMS)
 def test_ctrl_c_while_torch_is_imported(tmp_path, form):
     """In place of torch stands a module whose import does not end."""
-    (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
-    environment, pipe = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}, subprocess.PIPE
+    (tmp_path / "torch.py").write_text(
+        "import time\nprint('importing', flush=True)\ntime.sleep(60)\n"
+    )
+    environment, pipe = (
+        {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        subprocess.PIPE,
+    )
     argv = [sys.executable, *shlex.split(form)]
-    with subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True, env=environment, preexec_fn=heeding_ctrl_c) as process:
+    with subprocess.Popen(
+        argv, stdout=pipe, stderr=pipe, text=True, env=environment, preexec_fn=heeding_ctrl_c
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "importing\n"
         process.send_signal(signal.SIGINT)
@@ -460,7 +822,17 @@ def test_sigterm(images, tmp_path, monkeypatch, capfd):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_output_that_cannot_be_written(images, run_dir, tmp_path):
     """Training ends with its files whole; the exit code says that lines were lost."""
-    argv = [sys.executable, "-m", "pyro_vae.train", "--data", str(images), "--epochs", "1", "--report", "false"]
+    argv = [
+        sys.executable,
+        "-m",
+        "pyro_vae.train",
+        "--data",
+        str(images),
+        "--epochs",
+        "1",
+        "--report",
+        "false",
+    ]
     argv += ["--run_dir", str(tmp_path / "r")]
     with open("/dev/full", "w") as full:
         done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True)
@@ -468,6 +840,17 @@ def test_output_that_cannot_be_written(images, run_dir, tmp_path):
     assert sum(line.startswith("error: ") for line in done.stderr.splitlines()) == 1
     assert "Traceback" not in done.stderr
     assert (tmp_path / "r" / "figures" / "samples.png").exists()
-    argv = [sys.executable, "-m", "pyro_vae", "generate", str(run_dir), "codes", "--out", str(tmp_path / "codes.npz")]
-    closed = subprocess.run(["sh", "-c", f"{shlex.join(argv)} >&- 2>&-"], capture_output=True, text=True)
+    argv = [
+        sys.executable,
+        "-m",
+        "pyro_vae",
+        "generate",
+        str(run_dir),
+        "codes",
+        "--out",
+        str(tmp_path / "codes.npz"),
+    ]
+    closed = subprocess.run(
+        ["sh", "-c", f"{shlex.join(argv)} >&- 2>&-"], capture_output=True, text=True
+    )
     assert (closed.returncode, (tmp_path / "codes.npz").exists()) == (0, True)

@@ -34,16 +34,26 @@ def test_the_programs_are_p_and_q(vae, x):
     guide = poutine.trace(vae.guide).get_trace(x)
     model = poutine.trace(poutine.replay(vae.model, trace=guide)).get_trace(x)
     z = guide.nodes["z"]["value"]
-    torch.testing.assert_close(guide.nodes["z"]["fn"].log_prob(z), normal(vae.encoder(x)).log_prob(z).sum(-1))
-    torch.testing.assert_close(model.nodes["z"]["fn"].log_prob(z), Normal(0.0, 1.0).log_prob(z).sum(-1))
-    torch.testing.assert_close(model.nodes["x"]["fn"].log_prob(x), pixels(vae, z).log_prob(x).sum((1, 2, 3)))
+    torch.testing.assert_close(
+        guide.nodes["z"]["fn"].log_prob(z), normal(vae.encoder(x)).log_prob(z).sum(-1)
+    )
+    torch.testing.assert_close(
+        model.nodes["z"]["fn"].log_prob(z), Normal(0.0, 1.0).log_prob(z).sum(-1)
+    )
+    torch.testing.assert_close(
+        model.nodes["x"]["fn"].log_prob(x), pixels(vae, z).log_prob(x).sum((1, 2, 3))
+    )
 
 
 def test_the_hierarchical_programs_are_p_and_q(hvae, x):
     pyro.set_rng_seed(1)
     guide = poutine.trace(hvae.guide).get_trace(x)
     z, z2 = guide.nodes["z"]["value"], guide.nodes["z2"]["value"]
-    p = [Normal(0.0, 1.0).log_prob(z2), normal(hvae.down(z2)).log_prob(z), pixels(hvae, z).log_prob(x).flatten(1)]
+    p = [
+        Normal(0.0, 1.0).log_prob(z2),
+        normal(hvae.down(z2)).log_prob(z),
+        pixels(hvae, z).log_prob(x).flatten(1),
+    ]
     q = [normal(hvae.encoder(x)).log_prob(z), normal(hvae.up(z)).log_prob(z2)]
     pyro.set_rng_seed(1)
     expected = sum(term.sum() for term in p) - sum(term.sum() for term in q)
@@ -87,7 +97,13 @@ def test_both_layers_broadcast_over_samples(hvae, x):
 def test_the_prior_must_have_prior_dim_dimensions(hvae):
     with pytest.raises(ValueError, match="prior_dim=4"):
         pv.HierarchicalVAE(
-            pv.StandardNormal(3), hvae.encoder, hvae.posterior, hvae.decoder, hvae.likelihood, latent_dim=3, prior_dim=4
+            pv.StandardNormal(3),
+            hvae.encoder,
+            hvae.posterior,
+            hvae.decoder,
+            hvae.likelihood,
+            latent_dim=3,
+            prior_dim=4,
         )
 
 
@@ -96,7 +112,11 @@ def test_shapes_of_what_the_methods_return(make, x):
     model = make()
     q = model.encode(x)
     assert (q.batch_shape, q.event_shape) == ((6,), (model.latent_dim,))
-    for made, count in ((model.sample(5), 5), (model.sample_mean(5), 5), (model.reconstruct_mean(x), 6)):
+    for made, count in (
+        (model.sample(5), 5),
+        (model.sample_mean(5), 5),
+        (model.reconstruct_mean(x), 6),
+    ):
         assert made.shape == (count, *SHAPE)
         assert not made.requires_grad
 
@@ -124,7 +144,9 @@ def test_sample_gives_draws_and_sample_mean_the_means_of_the_same_images(make):
     assert error.abs().max() < 5
 
 
-@pytest.mark.parametrize(("likelihood", "values"), [("Binomial", range(256)), ("Categorical", range(256))])
+@pytest.mark.parametrize(
+    ("likelihood", "values"), [("Binomial", range(256)), ("Categorical", range(256))]
+)
 def test_samples_of_bytes_are_bytes(likelihood, values):
     assert set(make_vae(likelihood=likelihood).sample(20).unique().tolist()) <= set(values)
 
@@ -141,7 +163,13 @@ def test_decode_takes_any_leading_dimensions(vae, batch):
 def test_initialize_makes_every_mean_the_training_mean(network):
     x = torch.rand(50, 2, 6, 6) * torch.tensor([0.2, 0.8])[:, None, None]
     decoder = network((3,), (1, 2, 6, 6))
-    vae = pv.VAE(pv.StandardNormal(3), pv.MLP((2, 6, 6), (2, 3)), pv.DiagonalNormal(), decoder, pv.Bernoulli(relaxed=True))
+    vae = pv.VAE(
+        pv.StandardNormal(3),
+        pv.MLP((2, 6, 6), (2, 3)),
+        pv.DiagonalNormal(),
+        decoder,
+        pv.Bernoulli(relaxed=True),
+    )
     vae.initialize(x)
     weights = [param for name, param in decoder.named_parameters() if name.endswith("weight")]
     with torch.no_grad():
@@ -161,7 +189,9 @@ def test_initialize_leaves_a_decoder_without_bias_alone(vae, x):
 def test_rows_per_pass_do_not_depend_on_the_number_of_images():
     x = torch.zeros(3, 1, 28, 28)
     assert default_batch_size(make_vae(shape=(1, 28, 28)), x) == 2**21 // 784
-    assert default_batch_size(make_vae(likelihood="Categorical", shape=(1, 28, 28)), x) == 2**21 // (256 * 784)
+    assert default_batch_size(
+        make_vae(likelihood="Categorical", shape=(1, 28, 28)), x
+    ) == 2**21 // (256 * 784)
 
 
 # ---- Pyro's parameter store is global: pyro #1488, #3237
@@ -174,7 +204,11 @@ def pyros_svi(vae, x):
 
 def fit(vae, x):
     images = pv.Split((255 * x).byte())
-    list(pv.fit(vae, pv.Data("small", images, images, images), epochs=1, batch_size=4, engine="eager"))
+    list(
+        pv.fit(
+            vae, pv.Data("small", images, images, images), epochs=1, batch_size=4, engine="eager"
+        )
+    )
 
 
 TRAIN = [pyros_svi, fit]
@@ -187,7 +221,9 @@ def test_training_changes_every_parameter(vae, x, train):
     assert all((a != b).any() for a, b in zip(before, vae.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("second", [lambda vae: make_vae(latent_dim=3), copy.deepcopy], ids=["new", "copy"])
+@pytest.mark.parametrize(
+    "second", [lambda vae: make_vae(latent_dim=3), copy.deepcopy], ids=["new", "copy"]
+)
 @pytest.mark.parametrize("train", TRAIN)
 def test_a_second_model_has_its_own_parameters(vae, x, train, second):
     train(vae, x)
@@ -197,7 +233,11 @@ def test_a_second_model_has_its_own_parameters(vae, x, train, second):
     assert all(torch.equal(a, b) for a, b in zip(before, vae.parameters(), strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(before, other.parameters(), strict=True))
     for model in (vae, other):
-        stored = [site["value"] for site in poutine.trace(model.model).get_trace(x).nodes.values() if site["type"] == "param"]
+        stored = [
+            site["value"]
+            for site in poutine.trace(model.model).get_trace(x).nodes.values()
+            if site["type"] == "param"
+        ]
         assert {id(param) for param in model.parameters()} == {id(value) for value in stored}
 
 

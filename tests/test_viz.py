@@ -12,7 +12,7 @@ from PIL import Image
 
 import pyro_vae as pv
 from pyro_vae.evaluation.diagnostics import codes
-from pyro_vae.viz import figures, views
+from pyro_vae.report import figures, views
 
 SHAPE = (1, 4, 5)
 
@@ -117,10 +117,14 @@ def test_the_manifold_grows_to_the_right_and_upwards():
     images, z = views.manifold(vae, 4)
     levels = torch.tensor([0.125, 0.375, 0.625, 0.875])
     exact = torch.special.ndtri(levels)
-    error = (levels * (1 - levels) / views.PRIOR_DRAWS).sqrt() / torch.distributions.Normal(0.0, 1.0).log_prob(exact).exp()
+    error = (levels * (1 - levels) / views.PRIOR_DRAWS).sqrt() / torch.distributions.Normal(
+        0.0, 1.0
+    ).log_prob(exact).exp()
     assert ((z - exact).abs() < 5 * error).all()
     for row, column in ((0, 3), (2, 1)):
-        torch.testing.assert_close(images[row, column], means(vae, torch.stack([z[0, column], z[1, 3 - row]])[None])[0])
+        torch.testing.assert_close(
+            images[row, column], means(vae, torch.stack([z[0, column], z[1, 3 - row]])[None])[0]
+        )
 
 
 def shifted():
@@ -129,7 +133,12 @@ def shifted():
     return make(prior=prior)
 
 
-MODELS = [shifted, lambda: make(prior=pv.GaussianMixture(2, 3)), lambda: make(prior=pv.StudentT(2)), hierarchical]
+MODELS = [
+    shifted,
+    lambda: make(prior=pv.GaussianMixture(2, 3)),
+    lambda: make(prior=pv.StudentT(2)),
+    hierarchical,
+]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -159,11 +168,15 @@ def test_a_grid_has_each_image_in_its_place(channels):
     for index, image in enumerate(images):
         row, column = divmod(index, 2)
         cell = picture[5 * row + 1 :][:4, 4 * column + 1 :][:, :3]
-        expected = image[:3] if channels > 2 else (1 - image.mean(0, keepdim=True)).expand(3, -1, -1)
+        expected = (
+            image[:3] if channels > 2 else (1 - image.mean(0, keepdim=True)).expand(3, -1, -1)
+        )
         np.testing.assert_allclose(cell, expected.permute(1, 2, 0), atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 28, 28), (4, 3, 8, 8), (4, 1, 64, 8), (1, 1, 8, 64), (4, 1, 1, 300)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 28, 28), (4, 3, 8, 8), (4, 1, 64, 8), (1, 1, 8, 64), (4, 1, 1, 300)]
+)
 def test_pictures_of_any_shape_are_of_a_size_to_look_at(shape):
     rows = torch.rand(shape)[:, None].repeat(1, 11, 1, 1, 1)
     drawn = [
@@ -214,8 +227,12 @@ def record(epoch, active_units=3, beta=1.0):
 @pytest.mark.parametrize("epochs", [1, 2, 5, 200])
 @pytest.mark.parametrize("active_units", [0, 2, 20])
 def test_ticks_of_epochs_and_active_units_are_integers(epochs, active_units):
-    figure = figures.curves([record(epoch, active_units * epoch // epochs) for epoch in range(1, epochs + 1)])
-    ticks = [tick for axes in figure.axes for tick in axes.get_xticks()] + list(figure.axes[-1].get_yticks())
+    figure = figures.curves(
+        [record(epoch, active_units * epoch // epochs) for epoch in range(1, epochs + 1)]
+    )
+    ticks = [tick for axes in figure.axes for tick in axes.get_xticks()] + list(
+        figure.axes[-1].get_yticks()
+    )
     assert ticks == [round(tick) for tick in ticks]
 
 
@@ -231,7 +248,9 @@ def bound(mean, error):
 
 
 def test_the_band_of_the_bounds_is_the_error_of_the_paired_gain():
-    figure = figures.bounds({"1": bound(-100.0, 0.0), "2": bound(-99.0, 0.25), "5": bound(-98.0, 0.5)})
+    figure = figures.bounds(
+        {"1": bound(-100.0, 0.0), "2": bound(-99.0, 0.25), "5": bound(-98.0, 0.5)}
+    )
     (axes,) = figure.axes
     band = axes.collections[0].get_paths()[0].vertices
     for k, mean, error in ((1, -100, 0), (2, -99, 0.25), (5, -98, 0.5)):
@@ -247,12 +266,18 @@ def test_bounds_of_a_single_image_have_no_band():
 @pytest.mark.parametrize("latent_dim", [1, 2, 20])
 @pytest.mark.parametrize("count", [1, 2, 50])
 def test_codes_of_any_number_of_dimensions_are_drawn(latent_dim, count):
-    points = figures.latent(torch.randn(count, latent_dim), torch.arange(count) % 10, "codes").axes[0].collections[0]
+    points = (
+        figures.latent(torch.randn(count, latent_dim), torch.arange(count) % 10, "codes")
+        .axes[0]
+        .collections[0]
+    )
     assert len(points.get_offsets()) == count
 
 
 def test_principal_components_are_the_directions_of_greatest_variance():
-    axes = figures.latent(torch.randn(500, 4) * torch.tensor([0.1, 1.0, 10.0, 0.1]), None, "codes").axes[0]
+    axes = figures.latent(
+        torch.randn(500, 4) * torch.tensor([0.1, 1.0, 10.0, 0.1]), None, "codes"
+    ).axes[0]
     spread = np.asarray(axes.collections[0].get_offsets()).std(0)
     np.testing.assert_allclose(spread, [10, 1], rtol=0.2)
     assert "99%" in axes.get_xlabel()
@@ -289,22 +314,39 @@ def rgb(colour):
 def test_labels_differ_even_in_sixty_four_colours():
     """The README's picture had labels 0 and 2 in one colour, and 1 and 4, because it had been reduced so."""
     original = opened(figures.latent(torch.randn(4000, 2), torch.arange(4000) % 10, "codes"))
-    exact, reduced = np.asarray(original), np.asarray(original.quantize(64).convert("RGB"), dtype=float)
+    exact, reduced = (
+        np.asarray(original),
+        np.asarray(original.quantize(64).convert("RGB"), dtype=float),
+    )
     found = [reduced[(exact == rgb(colour)).all(-1)].mean(0) for colour in figures.COLOURS]
     assert min(np.abs(a - b).max() for a, b in combinations(found, 2)) > 40
 
 
 DICHROMACY = {  # of linear RGB (Machado et al., 2009, severity 1)
-    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
 }
 
 
 @pytest.mark.parametrize("kind", DICHROMACY)
 def test_labels_differ_to_colour_blind_readers(kind):
     """By a distance of 14 in CIELAB, where 2.3 is just noticeable."""
-    seen = [np.clip(DICHROMACY[kind] @ linear(rgb(colour) / 255), 0, 1) for colour in figures.COLOURS]
+    seen = [
+        np.clip(DICHROMACY[kind] @ linear(rgb(colour) / 255), 0, 1) for colour in figures.COLOURS
+    ]
     assert min(np.linalg.norm(lab(a) - lab(b)) for a, b in combinations(seen, 2)) > 14
 
 

@@ -15,7 +15,9 @@ BATCH, STEPS, KEYS, LATENT, HIDDEN = 20, 10, 88, 20, 64
 class DeepMarkov(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.transition = nn.Sequential(nn.Linear(LATENT, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2 * LATENT))
+        self.transition = nn.Sequential(
+            nn.Linear(LATENT, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2 * LATENT)
+        )
         self.emission = nn.Sequential(nn.Linear(LATENT, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, KEYS))
         self.rnn = nn.RNN(KEYS, HIDDEN, batch_first=True)
         self.combine = nn.Linear(LATENT + HIDDEN, 2 * LATENT)
@@ -28,7 +30,9 @@ class DeepMarkov(nn.Module):
                 with poutine.mask(mask=t < lengths):
                     loc, log_scale = self.transition(z).chunk(2, -1)
                     z = sample(f"z_{t}", dist.Normal(loc, log_scale.exp()).to_event(1))
-                    sample(f"x_{t}", dist.Bernoulli(logits=self.emission(z)).to_event(1), obs=x[:, t])
+                    sample(
+                        f"x_{t}", dist.Bernoulli(logits=self.emission(z)).to_event(1), obs=x[:, t]
+                    )
 
     def guide(self, x: Tensor, lengths: Any) -> None:
         pyro.module("networks", self)

@@ -27,22 +27,38 @@ def model(words: Tensor) -> None:
 
 class Guide:
     def __init__(self) -> None:
-        layers = (nn.Linear(VOCABULARY, HIDDEN), nn.Sigmoid(), nn.Linear(HIDDEN, TOPICS), nn.Softmax(-1))
+        layers = (
+            nn.Linear(VOCABULARY, HIDDEN),
+            nn.Sigmoid(),
+            nn.Linear(HIDDEN, TOPICS),
+            nn.Softmax(-1),
+        )
         self.network = nn.Sequential(*layers)
 
     def __call__(self, words: Tensor) -> None:
-        weight = pyro.param("weight_loc", lambda: torch.rand(TOPICS) + 0.5, constraint=constraints.positive)
+        weight = pyro.param(
+            "weight_loc", lambda: torch.rand(TOPICS) + 0.5, constraint=constraints.positive
+        )
         topics = pyro.param(
-            "topic_words_loc", lambda: torch.rand(TOPICS, VOCABULARY).softmax(-1), constraint=constraints.simplex
+            "topic_words_loc",
+            lambda: torch.rand(TOPICS, VOCABULARY).softmax(-1),
+            constraint=constraints.simplex,
         )
         with plate("topics", TOPICS):
             sample("weight", dist.Delta(weight))
             sample("topic_words", dist.Delta(topics, event_dim=1))
         pyro.module("network", self.network)
         with plate("documents", DOCUMENTS):
-            counts = topics.new_zeros(VOCABULARY, DOCUMENTS).scatter_add(0, words, topics.new_ones(words.shape))
+            counts = topics.new_zeros(VOCABULARY, DOCUMENTS).scatter_add(
+                0, words, topics.new_ones(words.shape)
+            )
             sample("proportions", dist.Delta(self.network(counts.T), event_dim=1))
 
 
 def problem() -> tuple[Any, ...]:
-    return model, Guide(), TraceEnum_ELBO(max_plate_nesting=2), (torch.randint(VOCABULARY, (WORDS, DOCUMENTS)),)
+    return (
+        model,
+        Guide(),
+        TraceEnum_ELBO(max_plate_nesting=2),
+        (torch.randint(VOCABULARY, (WORDS, DOCUMENTS)),),
+    )

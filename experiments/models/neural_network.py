@@ -17,11 +17,21 @@ ROWS, HIDDEN = 200, 20
 class Network(PyroModule):
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(1, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 1))
+        self.layers = nn.Sequential(
+            nn.Linear(1, HIDDEN),
+            nn.Tanh(),
+            nn.Linear(HIDDEN, HIDDEN),
+            nn.Tanh(),
+            nn.Linear(HIDDEN, 1),
+        )
         to_pyro_module_(self.layers)
         for module in self.layers.modules():
             for name, value in list(module.named_parameters(recurse=False)):
-                setattr(module, name, PyroSample(dist.Normal(0.0, 1.0).expand(value.shape).to_event(value.dim())))
+                setattr(
+                    module,
+                    name,
+                    PyroSample(dist.Normal(0.0, 1.0).expand(value.shape).to_event(value.dim())),
+                )
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         sigma = sample("sigma", dist.Gamma(0.5, 1.0))
@@ -34,4 +44,9 @@ class Network(PyroModule):
 def problem() -> tuple[Any, ...]:
     model = Network()
     x = torch.linspace(-3, 3, ROWS).unsqueeze(-1)
-    return model, AutoDiagonalNormal(model), Trace_ELBO(), (x, x[:, 0].sin() + 0.1 * torch.randn(ROWS))
+    return (
+        model,
+        AutoDiagonalNormal(model),
+        Trace_ELBO(),
+        (x, x[:, 0].sin() + 0.1 * torch.randn(ROWS)),
+    )

@@ -16,9 +16,19 @@ class ProdLDA(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         norm = nn.BatchNorm1d(VOCABULARY, affine=False)
-        self.decoder = nn.Sequential(nn.Dropout(0.2), nn.Linear(TOPICS, VOCABULARY, bias=False), norm, nn.Softmax(-1))
-        hidden = (nn.Linear(VOCABULARY, HIDDEN), nn.Softplus(), nn.Linear(HIDDEN, HIDDEN), nn.Softplus(), nn.Dropout(0.2))
-        self.encoder = nn.Sequential(*hidden, nn.Linear(HIDDEN, 2 * TOPICS), nn.BatchNorm1d(2 * TOPICS, affine=False))
+        self.decoder = nn.Sequential(
+            nn.Dropout(0.2), nn.Linear(TOPICS, VOCABULARY, bias=False), norm, nn.Softmax(-1)
+        )
+        hidden = (
+            nn.Linear(VOCABULARY, HIDDEN),
+            nn.Softplus(),
+            nn.Linear(HIDDEN, HIDDEN),
+            nn.Softplus(),
+            nn.Dropout(0.2),
+        )
+        self.encoder = nn.Sequential(
+            *hidden, nn.Linear(HIDDEN, 2 * TOPICS), nn.BatchNorm1d(2 * TOPICS, affine=False)
+        )
 
     def model(self, counts: Tensor) -> None:
         pyro.module("networks", self)

@@ -15,7 +15,9 @@ SIZES = {"w_top": (WIDTHS[1], WIDTHS[0]), "w_bottom": (WIDTHS[0], PIXELS)}
 
 
 def model(x: Tensor) -> None:
-    w_top, w_bottom = (sample(name, dist.Gamma(0.1, 0.3).expand(size).to_event(2)) for name, size in SIZES.items())
+    w_top, w_bottom = (
+        sample(name, dist.Gamma(0.1, 0.3).expand(size).to_event(2)) for name, size in SIZES.items()
+    )
     with plate("rows", len(x)):
         z_top = sample("z_top", dist.Gamma(0.1, 0.1).expand((WIDTHS[1],)).to_event(1))
         z_bottom = sample("z_bottom", dist.Gamma(0.1, 0.1 / (z_top @ w_top)).to_event(1))

@@ -29,7 +29,11 @@ from torch.optim import Adam
 
 import pyro_vae as pv
 
-MODELS = [path.stem for path in sorted(Path(__file__).parent.glob("*.py")) if path.stem != Path(__file__).stem]
+MODELS = [
+    path.stem
+    for path in sorted(Path(__file__).parent.glob("*.py"))
+    if path.stem != Path(__file__).stem
+]
 ENGINES = ("traced", "compiled")
 LEARNING_RATE = 1e-3
 Step = Callable[[], float]
@@ -67,7 +71,9 @@ def pyros(model: Any, guide: Any, loss: Any) -> Any:
 
 def jitted(model: Any, guide: Any, loss: Any) -> Any:
     jit = getattr(infer, f"Jit{type(loss).__name__}")
-    return pyros(model, guide, jit(max_plate_nesting=loss.max_plate_nesting, ignore_jit_warnings=True))
+    return pyros(
+        model, guide, jit(max_plate_nesting=loss.max_plate_nesting, ignore_jit_warnings=True)
+    )
 
 
 def ours(model: Any, guide: Any, loss: Any, engine: Any) -> Any:
@@ -86,7 +92,9 @@ def largest_difference(name: str, engine: str, steps: int = 10) -> float:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        theirs, found = (Contestant(name, CONTESTANTS[which]).losses(steps) for which in ("pyro", engine))
+        theirs, found = (
+            Contestant(name, CONTESTANTS[which]).losses(steps) for which in ("pyro", engine)
+        )
     finally:
         torch.set_default_dtype(before)
     return difference(theirs, found)
@@ -97,7 +105,10 @@ def difference(theirs: list[float], found: list[float]) -> float:
 
 
 def measure(name: str, rounds: int, seconds: float) -> dict[str, Any]:
-    row: dict[str, Any] = {"difference": {"traced, float64": largest_difference(name, "traced")}, "first_steps_seconds": {}}
+    row: dict[str, Any] = {
+        "difference": {"traced, float64": largest_difference(name, "traced")},
+        "first_steps_seconds": {},
+    }
     contestants, losses = {}, {}
     for which, make in CONTESTANTS.items():
         start = time.perf_counter()
@@ -111,15 +122,26 @@ def measure(name: str, rounds: int, seconds: float) -> dict[str, Any]:
         row["difference"][which] = difference(losses["pyro"], losses[which])
         contestants[which] = contestant
     row["engine"] = contestants["compiled"].svi.engine
-    counts = {which: max(3, int(1000 * seconds / each.milliseconds(3))) for which, each in contestants.items()}
-    turns = [{which: each.milliseconds(counts[which]) for which, each in contestants.items()} for _ in range(rounds)]
+    counts = {
+        which: max(3, int(1000 * seconds / each.milliseconds(3)))
+        for which, each in contestants.items()
+    }
+    turns = [
+        {which: each.milliseconds(counts[which]) for which, each in contestants.items()}
+        for _ in range(rounds)
+    ]
     row["milliseconds"] = {which: median(turn[which] for turn in turns) for which in contestants}
-    row["speedup"] = {which: median(turn["pyro"] / turn[which] for turn in turns) for which in contestants}
+    row["speedup"] = {
+        which: median(turn["pyro"] / turn[which] for turn in turns) for which in contestants
+    }
     return row
 
 
 def line(name: str, row: dict[str, Any]) -> str:
-    times = [f"{row['milliseconds'][which]:.2f}" if which in row["milliseconds"] else "fails" for which in CONTESTANTS]
+    times = [
+        f"{row['milliseconds'][which]:.2f}" if which in row["milliseconds"] else "fails"
+        for which in CONTESTANTS
+    ]
     ratios = [f"{row['speedup'][which]:.1f}" for which in ENGINES]
     rest = [f"{row['difference'][which]:.0e}" for which in ("traced, float64", "compiled")]
     rest.append(f"{row['first_steps_seconds']['compiled']:.1f}")
@@ -127,7 +149,9 @@ def line(name: str, row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.3, help="of a turn")
@@ -151,9 +175,18 @@ def main() -> None:
     for name in args.models:
         rows[name] = measure(name, args.rounds, args.seconds)
         print(line(name, rows[name]), flush=True)
-    print({which: round(median(row["speedup"][which] for row in rows.values()), 2) for which in ENGINES})
+    print(
+        {
+            which: round(median(row["speedup"][which] for row in rows.values()), 2)
+            for which in ENGINES
+        }
+    )
     if args.out:
-        versions = {"python": platform.python_version(), "torch": str(torch.__version__), "pyro": pyro.__version__}
+        versions = {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "pyro": pyro.__version__,
+        }
         found = {"date": time.strftime("%Y-%m-%d"), **versions, "rounds": args.rounds, "rows": rows}
         (args.out / "models-cpu.json").write_text(json.dumps(found, indent=2) + "\n")
 

@@ -15,17 +15,17 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt
 from torch import Tensor
 
-from pyro_vae.cli.build import pick_device
-from pyro_vae.cli.files import npz, write
 from pyro_vae.cli.options import add, parse, run_parser, source, up_to
-from pyro_vae.cli.run_folder import Run
-from pyro_vae.data import Split
+from pyro_vae.data.datasets import Split
+from pyro_vae.engine.graphs import logger
 from pyro_vae.errors import RequestError
+from pyro_vae.evaluation.codes import codes
 from pyro_vae.evaluation.metrics import arguments
-from pyro_vae.inference.codes import codes
-from pyro_vae.inference.graphs import logger
+from pyro_vae.report import figures, views
+from pyro_vae.runs.build import pick_device
+from pyro_vae.runs.folder import Run
+from pyro_vae.runs.store import npz, write
 from pyro_vae.vae import Model
-from pyro_vae.viz import figures, views
 
 
 class Output(NamedTuple):
@@ -45,7 +45,9 @@ def generate(argv: list[str]) -> None:
     file = _file(config, run)
     stored, checkpoint, vae = run.load(config.checkpoint, device, config.trust)
 
-    if config.data is not None and (config.kind == "manifold" or (config.kind == "samples" and not vae.needs_labels)):
+    if config.data is not None and (
+        config.kind == "manifold" or (config.kind == "samples" and not vae.needs_labels)
+    ):
         raise RequestError(f"{config.kind} use no images; leave out --data")
 
     @cache
@@ -64,8 +66,20 @@ def _parser() -> ArgumentParser:
     parser = run_parser("generate", "Write images or arrays from a saved run.")
     parser.add_argument("kind", type=Literal[tuple(KINDS)], help="What to write.")  # type: ignore[valid-type]
     add(parser, "format", Literal["png", "npz"], None, "Picture or arrays; png, but npz for codes.")
-    add(parser, "count", up_to(1_000_000), None, "Number of images or rows; 64 samples, 10 of others.")
-    add(parser, "mean", bool, None, "Samples: means of p(x | z) or draws; means for png, draws for npz.")
+    add(
+        parser,
+        "count",
+        up_to(1_000_000),
+        None,
+        "Number of images or rows; 64 samples, 10 of others.",
+    )
+    add(
+        parser,
+        "mean",
+        bool,
+        None,
+        "Samples: means of p(x | z) or draws; means for png, draws for npz.",
+    )
     add(parser, "columns", up_to(100), None, "Columns of a grid of samples or of the manifold.")
     add(parser, "dimension", NonNegativeInt, 0, "Latent dimension of a traversal.")
     text = "Models that use labels: a class, or a list of covariates, to decode with; those of the images by default."
@@ -76,29 +90,47 @@ def _parser() -> ArgumentParser:
 
 def _file(config: Namespace, run: Run) -> Path:
     """The file to write; its suffix is the format."""
-    label = "" if config.label is None else f"-label-{config.label}".translate(str.maketrans(" .", "_p", "[],"))
+    label = (
+        ""
+        if config.label is None
+        else f"-label-{config.label}".translate(str.maketrans(" .", "_p", "[],"))
+    )
     other = "" if config.data is None else f"-{source(config)}"
-    path = Path(config.out) if config.out else run.path / "generated" / f"{config.kind}{label}{other}"
+    path = (
+        Path(config.out) if config.out else run.path / "generated" / f"{config.kind}{label}{other}"
+    )
     default = "npz" if config.kind == "codes" else "png"
     config.format = config.format or {".png": "png", ".npz": "npz"}.get(path.suffix, default)
     if path.suffix not in ("", f".{config.format}") or os.path.isdir(path) or "\0" in str(path):
-        raise RequestError(f"--out {path} must be a file that ends in .png or .npz, as --format says")
+        raise RequestError(
+            f"--out {path} must be a file that ends in .png or .npz, as --format says"
+        )
     return path.with_suffix(f".{config.format}")
 
 
 def _check_label(vae: Model, images: Images, config: Namespace) -> None:
     """Raise `RequestError` unless the model can decode with --label: one of the classes, or as many covariates as it has."""
     if not vae.needs_labels:
-        raise RequestError(f"--label is for models that use labels, which {type(vae).__name__} does not; leave it out")
+        raise RequestError(
+            f"--label is for models that use labels, which {type(vae).__name__} does not; leave it out"
+        )
     if config.kind in ("analogies", "codes"):
         raise RequestError(f"{config.kind} are not decoded with one label; leave out --label")
     known = images().y
     vae.check_labels(known)
     if known is not None and known.is_floating_point():
         count = known.shape[1]
-        if not (isinstance(config.label, list) and len(config.label) == count and all(map(isfinite, config.label))):
-            raise RequestError(f"--label must be a list of {count} covariates, such as [{', '.join(['0.5'] * count)}]")
-    elif known is not None and (isinstance(config.label, list) or config.label not in known.unique().tolist()):
+        if not (
+            isinstance(config.label, list)
+            and len(config.label) == count
+            and all(map(isfinite, config.label))
+        ):
+            raise RequestError(
+                f"--label must be a list of {count} covariates, such as [{', '.join(['0.5'] * count)}]"
+            )
+    elif known is not None and (
+        isinstance(config.label, list) or config.label not in known.unique().tolist()
+    ):
         classes = ", ".join(map(str, known.unique().tolist()[:20]))
         raise RequestError(f"--label must be one of the classes {classes}, but is {config.label}")
 
@@ -106,7 +138,9 @@ def _check_label(vae: Model, images: Images, config: Namespace) -> None:
 def _picture(output: Output, config: Namespace) -> bytes:
     figure = output.figure()
     if config.label is not None:
-        figure.axes[0].set_title(f"{figure.axes[0].get_title()}, given y = {config.label}", fontsize=11)
+        figure.axes[0].set_title(
+            f"{figure.axes[0].get_title()}, given y = {config.label}", fontsize=11
+        )
     return figures.png(figure)
 
 
@@ -117,20 +151,30 @@ def _samples(vae: Model, images: Images, config: Namespace) -> Output:
     if vae.needs_labels and y is None:
         y = views.random_labels(vae, images(), count)
     made = views.samples(vae, count, mean, y)
-    return Output({"images": _bytes(made), "y": y}, lambda: figures.samples(made, mean, config.columns))
+    return Output(
+        {"images": _bytes(made), "y": y}, lambda: figures.samples(made, mean, config.columns)
+    )
 
 
 def _reconstructions(vae: Model, images: Images, config: Namespace) -> Output:
     split = _some(images(), config.count)
     made = views.reconstructions(vae, *arguments(vae, split), _asked_y(vae, config, len(split)))
-    arrays = {"images": _bytes(made[:, 0]), "reconstructions": _bytes(made[:, 1]), "labels": split.labels}
-    return Output(arrays, lambda: figures.reconstructions(made, f"{_named(config)} and reconstructions"))
+    arrays = {
+        "images": _bytes(made[:, 0]),
+        "reconstructions": _bytes(made[:, 1]),
+        "labels": split.labels,
+    }
+    return Output(
+        arrays, lambda: figures.reconstructions(made, f"{_named(config)} and reconstructions")
+    )
 
 
 def _interpolations(vae: Model, images: Images, config: Namespace) -> Output:
     chosen = _some(images(), config.count, 2)
     if len(chosen) < 2:
-        raise RequestError("an interpolation needs two images; use data with more images, or a larger --count")
+        raise RequestError(
+            "an interpolation needs two images; use data with more images, or a larger --count"
+        )
     pairs = chosen[: 2 * (len(chosen) // 2)]
     made = views.interpolations(vae, *arguments(vae, pairs), _asked_y(vae, config, len(pairs)))
     return Output({"images": _bytes(made)}, lambda: figures.interpolations(made))
@@ -163,9 +207,13 @@ def _codes(vae: Model, images: Images, config: Namespace) -> Output:
 def _analogies(vae: Model, images: Images, config: Namespace) -> Output:
     split = images()
     if not vae.needs_labels:
-        raise RequestError("analogies need a model that uses labels, such as one trained with --model ConditionalVAE")
+        raise RequestError(
+            "analogies need a model that uses labels, such as one trained with --model ConditionalVAE"
+        )
     if split.covariates is not None or split.labels is None:
-        raise RequestError("analogies need classes, but this model uses covariates; use samples with --label")
+        raise RequestError(
+            "analogies need classes, but this model uses covariates; use samples with --label"
+        )
     y = split.labels.unique()
     made = views.analogies(vae, y, config.columns or config.count or 10)
     return Output({"images": _bytes(made), "labels": y}, lambda: figures.analogies(made, y))
@@ -186,19 +234,25 @@ def _asked_y(vae: Model, config: Namespace, rows: int) -> Tensor | None:
     """The label of --label, for each of some rows; None if it is not given."""
     if config.label is None:
         return None
-    return torch.tensor([config.label], device=next(vae.parameters()).device).repeat_interleave(rows, 0)
+    return torch.tensor([config.label], device=next(vae.parameters()).device).repeat_interleave(
+        rows, 0
+    )
 
 
 def _some(split: Split, count: int | None, each: int = 1) -> Split:
     """A seeded choice of `count` times `each` images; ten times, or as many as there are, by default."""
     asked = each * count if count else min(10 * each, len(split))
     if asked > len(split):
-        raise RequestError(f"--count needs {asked:,} images, but the split has {len(split):,}; use a smaller count")
+        raise RequestError(
+            f"--count needs {asked:,} images, but the split has {len(split):,}; use a smaller count"
+        )
     return split.subset(asked)
 
 
 def _named(config: Namespace) -> str:
-    return f"{config.split} images" if config.data is None else f"images of {Path(config.data).name}"
+    return (
+        f"{config.split} images" if config.data is None else f"images of {Path(config.data).name}"
+    )
 
 
 def _bytes(images: Tensor) -> Tensor:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-from pyro_vae.cli.files import writing
-from pyro_vae.data import Data
+from pyro_vae.data.datasets import Data
+from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.metrics import arguments
-from pyro_vae.inference.fit import Record
-from pyro_vae.inference.random_state import forked_rng
+from pyro_vae.report import figures, views
+from pyro_vae.runs.store import writing
+from pyro_vae.training.fit import Record
 from pyro_vae.vae import Model
-from pyro_vae.viz import figures, views
 
 Log = Callable[[Record], None]
 
@@ -42,14 +42,21 @@ def tensorboard(folder: Path, vae: Model, data: Data, epoch: int) -> Iterator[Lo
     def log(record: Record) -> None:
         step = record["epoch"]
         for key, value in record.items():
-            name, kind = key.removeprefix("validation_"), "validation" if key.startswith("validation_") else "training"
-            writer.add_scalar(f"{name}/{kind}" if f"validation_{name}" in record else name, value, step)
+            name, kind = (
+                key.removeprefix("validation_"),
+                "validation" if key.startswith("validation_") else "training",
+            )
+            writer.add_scalar(
+                f"{name}/{kind}" if f"validation_{name}" in record else name, value, step
+            )
         with forked_rng():
             torch.manual_seed(0)
             made = views.samples(vae, 40, y=views.random_labels(vae, data.validation, 40))
             pairs = views.reconstructions(vae, x, y).transpose(0, 1)
         writer.add_image("samples", figures.tile(made, 10), step, dataformats="HWC")
-        writer.add_image("reconstructions", figures.tile(pairs.flatten(0, 1), len(x)), step, dataformats="HWC")
+        writer.add_image(
+            "reconstructions", figures.tile(pairs.flatten(0, 1), len(x)), step, dataformats="HWC"
+        )
         writer.flush()
 
     with writing(folder):
@@ -64,4 +71,6 @@ def tensorboard(folder: Path, vae: Model, data: Data, epoch: int) -> Iterator[Lo
 def check_installed() -> None:
     """Raise `RequestError` if TensorBoard is not installed."""
     if find_spec("tensorboard") is None:
-        raise RequestError("--logger tensorboard needs the package tensorboard; install it with pip install tensorboard")
+        raise RequestError(
+            "--logger tensorboard needs the package tensorboard; install it with pip install tensorboard"
+        )

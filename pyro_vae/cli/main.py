@@ -19,12 +19,23 @@ from pyro_vae.cli.evaluate import evaluate
 from pyro_vae.cli.generate import generate
 from pyro_vae.cli.report import report
 from pyro_vae.cli.train import train
-from pyro_vae.errors import LostWorkerError, NotFiniteError, RequestError, StorageError, TerminatedError
-from pyro_vae.inference.distributed import is_main_process
+from pyro_vae.engine.distributed import is_main_process
+from pyro_vae.errors import (
+    LostWorkerError,
+    NotFiniteError,
+    RequestError,
+    StorageError,
+    TerminatedError,
+)
 
 Command = Callable[[list[str]], None]
 
-COMMANDS: dict[str, Command] = {"train": train, "evaluate": evaluate, "generate": generate, "report": report}
+COMMANDS: dict[str, Command] = {
+    "train": train,
+    "evaluate": evaluate,
+    "generate": generate,
+    "report": report,
+}
 
 USAGE = """usage: pyro-vae COMMAND ...
 
@@ -68,13 +79,21 @@ def run(command: Command, argv: list[str]) -> int:
     except KeyboardInterrupt as error:
         return _stop(130, "stopped by Ctrl-C", error)
     except TerminatedError as error:
-        if isinstance(lost := error.__context__, LostWorkerError):  # torchrun stops the others during their cleanup
+        if isinstance(
+            lost := error.__context__, LostWorkerError
+        ):  # torchrun stops the others during their cleanup
             return _stop(1, f"error: {lost}", lost)
         return _stop(143, "stopped by SIGTERM", error)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not isinstance(
+            error, MemoryError | torch.OutOfMemoryError
+        ) and "can't allocate memory" not in str(error):
             raise
-        return _stop(1, "error: out of memory; use a smaller model, smaller images or a smaller batch_size", error)
+        return _stop(
+            1,
+            "error: out of memory; use a smaller model, smaller images or a smaller batch_size",
+            error,
+        )
     return 0
 
 
@@ -113,7 +132,9 @@ class _Handler(logging.Handler):
             stream.flush()
         except OSError:
             self.failed = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # or Python fails again when it flushes at exit
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), stream.fileno()
+            )  # or Python fails again when it flushes at exit
 
 
 @contextmanager

@@ -14,15 +14,15 @@ import pyro
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from pyro_vae.cli.build import pick_device
-from pyro_vae.cli.files import read, read_yaml, write
 from pyro_vae.cli.options import add, add_common, new_parser, parse
-from pyro_vae.cli.run_folder import Checkpoint, Run
-from pyro_vae.data import Split
+from pyro_vae.data.datasets import Split
+from pyro_vae.engine.graphs import logger
 from pyro_vae.errors import NotFiniteError, RequestError
-from pyro_vae.inference.graphs import logger
+from pyro_vae.report.explorer import FULL, QUICK, Effort, RunReport, overview, view
+from pyro_vae.runs.build import pick_device
+from pyro_vae.runs.folder import Checkpoint, Run
+from pyro_vae.runs.store import read, read_yaml, write
 from pyro_vae.vae import Model
-from pyro_vae.viz.explorer import FULL, QUICK, Effort, RunReport, overview, view
 
 RESULTS_BYTES = 2**24
 
@@ -39,14 +39,25 @@ def report(argv: list[str]) -> None:
     for run_dir in config.run_dirs:
         runs.append(_open(run_dir, config))
         if len(names := {run.config["data"] for run in runs}) > 1:
-            raise RequestError(f"scores on {' and '.join(sorted(names))} cannot be compared; give runs on one data set")
+            raise RequestError(
+                f"scores on {' and '.join(sorted(names))} cannot be compared; give runs on one data set"
+            )
     logger.info("written to %s", _write(out, runs))
 
 
 def _parser() -> ArgumentParser:
-    parser = new_parser("report", "Write an HTML page about one run, with an explorer, or a page that compares several.")
+    parser = new_parser(
+        "report",
+        "Write an HTML page about one run, with an explorer, or a page that compares several.",
+    )
     parser.add_argument("run_dirs", nargs="+", help="Folders of runs.")
-    add(parser, "out", str, None, "File to write; RUN_DIR/report.html by default, or report.html for several runs.")
+    add(
+        parser,
+        "out",
+        str,
+        None,
+        "File to write; RUN_DIR/report.html by default, or report.html for several runs.",
+    )
     add(parser, "data_dir", str, None, "Folder of the downloaded data sets, if it was moved.")
     add_common(parser)
     return parser
@@ -65,7 +76,12 @@ def save_report(run: Run, vae: Model, test: Split) -> list[Path]:
     """Write the report of a run that has just ended, in seconds; a message if it cannot be made."""
     try:
         _check_installed()
-        return [_write(run.path / "report.html", [_report(run, run.load_checkpoint("last"), vae, test, QUICK)])]
+        return [
+            _write(
+                run.path / "report.html",
+                [_report(run, run.load_checkpoint("last"), vae, test, QUICK)],
+            )
+        ]
     except (RequestError, NotFiniteError) as error:
         logger.info("no report.html: %s", error)
         return []
@@ -73,19 +89,26 @@ def save_report(run: Run, vae: Model, test: Split) -> list[Path]:
 
 def _check_installed() -> None:
     if not (find_spec("bokeh") and find_spec("jinja2")):
-        raise RequestError("the report needs Bokeh and Jinja2; install them with pip install 'pyro_vae[report]'")
+        raise RequestError(
+            "the report needs Bokeh and Jinja2; install them with pip install 'pyro_vae[report]'"
+        )
 
 
 def _write(path: Path, runs: list[RunReport]) -> Path:
-    from pyro_vae.viz.report import page
+    from pyro_vae.report.page import page
 
     return write(path, page(runs).encode())
 
 
-def _report(run: Run, checkpoint: Checkpoint, vae: Model, test: Split, effort: Effort, several: bool = False) -> RunReport:
+def _report(
+    run: Run, checkpoint: Checkpoint, vae: Model, test: Split, effort: Effort, several: bool = False
+) -> RunReport:
     options = dict(_flat(read_yaml(run.path / "config.yaml")))
     records, results = run.records(), _results(run.path / "results.json")
-    facts = {"seconds of training": f"{sum(record['seconds'] for record in records):,.1f}", **_facts(checkpoint, vae, test)}
+    facts = {
+        "seconds of training": f"{sum(record['seconds'] for record in records):,.1f}",
+        **_facts(checkpoint, vae, test),
+    }
     name = str(run.path) if several else run.path.resolve().name
     if several:
         return RunReport(name, options, facts, records, results, overview(vae, test, effort))
@@ -101,7 +124,7 @@ def _facts(checkpoint: Checkpoint, vae: Model, test: Split) -> dict[str, str]:
     cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     return {
         "model": f"{type(vae).__name__}, {sum(param.numel() for param in vae.parameters()):,} parameters",
-        "test images": f"{len(test):,} of shape {' x '.join(map(str, test.images.shape[1:]))}",
+        "test images": f"{len(test):,} of shape {' x '.join(map(str, test.x.shape[1:]))}",
         "versions in training": ", ".join(f"{key} {value}" for key, value in known.items()),
         "page made on": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
     }
@@ -118,7 +141,9 @@ def _results(file: Path) -> Mapping[str, Any]:
     try:
         results = json.loads(read(file, RESULTS_BYTES), parse_int=float)
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"{file} is damaged; write it again by training, or remove it") from error
+        raise RequestError(
+            f"{file} is damaged; write it again by training, or remove it"
+        ) from error
     return results if isinstance(results, dict) else {}
 
 

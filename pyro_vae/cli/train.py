@@ -13,22 +13,22 @@ from timeit import repeat
 import torch
 from jsonargparse import Namespace
 
-from pyro_vae.cli.build import build_training, naming_the_part, pick_device
-from pyro_vae.cli.files import write
 from pyro_vae.cli.loggers import Log, check_installed, tensorboard
 from pyro_vae.cli.options import known_paths, parse_training
 from pyro_vae.cli.report import save_report
-from pyro_vae.cli.run_folder import Run
 from pyro_vae.cli.tables import epoch_line, table
-from pyro_vae.data import Data
+from pyro_vae.data.datasets import Data
+from pyro_vae.engine import distributed
+from pyro_vae.engine.graphs import logger
 from pyro_vae.errors import NotFiniteError, RequestError
+from pyro_vae.evaluation.codes import codes
 from pyro_vae.evaluation.metrics import arguments, evaluate
-from pyro_vae.inference import distributed
-from pyro_vae.inference.codes import codes
-from pyro_vae.inference.fit import Record, Training
-from pyro_vae.inference.graphs import logger
+from pyro_vae.report import figures, views
+from pyro_vae.runs.build import build_training, naming_the_part, pick_device
+from pyro_vae.runs.folder import Run
+from pyro_vae.runs.store import write
+from pyro_vae.training.fit import Record, Training
 from pyro_vae.vae import Model
-from pyro_vae.viz import figures, views
 
 TEST_SAMPLES = 1000
 TEST_IMAGES = 1000
@@ -47,7 +47,9 @@ def train(argv: list[str]) -> None:
     with distributed.process_group(pick_device(config.device)), naming_the_part(config):
         if config.resume != "never" and config.run_dir is None:
             raise RequestError("--resume continues the run in --run_dir; add its folder")
-        if config.resume == "always" or (config.resume == "auto" and Run(Path(config.run_dir)).exists()):
+        if config.resume == "always" or (
+            config.resume == "auto" and Run(Path(config.run_dir)).exists()
+        ):
             _resume(config, argv)
         else:
             _start(config)
@@ -87,26 +89,39 @@ def _how_to_resume(run: Run | None, config: Namespace) -> Iterator[None]:
         if run and not isinstance(error, NotFiniteError):
             paths = {str(value) for key, value in config.items() if key.endswith("class_path")}
             trust = "" if paths <= known_paths() else " --trust"
-            error.add_note(f"to continue: python -m pyro_vae.train --run_dir {quote(str(run.path))} --resume{trust}")
+            error.add_note(
+                f"to continue: python -m pyro_vae.train --run_dir {quote(str(run.path))} --resume{trust}"
+            )
         raise
 
 
 def _run_dir(asked: str | None, data: Data) -> Path:
     stem = f"runs/{Path(data.name).stem}-{datetime.now():%Y-%m-%d-%H%M%S}"
     numbered = (Path(f"{stem}-{number}") for number in count(2))
-    return Path(asked) if asked else next(path for path in chain([Path(stem)], numbered) if not path.exists())
+    return (
+        Path(asked)
+        if asked
+        else next(path for path in chain([Path(stem)], numbered) if not path.exists())
+    )
 
 
 def _finish(vae: Model, data: Data, training: Training, run: Run | None, config: Namespace) -> None:
     """Train to the end, score and draw; only the main process has a run folder."""
     _summarize(vae, data, training)
-    with tensorboard(run.path / "tensorboard", vae, data, training.epoch) if run and config.logger else nullcontext() as log:
+    with (
+        tensorboard(run.path / "tensorboard", vae, data, training.epoch)
+        if run and config.logger
+        else nullcontext() as log
+    ):
         _train(data, training, run, config, log)
     results = evaluate(vae, data.test, TEST_SAMPLES, min(TEST_IMAGES, len(data.test)))
     if run:
         run.save_results(results)
         logger.info(table(results, f"\n{data.name}, test set", vae.likelihood))
-        files = [*draw(vae, data, run), *(save_report(run, vae, data.test) if config.report else [])]
+        files = [
+            *draw(vae, data, run),
+            *(save_report(run, vae, data.test) if config.report else []),
+        ]
         logger.info("\n  ".join([f"\nrun folder: {run.path}", *map(str, files)]))
 
 
@@ -116,8 +131,14 @@ def _summarize(vae: Model, data: Data, training: Training) -> None:
     shape = "x".join(map(str, data.shape))
     logger.info("%s: %s images of %s (training + validation + test)", data.name, sizes, shape)
     kind, device = type(vae).__name__, training.loop.device
-    logger.info("%s: %s parameters, on %s, engine %s", kind, f"{parameters:,}", device, training.engine)
-    if device.type == "cpu" and torch.get_num_threads() > 1 and _product_seconds() > 2 * _product_seconds(1):
+    logger.info(
+        "%s: %s parameters, on %s, engine %s", kind, f"{parameters:,}", device, training.engine
+    )
+    if (
+        device.type == "cpu"
+        and torch.get_num_threads() > 1
+        and _product_seconds() > 2 * _product_seconds(1)
+    ):
         logger.warning("other processes use the cores; OMP_NUM_THREADS=1 may be many times faster")
 
 
@@ -131,20 +152,31 @@ def _product_seconds(threads: int | None = None) -> float:
         torch.set_num_threads(before)
 
 
-def _train(data: Data, training: Training, run: Run | None, config: Namespace, log: Log | None) -> None:
+def _train(
+    data: Data, training: Training, run: Run | None, config: Namespace, log: Log | None
+) -> None:
     if config.keep_every and config.keep_every > training.epochs:
-        logger.warning("--keep_every %d keeps none of %d epochs", config.keep_every, training.epochs)
+        logger.warning(
+            "--keep_every %d keeps none of %d epochs", config.keep_every, training.epochs
+        )
     latent_dim, last_active, warned = config.latent_dim, training.loop.step, False
     for record in training:
         if run:
             _save(training, record, run, data, config)
         if log:
             log(record)
-        if training.ended or record["epoch"] in {1, *range(0, training.epochs, max(1, training.epochs // LINES))}:
+        if training.ended or record["epoch"] in {
+            1,
+            *range(0, training.epochs, max(1, training.epochs // LINES)),
+        }:
             logger.info(epoch_line(record, training.epochs))
         collapsed = record["active_units"] <= latent_dim // 10
         last_active = last_active if collapsed else record["step"]
-        if collapsed and not warned and (training.ended or record["step"] - last_active >= COLLAPSED_STEPS):
+        if (
+            collapsed
+            and not warned
+            and (training.ended or record["step"] - last_active >= COLLAPSED_STEPS)
+        ):
             logger.warning(COLLAPSED, record["active_units"], latent_dim)
             warned = True
 
@@ -173,13 +205,20 @@ def draw(vae: Model, data: Data, run: Run) -> list[Path]:
     few = (x[:10], y if y is None else y[:10])
     drawn = {
         "curves": figures.curves(run.records()),
-        "reconstructions": figures.reconstructions(views.reconstructions(vae, *few), "test images and reconstructions"),
+        "reconstructions": figures.reconstructions(
+            views.reconstructions(vae, *few), "test images and reconstructions"
+        ),
         "samples": figures.samples(views.samples(vae, 64, y=views.random_labels(vae, images, 64))),
-        "latent": figures.latent(codes(vae, x, y).loc, images.labels, "posterior means of test images"),
+        "latent": figures.latent(
+            codes(vae, x, y).loc, images.labels, "posterior means of test images"
+        ),
     }
     if vae.needs_labels and y is not None and not y.is_floating_point():
         classes = y.unique()
         drawn["analogies"] = figures.analogies(views.analogies(vae, classes), classes)
     if vae.latent_dim == 2 and not vae.needs_labels:
         drawn["manifold"] = figures.manifold(*views.manifold(vae))
-    return [write(run.path / "figures" / f"{name}.png", figures.png(figure)) for name, figure in drawn.items()]
+    return [
+        write(run.path / "figures" / f"{name}.png", figures.png(figure))
+        for name, figure in drawn.items()
+    ]

@@ -10,12 +10,20 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_vae.engine.distributed import map_rows
+from pyro_vae.engine.graphs import AnyEngine, Graph, pick_engine
+from pyro_vae.engine.importance import (
+    Program,
+    Site,
+    check_plates,
+    joint_terms,
+    log_likelihood,
+    sample_sites,
+    split_rows,
+)
+from pyro_vae.engine.precision import products
+from pyro_vae.engine.progress import progress_bar
 from pyro_vae.errors import RequestError, check_positive
-from pyro_vae.inference.distributed import map_rows
-from pyro_vae.inference.graphs import AnyEngine, Graph, pick_engine
-from pyro_vae.inference.importance import Program, Site, check_plates, joint_terms, log_likelihood, sample_sites, split_rows
-from pyro_vae.inference.precision import products
-from pyro_vae.inference.progress import progress_bar
 
 LEAPFROGS = 10
 # Chains that adapt the step sizes.
@@ -73,9 +81,15 @@ def annealed_log_weights(
     """
 
     def anneal(args: tuple[Any, ...]) -> list[Tensor]:
-        annealing = _Annealing(model, args, num_chains, num_temperatures, batch_size, engine, runs=2)
+        annealing = _Annealing(
+            model, args, num_chains, num_temperatures, batch_size, engine, runs=2
+        )
         with annealing.bar:
-            return [torch.cat([annealing.forward(args, annealing.adapt(args)).T for args in annealing.batches])]
+            return [
+                torch.cat(
+                    [annealing.forward(args, annealing.adapt(args)).T for args in annealing.batches]
+                )
+            ]
 
     return map_rows(anneal, (x, *more))[0].T
 
@@ -116,7 +130,9 @@ def bidirectional_bounds(
     """
 
     def anneal(args: tuple[Any, ...]) -> list[Tensor]:
-        annealing = _Annealing(model, args, num_chains, num_temperatures, batch_size, engine, runs=3)
+        annealing = _Annealing(
+            model, args, num_chains, num_temperatures, batch_size, engine, runs=3
+        )
         with annealing.bar:
             results = [annealing.bound(args) for args in annealing.batches]
         return [torch.cat(values) for values in zip(*results, strict=True)]
@@ -154,14 +170,22 @@ class _Annealing:
         engine: AnyEngine,
         runs: int,
     ) -> None:
-        check_positive(num_chains=num_chains, num_temperatures=num_temperatures, batch_size=batch_size)
+        check_positive(
+            num_chains=num_chains, num_temperatures=num_temperatures, batch_size=batch_size
+        )
         self.model, self.shapes, self.chains = model, _latent_shapes(model, args), num_chains
-        self.batches = list(split_rows(args, max(1, batch_size // num_chains) if batch_size else len(args[0])))
+        self.batches = list(
+            split_rows(args, max(1, batch_size // num_chains) if batch_size else len(args[0]))
+        )
         ramp = torch.linspace(-4, 4, num_temperatures + 1, dtype=torch.float64).sigmoid()
         self.betas: list[float] = ((ramp - ramp[0]) / (ramp[-1] - ramp[0])).tolist()
-        engine = pick_engine(engine, args[0].device, LEAPFROGS * num_temperatures * len(self.batches))
+        engine = pick_engine(
+            engine, args[0].device, LEAPFROGS * num_temperatures * len(self.batches)
+        )
         self.graph = Graph(self._evaluate, engine)
-        self.bar = progress_bar(runs * num_temperatures * len(args[0]), "annealing", " temperatures")
+        self.bar = progress_bar(
+            runs * num_temperatures * len(args[0]), "annealing", " temperatures"
+        )
 
     def adapt(self, args: tuple[Any, ...]) -> list[Tensor]:
         """A step size for each temperature and row, from a run of a few chains."""
@@ -169,7 +193,10 @@ class _Annealing:
         steps = [torch.full_like(state.prior[0], FIRST_STEP)]
         for beta in self.betas[1:]:
             state, accepted = self._transition(state, args, beta, steps[-1])
-            steps.append(steps[-1] * torch.where(accepted.double().mean(0) > ACCEPTANCE, 1.1, 0.9).to(steps[-1]))
+            steps.append(
+                steps[-1]
+                * torch.where(accepted.double().mean(0) > ACCEPTANCE, 1.1, 0.9).to(steps[-1])
+            )
         return steps[:-1]
 
     def forward(self, args: tuple[Any, ...], steps: list[Tensor]) -> Tensor:
@@ -204,11 +231,15 @@ class _Annealing:
         sites = sample_sites(poutine.trace(self.model).get_trace(*args))
         observed = [name for name, site in sites.items() if site["is_observed"]]
         if len(observed) != 1:
-            raise RequestError(f"bounds from both sides need one observed site, but the model has {len(observed)}")
+            raise RequestError(
+                f"bounds from both sides need one observed site, but the model has {len(observed)}"
+            )
         sites = sample_sites(poutine.trace(poutine.uncondition(self.model)).get_trace(*args))
         return sites[observed[0]]["value"], self._pack(sites, self.chains, len(args[0]))
 
-    def _transition(self, state: _State, args: tuple[Any, ...], beta: float, step: Tensor) -> tuple[_State, Tensor]:
+    def _transition(
+        self, state: _State, args: tuple[Any, ...], beta: float, step: Tensor
+    ) -> tuple[_State, Tensor]:
         """A Hamiltonian transition that leaves the density at beta invariant, and where it was accepted."""
         step = step[:, None]
         momentum = new_momentum = torch.randn_like(state.latents)
@@ -221,7 +252,10 @@ class _Annealing:
         log_ratio = new.density(beta) - state.density(beta) - kinetic
         accepted = torch.rand_like(log_ratio).log() < log_ratio
         self.bar.update(len(args[0]))
-        kept = (torch.where(accepted if a.ndim == 2 else accepted[..., None], a, b) for a, b in zip(new, state, strict=True))
+        kept = (
+            torch.where(accepted if a.ndim == 2 else accepted[..., None], a, b)
+            for a, b in zip(new, state, strict=True)
+        )
         return _State(*kept), accepted
 
     def _at(self, latents: Tensor, args: tuple[Any, ...]) -> _State:
@@ -231,17 +265,23 @@ class _Annealing:
         with torch.enable_grad(), pyro.validation_enabled(False):
             latents = latents.detach().requires_grad_()
             values = joint_terms(self.model, args, self._unpack(latents), len(latents))
-            slopes = [torch.autograd.grad(value.sum(), latents, retain_graph=True)[0] for value in values]
+            slopes = [
+                torch.autograd.grad(value.sum(), latents, retain_graph=True)[0] for value in values
+            ]
             return [*(value.detach() for value in values), *slopes]
 
     @torch.no_grad()
     def _draw(self, args: tuple[Any, ...], chains: int) -> Tensor:
         """Latents from the prior."""
         with pyro.plate("chains", chains, dim=-2):
-            return self._pack(sample_sites(poutine.trace(self.model).get_trace(*args)), chains, len(args[0]))
+            return self._pack(
+                sample_sites(poutine.trace(self.model).get_trace(*args)), chains, len(args[0])
+            )
 
     def _pack(self, sites: dict[str, Site], chains: int, rows: int) -> Tensor:
-        values = [sites[name]["value"].expand(chains, rows, *shape) for name, shape in self.shapes.items()]
+        values = [
+            sites[name]["value"].expand(chains, rows, *shape) for name, shape in self.shapes.items()
+        ]
         return torch.cat([value.reshape(chains, rows, -1) for value in values], -1)
 
     def _unpack(self, latents: Tensor) -> dict[str, Tensor]:
@@ -263,7 +303,9 @@ def _latent_shapes(model: Program, args: tuple[Any, ...]) -> dict[str, torch.Siz
         raise RequestError("the model has no latent site to anneal: its log-probability is exact")
     for name, fn in latent.items():
         if not _is_real(fn.support):
-            raise RequestError(f"annealing requires real-valued latents, but {name} is bounded or discrete")
+            raise RequestError(
+                f"annealing requires real-valued latents, but {name} is bounded or discrete"
+            )
     return {name: fn.event_shape for name, fn in latent.items()}
 
 

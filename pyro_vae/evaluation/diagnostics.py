@@ -12,16 +12,24 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from pyro_vae.data import Split
+from pyro_vae.data.datasets import Split
+from pyro_vae.engine.graphs import AnyEngine, Graph, pick_engine
+from pyro_vae.engine.importance import log_likelihood, log_weights, monte_carlo_error, split_rows
+from pyro_vae.engine.precision import products
+from pyro_vae.engine.progress import progress_bar
 from pyro_vae.errors import RequestError, check_positive
 from pyro_vae.evaluation.ais import annealed_log_weights
-from pyro_vae.evaluation.metrics import ELBO_SAMPLES, Metrics, Scores, arguments, score, score_images, summary
+from pyro_vae.evaluation.codes import codes
+from pyro_vae.evaluation.metrics import (
+    ELBO_SAMPLES,
+    Metrics,
+    Scores,
+    arguments,
+    score,
+    score_images,
+    summary,
+)
 from pyro_vae.evaluation.quadrature import has_two_dimensions, quadrature_log_likelihood
-from pyro_vae.inference.codes import codes
-from pyro_vae.inference.graphs import AnyEngine, Graph, pick_engine
-from pyro_vae.inference.importance import log_likelihood, log_weights, monte_carlo_error, split_rows
-from pyro_vae.inference.precision import products
-from pyro_vae.inference.progress import progress_bar
 from pyro_vae.vae import OUTPUTS_PER_PASS, Model, default_batch_size
 
 # Estimates of log p(x) that differ by less than this, in nats, agree whatever their errors.
@@ -43,7 +51,9 @@ class Information(NamedTuple):
 
 
 @torch.no_grad()
-def information(vae: Model, x: Tensor, y: Tensor | None = None, *, num_images: int = 1000) -> Information:
+def information(
+    vae: Model, x: Tensor, y: Tensor | None = None, *, num_images: int = 1000
+) -> Information:
     r"""Split the rate into the mutual information of code and image, and the KL of the aggregate posterior to the prior.
 
     .. math:: \overline{\mathrm{KL}(q(z \mid x) \,\|\, p(z))} = I_q(x; z) + \mathrm{KL}(q(z) \,\|\, p(z)),
@@ -67,11 +77,19 @@ def information(vae: Model, x: Tensor, y: Tensor | None = None, *, num_images: i
     q = vae.q_z(x, y)
     z = q.sample()
     rows = max(1, OUTPUTS_PER_PASS // z.numel())
-    aggregate = torch.cat([q.log_prob(part.unsqueeze(1)).logsumexp(1) for part in z.split(rows)]) - log(len(x))
+    aggregate = torch.cat(
+        [q.log_prob(part.unsqueeze(1)).logsumexp(1) for part in z.split(rows)]
+    ) - log(len(x))
     shared = (q.log_prob(z) - aggregate).double().cpu()
     rate = score(vae.model, vae.guide, (x, y), ELBO_SAMPLES, default_batch_size(vae, x)).kl
     of_code, of_prior = summary(shared, 1), summary(rate - shared, ELBO_SAMPLES)
-    return Information(of_code["mean"], of_code["standard_error"], of_prior["mean"], of_prior["standard_error"], len(x))
+    return Information(
+        of_code["mean"],
+        of_code["standard_error"],
+        of_prior["mean"],
+        of_prior["standard_error"],
+        len(x),
+    )
 
 
 class Accuracy(NamedTuple):
@@ -93,16 +111,22 @@ def linear_probe(vae: Model, train: Split, test: Split) -> Accuracy:
     from sklearn.preprocessing import StandardScaler
 
     if train.labels is None or test.labels is None:
-        raise RequestError("a linear probe needs labels: add an array `labels`, or one folder per class")
+        raise RequestError(
+            "a linear probe needs labels: add an array `labels`, or one folder per class"
+        )
     if len(train.labels.unique()) < 2:
         raise RequestError("a linear probe needs images of at least two classes")
-    seen, unseen = (codes(vae, *arguments(vae, split)).loc.cpu().double().numpy() for split in (train, test))
+    seen, unseen = (
+        codes(vae, *arguments(vae, split)).loc.cpu().double().numpy() for split in (train, test)
+    )
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000, tol=1e-3))
     predicted = classifier.fit(seen, train.labels.cpu().numpy()).predict(unseen)
     return _accuracy(torch.from_numpy(predicted) == test.labels.cpu())
 
 
-def bayes_classifier(vae: Model, images: Split, num_classes: int, num_samples: int = 100) -> Accuracy:
+def bayes_classifier(
+    vae: Model, images: Split, num_classes: int, num_samples: int = 100
+) -> Accuracy:
     r"""Predict each label by Bayes' rule with equal class probabilities, :math:`\arg\max_y \log p(x \mid y)`.
 
     Each log p(x | y) is an importance-weighted estimate.
@@ -116,7 +140,10 @@ def bayes_classifier(vae: Model, images: Split, num_classes: int, num_samples: i
     if images.labels is None:
         raise RequestError("a classifier needs labels; use images with labels")
     every = [torch.full_like(images.labels, label) for label in range(num_classes)]
-    scores = [score_images(vae, replace(images, labels=label, covariates=None), num_samples) for label in every]
+    scores = [
+        score_images(vae, replace(images, labels=label, covariates=None), num_samples)
+        for label in every
+    ]
     predicted = torch.stack([score.log_likelihood for score in scores]).argmax(0)
     return _accuracy(predicted == images.labels.cpu())
 
@@ -218,14 +245,18 @@ def _posterior_params(vae: Model, x: Tensor, y: Tensor | None) -> Tensor:
     return seen[0]
 
 
-def _gradient(model: Any, guide: Any, draws: int, x: Tensor, y: Tensor | None, params: Tensor) -> list[Tensor]:
+def _gradient(
+    model: Any, guide: Any, draws: int, x: Tensor, y: Tensor | None, params: Tensor
+) -> list[Tensor]:
     with torch.enable_grad(), pyro.validation_enabled(False):
         params = params.detach().requires_grad_()
         loss = -log_weights(model, guide, x, y, params, num_samples=draws).mean(0).sum()
         return list(torch.autograd.grad(loss, [params]))
 
 
-def _optimize(gradient: Graph, part: tuple[Any, ...], steps: int, learning_rate: float, bar: Any) -> Tensor:
+def _optimize(
+    gradient: Graph, part: tuple[Any, ...], steps: int, learning_rate: float, bar: Any
+) -> Tensor:
     x, y, params = part
     params = params.clone()
     optimizer = Adam([params], lr=learning_rate)
@@ -274,11 +305,23 @@ def check_log_likelihood(
     index = torch.linspace(0, len(x) - 1, min(num_images, len(x))).long()
     args = (x[index.to(x.device)], y if y is None else y[index.to(x.device)])
     method, error = "quadrature", scores.monte_carlo_error[index]
-    second = quadrature_log_likelihood(vae, *args) if has_two_dimensions(vae, *args) else torch.full_like(error, torch.nan)
+    second = (
+        quadrature_log_likelihood(vae, *args)
+        if has_two_dimensions(vae, *args)
+        else torch.full_like(error, torch.nan)
+    )
     if second.isnan().any():  # more dimensions, or no convergence
-        options: dict[str, Any] = {"num_chains": num_chains, "num_temperatures": num_temperatures, "engine": engine}
+        options: dict[str, Any] = {
+            "num_chains": num_chains,
+            "num_temperatures": num_temperatures,
+            "engine": engine,
+        }
         weights = annealed_log_weights(vae.model, *args, **options).cpu()
-        method, second, error = "ais", log_likelihood(weights), torch.hypot(error, monte_carlo_error(weights))
+        method, second, error = (
+            "ais",
+            log_likelihood(weights),
+            torch.hypot(error, monte_carlo_error(weights)),
+        )
     difference = second - scores.log_likelihood[index]
     mean, mean_error = difference.mean(), error.square().sum().sqrt() / len(error)
     values, errors = torch.cat([difference, mean[None]]), torch.cat([error, mean_error[None]])

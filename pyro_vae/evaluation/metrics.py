@@ -10,12 +10,10 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae.data import Split
-from pyro_vae.errors import NotFiniteError, RequestError, check_positive
-from pyro_vae.inference import distributed
-from pyro_vae.inference.codes import ACTIVE, activity, check_images
-from pyro_vae.inference.graphs import AnyEngine, Engine, Graph, pick_engine
-from pyro_vae.inference.importance import (
+from pyro_vae.data.datasets import Split
+from pyro_vae.engine import distributed
+from pyro_vae.engine.graphs import AnyEngine, Engine, Graph, pick_engine
+from pyro_vae.engine.importance import (
     Program,
     Terms,
     curve_lengths,
@@ -27,8 +25,10 @@ from pyro_vae.inference.importance import (
     split_rows,
     terms,
 )
-from pyro_vae.inference.precision import products
-from pyro_vae.inference.progress import progress_bar
+from pyro_vae.engine.precision import products
+from pyro_vae.engine.progress import progress_bar
+from pyro_vae.errors import NotFiniteError, RequestError, check_positive
+from pyro_vae.evaluation.codes import ACTIVE, activity, check_images
 from pyro_vae.vae import Model, default_batch_size
 
 ELBO_SAMPLES = 10
@@ -117,15 +117,23 @@ def score_images(
     check_images(vae, *args)
     batch_size = batch_size or default_batch_size(vae, args[0])
     engine = pick_engine(engine, args[0].device, len(images) * num_samples // batch_size)
-    return Scores(*distributed.map_rows(lambda args: score(vae.model, vae.guide, args, num_samples, batch_size, engine), args))
+    return Scores(
+        *distributed.map_rows(
+            lambda args: score(vae.model, vae.guide, args, num_samples, batch_size, engine), args
+        )
+    )
 
 
-def summarize(vae: Model, images: Split, scores: Scores, num_samples: int, batch_size: int | None = None) -> Metrics:
+def summarize(
+    vae: Model, images: Split, scores: Scores, num_samples: int, batch_size: int | None = None
+) -> Metrics:
     """The results of `evaluate`, from the scores of all images or of a subset of them."""
     is_subset = len(scores.kl) < len(images)
     draws = ELBO_SAMPLES if is_subset else num_samples
     whole = score_images(vae, images, draws, batch_size) if is_subset else scores
-    active = int((activity(vae, *arguments(vae, images)) > ACTIVE).sum()) if len(images) > 1 else None
+    active = (
+        int((activity(vae, *arguments(vae, images)) > ACTIVE).sum()) if len(images) > 1 else None
+    )
     results: Metrics = {
         "elbo": summary(whole.elbo, draws),
         "reconstruction": summary(whole.reconstruction, draws),
@@ -142,10 +150,16 @@ def summarize(vae: Model, images: Split, scores: Scores, num_samples: int, batch
         results["given"] = "labels" if images.covariates is None else "covariates"
     if is_subset:
         mean, error = two_phase_mean(scores.log_likelihood, scores.elbo, whole.elbo)
-        results["log_likelihood_all_images"] = {**summary(whole.elbo, num_samples), "mean": mean, "standard_error": error}
+        results["log_likelihood_all_images"] = {
+            **summary(whole.elbo, num_samples),
+            "mean": mean,
+            "standard_error": error,
+        }
     if vae.pixels == "byte":
-        dimensions = images.images[0].numel()
-        results["bits_per_dimension"] = summary(-scores.log_likelihood / dimensions / log(2), num_samples)
+        dimensions = images.x[0].numel()
+        results["bits_per_dimension"] = summary(
+            -scores.log_likelihood / dimensions / log(2), num_samples
+        )
     return results
 
 
@@ -154,7 +168,11 @@ def _k_curve(curve: Tensor, num_samples: int) -> Metrics:
     results = {}
     for k, bound in zip(curve_lengths(num_samples), curve.T, strict=True):
         gain = summary(bound - curve[:, 0], k)
-        results[str(k)] = {**summary(bound, k), "gain": gain["mean"], "gain_standard_error": gain["standard_error"]}
+        results[str(k)] = {
+            **summary(bound, k),
+            "gain": gain["mean"],
+            "gain_standard_error": gain["standard_error"],
+        }
     return results
 
 
@@ -201,7 +219,12 @@ def two_phase_mean(y: Tensor, x: Tensor, x_all: Tensor) -> tuple[float, float | 
 
 
 def score(
-    model: Program, guide: Program, args: tuple[Any, ...], num_samples: int, batch_size: int, engine: Engine = "eager"
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    num_samples: int,
+    batch_size: int,
+    engine: Engine = "eager",
 ) -> Scores:
     """Score every row with `num_samples` importance samples.
 
@@ -225,7 +248,9 @@ def score(
     with products("float32"), progress_bar(len(args[0]), "scoring") as bar:
         for rows in split_rows(args, max(1, batch_size // num_samples)):
             drawn = zip(*(graphs[count](*rows) for count in counts), strict=True)
-            parts.append(_scores(Terms(*map(torch.cat, drawn)), first=sum(len(part.kl) for part in parts)))
+            parts.append(
+                _scores(Terms(*map(torch.cat, drawn)), first=sum(len(part.kl) for part in parts))
+            )
             bar.update(len(rows[0]))
     return Scores(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
@@ -269,6 +294,8 @@ def _reliability(scores: Scores) -> Metrics:
     error = (scores.monte_carlo_error.square().sum().sqrt() / len(k_hat)).item()
     return {
         "monte_carlo_error": error if isfinite(error) else None,
-        "share_of_images_with_k_hat_over_0.7": None if k_hat.isnan().any() else (k_hat > 0.7).double().mean().item(),
+        "share_of_images_with_k_hat_over_0.7": None
+        if k_hat.isnan().any()
+        else (k_hat > 0.7).double().mean().item(),
         "median_effective_sample_size": scores.effective_sample_size.quantile(0.5).item(),
     }

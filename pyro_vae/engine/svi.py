@@ -15,9 +15,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pyro_vae.errors import RequestError, check_choice
-from pyro_vae.inference import distributed
-from pyro_vae.inference.graphs import (
+from pyro_vae.engine import distributed
+from pyro_vae.engine.graphs import (
     COMPILED_STEPS,
     TRACED_STEPS,
     AnyEngine,
@@ -28,8 +27,9 @@ from pyro_vae.inference.graphs import (
     logger,
     pick_engine,
 )
-from pyro_vae.inference.importance import Program
-from pyro_vae.inference.patches import tensor_losses, without_validation
+from pyro_vae.engine.importance import Program
+from pyro_vae.engine.patches import tensor_losses, without_validation
+from pyro_vae.errors import RequestError, check_choice
 
 MakeOptimizer = Callable[[Sequence[Tensor]], Optimizer]
 
@@ -86,7 +86,9 @@ class SVI:
     ) -> None:
         check_choice("engine", engine, AnyEngine)
         if isinstance(optim, ELBO | Optimizer) or not callable(optim):
-            raise RequestError(f"optim must be a function that makes a torch optimizer, or one of pyro.optim, but is {optim!r}")
+            raise RequestError(
+                f"optim must be a function that makes a torch optimizer, or one of pyro.optim, but is {optim!r}"
+            )
         self.model, self.guide, self.mean = model, guide, mean
         self.objective = loss if hasattr(loss, "loss_and_grads") else _Function(loss)
         self.make_optimizer = _joint(optim) if isinstance(optim, PyroOptim) else optim
@@ -122,7 +124,11 @@ class SVI:
         if self.optimizer is None:
             raise ValueError("the optimizer does not exist yet; call dry_run first")
         replays = self._replays()
-        where = {"capturable": replays} if any("capturable" in group for group in state["param_groups"]) else {}
+        where = (
+            {"capturable": replays}
+            if any("capturable" in group for group in state["param_groups"])
+            else {}
+        )
         groups = [{**group, **where, "lr": float(group["lr"])} for group in state["param_groups"]]
         self.optimizer.load_state_dict({**state, "param_groups": groups})
         self._options = None
@@ -148,8 +154,13 @@ class SVI:
     @torch.no_grad()
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """The loss, in nats, without a step; the arguments are those of the programs."""
-        with pyro.validation_enabled(is_validation_enabled() and self.optimizer is None), tensor_losses(self.objective):
-            return float(self.objective.loss(self.model, self.guide, *args, **kwargs)) / self._rows(args)
+        with (
+            pyro.validation_enabled(is_validation_enabled() and self.optimizer is None),
+            tensor_losses(self.objective),
+        ):
+            return float(self.objective.loss(self.model, self.guide, *args, **kwargs)) / self._rows(
+                args
+            )
 
     def _validate(self, check: Callable[..., None] | None, *args: Any, **kwargs: Any) -> None:
         args = self.prepare(*args)
@@ -158,19 +169,30 @@ class SVI:
         with tensor_losses(self.objective):
             loss = self.objective.loss(self.model, self.guide, *args, **kwargs)
         if isinstance(loss, tuple):
-            raise RequestError(f"{type(self.objective).__name__} has several losses; use pyro.infer.SVI")
+            raise RequestError(
+                f"{type(self.objective).__name__} has several losses; use pyro.infer.SVI"
+            )
 
     def _use(self, engine: Engine) -> None:
         """Run the steps with an engine, if the loss is a tensor."""
         if engine != "eager" and getattr(self.objective, "differentiable_loss", None) is None:
-            logger.warning("using the eager engine: %s has no differentiable_loss", type(self.objective).__name__)
+            logger.warning(
+                "using the eager engine: %s has no differentiable_loss",
+                type(self.objective).__name__,
+            )
             engine = "eager"
-        self._graph = Graph(self._gradients if engine == "eager" else self._tensor_gradients, engine)
+        self._graph = Graph(
+            self._gradients if engine == "eager" else self._tensor_gradients, engine
+        )
         self._picked, self._options = engine, None
 
     def _advance(self) -> None:
         """With "auto": use the engine that suits as many steps as were taken, unless the last one that was picked failed."""
-        if self._asked == "auto" and self._steps in (TRACED_STEPS, COMPILED_STEPS) and self._graph.engine == self._picked:
+        if (
+            self._asked == "auto"
+            and self._steps in (TRACED_STEPS, COMPILED_STEPS)
+            and self._graph.engine == self._picked
+        ):
             engine = pick_engine("auto", self.total.device, self._steps)
             if engine != self._picked:
                 logger.info("using the %s engine from step %d", engine, self._steps)
@@ -190,7 +212,9 @@ class SVI:
         """The loss, the number of rows and the gradients, as the objective computes them; parameters may appear later."""
         rows = self._rows(args)
         with _Params() as seen, tensor_losses(self.objective):
-            loss = self.objective.loss_and_grads(self.model, self.guide, *self.prepare(*args), **kwargs)
+            loss = self.objective.loss_and_grads(
+                self.model, self.guide, *self.prepare(*args), **kwargs
+            )
         self._adopt(seen.params)
         grads = [param.grad if key in seen.params else None for key, param in self._params.items()]
         return [loss, rows, *(grad if grad is None else grad / rows for grad in grads)]
@@ -199,8 +223,14 @@ class SVI:
         """The same from the objective's tensor loss, in tensor operations only."""
         rows = self._rows(args)
         with tensor_losses(self.objective):
-            loss = self.objective.differentiable_loss(self.model, self.guide, *self.prepare(*args), **kwargs)
-        return [loss.detach(), rows, *torch.autograd.grad(loss / rows, list(self._params.values()), allow_unused=True)]
+            loss = self.objective.differentiable_loss(
+                self.model, self.guide, *self.prepare(*args), **kwargs
+            )
+        return [
+            loss.detach(),
+            rows,
+            *torch.autograd.grad(loss / rows, list(self._params.values()), allow_unused=True),
+        ]
 
     def _replays(self) -> bool:
         """Whether whole steps run as a CUDA graph."""
@@ -214,11 +244,17 @@ class SVI:
 
     def _refresh(self) -> None:
         """Keep replays valid: update learning rates in place, and capture anew if the optimizer's other options changed."""
-        baked = [{key: group[key] for key in group.keys() - {"params", "lr", "capturable"}} for group in self._groups]
+        baked = [
+            {key: group[key] for key in group.keys() - {"params", "lr", "capturable"}}
+            for group in self._groups
+        ]
         if baked != self._options:
             self._options, self._replay = baked, Replay(self._take_step)
             for group in self._groups:
-                group |= {"capturable": True, "lr": torch.as_tensor(group["lr"], device=self.total.device)}
+                group |= {
+                    "capturable": True,
+                    "lr": torch.as_tensor(group["lr"], device=self.total.device),
+                }
             self._rates = [group["lr"] for group in self._groups]
         for group, rate in zip(self._groups, self._rates, strict=True):
             if group["lr"] is not rate:
@@ -251,7 +287,12 @@ def _joint(optim: PyroOptim) -> MakeOptimizer:
         )
 
     def clip(optimizer: Optimizer, *_: Any) -> None:
-        for param in (param for group in optimizer.param_groups for param in group["params"] if param.grad is not None):
+        for param in (
+            param
+            for group in optimizer.param_groups
+            for param in group["params"]
+            if param.grad is not None
+        ):
             (optim._get_grad_clip(param) or (lambda param: None))(param)
 
     def make(params: Sequence[Tensor]) -> Optimizer:

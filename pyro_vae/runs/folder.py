@@ -18,14 +18,22 @@ from jsonargparse import Namespace
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pyro_vae.cli.build import build_model
-from pyro_vae.cli.files import load_checkpoint, parse_yaml, read, read_yaml, save_checkpoint, write, writing
 from pyro_vae.cli.options import known_paths, parse_training, train_parser
-from pyro_vae.data import MAX_CLASSES, TORCHVISION, Data, Split, load_data, load_images
+from pyro_vae.data.datasets import MAX_CLASSES, TORCHVISION, Data, Split, load_data, load_images
+from pyro_vae.engine.graphs import logger
 from pyro_vae.errors import RequestError, check_choice
-from pyro_vae.inference.fit import Record, Training
-from pyro_vae.inference.graphs import logger
 from pyro_vae.networks import Shape
+from pyro_vae.runs.build import build_model
+from pyro_vae.runs.store import (
+    load_checkpoint,
+    parse_yaml,
+    read,
+    read_yaml,
+    save_checkpoint,
+    write,
+    writing,
+)
+from pyro_vae.training.fit import Record, Training
 from pyro_vae.vae import Model
 
 Which = Literal["last", "best"]
@@ -43,7 +51,17 @@ NOT_STORED = {"config", "run_dir", "resume", "trust"}
 METRICS_BYTES = 2**28
 
 # Options that may differ when a run is resumed.
-MAY_CHANGE = {"epochs", "device", "data_dir", "checkpoint_every", "keep_every", "logger", "report", "on_nan", "engine"}
+MAY_CHANGE = {
+    "epochs",
+    "device",
+    "data_dir",
+    "checkpoint_every",
+    "keep_every",
+    "logger",
+    "report",
+    "on_nan",
+    "engine",
+}
 
 
 class Images(NamedTuple):
@@ -75,7 +93,9 @@ class Checkpoint(NamedTuple):
     def shape(self) -> Shape:
         """The shape of the images; empty if it is damaged."""
         shape = self.content.get("shape")
-        valid = isinstance(shape, list) and all(isinstance(size, int) and size > 0 for size in shape)
+        valid = isinstance(shape, list) and all(
+            isinstance(size, int) and size > 0 for size in shape
+        )
         return tuple(shape) if valid and shape else ()
 
     @property
@@ -87,7 +107,9 @@ class Checkpoint(NamedTuple):
     @property
     def misfit(self) -> RequestError:
         """The exception for a checkpoint that does not fit the configuration."""
-        return RequestError(f"{self.file} does not fit its config.yaml; use the other --checkpoint, or train again")
+        return RequestError(
+            f"{self.file} does not fit its config.yaml; use the other --checkpoint, or train again"
+        )
 
 
 @dataclass(frozen=True)
@@ -121,10 +143,14 @@ class Run:
         """
         run = cls(Path(path))
         if not run.exists():
-            raise RequestError(f"config.yaml not found in {path}; give the run_dir of a training run")
+            raise RequestError(
+                f"config.yaml not found in {path}; give the run_dir of a training run"
+            )
         for file in run.path.iterdir():
             if file.is_symlink() or (file.name == ".lock" and file.stat().st_nlink > 1):
-                raise RequestError(f"{file} is a link, which run folders may not contain; replace it by the file itself")
+                raise RequestError(
+                    f"{file} is a link, which run folders may not contain; replace it by the file itself"
+                )
         return run
 
     def exists(self) -> bool:
@@ -164,7 +190,9 @@ class Run:
             try:
                 lock.acquire()
             except Timeout as error:
-                raise RequestError(f"another process trains in {self.path}; wait for it, or use another run_dir") from error
+                raise RequestError(
+                    f"another process trains in {self.path}; wait for it, or use another run_dir"
+                ) from error
         try:
             yield
         finally:
@@ -184,7 +212,11 @@ class Run:
         """The well-formed records of metrics.jsonl, in order; a warning says how many lines are not."""
         file = self.path / "metrics.jsonl"
         try:
-            lines = read(file, METRICS_BYTES).decode(errors="replace").split("\n")[:-1] if os.path.lexists(file) else []
+            lines = (
+                read(file, METRICS_BYTES).decode(errors="replace").split("\n")[:-1]
+                if os.path.lexists(file)
+                else []
+            )
         except RequestError as error:
             logger.warning("%s; its records are lost", error)
             return []
@@ -207,7 +239,10 @@ class Run:
         Raises:
             StorageError: If it cannot be written; the previous checkpoint is still there.
         """
-        content = {**_identity(data, training.loop.vae.needs_labels), "training": training.state_dict()}
+        content = {
+            **_identity(data, training.loop.vae.needs_labels),
+            "training": training.state_dict(),
+        }
         save_checkpoint(self._file(which), content)
 
     def _file(self, which: Which | int) -> Path:
@@ -240,7 +275,9 @@ class Run:
         checkpoint = Checkpoint(file, load_checkpoint(file))
         training = checkpoint.content.get("training")
         if not isinstance(training, dict) or "vae" not in training or not checkpoint.shape:
-            raise RequestError(f"{file} is not the checkpoint of a training; use the other --checkpoint, or train again")
+            raise RequestError(
+                f"{file} is not the checkpoint of a training; use the other --checkpoint, or train again"
+            )
         return checkpoint
 
     def model(self, config: Namespace, checkpoint: Checkpoint) -> Model:
@@ -251,7 +288,9 @@ class Run:
         """
         return _load(build_model(config, checkpoint.shape, checkpoint.label_dim), checkpoint)
 
-    def load(self, which: Which | int, device: torch.device | str, trust: bool) -> tuple[Namespace, Checkpoint, Model]:
+    def load(
+        self, which: Which | int, device: torch.device | str, trust: bool
+    ) -> tuple[Namespace, Checkpoint, Model]:
         """The options, a checkpoint and its model on a device; raises as `config`, `load_checkpoint` and `model`."""
         config, checkpoint = self.config(trust), self.load_checkpoint(which)
         return config, checkpoint, self.model(config, checkpoint).to(device)
@@ -260,7 +299,9 @@ class Run:
         """Copies of the model after epochs that were kept before a checkpoint, evenly spaced, with their names."""
         last = checkpoint.content["training"]["epoch"]
         files = (self.path / "epochs").glob("*.pt")
-        kept = sorted(int(file.stem) for file in files if file.stem.isdecimal() and int(file.stem) < last)
+        kept = sorted(
+            int(file.stem) for file in files if file.stem.isdecimal() and int(file.stem) < last
+        )
         for epoch in kept[:: -(-len(kept) // EARLIER) or 1]:
             yield f"epoch {epoch}", _load(copy.deepcopy(vae), self.load_checkpoint(epoch))
 
@@ -270,11 +311,21 @@ class Run:
         Raises:
             ValueError: If the data are missing, or have another shape.
         """
-        options = (config.image_size, config.binarization, data_dir is not None, config.validation_size)
+        options = (
+            config.image_size,
+            config.binarization,
+            data_dir is not None,
+            config.validation_size,
+        )
         data = load_data(config.data, data_dir or config.data_dir, *options)
         self._check_shape(config.data, data.shape, checkpoint)
-        if not _identity(data, "labels" in checkpoint.content).items() <= checkpoint.content.items():
-            text = "%s has changed since %s was trained; its splits may overlap with those of training"
+        if (
+            not _identity(data, "labels" in checkpoint.content).items()
+            <= checkpoint.content.items()
+        ):
+            text = (
+                "%s has changed since %s was trained; its splits may overlap with those of training"
+            )
             logger.warning(text, config.data, self.path)
         return data
 
@@ -290,17 +341,23 @@ class Run:
         if asked.split != "test":
             raise RequestError("--data uses all its images; leave out --split")
         where, size = asked.data_dir or config.data_dir, asked.image_size or config.image_size
-        split = load_images(asked.data, where, size, config.binarization, asked.data_dir is not None)
-        self._check_shape(asked.data, tuple(split.images.shape[1:]), checkpoint)
+        split = load_images(
+            asked.data, where, size, config.binarization, asked.data_dir is not None
+        )
+        self._check_shape(asked.data, tuple(split.x.shape[1:]), checkpoint)
         same = config.data in (asked.data, os.path.abspath(asked.data))
         if same and config.data not in TORCHVISION:  # whose official test images were loaded
-            logger.warning("%s was trained on images of --data; leave it out to use the test images", self.path)
+            logger.warning(
+                "%s was trained on images of --data; leave it out to use the test images", self.path
+            )
         return Images(Path(asked.data).name, split, None)
 
     def _check_shape(self, name: str, shape: Shape, checkpoint: Checkpoint) -> None:
         if shape != checkpoint.shape:
             text = f"{name} has images of shape {shape}, but {self.path} was trained on {checkpoint.shape}"
-            raise RequestError(f"{text}; --image_size changes height and width, but not the number of channels")
+            raise RequestError(
+                f"{text}; --image_size changes height and width, but not the number of channels"
+            )
 
     def resumed_config(self, asked: Namespace, argv: list[str]) -> Namespace:
         """The options of the run, with those in `argv` that may change.
@@ -311,12 +368,20 @@ class Run:
             ValueError: If other options differ.
         """
         stored = self.config(asked.trust, set(_strings(parse_yaml(train_parser().dump(asked)))))
-        config = parse_training(["--config", json.dumps(read_yaml(self.path / "config.yaml")), *argv])
+        config = parse_training(
+            ["--config", json.dumps(read_yaml(self.path / "config.yaml")), *argv]
+        )
         if config.data == "auto" or os.path.abspath(config.data) == stored.data:
             config.data = stored.data
-        differing = {key.split(".")[0] for key in {*stored.keys(), *config.keys()} if config.get(key) != stored.get(key)}
+        differing = {
+            key.split(".")[0]
+            for key in {*stored.keys(), *config.keys()}
+            if config.get(key) != stored.get(key)
+        }
         if fixed := sorted(differing - MAY_CHANGE - NOT_STORED):
-            raise RequestError(f"the run in {self.path} has other values of {', '.join(fixed)}; use a new run_dir")
+            raise RequestError(
+                f"the run in {self.path} has other values of {', '.join(fixed)}; use a new run_dir"
+            )
         return config
 
     def resume(self, training: Training, data: Data, checkpoint: Checkpoint) -> None:
@@ -326,18 +391,27 @@ class Run:
             ValueError: If the checkpoint is of another training.
         """
         state = checkpoint.content["training"]
-        if not _identity(data, training.loop.vae.needs_labels).items() <= checkpoint.content.items():
-            raise RequestError(f"{data.name} has changed since {self.path} was trained; restore it, or start a new run")
+        if (
+            not _identity(data, training.loop.vae.needs_labels).items()
+            <= checkpoint.content.items()
+        ):
+            raise RequestError(
+                f"{data.name} has changed since {self.path} was trained; restore it, or start a new run"
+            )
         try:
             expected, moments = training.state_dict(), _state_after_a_step(training.loop.optimizer)
-            expected["optimizer"]["state"] = {key: moments[key] for key in state["optimizer"]["state"]}
+            expected["optimizer"]["state"] = {
+                key: moments[key] for key in state["optimizer"]["state"]
+            }
             if not _fits({**state, "random": None}, {**expected, "random": None}):
                 raise ValueError("other keys, types or shapes")
             training.load_state_dict(state)
         except Exception as error:  # damaged states raise almost any class
             raise checkpoint.misfit from error
         if not 0 <= training.epoch <= training.epochs:
-            raise RequestError(f"--epochs {training.epochs} is less than the {training.epoch} epochs already trained; use more")
+            raise RequestError(
+                f"--epochs {training.epochs} is less than the {training.epoch} epochs already trained; use more"
+            )
 
 
 def _load(vae: Model, checkpoint: Checkpoint) -> Model:
@@ -367,13 +441,26 @@ def _state_after_a_step(optimizer: Optimizer) -> Any:
 def _fits(given: Any, expected: Any) -> bool:
     """Whether nested containers have equal keys, types and shapes, without NaN."""
     if isinstance(expected, dict):
-        return isinstance(given, dict) and given.keys() == expected.keys() and all(_fits(given[k], expected[k]) for k in given)
+        return (
+            isinstance(given, dict)
+            and given.keys() == expected.keys()
+            and all(_fits(given[k], expected[k]) for k in given)
+        )
     if isinstance(expected, list | tuple):
-        return isinstance(given, list | tuple) and len(given) == len(expected) and all(map(_fits, given, expected))
+        return (
+            isinstance(given, list | tuple)
+            and len(given) == len(expected)
+            and all(map(_fits, given, expected))
+        )
     if isinstance(expected, Tensor) and expected.ndim:
-        same = isinstance(given, Tensor) and (given.dtype, given.shape) == (expected.dtype, expected.shape)
+        same = isinstance(given, Tensor) and (given.dtype, given.shape) == (
+            expected.dtype,
+            expected.shape,
+        )
         return same and not given.isnan().any()
-    if expected is None or isinstance(expected, int | float | Tensor):  # a number may be None, or a tensor for CUDA graphs
+    if expected is None or isinstance(
+        expected, int | float | Tensor
+    ):  # a number may be None, or a tensor for CUDA graphs
         return given is None or _is_number(given, inf)
     return type(given) is type(expected)
 
@@ -396,21 +483,30 @@ def _check_names(content: Mapping[str, Any], known: Collection[str], file: Path)
     for key, value in content.items():
         if key in NOT_STORED:
             raise RequestError(f"{file}: {key} is not an option of a run folder")
-        for name in () if key in ("data", "data_dir") and isinstance(value, str) else _strings(value):
+        for name in (
+            () if key in ("data", "data_dir") and isinstance(value, str) else _strings(value)
+        ):
             is_file = os.path.lexists(name) and not os.path.isdir(name)
             if name not in known and (is_file or not name.isidentifier()):
-                raise RequestError(f"{file} names {name}; to run its module's code, add --trust, or trust=True in Python")
+                raise RequestError(
+                    f"{file} names {name}; to run its module's code, add --trust, or trust=True in Python"
+                )
 
 
 def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-    for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+    for child in (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    ):
         yield from _strings(child)
 
 
 def load_run(
-    path: str | Path, checkpoint: Which | int = "last", device: torch.device | str = "cpu", trust: bool = False
+    path: str | Path,
+    checkpoint: Which | int = "last",
+    device: torch.device | str = "cpu",
+    trust: bool = False,
 ) -> Model:
     """The model of a run folder, in evaluation mode.
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_vae.data import Split
+from pyro_vae.data.datasets import Split
+from pyro_vae.engine.importance import split_rows
+from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
-from pyro_vae.inference.codes import codes
-from pyro_vae.inference.importance import split_rows
-from pyro_vae.inference.random_state import forked_rng
+from pyro_vae.evaluation.codes import codes
 from pyro_vae.vae import Model
 
 # Largest number of codes per pass of the decoder.
@@ -37,7 +37,7 @@ def random_labels(vae: Model, images: Split, count: int) -> Tensor | None:
     if not vae.needs_labels:
         return None
     vae.check_labels(images.y)
-    return images[torch.randint(len(images), (count,), device=images.images.device)].y
+    return images[torch.randint(len(images), (count,), device=images.x.device)].y
 
 
 def samples(vae: Model, count: int, mean: bool = True, y: Tensor | None = None) -> Tensor:
@@ -47,16 +47,22 @@ def samples(vae: Model, count: int, mean: bool = True, y: Tensor | None = None) 
     return to_grey(vae, torch.cat([generate(len(index), labels) for index, labels in rows]))
 
 
-def reconstructions(vae: Model, x: Tensor, y: Tensor | None = None, new_y: Tensor | None = None) -> Tensor:
+def reconstructions(
+    vae: Model, x: Tensor, y: Tensor | None = None, new_y: Tensor | None = None
+) -> Tensor:
     """Each image and the mean of p(x | z) for one draw z ~ q(z | x), shape `(N, 2, *data_shape)`.
 
     A model that uses labels encodes with `y` and decodes with `new_y`, or with `y` if that is None.
     """
-    means = torch.cat([vae.reconstruct_mean(*rows) for rows in split_rows((x, y, new_y), BATCH_SIZE)])
+    means = torch.cat(
+        [vae.reconstruct_mean(*rows) for rows in split_rows((x, y, new_y), BATCH_SIZE)]
+    )
     return to_grey(vae, torch.stack([x, means], 1))
 
 
-def interpolations(vae: Model, x: Tensor, y: Tensor | None = None, new_y: Tensor | None = None, steps: int = 10) -> Tensor:
+def interpolations(
+    vae: Model, x: Tensor, y: Tensor | None = None, new_y: Tensor | None = None, steps: int = 10
+) -> Tensor:
     """Means of p(x | z) on straight lines from the posterior means of the first half of `x` to those of the second half.
 
     Labels are used as in `reconstructions`; without `new_y` those of the first half decode.
@@ -67,7 +73,9 @@ def interpolations(vae: Model, x: Tensor, y: Tensor | None = None, new_y: Tensor
     weights = torch.linspace(0, 1, steps, device=x.device)[:, None]
     start, end = codes(vae, x, y).loc[:, None].chunk(2)
     labels = y if new_y is None else new_y
-    means = decode_mean(vae, torch.lerp(start, end, weights), labels if labels is None else labels[: len(start)])
+    means = decode_mean(
+        vae, torch.lerp(start, end, weights), labels if labels is None else labels[: len(start)]
+    )
     first, last = to_grey(vae, x)[:, None].chunk(2)
     return torch.cat([first, means, last], 1)
 
@@ -108,10 +116,14 @@ def traversals(
         RequestError: If there is no such dimension.
     """
     if not 0 <= dimension < vae.latent_dim:
-        raise RequestError(f"dimension={dimension} is out of range; choose 0 to {vae.latent_dim - 1}")
+        raise RequestError(
+            f"dimension={dimension} is out of range; choose 0 to {vae.latent_dim - 1}"
+        )
     z = codes(vae, x, y).loc[:, None].repeat(1, steps, 1)
     z[..., dimension] = torch.linspace(-width, width, steps, device=x.device)
-    return torch.cat([to_grey(vae, x)[:, None], decode_mean(vae, z, y if new_y is None else new_y)], 1)
+    return torch.cat(
+        [to_grey(vae, x)[:, None], decode_mean(vae, z, y if new_y is None else new_y)], 1
+    )
 
 
 def manifold(vae: Model, side: int = 20, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -131,11 +143,15 @@ def manifold(vae: Model, side: int = 20, y: Tensor | None = None) -> tuple[Tenso
         RequestError: If the latent space does not have two dimensions.
     """
     if vae.latent_dim != 2:
-        raise RequestError(f"the manifold needs latent_dim=2, but this model has latent_dim={vae.latent_dim}; use traversals")
+        raise RequestError(
+            f"the manifold needs latent_dim=2, but this model has latent_dim={vae.latent_dim}; use traversals"
+        )
     device = next(vae.parameters()).device
     z = _prior_quantiles(vae, (torch.arange(side, device=device) + 0.5) / side, y)
     rows, columns = torch.meshgrid(z[1].flip(0), z[0], indexing="ij")
-    return decode_mean(vae, torch.stack([columns, rows], -1), y if y is None else y.repeat_interleave(side, 0)), z
+    return decode_mean(
+        vae, torch.stack([columns, rows], -1), y if y is None else y.repeat_interleave(side, 0)
+    ), z
 
 
 def _prior_quantiles(vae: Model, levels: Tensor, y: Tensor | None) -> Tensor:

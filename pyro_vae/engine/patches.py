@@ -17,9 +17,16 @@ from torch.overrides import TorchFunctionMode
 @contextmanager
 def tensor_losses(objective: Any) -> Iterator[None]:
     """Patch Pyro so that losses stay tensors, NaN raises no warnings, and enumeration does not branch on probabilities."""
-    names = {cls.__module__ for cls in type(objective).__mro__ if cls.__module__.startswith("pyro.infer")}
+    names = {
+        cls.__module__ for cls in type(objective).__mro__ if cls.__module__.startswith("pyro.infer")
+    }
     modules = [sys.modules[name] for name in (*names, "pyro.poutine.trace_struct")]
-    targets = [(module, name, _TENSORS[name]) for module in modules for name in _TENSORS if name in vars(module)]
+    targets = [
+        (module, name, _TENSORS[name])
+        for module in modules
+        for name in _TENSORS
+        if name in vars(module)
+    ]
     with _patched(*targets, *_ENUMERATION):
         yield
 
@@ -27,7 +34,10 @@ def tensor_losses(objective: Any) -> Iterator[None]:
 @contextmanager
 def without_validation() -> Iterator[None]:
     """Switch validation off, also that of distributions made before, which they keep when they are expanded."""
-    with pyro.validation_enabled(False), _patched((Distribution, "_validate_sample", lambda self, value: None)):
+    with (
+        pyro.validation_enabled(False),
+        _patched((Distribution, "_validate_sample", lambda self, value: None)),
+    ):
         yield
 
 
@@ -68,4 +78,7 @@ def _expected_cost(prob: Tensor, cost: Tensor) -> Tensor:
 
 # Pyro drops costs of probability zero, which may be infinite, behind a branch; these multiply all with a finite number.
 _compute_expectation = pyro.infer.util.Dice.compute_expectation
-_ENUMERATION = [(pyro.infer.util.Dice, "compute_expectation", _expectation), (pyro.infer.util, "_fulldot", _expected_cost)]
+_ENUMERATION = [
+    (pyro.infer.util.Dice, "compute_expectation", _expectation),
+    (pyro.infer.util, "_fulldot", _expected_cost),
+]

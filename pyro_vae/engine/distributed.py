@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
+from pyro_vae.engine.random_state import random_state, set_random_state
 from pyro_vae.errors import LostWorkerError, RequestError
-from pyro_vae.inference.random_state import random_state, set_random_state
 
 
 def world_size() -> int:
@@ -51,7 +51,9 @@ def process_group(device: torch.device) -> Iterator[None]:
     try:
         store, rank, size = next(rendezvous("env://"))
     except ValueError as error:
-        raise RequestError(f"the processes cannot join ({error}); start them with torchrun") from error
+        raise RequestError(
+            f"the processes cannot join ({error}); start them with torchrun"
+        ) from error
     # `torchrun` keeps the store when it restarts the processes, with the addresses of those that were lost.
     store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     backend, device_id = ("cpu:gloo,cuda:nccl", device) if is_cuda else ("gloo", None)
@@ -95,7 +97,9 @@ def shard(rows: int) -> slice:
     return slice(rows * rank() // world_size(), rows * (rank() + 1) // world_size())
 
 
-def map_rows(function: Callable[[tuple[Any, ...]], Sequence[Tensor]], args: tuple[Any, ...]) -> list[Tensor]:
+def map_rows(
+    function: Callable[[tuple[Any, ...]], Sequence[Tensor]], args: tuple[Any, ...]
+) -> list[Tensor]:
     """The results of a function of rows, which the processes share.
 
     Arguments:
@@ -126,7 +130,9 @@ def all_reduce(tensors: Sequence[Tensor]) -> list[Tensor]:
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     _collective(dist.all_reduce, flat)
     parts = flat.split([tensor.numel() for tensor in tensors])
-    return [part.view_as(tensor).to(tensor.dtype) for tensor, part in zip(tensors, parts, strict=True)]
+    return [
+        part.view_as(tensor).to(tensor.dtype) for tensor, part in zip(tensors, parts, strict=True)
+    ]
 
 
 def mean_over_processes(means: list[Tensor], rows: int) -> list[Tensor]:
@@ -146,7 +152,9 @@ def mean_over_processes(means: list[Tensor], rows: int) -> list[Tensor]:
     return list(whole.split([len(mean) for mean in means]))
 
 
-@torch.library.custom_op("pyro_vae::sum_over_processes", mutates_args=(), schema="(Tensor x) -> Tensor")
+@torch.library.custom_op(
+    "pyro_vae::sum_over_processes", mutates_args=(), schema="(Tensor x) -> Tensor"
+)
 def _sum_in_graph(x: Tensor) -> Tensor:
     return all_reduce([x])[0]
 

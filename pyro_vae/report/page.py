@@ -19,10 +19,20 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from torch import Tensor
 
-from pyro_vae.inference.codes import ACTIVE
-from pyro_vae.viz.explorer import CHOSEN, WIDTH, Grid, Moment, Overview, Plane, Posterior, RunReport, View
-from pyro_vae.viz.figures import COLOURS, plane
-from pyro_vae.viz.pictures import atlas, pictures
+from pyro_vae.evaluation.codes import ACTIVE
+from pyro_vae.report.explorer import (
+    CHOSEN,
+    WIDTH,
+    Grid,
+    Moment,
+    Overview,
+    Plane,
+    Posterior,
+    RunReport,
+    View,
+)
+from pyro_vae.report.figures import COLOURS, plane
+from pyro_vae.report.pictures import atlas, pictures
 
 # Shares of the mass inside the contours, and how opaque the areas between them are.
 MASSES, SHADES = (0.99, 0.9, 0.5), (0.2, 0.45, 0.8)
@@ -38,16 +48,45 @@ State = dict[str, Any]
 # Metrics in results.json that have a mean and a standard error, with their names and meanings.
 METRICS = (
     ("elbo", "ELBO", "Lower bound on log p(x); higher is better."),
-    ("reconstruction", "reconstruction", "Mean of log p(x | z) over codes of the image: how well codes give back their image."),
-    ("kl", "KL", "KL(q(z | x) || p(z)): at least the information that the code carries about its image."),
-    ("log_likelihood", "log p(x)", "Importance-weighted estimate, on a subset; a lower bound in expectation."),
-    ("log_likelihood/elbo_same_images", "ELBO, same images", "The ELBO of that subset; the difference is the inference gap."),
-    ("log_likelihood_all_images", "log p(x), all images", "The estimate for all images, with the ELBO as control variate."),
-    ("bits_per_dimension", "bits per dimension", "-log2 p(x) for each pixel and channel; lower is better."),
+    (
+        "reconstruction",
+        "reconstruction",
+        "Mean of log p(x | z) over codes of the image: how well codes give back their image.",
+    ),
+    (
+        "kl",
+        "KL",
+        "KL(q(z | x) || p(z)): at least the information that the code carries about its image.",
+    ),
+    (
+        "log_likelihood",
+        "log p(x)",
+        "Importance-weighted estimate, on a subset; a lower bound in expectation.",
+    ),
+    (
+        "log_likelihood/elbo_same_images",
+        "ELBO, same images",
+        "The ELBO of that subset; the difference is the inference gap.",
+    ),
+    (
+        "log_likelihood_all_images",
+        "log p(x), all images",
+        "The estimate for all images, with the ELBO as control variate.",
+    ),
+    (
+        "bits_per_dimension",
+        "bits per dimension",
+        "-log2 p(x) for each pixel and channel; lower is better.",
+    ),
 )
 # Metrics without a standard error, and their formats.
 PLAIN = (
-    ("active_units/count", "active units", "Latent dimensions whose posterior mean varies over images by more than 0.01.", "d"),
+    (
+        "active_units/count",
+        "active units",
+        "Latent dimensions whose posterior mean varies over images by more than 0.01.",
+        "d",
+    ),
     (
         "log_likelihood/median_effective_sample_size",
         "effective samples",
@@ -76,11 +115,22 @@ def page(runs: Sequence[RunReport]) -> str:
     curves = dict(_curves(runs))
     plots |= curves
     script, divs = components(plots)
-    environment = Environment(loader=PackageLoader("pyro_vae.viz"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("pyro_vae.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     library = Resources(mode="inline", components=["bokeh"], log_level="warn").render()
-    safe = {"library": Markup(library), "script": Markup(script), "plots": {name: Markup(div) for name, div in divs.items()}}
-    return environment.get_template("page.html").render({**context, **safe, "runs": runs, "curves": list(curves)})
+    safe = {
+        "library": Markup(library),
+        "script": Markup(script),
+        "plots": {name: Markup(div) for name, div in divs.items()},
+    }
+    return environment.get_template("page.html").render(
+        {**context, **safe, "runs": runs, "curves": list(curves)}
+    )
 
 
 # --- one run ----------------------------------------------------------------------------------------------------------
@@ -90,14 +140,20 @@ def _one(run: RunReport) -> tuple[dict[str, Any], dict[str, Any]]:
     shown, view = run.overview, run.view
     urls = pictures(shown.pictures)
     images, means = (pictures(part) for part in shown.reconstructions.unbind(1))
-    plots = {"latent": _latent(shown, urls, view and view.plane), "dimensions": _dimensions(shown.kl, shown.activity)}
+    plots = {
+        "latent": _latent(shown, urls, view and view.plane),
+        "dimensions": _dimensions(shown.kl, shown.activity),
+    }
     if curve := list(_k_curve(run.results.get("k_curve"))):
         plots["bounds"] = _bounds(curve)
     context: dict[str, Any] = {
         "metrics": list(_metrics(run.results)),
         "samples": pictures(shown.samples),
         "reconstructions": list(zip(images, means, shown.scores.elbo[:10].tolist(), strict=True)),
-        "worst": [(urls[n], f"{shown.scores.log_likelihood[n]:.1f}") for n in shown.scores.log_likelihood.argsort()[:10]],
+        "worst": [
+            (urls[n], f"{shown.scores.log_likelihood[n]:.1f}")
+            for n in shown.scores.log_likelihood.argsort()[:10]
+        ],
         "by_kl": shown.kl is not None,
         "data": None,
     }
@@ -135,11 +191,18 @@ def _curves(runs: Sequence[RunReport]) -> Iterator[tuple[str, figure]]:
         if title == "beta" and all(record["beta"] == 1 for run in runs for record in run.records):
             continue
         plot = _counts("epoch", unit)
-        lines = [(run, *item) for run in runs for item in list(columns.items())[: 1 if len(runs) > 1 else None]]
+        lines = [
+            (run, *item)
+            for run in runs
+            for item in list(columns.items())[: 1 if len(runs) > 1 else None]
+        ]
         for n, (run, column, label) in enumerate(lines):
             step = -(-len(run.records) // EPOCHS) or 1
             records = run.records[::-step][::-1]  # with the last
-            data = {"x": [record["epoch"] for record in records], "y": [record[column] for record in records]}
+            data = {
+                "x": [record["epoch"] for record in records],
+                "y": [record[column] for record in records],
+            }
             _line(plot, data, run.name if len(runs) > 1 else label, n)
         yield title, _with_legend(plot)
 
@@ -148,9 +211,16 @@ def _line(plot: figure, data: Mapping[str, Any], label: str, n: int) -> None:
     """A line with points, which say their values on hover; colour and dashes tell lines apart."""
     colour, dash = COLOURS[n % len(COLOURS)], ["solid", "dashed", "dotted"][n % 3]
     source = ColumnDataSource({**data, "label": [label] * len(data["x"])})
-    plot.line("x", "y", source=source, color=colour, line_width=2, line_dash=dash, legend_label=label)
+    plot.line(
+        "x", "y", source=source, color=colour, line_width=2, line_dash=dash, legend_label=label
+    )
     points = plot.scatter("x", "y", source=source, color=colour, size=4)
-    plot.add_tools(HoverTool(renderers=[points], tooltips=[("", "@label"), (plot.xaxis.axis_label, "@x"), ("", "@y{0.00}")]))
+    plot.add_tools(
+        HoverTool(
+            renderers=[points],
+            tooltips=[("", "@label"), (plot.xaxis.axis_label, "@x"), ("", "@y{0.00}")],
+        )
+    )
 
 
 def _figure(xlabel: str, ylabel: str, square: bool = False, log: bool = False) -> figure:
@@ -195,13 +265,26 @@ def _latent(shown: Overview, urls: list[str], over: Plane | None) -> figure:
         _add_prior(plot, over)
     labels, (x, y) = _classes(shown), codes.T.numpy()
     classes = sorted(set(labels))
-    data = {"x": x, "y": y, "label": labels, "image": urls, "colour": [COLOURS[classes.index(name)] for name in labels]}
+    data = {
+        "x": x,
+        "y": y,
+        "label": labels,
+        "image": urls,
+        "colour": [COLOURS[classes.index(name)] for name in labels],
+    }
     source = ColumnDataSource(data, name="points")
-    points = plot.scatter("x", "y", source=source, size=7, color="colour", line_color="white", line_width=0.4)
+    points = plot.scatter(
+        "x", "y", source=source, size=7, color="colour", line_color="white", line_width=0.4
+    )
     plot.add_tools(HoverTool(renderers=[points], tooltips=TOOLTIP))
     # Ten colours alone are hard to tell apart.
     middle = ColumnDataSource({**_medians(codes, labels), "text": classes}, name="medians")
-    style = {"text_font_size": "22px", "text_font_style": "bold", "anchor": "center", "text_outline_color": "white"}
+    style = {
+        "text_font_size": "22px",
+        "text_font_style": "bold",
+        "anchor": "center",
+        "text_outline_color": "white",
+    }
     plot.text("x", "y", "text", source=middle, **style)
     return plot
 
@@ -216,12 +299,23 @@ def _medians(codes: Tensor, labels: list[str]) -> State:
 def _add_prior(plot: figure, over: Plane) -> None:
     """Contours of the prior, and the ring at the code that is decoded."""
     plot.name = "latent"
-    plot.x_range, plot.y_range = (Range1d(**ends, name=name) for name, ends in _ends(over.grid, "plane").items())
+    plot.x_range, plot.y_range = (
+        Range1d(**ends, name=name) for name, ends in _ends(over.grid, "plane").items()
+    )
     prior = ColumnDataSource(_lines(over.fine, over.log_prior), name="prior")
     plot.multi_line("xs", "ys", source=prior, color="gray", line_dash="dashed")
     centre = {axis: [float(side.mean())] for axis, side in zip("xy", over.grid, strict=True)}
     ring = ColumnDataSource(centre, name="cursor")
-    plot.scatter("x", "y", source=ring, marker="circle_cross", size=20, fill_alpha=0, line_color="gray", line_width=2)
+    plot.scatter(
+        "x",
+        "y",
+        source=ring,
+        marker="circle_cross",
+        size=20,
+        fill_alpha=0,
+        line_color="gray",
+        line_width=2,
+    )
 
 
 def _classes(shown: Overview) -> list[str]:
@@ -237,14 +331,25 @@ TOOLTIP = '<img src="@image" alt="" width="56" style="image-rendering: pixelated
 
 def _ends(grid: Grid, name: str) -> State:
     """The properties of the ranges of a plot, `name` with 0 or 1 added."""
-    return {f"{name}{i}": {"start": float(side[0]), "end": float(side[-1])} for i, side in enumerate(grid)}
+    return {
+        f"{name}{i}": {"start": float(side[0]), "end": float(side[-1])}
+        for i, side in enumerate(grid)
+    }
 
 
 def _dimensions(kl: Tensor | None, activity: Tensor) -> figure:
     """Bars of the KL of each dimension, or of its activity if the KL does not split; collapsed ones are hatched."""
     plot = _counts("rank", "nats" if kl is not None else "variance of the posterior mean")
     source = ColumnDataSource(_bars(kl, activity), name="dimensions")
-    bars = plot.vbar("x", top="top", width=0.8, source=source, color="colour", hatch_pattern="hatch", hatch_color="white")
+    bars = plot.vbar(
+        "x",
+        top="top",
+        width=0.8,
+        source=source,
+        color="colour",
+        hatch_pattern="hatch",
+        hatch_color="white",
+    )
     plot.add_tools(HoverTool(renderers=[bars], tooltips=[("", "@label"), ("", "@top{0.000}")]))
     return plot
 
@@ -256,7 +361,10 @@ def _bars(kl: Tensor | None, activity: Tensor) -> State:
     return {
         "x": list(range(1, len(order) + 1)),
         "top": values[order].tolist(),
-        "label": [f"z[{d}]{'' if on else ', collapsed'}" for d, on in zip(order.tolist(), active, strict=True)],
+        "label": [
+            f"z[{d}]{'' if on else ', collapsed'}"
+            for d, on in zip(order.tolist(), active, strict=True)
+        ],
         "colour": [BLUE if on else "gray" for on in active],
         "hatch": [" " if on else "/" for on in active],
     }
@@ -287,40 +395,72 @@ def _interactive(view: View) -> State:
         images = torch.cat([moves.traversals.flatten(0, 2), moves.interpolations.flatten(0, 1)])
         count, units, steps = moves.traversals.shape[:3]
         shape = {"count": count, "units": units, "steps": steps, "width": WIDTH}
-        return {"traversals": {**shape, "dimensions": moves.dimensions, "pairs": moves.pairs}, **atlas(images)}
+        return {
+            "traversals": {**shape, "dimensions": moves.dimensions, "pairs": moves.pairs},
+            **atlas(images),
+        }
     labels = _classes(view.overview)
     *earlier, last = (_moment_state(moment, n, labels) for n, moment in enumerate(view.moments))
-    return {**last, "earlier": earlier, **atlas(torch.cat([moment.plane.images for moment in view.moments]))}
+    return {
+        **last,
+        "earlier": earlier,
+        **atlas(torch.cat([moment.plane.images for moment in view.moments])),
+    }
 
 
 def _moment_state(moment: Moment, n: int, labels: list[str]) -> State:
     """What the page shows of an epoch, the n-th in the atlas: the plane, and the state of each image."""
     (x, y), codes = moment.plane.grid, moment.codes.cpu().double()
     models = {
-        "points": {"data": {axis: _short(column.tolist(), 0.001) for axis, column in zip("xy", codes.T, strict=True)}},
+        "points": {
+            "data": {
+                axis: _short(column.tolist(), 0.001)
+                for axis, column in zip("xy", codes.T, strict=True)
+            }
+        },
         "medians": {"data": _medians(codes, labels)},
         "prior": {"data": _lines(moment.plane.fine, moment.plane.log_prior)},
         "dimensions": {"data": _bars(moment.kl, moment.activity)},
         **_ends(moment.plane.grid, "plane"),
     }
-    over = {"x": [float(x[0]), float(x[-1])], "y": [float(y[0]), float(y[-1])], "side": len(x), "first": n * len(x) * len(y)}
+    over = {
+        "x": [float(x[0]), float(x[-1])],
+        "y": [float(y[0]), float(y[-1])],
+        "side": len(x),
+        "first": n * len(x) * len(y),
+    }
     images = [_state(posterior) for posterior in moment.posteriors]
-    state: State = _finite({"models": models, "text": {"epoch-name": moment.name}, "plane": over, "images": images})
+    state: State = _finite(
+        {"models": models, "text": {"epoch-name": moment.name}, "plane": over, "images": images}
+    )
     return state
 
 
 def _posterior_plots(first: State) -> dict[str, figure]:
     """Figures of the first image; the sources' names are those in its state."""
-    sources = {name: ColumnDataSource(model["data"], name=name) for name, model in first.items() if "data" in model}
+    sources = {
+        name: ColumnDataSource(model["data"], name=name)
+        for name, model in first.items()
+        if "data" in model
+    }
     ranges = [Range1d(**first[name], name=name) for name in ("z0", "z1")]
     plots = {}
     for name in ("guide", "best", "draws"):
         plot = plots[name] = _figure("z[0]", "z[1]", square=True)
         plot.x_range, plot.y_range = ranges
-        plot.multi_polygons("xs", "ys", source=sources["exact"], fill_color=BLUE, fill_alpha="alpha", line_color=None)
+        plot.multi_polygons(
+            "xs",
+            "ys",
+            source=sources["exact"],
+            fill_color=BLUE,
+            fill_alpha="alpha",
+            line_color=None,
+        )
     for name in ("guide", "best"):
         plots[name].multi_line("xs", "ys", source=sources[name], color=ORANGE, line_width=2)
-    plots["draws"].scatter("x", "y", size="size", source=sources["draws"], color=ORANGE, fill_alpha=0.5)
+    plots["draws"].scatter(
+        "x", "y", size="size", source=sources["draws"], color=ORANGE, fill_alpha=0.5
+    )
     return {**plots, "gap": _gap_plot(sources["gap"]), "weighting": _weighting_plot(sources)}
 
 
@@ -333,15 +473,27 @@ def _gap_plot(source: ColumnDataSource) -> figure:
 
 def _weighting_plot(sources: Mapping[str, ColumnDataSource]) -> figure:
     plot = _figure("K, number of draws", "nats", log=True)
-    for name, colour, label in (("mean-bound", BLUE, "mean bound of K draws"), ("level", GREEN, "exact log p(x)")):
+    for name, colour, label in (
+        ("mean-bound", BLUE, "mean bound of K draws"),
+        ("level", GREEN, "exact log p(x)"),
+    ):
         plot.line("x", "y", source=sources[name], color=colour, line_width=2, legend_label=label)
-    plot.scatter("x", "y", source=sources["bound"], color=ORANGE, size=12, legend_label="estimate from these draws")
+    plot.scatter(
+        "x",
+        "y",
+        source=sources["bound"],
+        color=ORANGE,
+        size=12,
+        legend_label="estimate from these draws",
+    )
     return _with_legend(plot)
 
 
 def _state(posterior: Posterior) -> State:
     """What the page shows when an image is chosen: properties of Bokeh's models, and texts."""
-    exact, best, elbo = (round(value, 2) for value in (posterior.log_likelihood, posterior.best_elbo, posterior.elbo))
+    exact, best, elbo = (
+        round(value, 2) for value in (posterior.log_likelihood, posterior.best_elbo, posterior.elbo)
+    )
     curve = posterior.draws.curve
     models = {
         "exact": {"data": _areas(posterior.grid, posterior.exact)},
@@ -354,7 +506,11 @@ def _state(posterior: Posterior) -> State:
     }
     text = {"log-p": exact, "best-elbo": best, "elbo": elbo}
     text |= {"approximation": exact - best, "amortization": best - elbo, "total": exact - elbo}
-    return {"models": models, "text": _texts(text), "weighted": [_weighted_state(posterior, k) for k in curve]}
+    return {
+        "models": models,
+        "text": _texts(text),
+        "weighted": [_weighted_state(posterior, k) for k in curve],
+    }
 
 
 def _finite(value: Any) -> Any:
@@ -371,7 +527,10 @@ def _weighted_state(posterior: Posterior, k: int) -> State:
     values, z = posterior.draws.first(k), posterior.draws.z[:k]
     sizes = _short((60 * weight**0.5 for weight in values["weights"].tolist()), 0.1)
     x, y = (_short(column.tolist(), 0.0001) for column in z.T)
-    models = {"draws": {"data": {"x": x, "y": y, "size": sizes}}, "bound": {"data": {"x": [k], "y": [values["bound"]]}}}
+    models = {
+        "draws": {"data": {"x": x, "y": y, "size": sizes}},
+        "bound": {"data": {"x": [k], "y": [values["bound"]]}},
+    }
     text = _texts({name: values[name] for name in ("bound", "effective", "k_hat")})
     return {"models": models, "text": {**text, "k": str(k)}}
 
@@ -397,7 +556,10 @@ def _lines(grid: Grid, log_density: Tensor) -> State:
     density, levels = _density(grid, log_density)
     contours = _contours(grid, density)
     lines = [line for level in levels for line in contours.lines(level)]
-    return {"xs": [_round(line[:, 0], grid) for line in lines], "ys": [_round(line[:, 1], grid) for line in lines]}
+    return {
+        "xs": [_round(line[:, 0], grid) for line in lines],
+        "ys": [_round(line[:, 1], grid) for line in lines],
+    }
 
 
 def _contours(grid: Grid, density: np.ndarray) -> Any:
@@ -405,7 +567,9 @@ def _contours(grid: Grid, density: np.ndarray) -> Any:
     return contour_generator(x, y, density)  # type: ignore[arg-type,call-arg]
 
 
-def _density(grid: Grid, log_density: Tensor, masses: Sequence[float] = MASSES) -> tuple[np.ndarray, list[float]]:
+def _density(
+    grid: Grid, log_density: Tensor, masses: Sequence[float] = MASSES
+) -> tuple[np.ndarray, list[float]]:
     """A density on a grid, 1 at its maximum, and its levels above which it has the given shares of its mass."""
     log_density = log_density.double().cpu().nan_to_num(-inf, inf, -inf)
     density = (log_density - log_density.max()).exp()
@@ -433,23 +597,35 @@ def _several(runs: Sequence[RunReport]) -> tuple[dict[str, Any], dict[str, Any]]
     shown = runs[0].overview.pictures
     return {}, {
         "columns": [*differing, "ELBO", "log p(x)", "active units", "seconds"],
-        "rows": [(run.name, [*(run.config.get(key, "") for key in differing), *_scores(run)]) for run in runs],
+        "rows": [
+            (run.name, [*(run.config.get(key, "") for key in differing), *_scores(run)])
+            for run in runs
+        ],
         "groups": list(_groups(runs)),
-        "pairs": [(run.name, *_paired(run, runs[0])) for run in runs[1:] if torch.equal(run.overview.pictures, shown)],
+        "pairs": [
+            (run.name, *_paired(run, runs[0]))
+            for run in runs[1:]
+            if torch.equal(run.overview.pictures, shown)
+        ],
         "strips": [(run.name, pictures(run.overview.samples[:10])) for run in runs],
     }
 
 
 def _scores(run: RunReport) -> list[str]:
     table = {name: value for name, value, _ in _metrics(run.results)}
-    return [*(table.get(name, "") for name in ("ELBO", "log p(x)", "active units")), run.facts["seconds of training"]]
+    return [
+        *(table.get(name, "") for name in ("ELBO", "log p(x)", "active units")),
+        run.facts["seconds of training"],
+    ]
 
 
 def _groups(runs: Sequence[RunReport]) -> Iterator[tuple[str, int, list[str]]]:
     """Runs that differ in the seed only: their names, and the mean and range of their metrics."""
     groups = defaultdict(list)
     for run in runs:
-        groups[str(sorted((key, str(value)) for key, value in run.config.items() if key != "seed"))].append(run)
+        groups[
+            str(sorted((key, str(value)) for key, value in run.config.items() if key != "seed"))
+        ].append(run)
     for group in groups.values():
         if len(group) > 1:
             ranges = [_range(group, key) for key in ("elbo/mean", "log_likelihood/mean")]
@@ -458,12 +634,19 @@ def _groups(runs: Sequence[RunReport]) -> Iterator[tuple[str, int, list[str]]]:
 
 def _range(runs: Sequence[RunReport], key: str) -> str:
     values = [value for run in runs if (value := _number(run.results, key)) is not None]
-    return f"{sum(values) / len(values):.2f} ({min(values):.2f} to {max(values):.2f})" if values else ""
+    return (
+        f"{sum(values) / len(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+        if values
+        else ""
+    )
 
 
 def _paired(run: RunReport, first: RunReport) -> tuple[str, str]:
     """Differences of the ELBO and of log p(x), over the same images."""
-    pairs = ((getattr(r.overview.scores, name) for r in (run, first)) for name in ("elbo", "log_likelihood"))
+    pairs = (
+        (getattr(r.overview.scores, name) for r in (run, first))
+        for name in ("elbo", "log_likelihood")
+    )
     differences = [a - b for a, b in pairs]
     elbo, log_p = (f"{d.mean():+.2f} ± {d.std() / sqrt(len(d)):.2f}" for d in differences)
     return elbo, log_p

@@ -21,19 +21,19 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
-from pyro_vae.data import Data, HostSplit, Split, prefetch, to_pixels
+from pyro_vae.data.datasets import Data, HostSplit, Split, prefetch, to_pixels
+from pyro_vae.engine import distributed
+from pyro_vae.engine.graphs import AnyEngine, Engine, logger, pick_engine
+from pyro_vae.engine.importance import traces
+from pyro_vae.engine.precision import Precision, products
+from pyro_vae.engine.progress import TRAINING, live, progress_bar
+from pyro_vae.engine.random_state import random_state, set_random_state
+from pyro_vae.engine.svi import SVI, MakeOptimizer
 from pyro_vae.errors import NotFiniteError, RequestError, check_choice, check_count, check_positive
-from pyro_vae.inference import distributed
-from pyro_vae.inference.codes import ACTIVE, activity
-from pyro_vae.inference.graphs import AnyEngine, Engine, logger, pick_engine
-from pyro_vae.inference.importance import traces
-from pyro_vae.inference.meter import Meter
-from pyro_vae.inference.precision import Precision, products
-from pyro_vae.inference.progress import TRAINING, live, progress_bar
-from pyro_vae.inference.random_state import random_state, set_random_state
-from pyro_vae.inference.svi import SVI, MakeOptimizer
+from pyro_vae.evaluation.codes import ACTIVE, activity
 from pyro_vae.objectives import ScheduledELBO, check_objective
 from pyro_vae.schedules import Constant, Schedule, value_at
+from pyro_vae.training.meter import Meter
 from pyro_vae.vae import Model, default_batch_size
 
 MakeScheduler = Callable[[Optimizer], LRScheduler]
@@ -148,7 +148,11 @@ def fit(
     """
     check_count(epochs=epochs, batch_size=batch_size, patience=patience)
     check_positive(clip_grad_norm=clip_grad_norm)
-    for name, value, choices in (("engine", engine, AnyEngine), ("precision", precision, Precision), ("on_nan", on_nan, OnNaN)):
+    for name, value, choices in (
+        ("engine", engine, AnyEngine),
+        ("precision", precision, Precision),
+        ("on_nan", on_nan, OnNaN),
+    ):
         check_choice(name, value, choices)
     if seed is not None:
         pyro.set_rng_seed(seed)
@@ -189,7 +193,9 @@ class Training(Iterator[Record]):
 
     @property
     def ended(self) -> bool:
-        return self.epoch >= self.epochs or (self.patience is not None and self.waited >= self.patience)
+        return self.epoch >= self.epochs or (
+            self.patience is not None and self.waited >= self.patience
+        )
 
     @property
     def engine(self) -> Engine:
@@ -201,7 +207,9 @@ class Training(Iterator[Record]):
         before = copy.deepcopy(self.state_dict()) if self.on_nan == "rewind" else None
         label, images = f"epoch {self.epoch + 1}/{self.epochs}", len(self.loop.train)
         try:  # the bar shows the part done of all epochs, and the time left for them
-            with progress_bar(self.epochs * images, label, initial=self.epoch * images, bar_format=TRAINING) as progress:
+            with progress_bar(
+                self.epochs * images, label, initial=self.epoch * images, bar_format=TRAINING
+            ) as progress:
                 metrics = self.loop.epoch(label, progress)
         except NotFiniteError as error:
             if before is None or self.rewinds == REWINDS:
@@ -245,29 +253,44 @@ class Loop:
         engine: Engine,
         precision: Precision,
     ) -> None:
-        self.vae, self.batch_size, self.objective, self.schedule, self.precision = vae, batch_size, objective, beta, precision
+        self.vae, self.batch_size, self.objective, self.schedule, self.precision = (
+            vae,
+            batch_size,
+            objective,
+            beta,
+            precision,
+        )
         self.device = next(vae.parameters()).device
         data = data.to(self.device)
         self.train, validation = data.train, data.validation
-        self.validation = replace(validation, images=validation.scored(vae.pixels))
+        self.validation = replace(validation, x=validation.scored(vae.pixels))
         _initialize(vae, self.train)
         self._synchronize()
         self.beta, self.step = torch.ones((), device=self.device), 0
-        self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # the reconstruction and the KL
+        self.sums = torch.zeros(
+            2, dtype=torch.float64, device=self.device
+        )  # the reconstruction and the KL
         self.shown: dict[str, Any] = {}
         self._set_step()
         if objective.max_plate_nesting == math.inf:
-            objective.max_plate_nesting = 1 + (objective.vectorize_particles and objective.num_particles > 1)
+            objective.max_plate_nesting = 1 + (
+                objective.vectorize_particles and objective.num_particles > 1
+            )
         model, guide = Meter(self.sums, sign=-1)(vae.model), Meter(self.sums, sign=1)(vae.guide)
-        self.svi = SVI(model, guide, optimizer, objective, mean=True, prepare=self._batch, engine=engine)
-        self.svi.dry_run(*next(self._steps(torch.arange(batch_size, device=self.train.images.device))), check=self._check)
+        self.svi = SVI(
+            model, guide, optimizer, objective, mean=True, prepare=self._batch, engine=engine
+        )
+        self.svi.dry_run(
+            *next(self._steps(torch.arange(batch_size, device=self.train.x.device))),
+            check=self._check,
+        )
         assert self.svi.optimizer is not None  # the dry run has made it
         self.optimizer = self.svi.optimizer
         self.scheduler = None if lr_scheduler is None else lr_scheduler(self.optimizer)
 
     def epoch(self, label: str, progress: tqdm[Any]) -> dict[str, Any]:
         """Train one epoch and score the validation images."""
-        order = distributed.broadcast(torch.randperm(len(self.train), device=self.train.images.device))
+        order = distributed.broadcast(torch.randperm(len(self.train), device=self.train.x.device))
         try:
             with distributed.own_noise(self.device):
                 trained, validated = self._train(label, order, progress), self._validate(label)
@@ -303,7 +326,9 @@ class Loop:
                 if self.step % FLUSH_STEPS == 0:
                     _flush(self.optimizer)
                 if time.perf_counter() - checked > CHECK_SECONDS and distributed.world_size() == 1:
-                    progress.set_postfix_str(live({**self.shown, **self._read(label, rows)}), refresh=False)
+                    progress.set_postfix_str(
+                        live({**self.shown, **self._read(label, rows)}), refresh=False
+                    )
                     checked = time.perf_counter()
         means, seconds = self._read(label, len(self.train)), time.perf_counter() - start
         return {**means, "seconds": seconds, "images_per_second": len(self.train) / seconds}
@@ -315,15 +340,20 @@ class Loop:
         with products("float32"):
             for chunk in self._chunks():
                 part = chunk[distributed.shard(len(chunk))]
-                self.svi.total += len(part) * self.svi.evaluate_loss(part.images, part.y, self.beta)
+                self.svi.total += len(part) * self.svi.evaluate_loss(part.x, part.y, self.beta)
             means = self._read(f"{label}, validation", len(self.validation))
-            active = int((activity(self.vae, self.validation.images, self.validation.y) > ACTIVE).sum())
-        return {**{f"validation_{name}": value for name, value in means.items()}, "active_units": active}
+            active = int((activity(self.vae, self.validation.x, self.validation.y) > ACTIVE).sum())
+        return {
+            **{f"validation_{name}": value for name, value in means.items()},
+            "active_units": active,
+        }
 
     def _chunks(self) -> Iterator[Split]:
         """The validation images of each pass: at least one for each process, because all take part in it."""
         rows = len(self.validation)
-        size = max(1, default_batch_size(self.vae, self.validation.images) // self.objective.num_particles)
+        size = max(
+            1, default_batch_size(self.vae, self.validation.x) // self.objective.num_particles
+        )
         starts = range(0, rows - distributed.world_size() + 1, size)
         for start, end in zip(starts, (*starts[1:], rows), strict=True):
             yield self.validation[start:end]
@@ -331,7 +361,11 @@ class Loop:
     def _steps(self, order: Tensor) -> Iterator[tuple[Any, ...]]:
         """The arguments of each step: the indices of a batch, and its images and labels if they are not on the device."""
         batches = order.split(self.batch_size)
-        return prefetch(self._read_batch, batches) if isinstance(self.train, HostSplit) else zip(batches)
+        return (
+            prefetch(self._read_batch, batches)
+            if isinstance(self.train, HostSplit)
+            else zip(batches)
+        )
 
     def _read_batch(self, index: Tensor) -> tuple[Any, ...]:
         images, y = self._share(index)
@@ -340,7 +374,7 @@ class Loop:
     def _share(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         """The images and labels of this process's share of a batch."""
         part = self.train[index[distributed.shard(len(index))]]
-        return part.images, part.y
+        return part.x, part.y
 
     def _batch(self, index: Tensor, *read: Any) -> tuple[Tensor, Tensor | None, Tensor]:
         """The arguments of the programs for this process's share of a batch: images, labels and beta."""
@@ -359,7 +393,12 @@ class Loop:
         if not math.isfinite(total.item() + sums.sum().item()):
             raise self._not_finite(label)
         reconstruction, kl = (sums / (rows * self.objective.num_particles)).tolist()
-        return {"loss": total.item() / rows, "elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
+        return {
+            "loss": total.item() / rows,
+            "elbo": reconstruction - kl,
+            "reconstruction": reconstruction,
+            "kl": kl,
+        }
 
     def _clear_sums(self) -> None:
         """Start anew, even after an epoch that was interrupted."""
@@ -382,9 +421,13 @@ class Loop:
         self.vae.check_labels(self.train.y)
         self.vae.check_labels(self.validation.y)
         if any(param.isnan().any() for param in self.vae.parameters()):
-            raise RequestError("the model has parameters that are NaN; build it anew, or load a state_dict before training")
+            raise RequestError(
+                "the model has parameters that are NaN; build it anew, or load a state_dict before training"
+            )
         _check_shapes(self.vae, x, y)
-        check_objective(self.objective, self.schedule, *traces(self.vae.model, self.vae.guide, (x, y), 1))
+        check_objective(
+            self.objective, self.schedule, *traces(self.vae.model, self.vae.guide, (x, y), 1)
+        )
 
     def _learning_rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
@@ -420,19 +463,25 @@ class Loop:
 
 def _batch_size(asked: int | None, images: int, validation: int) -> int:
     if asked is not None and asked > images:
-        raise RequestError(f"batch_size={asked} exceeds the {images} training images; use a smaller batch_size")
+        raise RequestError(
+            f"batch_size={asked} exceeds the {images} training images; use a smaller batch_size"
+        )
     if asked is None and images < BATCH_SIZE:
         logger.info("batch_size: using all %d training images", images)
     size, processes = asked or min(BATCH_SIZE, images), distributed.world_size()
     if min(size, images % size or size, validation) < processes:
-        raise RequestError(f"batch_size={size} leaves a batch with fewer images than the {processes} processes; change it")
+        raise RequestError(
+            f"batch_size={size} leaves a batch with fewer images than the {processes} processes; change it"
+        )
     return size
 
 
 def _initialize(vae: Model, train: Split) -> None:
     """Initialize a model that was not before from the training images."""
     if not vae.initialized:
-        first = train[: max(1, FIRST_PIXELS // train.images[0].numel())].images.to(next(vae.parameters()).device)
+        first = train[: max(1, FIRST_PIXELS // train.x[0].numel())].x.to(
+            next(vae.parameters()).device
+        )
         vae.initialize(to_pixels(first, vae.pixels))
         vae.initialized = True
 
@@ -452,12 +501,16 @@ def _outputs(name: str, network: nn.Module, wanted: tuple[int, ...]) -> Iterator
     """If an output has another shape, raise `RequestError`, which replaces any exception of the block."""
     shapes: list[tuple[int, ...]] = []
     try:
-        with network.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape[1:]))):
+        with network.register_forward_hook(
+            lambda module, args, output: shapes.append(tuple(output.shape[1:]))
+        ):
             yield
     finally:
         for shape in shapes:
             if shape != wanted:
-                raise RequestError(f"{name} returns shape {shape} per image, but must return {wanted}")
+                raise RequestError(
+                    f"{name} returns shape {shape} per image, but must return {wanted}"
+                )
 
 
 @torch.no_grad()
@@ -482,5 +535,10 @@ def _clip(optimizer: Optimizer, *_: Any, norm: float) -> None:
 
 
 def _normalize(optimizer: Optimizer, *_: Any) -> None:
-    for grad in (param.grad for group in optimizer.param_groups for param in group["params"] if param.grad is not None):
+    for grad in (
+        param.grad
+        for group in optimizer.param_groups
+        for param in group["params"]
+        if param.grad is not None
+    ):
         grad /= grad.norm().clamp(min=1e-12)  # gradients may be zero

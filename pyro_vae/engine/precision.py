@@ -23,8 +23,12 @@ def products(precision: Precision = "float32") -> Iterator[None]:
     both. "float32" is accurate to rounding, with the fastest backend that passes an accuracy check.
     """
     before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision({"float32": _float32(), "tf32": "high", "bf16": "medium"}[precision])
-    torch.backends.cudnn.allow_tf32 = precision != "float32"  # True by default, whatever the precision of matrix products
+    torch.set_float32_matmul_precision(
+        {"float32": _float32(), "tf32": "high", "bf16": "medium"}[precision]
+    )
+    torch.backends.cudnn.allow_tf32 = (
+        precision != "float32"
+    )  # True by default, whatever the precision of matrix products
     try:
         yield
     finally:

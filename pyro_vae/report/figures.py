@@ -21,9 +21,24 @@ Labels = Sequence[str]
 
 # Six colours of Okabe and Ito's palette and four more: any two differ by a CIEDE2000 distance of at least 21, and of at
 # least 10 with any colour blindness as simulated by Machado et al. (2009).
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#b2df8a", "#963cff", "#8c564b", "#332288")
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#b2df8a",
+    "#963cff",
+    "#8c564b",
+    "#332288",
+)
 
-TERMS = {"elbo": "ELBO", "reconstruction": "reconstruction, log p(x | z)", "kl": "KL(q(z | x) || p(z))"}
+TERMS = {
+    "elbo": "ELBO",
+    "reconstruction": "reconstruction, log p(x | z)",
+    "kl": "KL(q(z | x) || p(z))",
+}
 
 
 def _subplots(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
@@ -41,7 +56,13 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def grid(images: Tensor, title: str, columns: int | None = None, row_labels: Labels = (), column_labels: Labels = ()) -> Figure:
+def grid(
+    images: Tensor,
+    title: str,
+    columns: int | None = None,
+    row_labels: Labels = (),
+    column_labels: Labels = (),
+) -> Figure:
     """Draw images side by side.
 
     Arguments:
@@ -60,8 +81,14 @@ def grid(images: Tensor, title: str, columns: int | None = None, row_labels: Lab
     axes.imshow(tile(images, columns))
     axes.set_title(title, fontsize=11)
     # Font sizes in points at which one line of six characters fits a cell.
-    axes.set_xticks(_centres(width, len(column_labels)), labels=column_labels, fontsize=min(8, 20 * width * inches))
-    axes.set_yticks(_centres(height, len(row_labels)), labels=row_labels, fontsize=min(8, 60 * height * inches))
+    axes.set_xticks(
+        _centres(width, len(column_labels)),
+        labels=column_labels,
+        fontsize=min(8, 20 * width * inches),
+    )
+    axes.set_yticks(
+        _centres(height, len(row_labels)), labels=row_labels, fontsize=min(8, 60 * height * inches)
+    )
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
     return figure
@@ -82,12 +109,18 @@ def _centres(size: int, count: int) -> list[float]:
 
 def samples(images: Tensor, mean: bool = True, columns: int | None = None) -> Figure:
     """Draw the images of `views.samples`."""
-    return grid(images, f"samples: {'means of' if mean else 'draws x ~'} p(x | z) for draws z ~ p(z)", columns)
+    return grid(
+        images,
+        f"samples: {'means of' if mean else 'draws x ~'} p(x | z) for draws z ~ p(z)",
+        columns,
+    )
 
 
 def reconstructions(images: Tensor, title: str) -> Figure:
     """Draw the images of `views.reconstructions`, shape `(N, 2, ...)`: each image above its reconstruction."""
-    return grid(images.transpose(0, 1).flatten(0, 1), title, len(images), ["image", "mean of p(x | z)"])
+    return grid(
+        images.transpose(0, 1).flatten(0, 1), title, len(images), ["image", "mean of p(x | z)"]
+    )
 
 
 def interpolations(images: Tensor) -> Figure:
@@ -128,19 +161,44 @@ def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
     figure, (*panels, last) = _subplots(13, 3.2, columns=4)
     for axes, (key, title) in zip(panels, TERMS.items(), strict=True):
         _curve(axes, records, [record[key] for record in records], "training", COLOURS[0])
-        _curve(axes, records, [record[f"validation_{key}"] for record in records], "validation", COLOURS[1])
+        _curve(
+            axes,
+            records,
+            [record[f"validation_{key}"] for record in records],
+            "validation",
+            COLOURS[1],
+        )
         axes.set(title=title, xlabel="epoch", ylabel="nats per image")
     if any(abs(record["loss"] + record["elbo"]) > 1e-3 * abs(record["elbo"]) for record in records):
-        _curve(panels[0], records, [-record["loss"] for record in records], "training, -loss", COLOURS[2])
+        _curve(
+            panels[0],
+            records,
+            [-record["loss"] for record in records],
+            "training, -loss",
+            COLOURS[2],
+        )
     _curve(last, records, [record["active_units"] for record in records], "validation", COLOURS[1])
     last.set(title="active units", xlabel="epoch", ylabel="latent dimensions", ylim=(-0.5, None))
     last.yaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     return figure
 
 
-def _curve(axes: Any, records: Sequence[Mapping[str, Any]], values: Sequence[float], label: str, colour: str) -> None:
+def _curve(
+    axes: Any,
+    records: Sequence[Mapping[str, Any]],
+    values: Sequence[float],
+    label: str,
+    colour: str,
+) -> None:
     epochs = [record["epoch"] for record in records]
-    axes.plot(epochs, values, color=colour, label=label, marker="o" if len(epochs) < 30 else None, markersize=3)
+    axes.plot(
+        epochs,
+        values,
+        color=colour,
+        label=label,
+        marker="o" if len(epochs) < 30 else None,
+        markersize=3,
+    )
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.legend(frameon=False)
 
@@ -152,12 +210,20 @@ def bounds(curve: Mapping[str, Mapping[str, Any]]) -> Figure:
     """
     figure, axes = _subplots(5.6, 3.6)
     num_samples = [int(k) for k in curve]
-    means, errors = (np.array([bound[key] or 0 for bound in curve.values()]) for key in ("mean", "gain_standard_error"))
+    means, errors = (
+        np.array([bound[key] or 0 for bound in curve.values()])
+        for key in ("mean", "gain_standard_error")
+    )
     axes.plot(num_samples, means, color=COLOURS[0], marker="o", markersize=4)
-    axes.fill_between(num_samples, means - errors, means + errors, color=COLOURS[0], alpha=0.25, linewidth=0)
+    axes.fill_between(
+        num_samples, means - errors, means + errors, color=COLOURS[0], alpha=0.25, linewidth=0
+    )
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_title("importance-weighted bound; band: standard error of\nthe gain over K = 1 on the same images", fontsize=11)
+    axes.set_title(
+        "importance-weighted bound; band: standard error of\nthe gain over K = 1 on the same images",
+        fontsize=11,
+    )
     axes.set(xlabel="K, number of importance samples", ylabel="nats per image")
     return figure
 
@@ -176,22 +242,35 @@ def latent(codes: Tensor, labels: Tensor | None, title: str) -> Figure:
     points, (xlabel, ylabel) = plane(codes.cpu().double())
     figure, axes = _subplots(6.4, 5.4)
     x, y = points.T.numpy()
-    axes.scatter(x, y, s=6 if len(points) > 1000 else 14, c=[COLOURS[group] for group in groups.tolist()], linewidths=0)
+    axes.scatter(
+        x,
+        y,
+        s=6 if len(points) > 1000 else 14,
+        c=[COLOURS[group] for group in groups.tolist()],
+        linewidths=0,
+    )
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
     if len(names) > 1:
         for group, name in enumerate(names.tolist()):
             axes.scatter([], [], color=COLOURS[group], label=name)
             middle = points[groups == group].median(0).values.tolist()
-            text = axes.annotate(str(name), middle, ha="center", va="center", size=18, weight="bold")
+            text = axes.annotate(
+                str(name), middle, ha="center", va="center", size=18, weight="bold"
+            )
             text.set_path_effects([withStroke(linewidth=3, foreground="white")])
-        axes.legend(title="label", frameon=False, handletextpad=0, bbox_to_anchor=(1, 1), loc="upper left")
+        axes.legend(
+            title="label", frameon=False, handletextpad=0, bbox_to_anchor=(1, 1), loc="upper left"
+        )
     return figure
 
 
 def plane(codes: Tensor) -> tuple[Tensor, tuple[str, str]]:
     """Two coordinates of each code and their names."""
     if codes.shape[1] == 1:
-        return torch.stack([codes[:, 0], torch.arange(len(codes))], 1), ("z[0]", "index of the image")
+        return torch.stack([codes[:, 0], torch.arange(len(codes))], 1), (
+            "z[0]",
+            "index of the image",
+        )
     if codes.shape[1] == 2:
         return codes, ("z[0]", "z[1]")
     centred = codes - codes.mean(0)

@@ -65,7 +65,9 @@ def read(path: Path, limit: int | None = None) -> bytes:
         ValueError: If it is missing, is not a regular file, exceeds `limit` bytes, or cannot be read.
     """
     if not os.path.isfile(path):
-        raise RequestError(f"{path} {'is not a regular file' if os.path.lexists(path) else 'does not exist'}")
+        raise RequestError(
+            f"{path} {'is not a regular file' if os.path.lexists(path) else 'does not exist'}"
+        )
     try:
         if limit is not None and path.stat().st_size > limit:
             raise RequestError(f"{path} has more than {limit:,} bytes")
@@ -80,7 +82,11 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         StorageError: If it cannot be written; the old checkpoint is still there.
     """
-    versions = {"python": platform.python_version(), "torch": str(torch.__version__), "pyro": str(pyro.__version__)}
+    versions = {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "pyro": str(pyro.__version__),
+    }
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "versions": versions, **content}, buffer)
     # torch does not verify the CRC of each record. The digest becomes the comment of the zip archive, which ends with the
@@ -98,11 +104,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     content = read(path)
     archive, comment = content[: -DIGEST - 2] + bytes(2), content[-DIGEST - 2 :]
     if comment != DIGEST.to_bytes(2, "little") + sha256(archive).digest():
-        raise RequestError(f"{path} is damaged, or of another version of pyro_vae; use the other --checkpoint, or train again")
+        raise RequestError(
+            f"{path} is damaged, or of another version of pyro_vae; use the other --checkpoint, or train again"
+        )
     try:
         loaded = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
     except Exception as error:  # it raises almost any class
-        raise RequestError(f"{path} is not a checkpoint: it holds more than tensors and plain values") from error
+        raise RequestError(
+            f"{path} is not a checkpoint: it holds more than tensors and plain values"
+        ) from error
     if not isinstance(loaded, dict) or loaded.get("format") != FORMAT:
         raise RequestError(f"{path} was written by another version of pyro_vae; train again")
     return loaded
@@ -125,7 +135,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = parse_yaml(read(path, YAML_BYTES).decode())
     except ValueError as error:
-        raise RequestError(str(error) if isinstance(error, RequestError) else f"{path} cannot be read: {error}") from error
+        raise RequestError(
+            str(error) if isinstance(error, RequestError) else f"{path} cannot be read: {error}"
+        ) from error
     if not isinstance(content, dict):
         raise RequestError(f"{path} does not hold options")
     return content
@@ -142,9 +154,13 @@ def parse_yaml(text: str) -> Any:
     depth = 0
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(
+                event, yaml.CollectionEndEvent
+            )
             if depth > YAML_DEPTH or len(getattr(event, "value", "")) > YAML_SCALAR:
-                raise ValueError(f"nested deeper than {YAML_DEPTH} levels, or with a value of over {YAML_SCALAR} characters")
+                raise ValueError(
+                    f"nested deeper than {YAML_DEPTH} levels, or with a value of over {YAML_SCALAR} characters"
+                )
             if getattr(event, "anchor", None) or getattr(event, "tag", None):
                 raise ValueError("anchors, aliases and tags are not supported")
         return get_loader("yaml")(text)

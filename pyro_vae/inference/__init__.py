@@ -1,1 +1,0 @@
-"""Training: one step, the epoch loop, and importance weights, for any pair of Pyro programs."""

@@ -1,0 +1,1 @@
+"""Run folders: a configuration, its objects, and the files of a run."""

@@ -239,7 +239,8 @@ def parse_training(argv: list[str]) -> Asked:
     if optimizer["class_path"].endswith(DefaultOptimizer.__name__):
         optimizer["class_path"] = PARTS["optimizer"].default.class_path
         for key, value in PARTS["optimizer"].default.options.items():
-            optimizer["init_args"].setdefault(key, value)
+            if optimizer["init_args"].get(key) is None:
+                optimizer["init_args"][key] = value
     recipe = Recipe.from_plain(plain)
     recipe.check(trust=True)
     return Asked(recipe, config.run_dir, config.resume, config.trust)

@@ -36,7 +36,8 @@ from torch.optim.lr_scheduler import (
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from pyro_vae import objectives
-from pyro_vae.data.datasets import NAMED, Binarization, Data, load_data
+from pyro_vae.data.datasets import NAMED, Binarization, load_data
+from pyro_vae.data.split import Data
 from pyro_vae.engine import distributed
 from pyro_vae.engine.graphs import AnyEngine
 from pyro_vae.engine.precision import Precision

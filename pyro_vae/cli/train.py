@@ -23,8 +23,9 @@ from pyro_vae.errors import NotFiniteError, RequestError
 from pyro_vae.evaluation.codes import codes, scored
 from pyro_vae.evaluation.metrics import evaluate
 from pyro_vae.report import figures, views
+from pyro_vae.runs.build import build_training, pick_device
 from pyro_vae.runs.folder import Run
-from pyro_vae.runs.recipe import Recipe, build_training, pick_device
+from pyro_vae.runs.recipe import Recipe
 from pyro_vae.runs.store import write
 from pyro_vae.training.fit import Record, Training
 from pyro_vae.vae import Model

@@ -30,7 +30,6 @@ from torch.distributions import kl_divergence
 
 from pyro_vae.engine.distributed import mean_over_processes
 from pyro_vae.engine.importance import (
-    Program,
     Site,
     is_random,
     log_likelihood,
@@ -39,6 +38,7 @@ from pyro_vae.engine.importance import (
     site_sum,
     traces,
 )
+from pyro_vae.engine.programs import Batch, Program
 from pyro_vae.errors import RequestError, check_positive
 from pyro_vae.schedules import Constant, Linear, Schedule, value_at
 
@@ -92,7 +92,7 @@ class TensorELBO(ELBO, ABC):
     def _get_trace(
         self, model: Program, guide: Program, args: Any, kwargs: Any
     ) -> tuple[Trace, Trace]:
-        return traces(partial(model, **kwargs), partial(guide, **kwargs), args, 1)
+        return traces(partial(model, **kwargs), partial(guide, **kwargs), Batch(*args), 1)
 
     def _runs(self) -> list[int]:
         """Number of samples in each run of the programs."""
@@ -145,7 +145,7 @@ class ImportanceWeightedELBO(TensorELBO):
         x = args[0]
         weights = []
         for count in self._runs():
-            p, q = traces(model, guide, args, count)
+            p, q = traces(model, guide, Batch(*args), count)
             _refuse_scales(p, q)
             _refuse_discrete(q)
             weights.append(site_sum(p, x, count) - site_sum(q, x, count))
@@ -184,7 +184,7 @@ class PathELBO(TensorELBO, ABC):
         x, cut = args[0], _Cut()
         log_p, log_q = [], []
         for count in self._runs():
-            p, q = traces(model, guide, args, count, at_draws=cut)
+            p, q = traces(model, guide, Batch(*args), count, at_draws=cut)
             if not self.scaled:
                 _refuse_scales(p, q)
             log_p.append(site_sum(p, x, count, scaled=self.scaled))
@@ -406,7 +406,7 @@ def _reconstruction_and_rates(
     """The mean reconstruction per row, and for each latent site its scale and the mean KL per row of each group."""
     reconstructions, rates = [], []
     for count in objective._runs():
-        given = traces(model, guide, args, count)
+        given = traces(model, guide, Batch(*args), count)
         _refuse_discrete(given[1])
         p, q = (sample_sites(trace) for trace in given)
         observed = [site for site in p.values() if site["is_observed"]]

@@ -17,6 +17,7 @@ from tqdm import tqdm
 import pyro_vae as pv
 from pyro_vae.engine.graphs import has_compiler
 from pyro_vae.engine.importance import terms
+from pyro_vae.engine.programs import Batch
 from pyro_vae.training import fit as fit_module
 
 ENGINES = [
@@ -75,7 +76,7 @@ def test_it_learns(digits):
 def test_the_validation_metrics_are_the_terms_of_the_validation_set(digits):
     vae = build(digits)
     *_, last = pv.fit(vae, digits, epochs=1)
-    t = terms(vae.model, vae.guide, digits.validation.scored("binary"), num_samples=200)
+    t = terms(vae.model, vae.guide, Batch(digits.validation.scored("binary")), num_samples=200)
     for name, values in (("reconstruction", t.reconstruction), ("kl", t.kl)):
         error = values.mean(1).std()
         assert abs(last[f"validation_{name}"] - values.mean()) < 6 * error

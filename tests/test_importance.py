@@ -8,6 +8,7 @@ from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO
 
 from pyro_vae.engine.importance import log_likelihood, log_weights, terms
+from pyro_vae.engine.programs import Batch
 from pyro_vae.evaluation.metrics import score
 
 X = torch.tensor([[0.3], [-1.2], [2.0], [0.0]])
@@ -47,7 +48,7 @@ def test_a_poor_guide_gives_log_p_within_its_error():
 
 
 def test_the_mean_is_the_elbo_in_closed_form():
-    t = terms(model, poor_guide, X, num_samples=100_000)
+    t = terms(model, poor_guide, Batch(X), num_samples=100_000)
     loc, scale = X[:, 0] / 2, 0.8
     kl = 0.5 * (loc**2 + scale**2 - 1) - math.log(scale)
     reconstruction = -0.5 * ((X[:, 0] - loc) ** 2 + scale**2) / 0.25 - 0.5 * math.log(
@@ -106,7 +107,7 @@ def test_masks_are_applied():
             with poutine.mask(mask=torch.tensor([True, True, True, False])):
                 pyro.sample("x", dist.Normal(z[..., None], 0.5).to_event(1), obs=x)
 
-    t = terms(masked, exact_guide, X, num_samples=3)
+    t = terms(masked, exact_guide, Batch(X), num_samples=3)
     assert (t.reconstruction[:, 3] == 0).all()
     assert (t.reconstruction[:, :3] != 0).all()
 

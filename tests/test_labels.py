@@ -18,6 +18,7 @@ from torch.distributions import Normal
 import pyro_vae as pv
 from pyro_vae import networks
 from pyro_vae.cli.main import main
+from pyro_vae.engine.programs import Batch
 from pyro_vae.evaluation.metrics import score_images
 from pyro_vae.report import views
 from pyro_vae.testing import LinearGaussianVAE
@@ -90,7 +91,7 @@ def test_quadrature_and_importance_sampling_given_labels(x):
         )
     prior = Normal(0.0, 1.0).log_prob(z).sum(-1)
     exact = (joint + prior).double().logsumexp(1) + 2 * (side[1] - side[0]).log()
-    assert pv.quadrature_log_likelihood(vae, x, y) == pytest.approx(exact, abs=0.002)
+    assert pv.quadrature_log_likelihood(vae, Batch(x, y)) == pytest.approx(exact, abs=0.002)
     scores = score_images(vae, pv.Split(x, y), num_samples=4000)
     assert ((scores.log_likelihood - exact).abs() < 5 * scores.monte_carlo_error + 1e-3).all()
 
@@ -206,7 +207,7 @@ def test_every_objective(name, digits):
 )
 def test_labels_that_do_not_fit_are_rejected(y):
     with pytest.raises(pv.RequestError, match=r"label|covariates"):
-        pv.codes(conditional(), torch.zeros(2, *SHAPE), y)
+        pv.codes(conditional(), Batch(torch.zeros(2, *SHAPE), y))
 
 
 def test_data_without_labels_are_rejected(digits, tmp_path, capfd):

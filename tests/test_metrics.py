@@ -21,6 +21,7 @@ from pyro_vae.engine.importance import (
     pareto_k,
     terms,
 )
+from pyro_vae.engine.programs import Batch
 from pyro_vae.evaluation.metrics import score, score_images, two_phase_mean
 
 
@@ -85,7 +86,7 @@ def oracle(guide):
 
 def test_intervals_cover_where_the_weights_have_a_variance():
     vae, x = oracle("wide"), torch.randn(400, 1, 1, 3).double()
-    found = score(vae.model, vae.guide, (x,), 400, 1000)
+    found = score(vae.model, vae.guide, Batch(x), 400, 1000)
     off = (found.log_likelihood - vae.log_p(x).detach()) / found.monte_carlo_error
     assert (found.pareto_k < 0.7).double().mean() > 0.95
     covered = int((off.abs() < 1.96).sum())
@@ -96,7 +97,7 @@ def test_intervals_cover_where_the_weights_have_a_variance():
 
 def test_k_hat_finds_a_poor_guide():
     vae, x = oracle("narrow"), torch.randn(50, 1, 1, 3).double()
-    found = score(vae.model, vae.guide, (x,), 400, 1000)
+    found = score(vae.model, vae.guide, Batch(x), 400, 1000)
     assert (found.pareto_k > 0.7).double().mean() > 0.6
     assert (found.effective_sample_size < 200).all()
     assert (found.log_likelihood - vae.log_p(x)).mean() < 0
@@ -105,7 +106,7 @@ def test_k_hat_finds_a_poor_guide():
 def test_the_elbo_in_closed_form():
     vae, x = oracle("narrow"), torch.randn(30, 1, 1, 3).double()
     weights = log_weights(vae.model, vae.guide, x, num_samples=4000).detach()
-    found = score(vae.model, vae.guide, (x,), 4000, 1000)
+    found = score(vae.model, vae.guide, Batch(x), 4000, 1000)
     error = weights.std(0) / 4000**0.5
     assert_likely(((found.elbo - vae.elbo(x).detach()) / error).abs())
     torch.testing.assert_close(found.elbo, found.curve[:, 0], rtol=1e-6, atol=1e-6)
@@ -149,7 +150,7 @@ def test_any_batch_size(batch_size, dtype):
     whole = log_weights(table.model, table.guide, x.double(), num_samples=101)
     again = Table(101, 7)
     again.noise = table.noise
-    found = score(again.model, again.guide, (x.to(dtype),), 101, batch_size)
+    found = score(again.model, again.guide, Batch(x.to(dtype)), 101, batch_size)
     tolerance = {"atol": 1e-3, "rtol": 0} if dtype == torch.float32 else {}
     torch.testing.assert_close(found.log_likelihood, log_likelihood(whole), **tolerance)
     torch.testing.assert_close(found.elbo, whole.mean(0), **tolerance)
@@ -157,7 +158,7 @@ def test_any_batch_size(batch_size, dtype):
     single = Table(101, 7)
     single.noise = table.noise
     one_by_one = [
-        score(single.model, single.guide, (x[i : i + 1].to(dtype),), 101, 1000).log_likelihood
+        score(single.model, single.guide, Batch(x[i : i + 1].to(dtype)), 101, 1000).log_likelihood
         for i in range(7)
     ]
     torch.testing.assert_close(torch.cat(one_by_one), found.log_likelihood, **tolerance)
@@ -168,7 +169,7 @@ def test_any_batch_size(batch_size, dtype):
 def test_no_pass_exceeds_the_batch_size(vae, x, batch_size, num_samples):
     rows = []
     vae.decoder.register_forward_hook(lambda module, args, out: rows.append(len(out)))
-    assert len(score(vae.model, vae.guide, (x[:3], None), num_samples, batch_size).kl) == 3
+    assert len(score(vae.model, vae.guide, Batch(x[:3], None), num_samples, batch_size).kl) == 3
     assert max(rows) <= batch_size
     assert sum(rows) == num_samples * 3
     assert len(rows) <= 2 * sum(rows) / batch_size + 1
@@ -178,7 +179,9 @@ def test_a_traced_evaluation_gives_the_same(vae, x):
     results = []
     for engine in ("eager", "traced"):
         pyro.set_rng_seed(4)
-        results.append(score(vae.model, vae.guide, (x.repeat(9, 1, 1, 1), None), 300, 1000, engine))
+        results.append(
+            score(vae.model, vae.guide, Batch(x.repeat(9, 1, 1, 1), None), 300, 1000, engine)
+        )
     torch.testing.assert_close(
         results[0].log_likelihood, results[1].log_likelihood, atol=1e-4, rtol=1e-5
     )
@@ -199,14 +202,14 @@ def test_images_without_finite_weights_are_named(value):
     x = torch.zeros(40, 1)
     x[33] = 1
     with pyro.validation_enabled(False), pytest.raises(pv.NotFiniteError, match="image 33"):
-        score(model, guide, (x,), 30, 100)
+        score(model, guide, Batch(x), 30, 100)
 
 
 def test_scores_are_those_of_the_terms(vae, x):
     pyro.set_rng_seed(2)
-    found = score(vae.model, vae.guide, (x[:1],), 20, 100)
+    found = score(vae.model, vae.guide, Batch(x[:1]), 20, 100)
     pyro.set_rng_seed(2)
-    t = terms(vae.model, vae.guide, x[:1], num_samples=20)
+    t = terms(vae.model, vae.guide, Batch(x[:1]), num_samples=20)
     torch.testing.assert_close(found.reconstruction, t.reconstruction.double().mean(0))
     torch.testing.assert_close(found.kl, t.kl.double().mean(0))
     torch.testing.assert_close(found.log_likelihood, log_likelihood(t.log_weights.double()))
@@ -228,7 +231,12 @@ def test_a_traced_evaluation_runs_the_programs_only_to_trace_them():
     for engine in ("traced", "eager"):
         calls = runs[engine] = []
         score(
-            lambda x, calls=calls: calls.append(1) or vae.model(x), vae.guide, (x,), 3, 12, engine
+            lambda x, calls=calls: calls.append(1) or vae.model(x),
+            vae.guide,
+            Batch(x),
+            3,
+            12,
+            engine,
         )
     assert len(runs["traced"]) < 10 < 50 < len(runs["eager"])
 
@@ -246,7 +254,7 @@ def test_labels_are_split_with_the_images():
             pyro.sample("z", dist.Normal((x - y) / 2, 0.5**0.5))
 
     x, y = torch.randn(10), torch.arange(10.0)
-    found = score(model, guide, (x, y), 5, 15)
+    found = score(model, guide, Batch(x, y), 5, 15)
     torch.testing.assert_close(found.log_likelihood.float(), dist.Normal(y, 2**0.5).log_prob(x))
 
 

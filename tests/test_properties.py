@@ -21,12 +21,12 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 import pyro_vae as pv
-from pyro_vae.cli import files
 from pyro_vae.cli.evaluate import evaluate
 from pyro_vae.cli.generate import generate
 from pyro_vae.cli.main import run
 from pyro_vae.cli.options import parse_training
 from pyro_vae.cli.train import train
+from pyro_vae.runs import store as files
 from pyro_vae.runs.build import build_training
 
 NUMBERS = st.sampled_from(

@@ -111,7 +111,7 @@ def test_quadrature_that_does_not_converge_is_nan():
     vae.decoder.layers[1].weight.data.zero_()
     assert quadrature_log_likelihood(vae, x).isnan().all()
     assert (
-        check_log_likelihood(vae, x, None, score_images(vae, pv.Split(x), 30), num_temperatures=5)[
+        check_log_likelihood(vae, x, score_images(vae, pv.Split(x), 30), num_temperatures=5)[
             "method"
         ]
         == "ais"
@@ -137,7 +137,7 @@ def test_a_missed_mode_is_found(dim, method):
     scores = score_images(vae, pv.Split(x), 2000)
     assert (scores.pareto_k < 0.7).all()
     assert scores.monte_carlo_error.max() < 0.1
-    found = check_log_likelihood(vae, x, None, scores, num_images=8)
+    found = check_log_likelihood(vae, x, scores, num_images=8)
     assert found["method"] == method
     assert found["num_images"] == 8
     assert found["disagree"]
@@ -149,9 +149,7 @@ def test_a_missed_mode_is_found(dim, method):
 def test_a_good_guide_passes(dim):
     vae, x = make_oracle(dim, exact=True, shape=(1, 1, 4)).float().eval(), torch.randn(9, 1, 1, 4)
     vae.encoder.layers[1].bias.data[dim :: dim + 1] += 0.2
-    found = check_log_likelihood(
-        vae, x, None, score_images(vae, pv.Split(x), 2000), num_temperatures=50
-    )
+    found = check_log_likelihood(vae, x, score_images(vae, pv.Split(x), 2000), num_temperatures=50)
     assert not found["disagree"]
     assert abs(found["difference"]) < 0.2
     assert found["num_images"] == 9
@@ -179,7 +177,7 @@ def test_what_counts_as_disagreement(missing, error, disagree):
     scores = scores._replace(
         log_likelihood=quadrature_log_likelihood(vae, X) - torch.tensor(missing)
     )
-    found = check_log_likelihood(vae, X, None, scores)
+    found = check_log_likelihood(vae, X, scores)
     assert found["disagree"] == disagree
     assert found["difference"] == pytest.approx(sum(missing) / 3, abs=1e-5)
     assert found["standard_error"] == pytest.approx(math.hypot(*error) / 3)

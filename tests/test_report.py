@@ -17,7 +17,8 @@ import pyro_vae as pv
 from pyro_vae.cli.main import main
 from pyro_vae.data.datasets import Split
 from pyro_vae.engine.importance import log_likelihood
-from pyro_vae.evaluation.metrics import arguments
+from pyro_vae.engine.programs import Batch
+from pyro_vae.evaluation.codes import scored
 from pyro_vae.evaluation.quadrature import quadrature_log_likelihood
 from pyro_vae.report import explorer
 from pyro_vae.report.explorer import Effort
@@ -45,7 +46,7 @@ def exact():
     pyro.set_rng_seed(0)
     vae = LinearGaussianVAE(SHAPE, 2)
     x = vae.sample(3)
-    return vae, x, explorer.posteriors(vae, x)
+    return vae, x, explorer.posteriors(vae, Batch(x, None))
 
 
 @pytest.fixture
@@ -119,7 +120,7 @@ def test_the_first_draws_have_their_own_bound_and_weights(exact):
 def test_log_weights_are_of_the_draws_that_are_shown(exact):
     vae, x, posteriors = exact
     draws = posteriors[0].draws
-    prior, likelihood = explorer.log_joint(vae, x[:1], None, draws.z)
+    prior, likelihood = explorer.log_joint(vae, Batch(x[:1], None), draws.z)
     expected = prior + likelihood - vae.q_z(x[:1]).log_prob(draws.z[:, None]).squeeze(1)
     torch.testing.assert_close(draws.log_weights.float(), expected, atol=1e-3, rtol=1e-4)
 
@@ -129,12 +130,14 @@ def test_kl_per_dimension_adds_up_to_the_closed_form():
     x = split().scored(vae.pixels)
     loc, scale = vae.q_z(x).mean, vae.q_z(x).stddev
     expected = (0.5 * (loc**2 + scale**2 - 1) - scale.log()).mean(0)
-    torch.testing.assert_close(explorer.kl_per_dimension(vae, x), expected, atol=0.15, rtol=0)
+    torch.testing.assert_close(
+        explorer.kl_per_dimension(vae, Batch(x, None)), expected, atol=0.15, rtol=0
+    )
 
 
 def test_kl_per_dimension_needs_independent_dimensions():
     vae = make_vae("VampPrior")
-    assert explorer.kl_per_dimension(vae, split().scored(vae.pixels)) is None
+    assert explorer.kl_per_dimension(vae, scored(vae, split())) is None
 
 
 def test_contours_hold_the_mass_that_they_say():
@@ -153,7 +156,7 @@ def test_contours_hold_the_mass_that_they_say():
 
 def test_the_plane_decodes_its_codes():
     vae = make_vae(latent_dim=2)
-    plane = explorer.plane(vae, split().scored(vae.pixels))
+    plane = explorer.plane(vae, scored(vae, split()))
     assert plane.images.shape == (21 * 21, *SHAPE)
     z = torch.stack([plane.grid.z0[4], plane.grid.z1[7]])[None]
     with torch.no_grad():
@@ -164,7 +167,7 @@ def test_the_plane_decodes_its_codes():
 def test_traversals_and_interpolations_are_of_the_chosen_images():
     vae = make_vae(latent_dim=3)
     x = split().scored(vae.pixels)[:4]
-    made = explorer.traversals(vae, x, None, torch.tensor([0.5, 0.0, 2.0]))
+    made = explorer.traversals(vae, Batch(x, None), torch.tensor([0.5, 0.0, 2.0]))
     assert made.dimensions == [2, 0]
     z = vae.q_z(x).mean.detach().clone()
     z[:, 2] = 3.0
@@ -289,7 +292,7 @@ def test_metrics_are_those_of_the_results(report, run_dir):
 def test_the_explorer_shows_the_quadrature_and_parts_that_add_up(report, run_dir):
     run = Run.open(run_dir)
     vae, data = opened_run(run)
-    x, _ = arguments(vae, data.test.subset(40)[:3])
+    x, _ = scored(vae, data.test.subset(40)[:3])
     for state, log_p in zip(
         page_data(report())["images"], quadrature_log_likelihood(vae, x), strict=True
     ):
@@ -585,7 +588,7 @@ def test_epochs_that_are_kept_have_a_moment_each(kept):
         "last epoch",
     ]
     (vae, images), config = opened_run(run), run.config()
-    x, _ = arguments(vae, images.test.subset(40))
+    x, _ = scored(vae, images.test.subset(40))
     for state, epoch in zip((*data["earlier"], data), (1, 2, 3), strict=True):
         vae = run.model(config, run.load_checkpoint(epoch))
         expected = [f"{value:.2f}" for value in quadrature_log_likelihood(vae, x[:2])]

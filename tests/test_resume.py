@@ -20,8 +20,8 @@ import torch
 import yaml
 
 import pyro_vae as pv
-from pyro_vae.cli import files
 from pyro_vae.cli.main import main
+from pyro_vae.runs import store as files
 from pyro_vae.runs.folder import Run
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")

@@ -17,8 +17,10 @@ from pyro_vae.data.datasets import Split
 from pyro_vae.engine import distributed
 from pyro_vae.engine.graphs import AnyEngine, logger
 from pyro_vae.engine.importance import log_likelihood
+from pyro_vae.engine.programs import Batch
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.ais import annealed_log_weights, bidirectional_bounds
+from pyro_vae.evaluation.codes import scored
 from pyro_vae.evaluation.diagnostics import (
     bayes_classifier,
     check_log_likelihood,
@@ -26,7 +28,7 @@ from pyro_vae.evaluation.diagnostics import (
     information,
     linear_probe,
 )
-from pyro_vae.evaluation.metrics import Metrics, Scores, arguments, score_images, summarize, summary
+from pyro_vae.evaluation.metrics import Metrics, Scores, score_images, summarize, summary
 from pyro_vae.evaluation.quadrature import latent_shapes
 from pyro_vae.report import figures, views
 from pyro_vae.runs.build import pick_device
@@ -122,19 +124,19 @@ def _is_writable(file: Path) -> bool:
 
 def _results(vae: Model, split: Split, images: Split, scores: Scores, config: Namespace) -> Metrics:
     results = summarize(vae, split, scores, config.num_samples, config.batch_size)
-    x, y = arguments(vae, images)
+    batch = scored(vae, images)
     if config.check_images:
-        results["check"] = check_log_likelihood(vae, x, y, scores, config.check_images)
+        results["check"] = check_log_likelihood(vae, batch, scores, config.check_images)
     if config.method == "ais":
-        results |= _annealed(vae, x, y, scores, config)
+        results |= _annealed(vae, batch, scores, config)
     pyro.set_rng_seed(
         config.seed
     )  # or the next numbers would depend on which others were asked for
-    if latent_shapes(vae, x, y).keys() == {"z"}:
-        results["information"] = information(vae, *arguments(vae, split[:PROBED]))._asdict()
+    if latent_shapes(vae, batch).keys() == {"z"}:
+        results["information"] = information(vae, split[:PROBED])._asdict()
     if config.gap_images:
         pyro.set_rng_seed(config.seed)
-        gap = inference_gap(vae, x[: config.gap_images], y if y is None else y[: config.gap_images])
+        gap = inference_gap(vae, batch[: config.gap_images])
         parts = {
             "total": gap.log_likelihood - gap.elbo,
             "approximation": gap.approximation,
@@ -144,16 +146,14 @@ def _results(vae: Model, split: Split, images: Split, scores: Scores, config: Na
     return results
 
 
-def _annealed(
-    vae: Model, x: Tensor, y: Tensor | None, scores: Scores, config: Namespace
-) -> Metrics:
+def _annealed(vae: Model, batch: Batch, scores: Scores, config: Namespace) -> Metrics:
     """Annealed importance sampling on the same images, and bounds from both sides on images drawn from the model."""
     chains = config.num_chains
     options = {
         name: config[name] for name in ("num_chains", "num_temperatures", "batch_size", "engine")
     }
-    log_p = log_likelihood(annealed_log_weights(vae.model, x, y, **options).cpu())
-    bounds = bidirectional_bounds(vae.model, x, y, **options)[1]
+    log_p = log_likelihood(annealed_log_weights(vae.model, *batch, **options).cpu())
+    bounds = bidirectional_bounds(vae.model, *batch, **options)[1]
     simulated = {**bounds._asdict(), "gap": bounds.upper - bounds.lower}
     return {
         "annealed": summary(log_p, chains),

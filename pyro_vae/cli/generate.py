@@ -20,7 +20,6 @@ from pyro_vae.data.datasets import Split
 from pyro_vae.engine.graphs import logger
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.codes import codes
-from pyro_vae.evaluation.metrics import arguments
 from pyro_vae.report import figures, views
 from pyro_vae.runs.build import pick_device
 from pyro_vae.runs.folder import Run
@@ -158,7 +157,7 @@ def _samples(vae: Model, images: Images, config: Namespace) -> Output:
 
 def _reconstructions(vae: Model, images: Images, config: Namespace) -> Output:
     split = _some(images(), config.count)
-    made = views.reconstructions(vae, *arguments(vae, split), _asked_y(vae, config, len(split)))
+    made = views.reconstructions(vae, split, _asked_y(vae, config, len(split)))
     arrays = {
         "images": _bytes(made[:, 0]),
         "reconstructions": _bytes(made[:, 1]),
@@ -176,14 +175,14 @@ def _interpolations(vae: Model, images: Images, config: Namespace) -> Output:
             "an interpolation needs two images; use data with more images, or a larger --count"
         )
     pairs = chosen[: 2 * (len(chosen) // 2)]
-    made = views.interpolations(vae, *arguments(vae, pairs), _asked_y(vae, config, len(pairs)))
+    made = views.interpolations(vae, pairs, _asked_y(vae, config, len(pairs)))
     return Output({"images": _bytes(made)}, lambda: figures.interpolations(made))
 
 
 def _traversals(vae: Model, images: Images, config: Namespace) -> Output:
     split = _some(images(), config.count)
-    x, y = arguments(vae, split)
-    made = views.traversals(vae, x, config.dimension, y, _asked_y(vae, config, len(split)))
+    y = _asked_y(vae, config, len(split))
+    made = views.traversals(vae, split, config.dimension, y)
     return Output({"images": _bytes(made)}, lambda: figures.traversals(made, config.dimension))
 
 
@@ -197,7 +196,7 @@ def _manifold(vae: Model, images: Images, config: Namespace) -> Output:
 def _codes(vae: Model, images: Images, config: Namespace) -> Output:
     split = images()
     split = split if config.count is None else _some(split, config.count)
-    loc, scale = codes(vae, *arguments(vae, split))
+    loc, scale = codes(vae, split)
     return Output(
         {"loc": loc, "scale": scale, "labels": split.labels},
         lambda: figures.latent(loc, split.labels, f"posterior means of {_named(config)}"),

@@ -12,7 +12,7 @@ import torch
 from pyro_vae.data.datasets import Data
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
-from pyro_vae.evaluation.metrics import arguments
+from pyro_vae.evaluation.codes import scored
 from pyro_vae.report import figures, views
 from pyro_vae.runs.store import writing
 from pyro_vae.training.fit import Record
@@ -36,7 +36,7 @@ def tensorboard(folder: Path, vae: Model, data: Data, epoch: int) -> Iterator[Lo
     """
     from torch.utils.tensorboard import SummaryWriter
 
-    x, y = arguments(vae, data.validation[:10])
+    batch = scored(vae, data.validation[:10])
 
     @writing(folder)
     def log(record: Record) -> None:
@@ -52,10 +52,13 @@ def tensorboard(folder: Path, vae: Model, data: Data, epoch: int) -> Iterator[Lo
         with forked_rng():
             torch.manual_seed(0)
             made = views.samples(vae, 40, y=views.random_labels(vae, data.validation, 40))
-            pairs = views.reconstructions(vae, x, y).transpose(0, 1)
+            pairs = views.reconstructions(vae, batch).transpose(0, 1)
         writer.add_image("samples", figures.tile(made, 10), step, dataformats="HWC")
         writer.add_image(
-            "reconstructions", figures.tile(pairs.flatten(0, 1), len(x)), step, dataformats="HWC"
+            "reconstructions",
+            figures.tile(pairs.flatten(0, 1), len(batch)),
+            step,
+            dataformats="HWC",
         )
         writer.flush()
 

@@ -21,8 +21,8 @@ from pyro_vae.data.datasets import Data
 from pyro_vae.engine import distributed
 from pyro_vae.engine.graphs import logger
 from pyro_vae.errors import NotFiniteError, RequestError
-from pyro_vae.evaluation.codes import codes
-from pyro_vae.evaluation.metrics import arguments, evaluate
+from pyro_vae.evaluation.codes import codes, scored
+from pyro_vae.evaluation.metrics import evaluate
 from pyro_vae.report import figures, views
 from pyro_vae.runs.build import build_training, naming_the_part, pick_device
 from pyro_vae.runs.folder import Run
@@ -201,16 +201,16 @@ COLLAPSED = (
 def draw(vae: Model, data: Data, run: Run) -> list[Path]:
     """Write the figures of a trained model; their paths."""
     images = data.test[:LATENT_IMAGES]
-    x, y = arguments(vae, images)
-    few = (x[:10], y if y is None else y[:10])
+    batch = scored(vae, images)
+    y = batch.y
     drawn = {
         "curves": figures.curves(run.records()),
         "reconstructions": figures.reconstructions(
-            views.reconstructions(vae, *few), "test images and reconstructions"
+            views.reconstructions(vae, batch[:10]), "test images and reconstructions"
         ),
         "samples": figures.samples(views.samples(vae, 64, y=views.random_labels(vae, images, 64))),
         "latent": figures.latent(
-            codes(vae, x, y).loc, images.labels, "posterior means of test images"
+            codes(vae, batch).loc, images.labels, "posterior means of test images"
         ),
     }
     if vae.needs_labels and y is not None and not y.is_floating_point():

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
+from pyro_vae.engine.programs import Batch
 from pyro_vae.engine.random_state import random_state, set_random_state
 from pyro_vae.errors import LostWorkerError, RequestError
 
@@ -97,21 +98,19 @@ def shard(rows: int) -> slice:
     return slice(rows * rank() // world_size(), rows * (rank() + 1) // world_size())
 
 
-def map_rows(
-    function: Callable[[tuple[Any, ...]], Sequence[Tensor]], args: tuple[Any, ...]
-) -> list[Tensor]:
+def map_rows(function: Callable[[Batch], Sequence[Tensor]], batch: Batch) -> list[Tensor]:
     """The results of a function of rows, which the processes share.
 
     Arguments:
-        function: Returns tensors with one row for each row of its arguments.
-        args: Tensors of equal length or None, the first a tensor. With fewer rows than processes, each computes all.
+        function: Returns tensors with one row for each row of its batch.
+        batch: The rows. With fewer rows than processes, each computes all.
     """
-    rows = len(args[0])
+    rows = len(batch)
     if not 1 < world_size() <= rows:
-        return list(function(args))
+        return list(function(batch))
     own = shard(rows)
-    with own_noise(args[0].device):
-        results = function(tuple(None if arg is None else arg[own] for arg in args))
+    with own_noise(batch.x.device):
+        results = function(batch[own])
     torch.rand(())  # or the next call would draw the same numbers
     wholes = [result.new_zeros(rows, *result.shape[1:]) for result in results]
     for whole, result in zip(wholes, results, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from math import inf, log
 from typing import Any, NamedTuple
@@ -17,11 +17,11 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_vae.engine.programs import Batch, Program
 from pyro_vae.errors import RequestError, check_positive, first_line
 
 SAMPLES = "importance samples"
 
-Program = Callable[..., Any]
 Site = Any
 
 # PSIS requires 5 weights in the tail, which is a fifth of the samples.
@@ -42,56 +42,59 @@ class Terms(NamedTuple):
         return self.reconstruction - self.kl
 
 
-def terms(model: Program, guide: Program, x: Tensor, *more: Any, num_samples: int) -> Terms:
-    """The terms of the log-weights, each of shape `(num_samples, N)`; arguments as for `log_weights`."""
-    p, q = traces(model, guide, (x, *more), num_samples)
-    observed = site_sum(p, x, num_samples, lambda site: site["is_observed"])
-    latent = site_sum(p, x, num_samples, lambda site: not site["is_observed"])
-    return Terms(observed, site_sum(q, x, num_samples) - latent)
+def terms(model: Program, guide: Program, batch: Batch, num_samples: int) -> Terms:
+    """The terms of the log-weights, each of shape `(num_samples, N)`; see `log_weights`."""
+    p, q = traces(model, guide, batch, num_samples)
+    observed = site_sum(p, batch.x, num_samples, lambda site: site["is_observed"])
+    latent = site_sum(p, batch.x, num_samples, lambda site: not site["is_observed"])
+    return Terms(observed, site_sum(q, batch.x, num_samples) - latent)
 
 
 def traces(
     model: Program,
     guide: Program,
-    args: tuple[Any, ...],
+    batch: Batch,
     num_samples: int,
     at_draws: Messenger | None = None,
 ) -> tuple[Trace, Trace]:
     """The traces of the model and of the guide, both under a plate of samples at dim -2 if there are several.
 
     Arguments:
-        model: As for `log_weights`, called with `args`.
-        guide: As for `log_weights`, called with `args`.
-        args: Arguments of the programs; the first is the data.
+        model: As for `log_weights`.
+        guide: As for `log_weights`.
+        batch: The arguments of both programs.
         num_samples: Number of samples.
         at_draws: An effect handler around the guide, inside its trace.
     """
     check_positive(num_samples=num_samples)
     try:
-        p, q = _run(model, guide, args, num_samples, at_draws)
+        p, q = _run(model, guide, batch, num_samples, at_draws)
     except (RuntimeError, ValueError, IndexError) as error:
         if num_samples == 1:
             raise
-        _run(model, guide, args, 1, at_draws)  # raises what is wrong without the plate, if anything
+        _run(
+            model, guide, batch, 1, at_draws
+        )  # raises what is wrong without the plate, if anything
         raise RequestError(
             f"the programs fail under a plate of {num_samples} samples to the left of the data ({first_line(error)}); let them"
             " broadcast over dim -2, or draw one sample at a time: vectorize_particles=False, or num_samples=1"
         ) from error
-    _check_sites(p, q, len(args[0]))
+    _check_sites(p, q, len(batch))
     return p, q
 
 
 def _run(
     model: Program,
     guide: Program,
-    args: tuple[Any, ...],
+    batch: Batch,
     num_samples: int,
     at_draws: Messenger | None,
 ) -> tuple[Trace, Trace]:
     with pyro.plate(SAMPLES, num_samples, dim=-2) if num_samples > 1 else nullcontext():
         with at_draws or nullcontext():
-            q = poutine.trace(guide).get_trace(*args)
-        return poutine.trace(poutine.replay(model, trace=q)).get_trace(*args), q
+            q = poutine.trace(guide).get_trace(*batch)
+        p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*batch)
+    return p, q
 
 
 def log_weights(model: Program, guide: Program, x: Tensor, *more: Any, num_samples: int) -> Tensor:
@@ -132,30 +135,24 @@ def log_weights(model: Program, guide: Program, x: Tensor, *more: Any, num_sampl
         >>> dist.Normal(0.0, 2**0.5).log_prob(x)
         tensor([-1.2655, -1.5155, -3.5155])
     """
-    return terms(model, guide, x, *more, num_samples=num_samples).log_weights
+    return terms(model, guide, Batch(x, *more), num_samples).log_weights
 
 
 def joint_terms(
-    model: Program, args: tuple[Any, ...], latents: Mapping[str, Tensor], num_samples: int
+    model: Program, batch: Batch, latents: Mapping[str, Tensor], num_samples: int
 ) -> tuple[Tensor, Tensor]:
     """log p(z) and log p(x | z) at given latents, each of shape `(num_samples, N)`.
 
     Arguments:
-        model: As for `log_weights`, called with `args`.
-        args: Arguments of the model; the first is the data.
+        model: As for `log_weights`.
+        batch: The arguments of the model.
         latents: The value of each latent site; its batch shape must broadcast to `(num_samples, N)`.
         num_samples: Number of values for each row.
     """
     with pyro.plate(SAMPLES, num_samples, dim=-2):
-        trace = poutine.trace(poutine.condition(model, data=dict(latents))).get_trace(*args)
-    prior = site_sum(trace, args[0], num_samples, lambda site: site["name"] in latents)
-    return prior, site_sum(trace, args[0], num_samples, lambda site: site["name"] not in latents)
-
-
-def split_rows(args: tuple[Any, ...], size: int) -> Iterator[tuple[Any, ...]]:
-    """Arguments of the programs, `size` rows at a time; an argument that is None stays None."""
-    for start in range(0, len(args[0]), size):
-        yield tuple(None if arg is None else arg[start : start + size] for arg in args)
+        trace = poutine.trace(poutine.condition(model, data=dict(latents))).get_trace(*batch)
+    prior = site_sum(trace, batch.x, num_samples, lambda site: site["name"] in latents)
+    return prior, site_sum(trace, batch.x, num_samples, lambda site: site["name"] not in latents)
 
 
 def log_likelihood(log_weights: Tensor) -> Tensor:

@@ -27,8 +27,8 @@ from pyro_vae.engine.graphs import (
     logger,
     pick_engine,
 )
-from pyro_vae.engine.importance import Program
 from pyro_vae.engine.patches import tensor_losses, without_validation
+from pyro_vae.engine.programs import Program
 from pyro_vae.errors import RequestError, check_choice
 
 MakeOptimizer = Callable[[Sequence[Tensor]], Optimizer]

@@ -13,15 +13,14 @@ from torch.distributions import constraints
 from pyro_vae.engine.distributed import map_rows
 from pyro_vae.engine.graphs import AnyEngine, Graph, pick_engine
 from pyro_vae.engine.importance import (
-    Program,
     Site,
     check_plates,
     joint_terms,
     log_likelihood,
     sample_sites,
-    split_rows,
 )
 from pyro_vae.engine.precision import products
+from pyro_vae.engine.programs import Batch, Program
 from pyro_vae.engine.progress import progress_bar
 from pyro_vae.errors import RequestError, check_positive
 
@@ -80,18 +79,21 @@ def annealed_log_weights(
         ValueError: If a site is outside the plate.
     """
 
-    def anneal(args: tuple[Any, ...]) -> list[Tensor]:
+    def anneal(batch: Batch) -> list[Tensor]:
         annealing = _Annealing(
-            model, args, num_chains, num_temperatures, batch_size, engine, runs=2
+            model, batch, num_chains, num_temperatures, batch_size, engine, runs=2
         )
         with annealing.bar:
             return [
                 torch.cat(
-                    [annealing.forward(args, annealing.adapt(args)).T for args in annealing.batches]
+                    [
+                        annealing.forward(batch, annealing.adapt(batch)).T
+                        for batch in annealing.batches
+                    ]
                 )
             ]
 
-    return map_rows(anneal, (x, *more))[0].T
+    return map_rows(anneal, Batch(x, *more))[0].T
 
 
 @products("float32")
@@ -129,15 +131,15 @@ def bidirectional_bounds(
         ValueError: As for `annealed_log_weights`, or if there is not exactly one observed site.
     """
 
-    def anneal(args: tuple[Any, ...]) -> list[Tensor]:
+    def anneal(batch: Batch) -> list[Tensor]:
         annealing = _Annealing(
-            model, args, num_chains, num_temperatures, batch_size, engine, runs=3
+            model, batch, num_chains, num_temperatures, batch_size, engine, runs=3
         )
         with annealing.bar:
-            results = [annealing.bound(args) for args in annealing.batches]
+            results = [annealing.bound(batch) for batch in annealing.batches]
         return [torch.cat(values) for values in zip(*results, strict=True)]
 
-    simulated, lower, upper = map_rows(anneal, (x, *more))
+    simulated, lower, upper = map_rows(anneal, Batch(x, *more))
     return simulated, Bounds(lower, upper)
 
 
@@ -163,7 +165,7 @@ class _Annealing:
     def __init__(
         self,
         model: Program,
-        args: tuple[Any, ...],
+        batch: Batch,
         num_chains: int,
         num_temperatures: int,
         batch_size: int | None,
@@ -173,72 +175,70 @@ class _Annealing:
         check_positive(
             num_chains=num_chains, num_temperatures=num_temperatures, batch_size=batch_size
         )
-        self.model, self.shapes, self.chains = model, _latent_shapes(model, args), num_chains
+        self.model, self.shapes, self.chains = model, _latent_shapes(model, batch), num_chains
         self.batches = list(
-            split_rows(args, max(1, batch_size // num_chains) if batch_size else len(args[0]))
+            batch.split(max(1, batch_size // num_chains) if batch_size else len(batch))
         )
         ramp = torch.linspace(-4, 4, num_temperatures + 1, dtype=torch.float64).sigmoid()
         self.betas: list[float] = ((ramp - ramp[0]) / (ramp[-1] - ramp[0])).tolist()
         engine = pick_engine(
-            engine, args[0].device, LEAPFROGS * num_temperatures * len(self.batches)
+            engine, batch.x.device, LEAPFROGS * num_temperatures * len(self.batches)
         )
         self.graph = Graph(self._evaluate, engine)
-        self.bar = progress_bar(
-            runs * num_temperatures * len(args[0]), "annealing", " temperatures"
-        )
+        self.bar = progress_bar(runs * num_temperatures * len(batch), "annealing", " temperatures")
 
-    def adapt(self, args: tuple[Any, ...]) -> list[Tensor]:
+    def adapt(self, batch: Batch) -> list[Tensor]:
         """A step size for each temperature and row, from a run of a few chains."""
-        state = self._at(self._draw(args, ADAPTING), args)
+        state = self._at(self._draw(batch, ADAPTING), batch)
         steps = [torch.full_like(state.prior[0], FIRST_STEP)]
         for beta in self.betas[1:]:
-            state, accepted = self._transition(state, args, beta, steps[-1])
+            state, accepted = self._transition(state, batch, beta, steps[-1])
             steps.append(
                 steps[-1]
                 * torch.where(accepted.double().mean(0) > ACCEPTANCE, 1.1, 0.9).to(steps[-1])
             )
         return steps[:-1]
 
-    def forward(self, args: tuple[Any, ...], steps: list[Tensor]) -> Tensor:
+    def forward(self, batch: Batch, steps: list[Tensor]) -> Tensor:
         """Log-weights of chains from the prior to the posterior."""
-        state = self._at(self._draw(args, self.chains), args)
+        state = self._at(self._draw(batch, self.chains), batch)
         log_weights = torch.zeros_like(state.prior, dtype=torch.float64)
         for t, step in enumerate(steps):
             log_weights += (self.betas[t + 1] - self.betas[t]) * state.likelihood
-            state, _ = self._transition(state, args, self.betas[t + 1], step)
+            state, _ = self._transition(state, batch, self.betas[t + 1], step)
         return log_weights
 
-    def backward(self, args: tuple[Any, ...], steps: list[Tensor], latents: Tensor) -> Tensor:
+    def backward(self, batch: Batch, steps: list[Tensor], latents: Tensor) -> Tensor:
         """Log-weights of chains from draws of the posterior to the prior, with the sign of `forward`."""
-        state = self._at(latents, args)
+        state = self._at(latents, batch)
         log_weights = torch.zeros_like(state.prior, dtype=torch.float64)
         for t, step in reversed(list(enumerate(steps))):
-            state, _ = self._transition(state, args, self.betas[t + 1], step)
+            state, _ = self._transition(state, batch, self.betas[t + 1], step)
             log_weights += (self.betas[t + 1] - self.betas[t]) * state.likelihood
         return log_weights
 
-    def bound(self, args: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    def bound(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Simulated data, and both bounds."""
-        simulated, latents = self.simulate(args)
-        args = (simulated, *args[1:])
-        steps = self.adapt(args)
-        lower, upper = self.forward(args, steps), self.backward(args, steps, latents)
+        simulated, latents = self.simulate(batch)
+        batch = batch.with_x(simulated)
+        steps = self.adapt(batch)
+        lower, upper = self.forward(batch, steps), self.backward(batch, steps, latents)
         return simulated, log_likelihood(lower), -log_likelihood(-upper)
 
     @torch.no_grad()
-    def simulate(self, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    def simulate(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Data from the model, and the latents they were simulated from, repeated for each chain."""
-        sites = sample_sites(poutine.trace(self.model).get_trace(*args))
+        sites = sample_sites(poutine.trace(self.model).get_trace(*batch))
         observed = [name for name, site in sites.items() if site["is_observed"]]
         if len(observed) != 1:
             raise RequestError(
                 f"bounds from both sides need one observed site, but the model has {len(observed)}"
             )
-        sites = sample_sites(poutine.trace(poutine.uncondition(self.model)).get_trace(*args))
-        return sites[observed[0]]["value"], self._pack(sites, self.chains, len(args[0]))
+        sites = sample_sites(poutine.trace(poutine.uncondition(self.model)).get_trace(*batch))
+        return sites[observed[0]]["value"], self._pack(sites, self.chains, len(batch))
 
     def _transition(
-        self, state: _State, args: tuple[Any, ...], beta: float, step: Tensor
+        self, state: _State, batch: Batch, beta: float, step: Tensor
     ) -> tuple[_State, Tensor]:
         """A Hamiltonian transition that leaves the density at beta invariant, and where it was accepted."""
         step = step[:, None]
@@ -246,36 +246,36 @@ class _Annealing:
         new = state
         for _ in range(LEAPFROGS):
             new_momentum = new_momentum + step / 2 * new.slope(beta)
-            new = self._at(new.latents + step * new_momentum, args)
+            new = self._at(new.latents + step * new_momentum, batch)
             new_momentum = new_momentum + step / 2 * new.slope(beta)
         kinetic = 0.5 * (new_momentum.square() - momentum.square()).sum(-1)
         log_ratio = new.density(beta) - state.density(beta) - kinetic
         accepted = torch.rand_like(log_ratio).log() < log_ratio
-        self.bar.update(len(args[0]))
+        self.bar.update(len(batch))
         kept = (
             torch.where(accepted if a.ndim == 2 else accepted[..., None], a, b)
             for a, b in zip(new, state, strict=True)
         )
         return _State(*kept), accepted
 
-    def _at(self, latents: Tensor, args: tuple[Any, ...]) -> _State:
-        return _State(latents, *self.graph(latents, *args))
+    def _at(self, latents: Tensor, batch: Batch) -> _State:
+        return _State(latents, *self.graph(latents, *batch))
 
     def _evaluate(self, latents: Tensor, *args: Any) -> list[Tensor]:
         with torch.enable_grad(), pyro.validation_enabled(False):
             latents = latents.detach().requires_grad_()
-            values = joint_terms(self.model, args, self._unpack(latents), len(latents))
+            values = joint_terms(self.model, Batch(*args), self._unpack(latents), len(latents))
             slopes = [
                 torch.autograd.grad(value.sum(), latents, retain_graph=True)[0] for value in values
             ]
             return [*(value.detach() for value in values), *slopes]
 
     @torch.no_grad()
-    def _draw(self, args: tuple[Any, ...], chains: int) -> Tensor:
+    def _draw(self, batch: Batch, chains: int) -> Tensor:
         """Latents from the prior."""
         with pyro.plate("chains", chains, dim=-2):
             return self._pack(
-                sample_sites(poutine.trace(self.model).get_trace(*args)), chains, len(args[0])
+                sample_sites(poutine.trace(self.model).get_trace(*batch)), chains, len(batch)
             )
 
     def _pack(self, sites: dict[str, Site], chains: int, rows: int) -> Tensor:
@@ -290,14 +290,14 @@ class _Annealing:
         return {name: part.reshape(*latents.shape[:2], *shape) for (name, shape), part in pairs}
 
 
-def _latent_shapes(model: Program, args: tuple[Any, ...]) -> dict[str, torch.Size]:
+def _latent_shapes(model: Program, batch: Batch) -> dict[str, torch.Size]:
     """The event shape of each latent site.
 
     Raises:
         RequestError: If Hamiltonian dynamics does not apply to one of them.
     """
-    sites = sample_sites(poutine.trace(model).get_trace(*args))
-    check_plates(sites, len(args[0]))
+    sites = sample_sites(poutine.trace(model).get_trace(*batch))
+    check_plates(sites, len(batch))
     latent = {name: site["fn"] for name, site in sites.items() if not site["is_observed"]}
     if not latent:
         raise RequestError("the model has no latent site to anneal: its log-probability is exact")

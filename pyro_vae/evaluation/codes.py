@@ -8,10 +8,13 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from pyro_vae.engine.importance import split_rows
+from pyro_vae.data.datasets import Split
+from pyro_vae.engine.programs import Batch
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
 from pyro_vae.vae import Model
+
+Data = Split | Batch | Tensor
 
 # A latent dimension is active if the variance of its posterior mean over the images exceeds this (Burda et al., 2016).
 ACTIVE = 0.01
@@ -29,22 +32,48 @@ class Codes(NamedTuple):
 
 
 @torch.no_grad()
-def codes(vae: Model, x: Tensor, y: Tensor | None = None) -> Codes:
-    """The posterior means and standard deviations at images `x`, as the likelihood's pixels, with labels `y`.
+def codes(vae: Model, data: Data) -> Codes:
+    """The means and standard deviations of q(z | x) for each image.
 
     They are estimated with 100 draws where the posterior has no closed form.
+
+    Arguments:
+        vae: A model.
+        data: The images, see `scored`.
 
     Raises:
         ValueError: If `x` does not have the dtype and shape of the model's images.
     """
-    check_images(vae, x, y)
-    parts = [_moments(vae.q_z(*rows)) for rows in split_rows((x, y), IMAGES)]
+    batch = scored(vae, data)
+    parts = [_moments(vae.q_z(*rows)) for rows in batch.split(IMAGES)]
     return Codes(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def check_images(vae: Model, x: Tensor, y: Tensor | None = None) -> None:
-    """Raise `RequestError` unless images and labels have the dtype and shape of the model's; sets it to evaluation mode."""
+def scored(vae: Model, data: Data) -> Batch:
+    """The arguments of a model's programs, on its device; sets the model to evaluation mode.
+
+    Arguments:
+        vae: A model.
+        data: A split of a data set; or a batch, or a tensor, of the values that the likelihood
+            scores (`Split.scored`).
+
+    Raises:
+        ValueError: If images or labels do not have the dtype and shape of the model's.
+    """
     vae.eval()
+    if isinstance(data, Split):
+        split = data.to(next(vae.parameters()).device)
+        batch = Batch(split.scored(vae.pixels), split.y)
+    elif isinstance(data, Tensor):
+        batch = Batch(data, None)
+    else:
+        batch = data
+    _check_batch(vae, batch)
+    return batch
+
+
+def _check_batch(vae: Model, batch: Batch) -> None:
+    x, y = batch.x, batch.y
     vae.check_labels(y)
     with forked_rng():
         shape, dtype = (
@@ -67,7 +96,7 @@ def _moments(q: TorchDistribution) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def activity(vae: Model, x: Tensor, y: Tensor | None = None) -> Tensor:
+def activity(vae: Model, data: Data) -> Tensor:
     r"""The variance of the posterior mean over images, :math:`\operatorname{Var}_x \mathbb{E}[z \mid x]`.
 
     Where the mean has no closed form it is estimated twice, and the covariance of the two estimates is returned: the variance
@@ -79,13 +108,13 @@ def activity(vae: Model, x: Tensor, y: Tensor | None = None) -> Tensor:
 
     Arguments:
         vae: A model.
-        x: At least two images, as the likelihood's pixels.
-        y: Their labels.
+        data: At least two images, see `scored`.
 
     Returns:
         The variances, shape `(latent_dim,)`.
     """
-    posteriors = (vae.q_z(*rows) for rows in split_rows((x, y), IMAGES))
+    batch = scored(vae, data)
+    posteriors = (vae.q_z(*rows) for rows in batch.split(IMAGES))
     parts = [(_moments(q)[0], _moments(q)[0]) for q in posteriors]
     first, second = (torch.cat(means).double() for means in zip(*parts, strict=True))
-    return ((first - first.mean(0)) * (second - second.mean(0))).sum(0) / max(1, len(x) - 1)
+    return ((first - first.mean(0)) * (second - second.mean(0))).sum(0) / max(1, len(batch) - 1)

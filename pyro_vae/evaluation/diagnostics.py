@@ -14,17 +14,17 @@ from torch.optim import Adam
 
 from pyro_vae.data.datasets import Split
 from pyro_vae.engine.graphs import AnyEngine, Graph, pick_engine
-from pyro_vae.engine.importance import log_likelihood, log_weights, monte_carlo_error, split_rows
+from pyro_vae.engine.importance import log_likelihood, log_weights, monte_carlo_error
 from pyro_vae.engine.precision import products
+from pyro_vae.engine.programs import Batch
 from pyro_vae.engine.progress import progress_bar
 from pyro_vae.errors import RequestError, check_positive
 from pyro_vae.evaluation.ais import annealed_log_weights
-from pyro_vae.evaluation.codes import codes
+from pyro_vae.evaluation.codes import Data, codes, scored
 from pyro_vae.evaluation.metrics import (
     ELBO_SAMPLES,
     Metrics,
     Scores,
-    arguments,
     score,
     score_images,
     summary,
@@ -51,9 +51,7 @@ class Information(NamedTuple):
 
 
 @torch.no_grad()
-def information(
-    vae: Model, x: Tensor, y: Tensor | None = None, *, num_images: int = 1000
-) -> Information:
+def information(vae: Model, data: Data, *, num_images: int = 1000) -> Information:
     r"""Split the rate into the mutual information of code and image, and the KL of the aggregate posterior to the prior.
 
     .. math:: \overline{\mathrm{KL}(q(z \mid x) \,\|\, p(z))} = I_q(x; z) + \mathrm{KL}(q(z) \,\|\, p(z)),
@@ -68,27 +66,25 @@ def information(
 
     Arguments:
         vae: A VAE.
-        x: Images, as the likelihood's pixels.
-        y: Their labels.
+        data: The images, see `scored`.
         num_images: Number of images to use, N.
     """
-    vae.eval()
-    x, y = x[:num_images], y if y is None else y[:num_images]
-    q = vae.q_z(x, y)
+    batch = scored(vae, data)[:num_images]
+    q = vae.q_z(*batch)
     z = q.sample()
     rows = max(1, OUTPUTS_PER_PASS // z.numel())
     aggregate = torch.cat(
         [q.log_prob(part.unsqueeze(1)).logsumexp(1) for part in z.split(rows)]
-    ) - log(len(x))
+    ) - log(len(batch))
     shared = (q.log_prob(z) - aggregate).double().cpu()
-    rate = score(vae.model, vae.guide, (x, y), ELBO_SAMPLES, default_batch_size(vae, x)).kl
+    rate = score(vae.model, vae.guide, batch, ELBO_SAMPLES, default_batch_size(vae, batch.x)).kl
     of_code, of_prior = summary(shared, 1), summary(rate - shared, ELBO_SAMPLES)
     return Information(
         of_code["mean"],
         of_code["standard_error"],
         of_prior["mean"],
         of_prior["standard_error"],
-        len(x),
+        len(batch),
     )
 
 
@@ -116,9 +112,7 @@ def linear_probe(vae: Model, train: Split, test: Split) -> Accuracy:
         )
     if len(train.labels.unique()) < 2:
         raise RequestError("a linear probe needs images of at least two classes")
-    seen, unseen = (
-        codes(vae, *arguments(vae, split)).loc.cpu().double().numpy() for split in (train, test)
-    )
+    seen, unseen = (codes(vae, split).loc.cpu().double().numpy() for split in (train, test))
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000, tol=1e-3))
     predicted = classifier.fit(seen, train.labels.cpu().numpy()).predict(unseen)
     return _accuracy(torch.from_numpy(predicted) == test.labels.cpu())
@@ -179,8 +173,7 @@ class Gap(NamedTuple):
 @products("float32")
 def inference_gap(
     vae: Model,
-    x: Tensor,
-    y: Tensor | None = None,
+    data: Data,
     *,
     num_samples: int = 1000,
     steps: int = 200,
@@ -200,8 +193,7 @@ def inference_gap(
 
     Arguments:
         vae: A VAE whose posterior has reparameterized draws.
-        x: Images, as the likelihood's pixels.
-        y: Their labels.
+        data: The images, see `scored`.
         num_samples: Samples for each metric.
         steps: Steps of Adam.
         learning_rate: Its initial learning rate, which decays linearly to 0.
@@ -213,12 +205,12 @@ def inference_gap(
         RequestError: If the posterior has no reparameterized draws, or a number is not positive.
     """
     check_positive(steps=steps, learning_rate=learning_rate, draws=draws)
-    vae.eval()
+    batch = scored(vae, data)
     with torch.no_grad():
-        params = torch.cat([_posterior_params(vae, *rows) for rows in split_rows((x, y), 1000)])
+        params = torch.cat([_posterior_params(vae, rows) for rows in batch.split(1000)])
     if not vae.posterior(params[:1]).has_rsample:
         raise RequestError("the inference gap needs a posterior with reparameterized draws")
-    batch_size = batch_size or default_batch_size(vae, x)
+    batch_size = batch_size or default_batch_size(vae, batch.x)
 
     def guide(x: Tensor, y: Tensor | None, params: Tensor) -> None:
         with vae.posterior.register_forward_pre_hook(lambda module, args: (params,)):
@@ -226,22 +218,22 @@ def inference_gap(
 
     programs = (lambda x, y, params: vae.model(x, y), guide)
     rows = max(1, batch_size // draws)
-    engine = pick_engine(engine, x.device, steps * -(-len(x) // rows))
+    engine = pick_engine(engine, batch.x.device, steps * -(-len(batch) // rows))
     gradient = Graph(partial(_gradient, *programs, draws), engine)
     best = []
-    with progress_bar(steps * len(x), "optimizing posteriors", " steps") as bar:
-        for part in split_rows((x, y, params), rows):
+    with progress_bar(steps * len(batch), "optimizing posteriors", " steps") as bar:
+        for part in Batch(*batch, params).split(rows):
             best.append(_optimize(gradient, part, steps, learning_rate, bar))
-    local = score(*programs, (x, y, torch.cat(best)), num_samples, batch_size)
-    encoder = score(vae.model, vae.guide, (x, y), num_samples, batch_size)
+    local = score(*programs, Batch(*batch, torch.cat(best)), num_samples, batch_size)
+    encoder = score(vae.model, vae.guide, batch, num_samples, batch_size)
     return Gap(local.log_likelihood, local.elbo, encoder.elbo, torch.cat(best))
 
 
-def _posterior_params(vae: Model, x: Tensor, y: Tensor | None) -> Tensor:
+def _posterior_params(vae: Model, batch: Batch) -> Tensor:
     """The parameters that the guide hands to the posterior, `(N, num_params, latent_dim)`."""
     seen: list[Tensor] = []
     with vae.posterior.register_forward_pre_hook(lambda module, args: seen.append(args[0])):
-        vae.q_z(x, y)
+        vae.q_z(*batch)
     return seen[0]
 
 
@@ -254,9 +246,7 @@ def _gradient(
         return list(torch.autograd.grad(loss, [params]))
 
 
-def _optimize(
-    gradient: Graph, part: tuple[Any, ...], steps: int, learning_rate: float, bar: Any
-) -> Tensor:
+def _optimize(gradient: Graph, part: Batch, steps: int, learning_rate: float, bar: Any) -> Tensor:
     x, y, params = part
     params = params.clone()
     optimizer = Adam([params], lr=learning_rate)
@@ -270,8 +260,7 @@ def _optimize(
 
 def check_log_likelihood(
     vae: Model,
-    x: Tensor,
-    y: Tensor | None,
+    data: Data,
     scores: Scores,
     num_images: int = 10,
     num_chains: int = 8,
@@ -286,8 +275,7 @@ def check_log_likelihood(
 
     Arguments:
         vae: A trained model.
-        x: Images, as the likelihood's pixels.
-        y: Their labels.
+        data: The images, see `scored`.
         scores: Their scores, from `score_images`.
         num_images: Number of images to check, evenly spaced.
         num_chains: Chains of annealing for each image.
@@ -302,12 +290,13 @@ def check_log_likelihood(
     Raises:
         RequestError: If a latent site is bounded or discrete.
     """
-    index = torch.linspace(0, len(x) - 1, min(num_images, len(x))).long()
-    args = (x[index.to(x.device)], y if y is None else y[index.to(x.device)])
+    everything = scored(vae, data)
+    index = torch.linspace(0, len(everything) - 1, min(num_images, len(everything))).long()
+    batch = everything[index.to(everything.x.device)]
     method, error = "quadrature", scores.monte_carlo_error[index]
     second = (
-        quadrature_log_likelihood(vae, *args)
-        if has_two_dimensions(vae, *args)
+        quadrature_log_likelihood(vae, batch)
+        if has_two_dimensions(vae, batch)
         else torch.full_like(error, torch.nan)
     )
     if second.isnan().any():  # more dimensions, or no convergence
@@ -316,7 +305,7 @@ def check_log_likelihood(
             "num_temperatures": num_temperatures,
             "engine": engine,
         }
-        weights = annealed_log_weights(vae.model, *args, **options).cpu()
+        weights = annealed_log_weights(vae.model, *batch, **options).cpu()
         method, second, error = (
             "ais",
             log_likelihood(weights),

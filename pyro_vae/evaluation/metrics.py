@@ -14,7 +14,6 @@ from pyro_vae.data.datasets import Split
 from pyro_vae.engine import distributed
 from pyro_vae.engine.graphs import AnyEngine, Engine, Graph, pick_engine
 from pyro_vae.engine.importance import (
-    Program,
     Terms,
     curve_lengths,
     effective_sample_size,
@@ -22,13 +21,13 @@ from pyro_vae.engine.importance import (
     log_likelihood,
     monte_carlo_error,
     pareto_k,
-    split_rows,
     terms,
 )
 from pyro_vae.engine.precision import products
+from pyro_vae.engine.programs import Batch, Program
 from pyro_vae.engine.progress import progress_bar
 from pyro_vae.errors import NotFiniteError, RequestError, check_positive
-from pyro_vae.evaluation.codes import ACTIVE, activity, check_images
+from pyro_vae.evaluation.codes import ACTIVE, activity, scored
 from pyro_vae.vae import Model, default_batch_size
 
 ELBO_SAMPLES = 10
@@ -113,13 +112,12 @@ def score_images(
     """The metrics of each image; arguments as for `evaluate`. Several processes share the images."""
     if len(images) == 0:
         raise RequestError("there are no images to score")
-    args = arguments(vae, images)
-    check_images(vae, *args)
-    batch_size = batch_size or default_batch_size(vae, args[0])
-    engine = pick_engine(engine, args[0].device, len(images) * num_samples // batch_size)
+    batch = scored(vae, images)
+    batch_size = batch_size or default_batch_size(vae, batch.x)
+    engine = pick_engine(engine, batch.x.device, len(images) * num_samples // batch_size)
     return Scores(
         *distributed.map_rows(
-            lambda args: score(vae.model, vae.guide, args, num_samples, batch_size, engine), args
+            lambda rows: score(vae.model, vae.guide, rows, num_samples, batch_size, engine), batch
         )
     )
 
@@ -131,9 +129,7 @@ def summarize(
     is_subset = len(scores.kl) < len(images)
     draws = ELBO_SAMPLES if is_subset else num_samples
     whole = score_images(vae, images, draws, batch_size) if is_subset else scores
-    active = (
-        int((activity(vae, *arguments(vae, images)) > ACTIVE).sum()) if len(images) > 1 else None
-    )
+    active = int((activity(vae, images) > ACTIVE).sum()) if len(images) > 1 else None
     results: Metrics = {
         "elbo": summary(whole.elbo, draws),
         "reconstruction": summary(whole.reconstruction, draws),
@@ -221,7 +217,7 @@ def two_phase_mean(y: Tensor, x: Tensor, x_all: Tensor) -> tuple[float, float | 
 def score(
     model: Program,
     guide: Program,
-    args: tuple[Any, ...],
+    batch: Batch,
     num_samples: int,
     batch_size: int,
     engine: Engine = "eager",
@@ -231,7 +227,7 @@ def score(
     Arguments:
         model: A Pyro program, as for `log_weights`.
         guide: A Pyro program, as for `log_weights`.
-        args: Arguments of both programs, tensors with one row per image or None; the first is the data.
+        batch: The arguments of both programs.
         num_samples: Importance samples for each row.
         batch_size: Decoder rows per pass, where a row is one sample of one image.
         engine: What runs the passes, see `Graph`.
@@ -245,20 +241,20 @@ def score(
     counts = [num_samples * (i + 1) // passes - num_samples * i // passes for i in range(passes)]
     graphs = {count: Graph(partial(_pass, model, guide, count), engine) for count in set(counts)}
     parts: list[Scores] = []
-    with products("float32"), progress_bar(len(args[0]), "scoring") as bar:
-        for rows in split_rows(args, max(1, batch_size // num_samples)):
+    with products("float32"), progress_bar(len(batch), "scoring") as bar:
+        for rows in batch.split(max(1, batch_size // num_samples)):
             drawn = zip(*(graphs[count](*rows) for count in counts), strict=True)
             parts.append(
                 _scores(Terms(*map(torch.cat, drawn)), first=sum(len(part.kl) for part in parts))
             )
-            bar.update(len(rows[0]))
+            bar.update(len(rows))
     return Scores(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
 @torch.no_grad()
 @pyro.validation_enabled(False)  # validation looks at values, which a graph cannot
 def _pass(model: Program, guide: Program, num_samples: int, *args: Any) -> list[Tensor]:
-    return list(terms(model, guide, *args, num_samples=num_samples))
+    return list(terms(model, guide, Batch(*args), num_samples))
 
 
 def _scores(drawn: Terms, first: int) -> Scores:
@@ -279,13 +275,6 @@ def _scores(drawn: Terms, first: int) -> Scores:
         pareto_k(weights),
         torch.stack(list(k_curve(weights).values()), 1),
     )
-
-
-def arguments(vae: Model, images: Split) -> tuple[Tensor, Tensor | None]:
-    """The arguments of a model's programs: images as the likelihood's pixels, and labels, on the model's device."""
-    images = images.to(next(vae.parameters()).device)
-    vae.check_labels(images.y)
-    return images.scored(vae.pixels), images.y
 
 
 def _reliability(scores: Scores) -> Metrics:

@@ -11,11 +11,13 @@ from pyro import poutine
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from pyro_vae.engine.importance import joint_terms, sample_sites, split_rows
+from pyro_vae.engine.importance import joint_terms, sample_sites
 from pyro_vae.engine.precision import products
+from pyro_vae.engine.programs import Batch
 from pyro_vae.engine.progress import progress_bar
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
+from pyro_vae.evaluation.codes import Data, scored
 from pyro_vae.vae import Model, default_batch_size
 
 # Points per dimension of the first grid.
@@ -34,9 +36,7 @@ TOLERANCE = 1e-3
 
 @torch.no_grad()
 @products("float32")
-def quadrature_log_likelihood(
-    vae: Model, x: Tensor, y: Tensor | None = None, batch_size: int | None = None
-) -> Tensor:
+def quadrature_log_likelihood(vae: Model, data: Data, batch_size: int | None = None) -> Tensor:
     r"""log p(x) by quadrature over a two-dimensional code, in nats. It does not use the guide.
 
     The integrand :math:`p(z) \, p(x \mid z)` is evaluated on a grid of 64 x 64 codes that covers the prior and that
@@ -45,8 +45,7 @@ def quadrature_log_likelihood(
 
     Arguments:
         vae: A model whose only latent site is `z`, with two dimensions.
-        x: Images, as the likelihood's pixels.
-        y: Their labels.
+        data: The images, see `scored`.
         batch_size: Decoder rows per pass; None is `default_batch_size`.
 
     Returns:
@@ -55,43 +54,43 @@ def quadrature_log_likelihood(
     Raises:
         RequestError: If the model has other latent sites or dimensions.
     """
-    if not has_two_dimensions(vae, x, y):
+    batch = scored(vae, data)
+    if not has_two_dimensions(vae, batch):
         raise RequestError(
             "quadrature requires a model whose only latent site is z, with latent_dim=2"
         )
-    vae.eval()
-    box, results, batch_size = _box(vae, x, y), [], batch_size or default_batch_size(vae, x)
-    with progress_bar(len(x), "quadrature") as bar:
-        for image in split_rows((x, y), 1):
+    batch_size = batch_size or default_batch_size(vae, batch.x)
+    box = _box(vae, batch)
+    results = []
+    with progress_bar(len(batch), "quadrature") as bar:
+        for image in batch.split(1):
             results.append(_integral(partial(_log_joint, vae, image, batch_size), box))
             bar.update()
     return torch.stack(results)
 
 
-def has_two_dimensions(vae: Model, x: Tensor, y: Tensor | None = None) -> bool:
+def has_two_dimensions(vae: Model, batch: Batch) -> bool:
     """Whether the only latent site is `z`, with two dimensions. Has no side effects."""
-    return latent_shapes(vae, x, y) == {"z": (2,)}
+    return latent_shapes(vae, batch) == {"z": (2,)}
 
 
-def latent_shapes(vae: Model, x: Tensor, y: Tensor | None = None) -> dict[str, tuple[int, ...]]:
+def latent_shapes(vae: Model, batch: Batch) -> dict[str, tuple[int, ...]]:
     """The event shape of each latent site of the model. Has no side effects."""
     with forked_rng():
-        sites = sample_sites(poutine.trace(vae.model).get_trace(x[:1], y if y is None else y[:1]))
+        sites = sample_sites(poutine.trace(vae.model).get_trace(*batch[:1]))
     return {name: site["fn"].event_shape for name, site in sites.items() if not site["is_observed"]}
 
 
-def _box(vae: Model, x: Tensor, y: Tensor | None) -> Tensor:
+def _box(vae: Model, batch: Batch) -> Tensor:
     """Two corners, `(2, 2)`, of a box that holds nearly all draws of the prior."""
     with forked_rng():
-        index = torch.randint(len(x), (DRAWS,), device=x.device)
-        trace = poutine.trace(poutine.uncondition(vae.model)).get_trace(
-            x[index], y if y is None else y[index]
-        )
+        index = torch.randint(len(batch), (DRAWS,), device=batch.x.device)
+        trace = poutine.trace(poutine.uncondition(vae.model)).get_trace(*batch[index])
     z: Any = trace.nodes["z"]["value"]
     return z.quantile(torch.tensor([TAIL, 1 - TAIL]).to(z), 0)
 
 
-def _log_joint(vae: Model, image: tuple[Any, ...], batch_size: int, z: Tensor) -> Tensor:
+def _log_joint(vae: Model, image: Batch, batch_size: int, z: Tensor) -> Tensor:
     """log p(x, z) of one image at each code of `z`, shape `(P, 2)`."""
     parts = [
         joint_terms(vae.model, image, {"z": part.unsqueeze(1)}, len(part))

@@ -19,12 +19,12 @@ from pyro_vae.engine.importance import (
     pareto_k,
     sample_sites,
     site_sum,
-    split_rows,
     traces,
 )
-from pyro_vae.evaluation.codes import ACTIVE, activity, codes
+from pyro_vae.engine.programs import Batch
+from pyro_vae.evaluation.codes import ACTIVE, activity, codes, scored
 from pyro_vae.evaluation.diagnostics import inference_gap
-from pyro_vae.evaluation.metrics import Scores, arguments, score
+from pyro_vae.evaluation.metrics import Scores, score
 from pyro_vae.evaluation.quadrature import has_two_dimensions, quadrature_log_likelihood
 from pyro_vae.report import views
 from pyro_vae.vae import Model, default_batch_size
@@ -89,33 +89,35 @@ class Overview(NamedTuple):
 @torch.no_grad()
 def overview(vae: Model, test: Split, effort: Effort = FULL) -> Overview:
     """Compute the overview of a model from its test images. Runs in one process."""
-    vae.eval()
     images = test.subset(min(effort.scored, len(test)))
-    x, y = arguments(vae, images)
+    batch = scored(vae, images)
+    rows = default_batch_size(vae, batch.x)
     return Overview(
         images,
-        views.to_grey(vae, x),
+        views.to_grey(vae, batch.x),
         effort.samples,
-        score(vae.model, vae.guide, (x, y), effort.samples, default_batch_size(vae, x)),
-        codes(vae, x, y).loc,
-        activity(vae, x, y),
-        kl_per_dimension(vae, x, y),
-        views.samples(vae, 40, y=views.random_labels(vae, images.to(x.device), 40)),
-        views.reconstructions(vae, x[:10], y if y is None else y[:10]),
+        score(vae.model, vae.guide, batch, effort.samples, rows),
+        codes(vae, batch).loc,
+        activity(vae, batch),
+        kl_per_dimension(vae, batch),
+        views.samples(vae, 40, y=views.random_labels(vae, images.to(batch.x.device), 40)),
+        views.reconstructions(vae, batch[:10]),
     )
 
 
 @torch.no_grad()
-def kl_per_dimension(vae: Model, x: Tensor, y: Tensor | None = None) -> Tensor | None:
+def kl_per_dimension(vae: Model, batch: Batch) -> Tensor | None:
     """The mean KL(q(z_d | x) || p(z_d)) of each latent dimension, in nats, from one draw for each of ten passes.
 
     None unless `z` is the only latent site, and both its distributions are independent over dimensions.
     """
-    p, q = (sample_sites(trace) for trace in traces(vae.model, vae.guide, (x, y), 10))
+    p, q = (sample_sites(trace) for trace in traces(vae.model, vae.guide, batch, 10))
     if q.keys() != {"z"} or not (_factorizes(p["z"]["fn"]) and _factorizes(q["z"]["fn"])):
         return None
-    parts = (trace["z"]["fn"].base_dist.log_prob(q["z"]["value"]) for trace in (q, p))
-    return (next(parts) - next(parts)).mean((0, 1))
+    z = q["z"]["value"]
+    log_q = q["z"]["fn"].base_dist.log_prob(z)
+    log_p = p["z"]["fn"].base_dist.log_prob(z)
+    return (log_q - log_p).mean((0, 1))
 
 
 def _factorizes(fn: Any) -> bool:
@@ -169,27 +171,31 @@ class Plane(NamedTuple):
 
 
 @torch.no_grad()
-def plane(vae: Model, x: Tensor, y: Tensor | None = None, side: int = SIDE) -> Plane:
-    """The plane that covers the codes of the images and the prior; a model that uses labels decodes with the first label."""
-    first = y if y is None else y[:1]
-    around = _reach(vae, x, y)
+def plane(vae: Model, batch: Batch, side: int = SIDE) -> Plane:
+    """The plane that covers the codes of the images and the prior.
+
+    A model that uses labels decodes with the label of the first image.
+    """
+    first = batch[:1]
+    around = _reach(vae, batch)
     grid, fine = grid_around(around, side), grid_around(around, POINTS)
-    images = views.decode_mean(vae, grid.points[None], first)[0]
-    return Plane(grid, images, fine, log_joint(vae, x[:1], first, fine.points)[0], vae.needs_labels)
+    images = views.decode_mean(vae, grid.points[None], first.y)[0]
+    log_prior, _ = log_joint(vae, first, fine.points)
+    return Plane(grid, images, fine, log_prior, vae.needs_labels)
 
 
-def _reach(vae: Model, x: Tensor, y: Tensor | None) -> Tensor:
+def _reach(vae: Model, batch: Batch) -> Tensor:
     """The codes of the images, and draws of the prior."""
-    drawn = vae.sample_codes(1000, y if y is None else y[:1].repeat_interleave(1000, 0))
-    return torch.cat([codes(vae, x, y).loc, drawn])
+    drawn = vae.sample_codes(1000, batch[:1].repeat_interleave(1000).y)
+    return torch.cat([codes(vae, batch).loc, drawn])
 
 
 @torch.no_grad()
-def log_joint(vae: Model, x: Tensor, y: Tensor | None, z: Tensor) -> tuple[Tensor, Tensor]:
+def log_joint(vae: Model, image: Batch, z: Tensor) -> tuple[Tensor, Tensor]:
     """log p(z) and log p(x | z) of one image at codes of shape `(P, 2)`."""
     parts = [
-        joint_terms(vae.model, (x, y), {"z": part[:, None]}, len(part))
-        for part in z.split(default_batch_size(vae, x))
+        joint_terms(vae.model, image, {"z": part[:, None]}, len(part))
+        for part in z.split(default_batch_size(vae, image.x))
     ]
     prior, likelihood = (torch.cat(terms).squeeze(1) for terms in zip(*parts, strict=True))
     return prior, likelihood
@@ -239,37 +245,36 @@ class Posterior(NamedTuple):
     draws: Weighted
 
 
-def posteriors(
-    vae: Model, x: Tensor, y: Tensor | None = None, steps: int = FULL.steps
-) -> list[Posterior]:
+def posteriors(vae: Model, batch: Batch, steps: int = FULL.steps) -> list[Posterior]:
     """The posterior of each image.
 
     Raises:
         RequestError: If `z` is not the only latent site, or does not have two dimensions, or the posterior has no
             reparameterized draws.
     """
-    log_p, gap = quadrature_log_likelihood(vae, x, y), inference_gap(vae, x, y, steps=steps)
-    wide = grid_around(_reach(vae, x, y), POINTS)
-    drawn = weighted(vae, x, y)
+    log_p = quadrature_log_likelihood(vae, batch)
+    gap = inference_gap(vae, batch, steps=steps)
+    wide = grid_around(_reach(vae, batch), POINTS)
+    drawn = weighted(vae, batch)
     return [
         Posterior(
-            *_densities(vae, wide, *args),
+            *_densities(vae, wide, image, gap.params[n : n + 1]),
             float(log_p[n]),
             float(gap.elbo[n]),
             float(gap.local_elbo[n]),
             drawn[n],
         )
-        for n, args in enumerate(split_rows((x, y, gap.params), 1))
+        for n, image in enumerate(batch.split(1))
     ]
 
 
 @torch.no_grad()
 def _densities(
-    vae: Model, wide: Grid, x: Tensor, y: Tensor | None, params: Tensor
+    vae: Model, wide: Grid, image: Batch, params: Tensor
 ) -> tuple[Grid, Tensor, Tensor, Tensor]:
     """The first four fields of the posterior of one image, from those of a wide grid and the parameters of the best q."""
-    guide, local = vae.q_z(x, y), vae.posterior(params)
-    joint = torch.stack(log_joint(vae, x, y, wide.points)).sum(0)
+    guide, local = vae.q_z(*image), vae.posterior(params)
+    joint = torch.stack(log_joint(vae, image, wide.points)).sum(0)
     mass = wide.points[joint > joint.max() - DEPTH]
     cell = torch.stack([wide.z0[1] - wide.z0[0], wide.z1[1] - wide.z1[0]]) / 2
     # The boxes that hold 98 % of the draws of each dimension.
@@ -278,20 +283,20 @@ def _densities(
         for q in (guide, local)
     ]
     grid = grid_around(torch.cat([mass - cell, mass + cell, *near]), POINTS, tail=0)
-    exact = torch.stack(log_joint(vae, x, y, grid.points)).sum(0)
+    exact = torch.stack(log_joint(vae, image, grid.points)).sum(0)
     first, second = (q.log_prob(grid.points[:, None]).squeeze(1) for q in (guide, local))
     return grid, exact, first, second
 
 
 @torch.no_grad()
-def weighted(vae: Model, x: Tensor, y: Tensor | None = None) -> list[Weighted]:
+def weighted(vae: Model, batch: Batch) -> list[Weighted]:
     """Draws of q(z | x) for each image, with their importance weights and the mean bounds."""
     drawn = []
-    for args in split_rows((x, y), max(1, default_batch_size(vae, x) // CURVE_DRAWS)):
-        p, q = traces(vae.model, vae.guide, args, CURVE_DRAWS)
-        log_weights = (
-            (site_sum(p, args[0], CURVE_DRAWS) - site_sum(q, args[0], CURVE_DRAWS)).double().cpu()
-        )
+    for part in batch.split(max(1, default_batch_size(vae, batch.x) // CURVE_DRAWS)):
+        p, q = traces(vae.model, vae.guide, part, CURVE_DRAWS)
+        log_p = site_sum(p, part.x, CURVE_DRAWS)
+        log_q = site_sum(q, part.x, CURVE_DRAWS)
+        log_weights = (log_p - log_q).double().cpu()
         bounds = {k: bound for k, bound in k_curve(log_weights).items() if k <= DRAWS}
         latents: Tensor = sample_sites(q)["z"]["value"]
         for n, z in enumerate(latents.unbind(1)):
@@ -316,14 +321,14 @@ class Traversals(NamedTuple):
     interpolations: Tensor
 
 
-def traversals(vae: Model, x: Tensor, y: Tensor | None, spread: Tensor) -> Traversals:
+def traversals(vae: Model, batch: Batch, spread: Tensor) -> Traversals:
     """The traversals of the dimensions with the largest `spread`, and the interpolations between the images."""
     order = spread.argsort(descending=True)[:UNITS]
     dimensions = [int(d) for d in order if spread[d] > ACTIVE] or [int(order[0])]
-    rows = [views.traversals(vae, x, d, y, steps=STEPS, width=WIDTH)[:, 1:] for d in dimensions]
-    first, last = torch.triu_indices(len(x), len(x), 1)
-    index = torch.cat([first, last]).to(x.device)
-    lines = views.interpolations(vae, x[index], y if y is None else y[index], steps=STEPS)[:, 1:-1]
+    rows = [views.traversals(vae, batch, d, steps=STEPS, width=WIDTH)[:, 1:] for d in dimensions]
+    first, last = torch.triu_indices(len(batch), len(batch), 1)
+    index = torch.cat([first, last]).to(batch.x.device)
+    lines = views.interpolations(vae, batch[index], steps=STEPS)[:, 1:-1]
     return Traversals(
         dimensions,
         torch.stack(rows, 1),
@@ -382,31 +387,25 @@ def view(
 ) -> View:
     """Compute what the page of one run shows; `earlier` has the model after earlier epochs, with their names."""
     shown = overview(vae, test, effort)
-    x, y = arguments(vae, shown.images)
-    if has_two_dimensions(vae, x[:1], y if y is None else y[:1]):
+    batch = scored(vae, shown.images)
+    if has_two_dimensions(vae, batch[:1]):
         models = [*earlier, ("last epoch", vae)]
         count, side = (effort.several, COARSE) if len(models) > 1 else (effort.explored, SIDE)
         return View(
             shown,
-            [_moment(name, model, x, y, count, side, effort.steps) for name, model in models],
+            [_moment(name, model, batch, count, side, effort.steps) for name, model in models],
             None,
         )
-    chosen = (x[:CHOSEN], y if y is None else y[:CHOSEN])
-    return View(shown, [], traversals(vae, *chosen, shown.activity))
+    return View(shown, [], traversals(vae, batch[:CHOSEN], shown.activity))
 
 
-def _moment(
-    name: str, vae: Model, x: Tensor, y: Tensor | None, count: int, side: int, steps: int
-) -> Moment:
+def _moment(name: str, vae: Model, batch: Batch, count: int, side: int, steps: int) -> Moment:
     vae.eval()
-    few = (x[:count], y if y is None else y[:count])
-    explored = posteriors(vae, *few, steps) if _can_optimize(vae, *few) else []
-    shown = (codes(vae, x, y).loc, activity(vae, x, y), kl_per_dimension(vae, x, y))
-    return Moment(name, *shown, plane(vae, x, y, side), explored)
-
-
-def _can_optimize(vae: Model, x: Tensor, y: Tensor | None) -> bool:
-    return vae.q_z(x[:1], y if y is None else y[:1]).has_rsample
+    explored = []
+    if vae.q_z(*batch[:1]).has_rsample:
+        explored = posteriors(vae, batch[:count], steps)
+    shown = (codes(vae, batch).loc, activity(vae, batch), kl_per_dimension(vae, batch))
+    return Moment(name, *shown, plane(vae, batch, side), explored)
 
 
 class RunReport(NamedTuple):

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.datasets import Split
-from pyro_vae.engine.importance import split_rows
+from pyro_vae.engine.programs import Batch
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
-from pyro_vae.evaluation.codes import codes
+from pyro_vae.evaluation.codes import Data, codes, scored
 from pyro_vae.vae import Model
 
 # Largest number of codes per pass of the decoder.
@@ -27,8 +27,10 @@ def to_grey(vae: Model, x: Tensor) -> Tensor:
 @torch.no_grad()
 def decode_mean(vae: Model, z: Tensor, y: Tensor | None = None) -> Tensor:
     """Means of p(x | z) for codes of shape `(N, ..., latent_dim)`, with labels of the first dimension."""
-    y = y if y is None else y.repeat_interleave(z[0, ..., 0].numel(), 0)
-    means = [vae.p_x(*rows).mean for rows in split_rows((z.flatten(0, -2), y), BATCH_SIZE)]
+    if y is not None:
+        y = y.repeat_interleave(z[0, ..., 0].numel(), 0)
+    batch = Batch(z.flatten(0, -2), y)
+    means = [vae.p_x(*rows).mean for rows in batch.split(BATCH_SIZE)]
     return to_grey(vae, torch.cat(means)).unflatten(0, z.shape[:-1])
 
 
@@ -43,40 +45,37 @@ def random_labels(vae: Model, images: Split, count: int) -> Tensor | None:
 def samples(vae: Model, count: int, mean: bool = True, y: Tensor | None = None) -> Tensor:
     """Generate images from `count` draws of z: means of p(x | z), or draws from it. Shape `(count, *data_shape)`."""
     generate = vae.sample_mean if mean else vae.sample
-    rows = split_rows((torch.arange(count), y), BATCH_SIZE)
-    return to_grey(vae, torch.cat([generate(len(index), labels) for index, labels in rows]))
+    parts = Batch(torch.arange(count), y).split(BATCH_SIZE)
+    return to_grey(vae, torch.cat([generate(len(part), part.y) for part in parts]))
 
 
-def reconstructions(
-    vae: Model, x: Tensor, y: Tensor | None = None, new_y: Tensor | None = None
-) -> Tensor:
+def reconstructions(vae: Model, data: Data, new_y: Tensor | None = None) -> Tensor:
     """Each image and the mean of p(x | z) for one draw z ~ q(z | x), shape `(N, 2, *data_shape)`.
 
-    A model that uses labels encodes with `y` and decodes with `new_y`, or with `y` if that is None.
+    A model that uses labels encodes with those of the data, and decodes with `new_y` if it is given.
     """
-    means = torch.cat(
-        [vae.reconstruct_mean(*rows) for rows in split_rows((x, y, new_y), BATCH_SIZE)]
-    )
-    return to_grey(vae, torch.stack([x, means], 1))
+    batch = scored(vae, data)
+    rows = Batch(*batch, new_y).split(BATCH_SIZE)
+    means = torch.cat([vae.reconstruct_mean(*row) for row in rows])
+    return to_grey(vae, torch.stack([batch.x, means], 1))
 
 
-def interpolations(
-    vae: Model, x: Tensor, y: Tensor | None = None, new_y: Tensor | None = None, steps: int = 10
-) -> Tensor:
-    """Means of p(x | z) on straight lines from the posterior means of the first half of `x` to those of the second half.
+def interpolations(vae: Model, data: Data, new_y: Tensor | None = None, steps: int = 10) -> Tensor:
+    """Means of p(x | z) on lines from the codes of the first half of the images to the second half.
 
     Labels are used as in `reconstructions`; without `new_y` those of the first half decode.
 
     Returns:
-        Images, shape `(N / 2, steps + 2, *data_shape)`; the first and the last column are those of `x`.
+        Images, shape `(N / 2, steps + 2, *data_shape)`; the first and the last column are
+        the images themselves.
     """
-    weights = torch.linspace(0, 1, steps, device=x.device)[:, None]
-    start, end = codes(vae, x, y).loc[:, None].chunk(2)
-    labels = y if new_y is None else new_y
-    means = decode_mean(
-        vae, torch.lerp(start, end, weights), labels if labels is None else labels[: len(start)]
-    )
-    first, last = to_grey(vae, x)[:, None].chunk(2)
+    batch = scored(vae, data)
+    weights = torch.linspace(0, 1, steps, device=batch.x.device)[:, None]
+    start, end = codes(vae, batch).loc[:, None].chunk(2)
+    labels = batch.y if new_y is None else new_y
+    lines = Batch(torch.lerp(start, end, weights), labels)[: len(start)]
+    means = decode_mean(vae, *lines)
+    first, last = to_grey(vae, batch.x)[:, None].chunk(2)
     return torch.cat([first, means, last], 1)
 
 
@@ -98,19 +97,20 @@ def analogies(vae: Model, y: Tensor, columns: int = 10) -> Tensor:
 
 def traversals(
     vae: Model,
-    x: Tensor,
+    data: Data,
     dimension: int,
-    y: Tensor | None = None,
     new_y: Tensor | None = None,
     steps: int = 10,
     width: float = 3.0,
 ) -> Tensor:
-    """Means of p(x | z) as one latent dimension goes from `-width` to `width` and the others keep their posterior means.
+    """Means of p(x | z) as one latent dimension goes from `-width` to `width`.
+
+    The other dimensions keep their posterior means.
 
     Labels are used as in `reconstructions`.
 
     Returns:
-        Images, shape `(N, steps + 1, *data_shape)`; the first column is `x`.
+        Images, shape `(N, steps + 1, *data_shape)`; the first column has the images.
 
     Raises:
         RequestError: If there is no such dimension.
@@ -119,11 +119,11 @@ def traversals(
         raise RequestError(
             f"dimension={dimension} is out of range; choose 0 to {vae.latent_dim - 1}"
         )
-    z = codes(vae, x, y).loc[:, None].repeat(1, steps, 1)
-    z[..., dimension] = torch.linspace(-width, width, steps, device=x.device)
-    return torch.cat(
-        [to_grey(vae, x)[:, None], decode_mean(vae, z, y if new_y is None else new_y)], 1
-    )
+    batch = scored(vae, data)
+    z = codes(vae, batch).loc[:, None].repeat(1, steps, 1)
+    z[..., dimension] = torch.linspace(-width, width, steps, device=batch.x.device)
+    means = decode_mean(vae, z, batch.y if new_y is None else new_y)
+    return torch.cat([to_grey(vae, batch.x)[:, None], means], 1)
 
 
 def manifold(vae: Model, side: int = 20, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -149,13 +149,14 @@ def manifold(vae: Model, side: int = 20, y: Tensor | None = None) -> tuple[Tenso
     device = next(vae.parameters()).device
     z = _prior_quantiles(vae, (torch.arange(side, device=device) + 0.5) / side, y)
     rows, columns = torch.meshgrid(z[1].flip(0), z[0], indexing="ij")
-    return decode_mean(
-        vae, torch.stack([columns, rows], -1), y if y is None else y.repeat_interleave(side, 0)
-    ), z
+    if y is not None:
+        y = y.repeat_interleave(side, 0)
+    return decode_mean(vae, torch.stack([columns, rows], -1), y), z
 
 
 def _prior_quantiles(vae: Model, levels: Tensor, y: Tensor | None) -> Tensor:
     """Empirical quantiles of each dimension of z under the prior, shape `(latent_dim, len(levels))`."""
-    y = y if y is None else y.repeat_interleave(BATCH_SIZE, 0)
+    if y is not None:
+        y = y.repeat_interleave(BATCH_SIZE, 0)
     draws = torch.cat([vae.sample_codes(BATCH_SIZE, y) for _ in range(PRIOR_DRAWS // BATCH_SIZE)])
     return torch.quantile(draws, levels, dim=0).T

@@ -26,6 +26,7 @@ from pyro_vae.engine import distributed
 from pyro_vae.engine.graphs import AnyEngine, Engine, logger, pick_engine
 from pyro_vae.engine.importance import traces
 from pyro_vae.engine.precision import Precision, products
+from pyro_vae.engine.programs import Batch
 from pyro_vae.engine.progress import TRAINING, live, progress_bar
 from pyro_vae.engine.random_state import random_state, set_random_state
 from pyro_vae.engine.svi import SVI, MakeOptimizer
@@ -342,7 +343,9 @@ class Loop:
                 part = chunk[distributed.shard(len(chunk))]
                 self.svi.total += len(part) * self.svi.evaluate_loss(part.x, part.y, self.beta)
             means = self._read(f"{label}, validation", len(self.validation))
-            active = int((activity(self.vae, self.validation.x, self.validation.y) > ACTIVE).sum())
+            active = int(
+                (activity(self.vae, Batch(self.validation.x, self.validation.y)) > ACTIVE).sum()
+            )
         return {
             **{f"validation_{name}": value for name, value in means.items()},
             "active_units": active,
@@ -426,7 +429,7 @@ class Loop:
             )
         _check_shapes(self.vae, x, y)
         check_objective(
-            self.objective, self.schedule, *traces(self.vae.model, self.vae.guide, (x, y), 1)
+            self.objective, self.schedule, *traces(self.vae.model, self.vae.guide, Batch(x, y), 1)
         )
 
     def _learning_rate(self) -> float:

@@ -191,7 +191,7 @@ class Model(nn.Module, ABC):
             if params is not None and params.numel() == biases[-1].numel():
                 biases[-1].copy_(params.flatten())
 
-    def initialize_labels(self, y: Tensor) -> None:  # noqa: B027
+    def initialize_labels(self, y: Tensor) -> None:
         """Initialize from the labels of all training images; `fit` calls this with `initialize`.
 
         Does nothing by default.

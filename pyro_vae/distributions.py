@@ -241,7 +241,7 @@ class LogisticBins(TorchDistribution):
     r"""A logistic distribution integrated over the bins of the grey levels 0 to 255.
 
     With :math:`a < b` the standardized edges of a bin, its probability is
-    :math:`\sigma(b) - \sigma(a) = \sigma(b) \, \sigma(-a) \, (1 - e^{a - b})`, whose logarithm has no
+    :math:`\sigma(b) - \sigma(a) = \sigma(b) \, \sigma(-a) \, (1 - e^{a - b})`. Its logarithm has no
     cancellation.
 
     Arguments:

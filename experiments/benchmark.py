@@ -80,6 +80,7 @@ def our_epoch(
     from pyro.infer import Trace_ELBO
 
     import pyro_vae as pv
+    from pyro_vae.data.split import to_pixels
     from pyro_vae.engine.precision import products
 
     vae, images = new_vae(device, latent_dim), training_images(device, count)
@@ -90,9 +91,7 @@ def our_epoch(
         partial(torch.optim.Adam, lr=1e-3, fused=True),
         pv.ImportanceWeightedELBO(num_particles) if num_particles else Trace_ELBO(),
         mean=True,
-        prepare=lambda index: (
-            images[index] if static else pv.data.to_pixels(images[index], "binary"),
-        ),
+        prepare=lambda index: (images[index] if static else to_pixels(images[index], "binary"),),
         engine=engine,
     )
 
@@ -110,7 +109,7 @@ def pyro_epoch(device: str, objective: str = "Trace_ELBO", validation: bool = Fa
     import pyro
     from pyro import infer
 
-    import pyro_vae as pv
+    from pyro_vae.data.split import to_pixels
 
     vae, images = new_vae(device), training_images(device)
     svi = infer.SVI(
@@ -126,7 +125,7 @@ def pyro_epoch(device: str, objective: str = "Trace_ELBO", validation: bool = Fa
     def epoch() -> float:
         with pyro.validation_enabled(validation):
             batches = torch.randperm(IMAGES, device=device)[:used].split(BATCH)
-            return sum(svi.step(pv.data.to_pixels(images[index], "binary")) for index in batches)
+            return sum(svi.step(to_pixels(images[index], "binary")) for index in batches)
 
     return epoch
 

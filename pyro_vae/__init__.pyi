@@ -1,6 +1,7 @@
 # The public names, imported when they are first used (lazy_loader reads this file).
 from . import likelihoods, networks, objectives, posteriors, priors, schedules, testing
-from .data.datasets import Data, Split, load_data, load_images
+from .data.datasets import load_data, load_images
+from .data.split import Data, Split
 from .engine.importance import (
     effective_sample_size,
     k_curve,

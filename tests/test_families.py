@@ -9,7 +9,7 @@ from families import FAMILIES, LIKELIHOODS, POSTERIORS, PRIORS, SHAPE, make_vae,
 import pyro_vae as pv
 from pyro_vae import testing
 from pyro_vae.cli.options import train_parser
-from pyro_vae.data.datasets import to_pixels
+from pyro_vae.data.split import to_pixels
 from pyro_vae.evaluation.codes import codes
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim import Adam
 
 import pyro_vae as pv
-from pyro_vae.data.datasets import to_pixels
+from pyro_vae.data.split import to_pixels
 from pyro_vae.engine.graphs import (
     Graph,
     dry_run,

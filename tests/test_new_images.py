@@ -7,7 +7,6 @@ import re
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import pyro_vae as pv
@@ -30,24 +29,6 @@ def new(tmp_path, drawn):
 
 def run(*argv):
     assert main([str(arg) for arg in argv]) == 0
-
-
-@pytest.mark.parametrize("binarization", ["dynamic", "static"])
-def test_all_images_are_loaded_with_fixed_noise(new, drawn, binarization):
-    images, again = (pv.load_images(new, binarization=binarization) for _ in range(2))
-    assert len(images) == 30
-    torch.testing.assert_close(images.scored("binary"), again.scored("binary"))
-    if binarization == "dynamic":
-        torch.testing.assert_close(images.x, torch.from_numpy(drawn)[:, None])
-
-
-def test_of_a_named_set_the_official_test_images_are_loaded(digits, monkeypatch):
-    monkeypatch.setattr(
-        "pyro_vae.data.datasets._torchvision", lambda *_: [digits.train, digits.test]
-    )
-    images = pv.load_images("mnist")
-    torch.testing.assert_close(images.x, digits.test.x)
-    torch.testing.assert_close(images.scored("binary"), digits.test.scored("binary"))
 
 
 def test_their_scores_are_those_in_python_and_have_a_name_of_their_own(

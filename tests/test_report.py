@@ -15,7 +15,7 @@ from families import SHAPE, make_hierarchical, make_vae
 
 import pyro_vae as pv
 from pyro_vae.cli.main import main
-from pyro_vae.data.datasets import Split
+from pyro_vae.data.split import Split
 from pyro_vae.engine.importance import log_likelihood
 from pyro_vae.engine.programs import Batch
 from pyro_vae.evaluation.codes import scored

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_vae.cli.options import add, parse, run_parser, source, up_to
 from pyro_vae.cli.tables import table
-from pyro_vae.data.datasets import Split
+from pyro_vae.data.split import Split
 from pyro_vae.engine import distributed
 from pyro_vae.engine.graphs import AnyEngine, logger
 from pyro_vae.engine.importance import log_likelihood

@@ -16,7 +16,7 @@ from jsonargparse.typing import NonNegativeInt
 from torch import Tensor
 
 from pyro_vae.cli.options import add, parse, run_parser, source, up_to
-from pyro_vae.data.datasets import Split
+from pyro_vae.data.split import Split
 from pyro_vae.engine.graphs import logger
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.codes import codes

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from pyro_vae.data.datasets import Data
+from pyro_vae.data.split import Data
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.codes import scored

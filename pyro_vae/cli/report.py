@@ -15,7 +15,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from pyro_vae.cli.options import add, add_common, new_parser, parse
-from pyro_vae.data.datasets import Split
+from pyro_vae.data.split import Split
 from pyro_vae.engine.graphs import logger
 from pyro_vae.errors import NotFiniteError, RequestError
 from pyro_vae.report.explorer import FULL, QUICK, Effort, RunReport, overview, view

@@ -17,7 +17,7 @@ from pyro_vae.cli.loggers import Log, check_installed, tensorboard
 from pyro_vae.cli.options import known_paths, parse_training
 from pyro_vae.cli.report import save_report
 from pyro_vae.cli.tables import epoch_line, table
-from pyro_vae.data.datasets import Data
+from pyro_vae.data.split import Data
 from pyro_vae.engine import distributed
 from pyro_vae.engine.graphs import logger
 from pyro_vae.errors import NotFiniteError, RequestError

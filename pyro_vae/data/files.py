@@ -50,7 +50,7 @@ def _memory() -> int:
 BYTES = _memory() // 4
 
 
-def _check_bytes(what: object, count: int) -> None:
+def check_bytes(what: object, count: int) -> None:
     if count > BYTES:
         raise RequestError(
             f"{what} needs {count / 2**30:,.1f} GiB, over {BYTES / 2**30:,.1f}: use fewer or smaller images"
@@ -81,17 +81,17 @@ def read_array(path: Path) -> tuple[Tensor, Tensor | None, Tensor | None]:
         refusing(f"{path} cannot be read as arrays", "save it with numpy.save or numpy.savez"),
         path.open("rb") as file,
     ):
-        _check_bytes(path, path.stat().st_size)
+        check_bytes(path, path.stat().st_size)
         loaded = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            return _checked_images(loaded, path), None, None
-        _check_bytes(path, sum(member.file_size for member in loaded.zip.infolist()))
+            return checked_images(loaded, path), None, None
+        check_bytes(path, sum(member.file_size for member in loaded.zip.infolist()))
         if loaded.files.count("images") != 1:
             names = ", ".join(loaded.files) or "none"
             raise RequestError(
                 f"{path} needs one array named images, but has {names}: use savez(path, images=...)"
             )
-        images = _checked_images(loaded["images"], path)
+        images = checked_images(loaded["images"], path)
         labels = (
             _checked_labels(loaded["labels"], len(images), path)
             if "labels" in loaded.files
@@ -105,39 +105,12 @@ def read_array(path: Path) -> tuple[Tensor, Tensor | None, Tensor | None]:
         return images, labels, covariates
 
 
-def is_mapped(path: Path) -> bool:
-    """Whether an array stays on disk: an `.npy` file that is too large to be read."""
-    return path.suffix == ".npy" and path.stat().st_size > BYTES
-
-
-def map_array(path: Path) -> Tensor:
-    """The images of an `.npy` file, left on disk: uint8 or float32, with the channels first.
-
-    Raises:
-        RequestError: If the file is damaged, or holds other images.
-    """
-    with (
-        refusing(f"{path} cannot be read as an array", "save it with numpy.save"),
-        warnings.catch_warnings(),
-    ):
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if array.dtype not in (np.uint8, np.float32) or (
-            array.ndim == 4 and _channels_are_last(*array.shape[1:])
-        ):
-            raise RequestError(
-                f"{path} does not fit into memory: save uint8 or float32, shape (N, channels, height, width)"
-            )
-        _check_bytes(f"an order of the images of {path}", 16 * len(array))
-        return _checked_images(array, path)
-
-
-def _checked_images(array: np.ndarray, path: Path) -> Tensor:
+def checked_images(array: np.ndarray, path: Path) -> Tensor:
     if array.ndim not in (3, 4) or 0 in array.shape:
         raise RequestError(
             f"{path} has shape {array.shape}: images need (N, height, width) or (N, channels, height, width)"
         )
-    if array.ndim == 4 and _channels_are_last(*array.shape[1:]):
+    if array.ndim == 4 and channels_are_last(*array.shape[1:]):
         logger.info(
             "%r has shape %s: moved the channels from last to first", str(path), array.shape
         )
@@ -146,7 +119,7 @@ def _checked_images(array: np.ndarray, path: Path) -> Tensor:
     return images.unsqueeze(1) if images.ndim == 3 else images
 
 
-def _channels_are_last(first: int, second: int, last: int) -> bool:
+def channels_are_last(first: int, second: int, last: int) -> bool:
     return (
         last in (1, 3, 4)
         and first not in (1, 3, 4)
@@ -217,7 +190,7 @@ def _idx_array(file: Path, ndim: int) -> Tensor:
         magic, *shape = struct.unpack(f">{ndim + 1}I", stream.read(4 * (ndim + 1)))
         if magic != 0x800 + ndim or 0 in shape:  # 8 is the code of uint8
             raise ValueError(f"its header is {magic:#x}, {shape}")
-        _check_bytes(file, prod(shape))
+        check_bytes(file, prod(shape))
         content = bytearray(stream.read(prod(shape) + 1))
         if len(content) != prod(shape):
             raise ValueError(f"its length does not fit its shape {shape}")
@@ -248,7 +221,7 @@ def read_folder(path: Path, size: int | None, depth: int = 1) -> tuple[Tensor, T
         raise RequestError(
             f"{path} mixes images of {w1}x{h1} and {w2}x{h2} pixels: give image_size to resize them all"
         )
-    _check_bytes(path, len(files) * channels * (size**2 if size else h1 * w1))
+    check_bytes(path, len(files) * channels * (size**2 if size else h1 * w1))
     images = [resized(_decoded(file), size).expand(-1, channels, -1, -1) for file in files]
     return torch.cat(images), _folder_labels(path, files, depth)
 
@@ -332,7 +305,7 @@ def resized(images: Tensor, size: int | None) -> Tensor:
     """
     if size is None or tuple(images.shape[2:]) == (size, size):
         return images
-    _check_bytes(
+    check_bytes(
         f"{len(images):,} times {size}x{size} pixels",
         images.shape[:2].numel() * size**2 * images.element_size(),
     )

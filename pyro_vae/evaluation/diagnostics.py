@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from pyro_vae.data.datasets import Split
+from pyro_vae.data.split import Split
 from pyro_vae.engine.graphs import AnyEngine, Graph, pick_engine
 from pyro_vae.engine.importance import log_likelihood, log_weights, monte_carlo_error
 from pyro_vae.engine.precision import products

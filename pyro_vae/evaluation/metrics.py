@@ -10,7 +10,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae.data.datasets import Split
+from pyro_vae.data.split import Split
 from pyro_vae.engine import distributed
 from pyro_vae.engine.graphs import AnyEngine, Engine, Graph, pick_engine
 from pyro_vae.engine.importance import (

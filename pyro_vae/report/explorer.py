@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent
 
-from pyro_vae.data.datasets import Split
+from pyro_vae.data.split import Split
 from pyro_vae.engine.importance import (
     effective_sample_size,
     joint_terms,

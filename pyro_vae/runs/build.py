@@ -16,7 +16,8 @@ from jsonargparse import ArgumentParser, Namespace
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pyro_vae.cli.options import FIT_OPTIONS, PARTS, one_line
-from pyro_vae.data.datasets import NAMED, Binarization, Data, load_data
+from pyro_vae.data.datasets import NAMED, Binarization, load_data
+from pyro_vae.data.split import Data
 from pyro_vae.engine import distributed
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError, check_choice, check_count

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pyro_vae.cli.options import known_paths, parse_training, train_parser
-from pyro_vae.data.datasets import MAX_CLASSES, TORCHVISION, Data, Split, load_data, load_images
+from pyro_vae.data.datasets import TORCHVISION, load_data, load_images
+from pyro_vae.data.split import MAX_CLASSES, Data, Split
 from pyro_vae.engine.graphs import logger
 from pyro_vae.errors import RequestError, check_choice
 from pyro_vae.networks import Shape

@@ -21,7 +21,8 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
-from pyro_vae.data.datasets import Data, HostSplit, Split, prefetch, to_pixels
+from pyro_vae.data.host import HostSplit, prefetch
+from pyro_vae.data.split import Data, Split, to_pixels
 from pyro_vae.engine import distributed
 from pyro_vae.engine.graphs import AnyEngine, Engine, logger, pick_engine
 from pyro_vae.engine.importance import traces

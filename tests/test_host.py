@@ -12,7 +12,7 @@ from families import make_vae
 
 import pyro_vae as pv
 from pyro_vae.cli.main import main
-from pyro_vae.data.datasets import HostSplit, on_host, prefetch
+from pyro_vae.data.host import HostSplit, on_host, prefetch
 
 
 @pytest.fixture(params=["uint8", "float32"])
@@ -58,7 +58,7 @@ def test_labels_of_images_on_the_host(digits, monkeypatch):
     assert torch.equal(host.train[index].labels, few.train.labels[99 - index])
     assert torch.equal(host.train[2:5].x, few.train.x[[97, 96, 95]])
     assert host.to("cpu").train is host.train
-    monkeypatch.setattr("pyro_vae.data.datasets._fits", lambda images, device: False)
+    monkeypatch.setattr("pyro_vae.data.host.fits", lambda images, device: False)
     assert host.to("cpu").train is host.train
     assert isinstance(few.to("cpu").train, HostSplit)
     assert torch.equal(few.to("cpu").train[index].labels, few.train.labels[index])

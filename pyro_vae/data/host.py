@@ -1,0 +1,103 @@
+"""Data larger than memory: arrays that stay on disk, images that stay on the host, and prefetching."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.data import files
+from pyro_vae.data.split import Split
+from pyro_vae.errors import RequestError
+from pyro_vae.likelihoods import Pixels
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class HostSplit(Split):
+    """Images that do not fit on the device, or that stay on disk. Indexing reads some of them into memory, as a `Split`.
+
+    Attributes:
+        rows: The positions in `x` of the images of this split, shape `(N,)`.
+    """
+
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: slice | Tensor) -> Split:
+        rows = self.rows[index].numpy()
+        # NumPy reads in one thread: torch's threads would compete with those of the training step.
+        return self._map(lambda tensor: torch.from_numpy(tensor.numpy().take(rows, axis=0)))
+
+    def to(self, device: torch.device | str) -> Split:
+        """The same split: its images stay where they are."""
+        return self
+
+    def scored(self, pixels: Pixels) -> Tensor:
+        raise RequestError(
+            "the training images do not fit into memory; use the validation or the test images"
+        )
+
+    def only(self, index: Tensor) -> Split:
+        return replace(self, rows=self.rows[index])
+
+
+def fits(images: Tensor, device: torch.device) -> bool:
+    return (
+        device.type != "cuda"
+        or images.is_cuda
+        or 2 * images.nbytes < torch.cuda.mem_get_info(device)[0]
+    )
+
+
+def on_host(split: Split) -> HostSplit:
+    """A split whose images stay where they are."""
+    if isinstance(split, HostSplit):
+        return split
+    return HostSplit(**vars(split), rows=torch.arange(len(split)))
+
+
+def prefetch(function: Callable[[Tensor], Any], batches: Iterable[Tensor]) -> Iterator[Any]:
+    """The results of a function, which a thread computes one batch ahead."""
+    with ThreadPoolExecutor(1) as thread:
+        futures = (thread.submit(function, batch) for batch in batches)
+        pending = next(futures)
+        for future in futures:
+            yield pending.result()
+            pending = future
+        yield pending.result()
+
+
+def is_mapped(path: Path) -> bool:
+    """Whether an array stays on disk: an `.npy` file that is too large to be read."""
+    return path.suffix == ".npy" and path.stat().st_size > files.BYTES
+
+
+def map_array(path: Path) -> Tensor:
+    """The images of an `.npy` file, left on disk: uint8 or float32, with the channels first.
+
+    Raises:
+        RequestError: If the file is damaged, or holds other images.
+    """
+    with (
+        files.refusing(f"{path} cannot be read as an array", "save it with numpy.save"),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if array.dtype not in (np.uint8, np.float32) or (
+            array.ndim == 4 and files.channels_are_last(*array.shape[1:])
+        ):
+            raise RequestError(
+                f"{path} does not fit into memory: save uint8 or float32, shape (N, channels, height, width)"
+            )
+        files.check_bytes(f"an order of the images of {path}", 16 * len(array))
+        return files.checked_images(array, path)

@@ -19,7 +19,7 @@ import numpy as np
 import pyro_vae as pv
 from pyro_vae.cli.options import parse_training
 from pyro_vae.evaluation.metrics import score_images
-from pyro_vae.runs.build import build_model, build_training
+from pyro_vae.runs.recipe import build_model, build_training
 
 IMAGES, SAMPLES = 1000, 500
 
@@ -115,7 +115,7 @@ def run_all(args: argparse.Namespace) -> None:
 
 def train(flags: str) -> Run:
     """The ELBO and log p(x) of each test image, and what the table says of the training."""
-    vae, data, training = build_training(parse_training(flags.split()))
+    vae, data, training = build_training(parse_training(flags.split()).recipe)
     records = list(training)
     scores = score_images(vae, data.test.subset(min(IMAGES, len(data.test))), SAMPLES)
     return {
@@ -209,7 +209,7 @@ def product(data: pv.Data) -> None:
         flags += (
             " --prior.components 20" if prior.endswith(("VampPrior", "GaussianMixture")) else ""
         )
-        vae = build_model(parse_training(flags.split()), few.shape)
+        vae = build_model(parse_training(flags.split()).recipe, few.shape)
         (record,) = pv.fit(vae, few, epochs=1)
         log_p = pv.evaluate(vae, few.test, num_samples=5)["log_likelihood"]["mean"]
         images = [vae.sample_mean(4), vae.reconstruct_mean(few.test.scored(vae.pixels))]

@@ -18,7 +18,7 @@ from pyro_vae.cli.options import add, add_common, new_parser, parse
 from pyro_vae.data.split import Split
 from pyro_vae.engine.graphs import logger
 from pyro_vae.errors import NotFiniteError, RequestError
-from pyro_vae.report.explorer import FULL, QUICK, Effort, RunReport, overview, view
+from pyro_vae.reporting.explorer import FULL, QUICK, Effort, RunReport, overview, view
 from pyro_vae.runs.build import pick_device
 from pyro_vae.runs.folder import Checkpoint, Run
 from pyro_vae.runs.store import read, read_yaml, write
@@ -95,7 +95,7 @@ def _check_installed() -> None:
 
 
 def _write(path: Path, runs: list[RunReport]) -> Path:
-    from pyro_vae.report.page import page
+    from pyro_vae.reporting.page import page
 
     return write(path, page(runs).encode())
 

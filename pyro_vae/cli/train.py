@@ -23,7 +23,7 @@ from pyro_vae.engine.graphs import logger
 from pyro_vae.errors import NotFiniteError, RequestError
 from pyro_vae.evaluation.codes import codes, scored
 from pyro_vae.evaluation.metrics import evaluate
-from pyro_vae.report import figures, views
+from pyro_vae.reporting import figures, views
 from pyro_vae.runs.build import build_training, naming_the_part, pick_device
 from pyro_vae.runs.folder import Run
 from pyro_vae.runs.store import write

@@ -26,7 +26,7 @@ from pyro_vae.evaluation.codes import ACTIVE, activity, codes, scored
 from pyro_vae.evaluation.diagnostics import inference_gap
 from pyro_vae.evaluation.metrics import Scores, score
 from pyro_vae.evaluation.quadrature import has_two_dimensions, quadrature_log_likelihood
-from pyro_vae.report import views
+from pyro_vae.reporting import views
 from pyro_vae.vae import Model, default_batch_size
 
 

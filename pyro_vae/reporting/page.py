@@ -20,7 +20,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from pyro_vae.evaluation.codes import ACTIVE
-from pyro_vae.report.explorer import (
+from pyro_vae.reporting.explorer import (
     CHOSEN,
     WIDTH,
     Grid,
@@ -31,8 +31,8 @@ from pyro_vae.report.explorer import (
     RunReport,
     View,
 )
-from pyro_vae.report.figures import COLOURS, plane
-from pyro_vae.report.pictures import atlas, pictures
+from pyro_vae.reporting.figures import COLOURS, plane
+from pyro_vae.reporting.pictures import atlas, pictures
 
 # Shares of the mass inside the contours, and how opaque the areas between them are.
 MASSES, SHADES = (0.99, 0.9, 0.5), (0.2, 0.45, 0.8)
@@ -116,7 +116,7 @@ def page(runs: Sequence[RunReport]) -> str:
     plots |= curves
     script, divs = components(plots)
     environment = Environment(
-        loader=PackageLoader("pyro_vae.report"),
+        loader=PackageLoader("pyro_vae.reporting"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

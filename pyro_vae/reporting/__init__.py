@@ -1,1 +1,5 @@
-"""Pictures of a trained VAE: `views` computes images, `figures` draws them with matplotlib."""
+"""Figures, images and pages that show what a model has learned."""
+
+from pyro_vae.reporting import figures, views
+
+__all__ = ["figures", "views"]

@@ -1,14 +1,16 @@
-"""What the report shows of a trained model, as plain arrays: scores, codes, exact posteriors, traversals."""
+"""What the explorer of a page shows of one model, as arrays.
+
+With two latent dimensions: the decoded plane, and exact posteriors beside their approximations,
+after each epoch that was kept. Otherwise: traversals and interpolations.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyro
 import torch
 from torch import Tensor
-from torch.distributions import Independent
 
 from pyro_vae.data.split import Split
 from pyro_vae.engine.importance import (
@@ -22,166 +24,77 @@ from pyro_vae.engine.importance import (
     traces,
 )
 from pyro_vae.engine.programs import Batch
-from pyro_vae.evaluation.codes import ACTIVE, activity, codes, scored
+from pyro_vae.evaluation.codes import activity, codes, scored
 from pyro_vae.evaluation.diagnostics import inference_gap
-from pyro_vae.evaluation.metrics import Scores, score
-from pyro_vae.evaluation.quadrature import has_two_dimensions, quadrature_log_likelihood
+from pyro_vae.evaluation.quadrature import quadrature_log_likelihood
 from pyro_vae.reporting import views
+from pyro_vae.reporting.overview import FULL, kl_per_dimension
 from pyro_vae.vae import Model, default_batch_size
 
-
-class Effort(NamedTuple):
-    """How much is computed.
-
-    Attributes:
-        scored: Images that are scored.
-        samples: Importance samples for each.
-        explored: Images in the explorer.
-        several: The same if it shows several epochs.
-        steps: Steps to optimize a posterior.
-    """
-
-    scored: int
-    samples: int
-    explored: int
-    several: int
-    steps: int
-
-
-FULL, QUICK = Effort(500, 100, 30, 6, 200), Effort(100, 50, 3, 3, 60)
-
-# Images per dimension of the decoded plane, the same of several epochs, and points per dimension of the grids of densities.
-SIDE, COARSE, POINTS = 21, 13, 64
+# Images per dimension of the decoded plane, and the same if there are several epochs.
+SIDE, COARSE = 21, 13
+# Points per dimension of the grids of densities.
+POINTS = 64
 # Draws of q whose weights are shown, and those of the mean bounds.
 DRAWS, CURVE_DRAWS = 256, 1024
 # Nats below the maximum at which the posterior is not shown.
 DEPTH = 8.0
 # Images, dimensions and steps of the traversals, and of the interpolations.
-CHOSEN, UNITS, STEPS, WIDTH = 6, 10, 11, 3.0
-
-
-class Overview(NamedTuple):
-    """What is shown of every model.
-
-    Attributes:
-        images: A random subset of the test images, the same at every call.
-        pictures: The same as grey values in [0, 1].
-        num_samples: Importance samples for each image.
-        scores: Their scores.
-        codes: Posterior means, shape `(N, latent_dim)`.
-        activity: The variance of the posterior mean, shape `(latent_dim,)`.
-        kl: The KL of each dimension, or None where prior or posterior do not factorize.
-        samples: Means of p(x | z) for draws of the prior.
-        reconstructions: The first ten images and their reconstructions, shape `(10, 2, ...)`.
-    """
-
-    images: Split
-    pictures: Tensor
-    num_samples: int
-    scores: Scores
-    codes: Tensor
-    activity: Tensor
-    kl: Tensor | None
-    samples: Tensor
-    reconstructions: Tensor
-
-
-@torch.no_grad()
-def overview(vae: Model, test: Split, effort: Effort = FULL) -> Overview:
-    """Compute the overview of a model from its test images. Runs in one process."""
-    images = test.subset(min(effort.scored, len(test)))
-    batch = scored(vae, images)
-    rows = default_batch_size(vae, batch.x)
-    return Overview(
-        images,
-        views.to_grey(vae, batch.x),
-        effort.samples,
-        score(vae.model, vae.guide, batch, effort.samples, rows),
-        codes(vae, batch).loc,
-        activity(vae, batch),
-        kl_per_dimension(vae, batch),
-        views.samples(vae, 40, y=views.random_labels(vae, images.to(batch.x.device), 40)),
-        views.reconstructions(vae, batch[:10]),
-    )
-
-
-@torch.no_grad()
-def kl_per_dimension(vae: Model, batch: Batch) -> Tensor | None:
-    """The mean KL(q(z_d | x) || p(z_d)) of each latent dimension, in nats, from one draw for each of ten passes.
-
-    None unless `z` is the only latent site, and both its distributions are independent over dimensions.
-    """
-    p, q = (sample_sites(trace) for trace in traces(vae.model, vae.guide, batch, 10))
-    if q.keys() != {"z"} or not (_factorizes(p["z"]["fn"]) and _factorizes(q["z"]["fn"])):
-        return None
-    z = q["z"]["value"]
-    log_q = q["z"]["fn"].base_dist.log_prob(z)
-    log_p = p["z"]["fn"].base_dist.log_prob(z)
-    return (log_q - log_p).mean((0, 1))
-
-
-def _factorizes(fn: Any) -> bool:
-    return (
-        isinstance(fn, Independent)
-        and fn.base_dist.event_shape == ()
-        and fn.reinterpreted_batch_ndims == 1
-    )
+CHOSEN, DIMENSIONS, STEPS = 6, 10, 11
 
 
 class Grid(NamedTuple):
-    """A rectangle of codes: the values of z[0] and z[1], and all pairs of them, shape `(len(z1) * len(z0), 2)`."""
+    """A rectangle of codes: the values of z[0] and of z[1]."""
 
     z0: Tensor
     z1: Tensor
 
     @property
     def points(self) -> Tensor:
-        """All codes, row by row; z[0] changes fastest."""
+        """All pairs of them, shape `(len(z1) * len(z0), 2)`; z[0] changes fastest."""
         return torch.cartesian_prod(self.z1, self.z0).flip(1)
 
 
 def grid_around(points: Tensor, side: int, margin: float = 0.1, tail: float = 0.005) -> Grid:
-    """A grid that covers the points, shape `(P, 2)`, without the outermost share `tail` of them, with a margin."""
+    """A grid that covers the points, shape `(P, 2)`, without a share `tail` on each side."""
     low, high = points.quantile(torch.tensor([tail, 1 - tail]).to(points), 0)
     edge = margin * (high - low)
-    return Grid(
-        *(
-            torch.linspace(a, b, side).to(points)
-            for a, b in zip(low - edge, high + edge, strict=True)
-        )
-    )  # type: ignore[arg-type]
+    z0, z1 = (
+        torch.linspace(start, end, side).to(points)
+        for start, end in zip(low - edge, high + edge, strict=True)
+    )
+    return Grid(z0, z1)
 
 
-class Plane(NamedTuple):
-    """The decoded plane of two latent dimensions.
+class DecodedPlane(NamedTuple):
+    """Means of p(x | z) on a grid of two latent dimensions.
 
     Attributes:
         grid: The codes.
-        images: The means of p(x | z) there.
+        images: The means there.
         fine: A finer grid.
         log_prior: log p(z) there.
-        given_label: Whether the decoder was given the label of the first image.
     """
 
     grid: Grid
     images: Tensor
     fine: Grid
     log_prior: Tensor
-    given_label: bool
 
 
 @torch.no_grad()
-def plane(vae: Model, batch: Batch, side: int = SIDE) -> Plane:
+def decoded_plane(vae: Model, batch: Batch, side: int = SIDE) -> DecodedPlane:
     """The plane that covers the codes of the images and the prior.
 
     A model that uses labels decodes with the label of the first image.
     """
     first = batch[:1]
     around = _reach(vae, batch)
-    grid, fine = grid_around(around, side), grid_around(around, POINTS)
+    grid = grid_around(around, side)
+    fine = grid_around(around, POINTS)
     images = views.decode_mean(vae, grid.points[None], first.y)[0]
     log_prior, _ = log_joint(vae, first, fine.points)
-    return Plane(grid, images, fine, log_prior, vae.needs_labels)
+    return DecodedPlane(grid, images, fine, log_prior)
 
 
 def _reach(vae: Model, batch: Batch) -> Tensor:
@@ -193,20 +106,20 @@ def _reach(vae: Model, batch: Batch) -> Tensor:
 @torch.no_grad()
 def log_joint(vae: Model, image: Batch, z: Tensor) -> tuple[Tensor, Tensor]:
     """log p(z) and log p(x | z) of one image at codes of shape `(P, 2)`."""
-    parts = [
-        joint_terms(vae.model, image, {"z": part[:, None]}, len(part))
-        for part in z.split(default_batch_size(vae, image.x))
-    ]
-    prior, likelihood = (torch.cat(terms).squeeze(1) for terms in zip(*parts, strict=True))
-    return prior, likelihood
+    prior, likelihood = [], []
+    for part in z.split(default_batch_size(vae, image.x)):
+        log_p_z, log_p_x = joint_terms(vae.model, image, {"z": part[:, None]}, len(part))
+        prior.append(log_p_z)
+        likelihood.append(log_p_x)
+    return torch.cat(prior).squeeze(1), torch.cat(likelihood).squeeze(1)
 
 
-class Weighted(NamedTuple):
+class Draws(NamedTuple):
     """Draws of q(z | x) for one image.
 
     Attributes:
         z: Shape `(256, 2)`.
-        log_weights: Shape `(256,)`.
+        log_weights: Their log importance weights, shape `(256,)`.
         curve: The mean bounds with 1, 2, 4, ..., 256 samples.
     """
 
@@ -214,19 +127,26 @@ class Weighted(NamedTuple):
     log_weights: Tensor
     curve: dict[int, float]
 
-    def first(self, k: int) -> dict[str, Any]:
-        """The first k draws: normalized weights, the bound that they give, their effective sample size and k-hat."""
+    def weights(self, k: int) -> Tensor:
+        """The normalized weights of the first k draws."""
+        return self.log_weights[:k].softmax(0)
+
+    def estimates(self, k: int) -> dict[str, float]:
+        """The bound that the first k draws give, their effective sample size and k-hat."""
         log_weights = self.log_weights[:k, None]
-        estimates = {"bound": log_likelihood, "effective": effective_sample_size, "k_hat": pareto_k}
-        values = {name: float(estimate(log_weights)) for name, estimate in estimates.items()}
-        return {"weights": log_weights[:, 0].softmax(0), **values}
+        return {
+            "bound": float(log_likelihood(log_weights)),
+            "effective": float(effective_sample_size(log_weights)),
+            "k_hat": float(pareto_k(log_weights)),
+        }
 
 
-class Posterior(NamedTuple):
-    """One image's exact posterior and its approximations, log-densities on a grid.
+class ExploredPosterior(NamedTuple):
+    """One image's exact posterior and its approximations: log-densities on a grid.
 
     Attributes:
-        exact: log p(x, z) on the grid, in nats; it is not normalized.
+        grid: The codes.
+        exact: log p(x, z) there, in nats; it is not normalized.
         guide: log q(z | x).
         best: That of the best posterior of the family for this image.
         log_likelihood: log p(x) by quadrature.
@@ -242,54 +162,64 @@ class Posterior(NamedTuple):
     log_likelihood: float
     elbo: float
     best_elbo: float
-    draws: Weighted
+    draws: Draws
 
 
-def posteriors(vae: Model, batch: Batch, steps: int = FULL.steps) -> list[Posterior]:
+def explored_posteriors(
+    vae: Model, batch: Batch, steps: int = FULL.steps
+) -> list[ExploredPosterior]:
     """The posterior of each image.
 
     Raises:
-        RequestError: If `z` is not the only latent site, or does not have two dimensions, or the posterior has no
-            reparameterized draws.
+        RequestError: If `z` is not the only latent site, or does not have two dimensions, or the
+            posterior has no reparameterized draws.
     """
     log_p = quadrature_log_likelihood(vae, batch)
     gap = inference_gap(vae, batch, steps=steps)
     wide = grid_around(_reach(vae, batch), POINTS)
-    drawn = weighted(vae, batch)
-    return [
-        Posterior(
-            *_densities(vae, wide, image, gap.params[n : n + 1]),
-            float(log_p[n]),
-            float(gap.elbo[n]),
-            float(gap.local_elbo[n]),
-            drawn[n],
+    drawn = draws(vae, batch)
+    explored = []
+    for n, image in enumerate(batch.split(1)):
+        grid, exact, guide, best = _densities(vae, wide, image, gap.params[n : n + 1])
+        explored.append(
+            ExploredPosterior(
+                grid,
+                exact,
+                guide,
+                best,
+                log_likelihood=float(log_p[n]),
+                elbo=float(gap.elbo[n]),
+                best_elbo=float(gap.local_elbo[n]),
+                draws=drawn[n],
+            )
         )
-        for n, image in enumerate(batch.split(1))
-    ]
+    return explored
 
 
 @torch.no_grad()
 def _densities(
     vae: Model, wide: Grid, image: Batch, params: Tensor
 ) -> tuple[Grid, Tensor, Tensor, Tensor]:
-    """The first four fields of the posterior of one image, from those of a wide grid and the parameters of the best q."""
-    guide, local = vae.q_z(*image), vae.posterior(params)
+    """The first four fields of `ExploredPosterior`, from a wide grid and the parameters of q."""
+    guide = vae.q_z(*image)
+    best = vae.posterior(params)
     joint = torch.stack(log_joint(vae, image, wide.points)).sum(0)
     mass = wide.points[joint > joint.max() - DEPTH]
     cell = torch.stack([wide.z0[1] - wide.z0[0], wide.z1[1] - wide.z1[0]]) / 2
     # The boxes that hold 98 % of the draws of each dimension.
-    near = [
-        grid_around(q.sample(torch.Size([1000])).squeeze(1), 2, margin=0, tail=0.01).points
-        for q in (guide, local)
-    ]
+    near = []
+    for q in (guide, best):
+        sample = q.sample(torch.Size([1000])).squeeze(1)
+        near.append(grid_around(sample, 2, margin=0, tail=0.01).points)
     grid = grid_around(torch.cat([mass - cell, mass + cell, *near]), POINTS, tail=0)
     exact = torch.stack(log_joint(vae, image, grid.points)).sum(0)
-    first, second = (q.log_prob(grid.points[:, None]).squeeze(1) for q in (guide, local))
-    return grid, exact, first, second
+    log_guide = guide.log_prob(grid.points[:, None]).squeeze(1)
+    log_best = best.log_prob(grid.points[:, None]).squeeze(1)
+    return grid, exact, log_guide, log_best
 
 
 @torch.no_grad()
-def weighted(vae: Model, batch: Batch) -> list[Weighted]:
+def draws(vae: Model, batch: Batch) -> list[Draws]:
     """Draws of q(z | x) for each image, with their importance weights and the mean bounds."""
     drawn = []
     for part in batch.split(max(1, default_batch_size(vae, batch.x) // CURVE_DRAWS)):
@@ -301,43 +231,11 @@ def weighted(vae: Model, batch: Batch) -> list[Weighted]:
         latents: Tensor = sample_sites(q)["z"]["value"]
         for n, z in enumerate(latents.unbind(1)):
             curve = {k: float(bound[n]) for k, bound in bounds.items()}
-            drawn.append(Weighted(z[:DRAWS], log_weights[:DRAWS, n], curve))
+            drawn.append(Draws(z[:DRAWS], log_weights[:DRAWS, n], curve))
     return drawn
 
 
-class Traversals(NamedTuple):
-    """Means of p(x | z) as one code changes, for models with other than two dimensions.
-
-    Attributes:
-        dimensions: The active dimensions, by decreasing activity.
-        traversals: Shape `(N, len(dimensions), steps, ...)`: each dimension from -3 to 3.
-        pairs: Pairs of images.
-        interpolations: Shape `(len(pairs), steps, ...)`: on a line between their codes.
-    """
-
-    dimensions: list[int]
-    traversals: Tensor
-    pairs: list[tuple[int, int]]
-    interpolations: Tensor
-
-
-def traversals(vae: Model, batch: Batch, spread: Tensor) -> Traversals:
-    """The traversals of the dimensions with the largest `spread`, and the interpolations between the images."""
-    order = spread.argsort(descending=True)[:UNITS]
-    dimensions = [int(d) for d in order if spread[d] > ACTIVE] or [int(order[0])]
-    rows = [views.traversals(vae, batch, d, steps=STEPS, width=WIDTH)[:, 1:] for d in dimensions]
-    first, last = torch.triu_indices(len(batch), len(batch), 1)
-    index = torch.cat([first, last]).to(batch.x.device)
-    lines = views.interpolations(vae, batch[index], steps=STEPS)[:, 1:-1]
-    return Traversals(
-        dimensions,
-        torch.stack(rows, 1),
-        list(zip(first.tolist(), last.tolist(), strict=True)),
-        lines,
-    )
-
-
-class Moment(NamedTuple):
+class Snapshot(NamedTuple):
     """A model with two latent dimensions after an epoch.
 
     Attributes:
@@ -346,85 +244,67 @@ class Moment(NamedTuple):
         activity: As in `Overview`.
         kl: As in `Overview`.
         plane: The decoded plane.
-        posteriors: Those of the first images; none if they cannot be optimized.
+        explored: The posteriors of the first images; none if they cannot be optimized.
     """
 
     name: str
     codes: Tensor
     activity: Tensor
     kl: Tensor | None
-    plane: Plane
-    posteriors: list[Posterior]
-
-
-class View(NamedTuple):
-    """What is computed for the page of one run.
-
-    Attributes:
-        overview: What is shown of every model.
-        moments: The last epoch, after earlier ones if these were kept; empty if there are not two latent dimensions.
-        traversals: For models with other than two dimensions.
-    """
-
-    overview: Overview
-    moments: list[Moment]
-    traversals: Traversals | None
-
-    @property
-    def plane(self) -> Plane | None:
-        """That of the last epoch."""
-        return self.moments[-1].plane if self.moments else None
-
-    @property
-    def posteriors(self) -> list[Posterior]:
-        """Those of the last epoch."""
-        return self.moments[-1].posteriors if self.moments else []
+    plane: DecodedPlane
+    explored: list[ExploredPosterior]
 
 
 @pyro.validation_enabled(False)  # grids leave the support of bounded distributions
-def view(
-    vae: Model, test: Split, effort: Effort = FULL, earlier: Iterable[tuple[str, Model]] = ()
-) -> View:
-    """Compute what the page of one run shows; `earlier` has the model after earlier epochs, with their names."""
-    shown = overview(vae, test, effort)
-    batch = scored(vae, shown.images)
-    if has_two_dimensions(vae, batch[:1]):
-        models = [*earlier, ("last epoch", vae)]
-        count, side = (effort.several, COARSE) if len(models) > 1 else (effort.explored, SIDE)
-        return View(
-            shown,
-            [_moment(name, model, batch, count, side, effort.steps) for name, model in models],
-            None,
-        )
-    return View(shown, [], traversals(vae, batch[:CHOSEN], shown.activity))
-
-
-def _moment(name: str, vae: Model, batch: Batch, count: int, side: int, steps: int) -> Moment:
+def snapshot(
+    name: str, vae: Model, batch: Batch, count: int, side: int = SIDE, steps: int = FULL.steps
+) -> Snapshot:
+    """The snapshot of a model, with the posteriors of the first `count` images."""
     vae.eval()
     explored = []
     if vae.q_z(*batch[:1]).has_rsample:
-        explored = posteriors(vae, batch[:count], steps)
-    shown = (codes(vae, batch).loc, activity(vae, batch), kl_per_dimension(vae, batch))
-    return Moment(name, *shown, plane(vae, batch, side), explored)
+        explored = explored_posteriors(vae, batch[:count], steps)
+    return Snapshot(
+        name,
+        codes=codes(vae, batch).loc,
+        activity=activity(vae, batch),
+        kl=kl_per_dimension(vae, batch),
+        plane=decoded_plane(vae, batch, side),
+        explored=explored,
+    )
 
 
-class RunReport(NamedTuple):
-    """What a run folder holds, and what was computed from its model.
+class Paths(NamedTuple):
+    """Means of p(x | z) as codes change, for models with other than two latent dimensions.
 
     Attributes:
-        name: How the page calls the run.
-        config: The options by dotted names.
-        facts: Versions, hardware, seconds.
-        records: Metrics of each epoch.
-        results: The content of results.json.
-        overview: What every page shows.
-        view: What the page of one run shows.
+        dimensions: The active dimensions, by decreasing activity.
+        ranges: The lowest and the highest value of each, shape `(2, len(dimensions))`.
+        traversals: Shape `(N, len(dimensions), steps, ...)`: each dimension over its range.
+        pairs: Pairs of images.
+        interpolations: Shape `(len(pairs), steps, ...)`: on a line between their codes.
     """
 
-    name: str
-    config: Mapping[str, Any]
-    facts: Mapping[str, str]
-    records: Sequence[Mapping[str, Any]]
-    results: Mapping[str, Any]
-    overview: Overview
-    view: View | None = None
+    dimensions: list[int]
+    ranges: Tensor
+    traversals: Tensor
+    pairs: list[tuple[int, int]]
+    interpolations: Tensor
+
+
+@pyro.validation_enabled(False)
+def paths(vae: Model, images: Split | Batch) -> Paths:
+    """Traversals of the active dimensions for the first images, and interpolations."""
+    batch = scored(vae, images)
+    dimensions = views.active_dimensions(vae, batch)[:DIMENSIONS]
+    ranges = views.code_range(vae, batch)[:, dimensions].cpu()
+    first = batch[:CHOSEN]
+    rows = []
+    for dimension, (low, high) in zip(dimensions, ranges.T.tolist(), strict=True):
+        values = torch.linspace(low, high, STEPS)
+        rows.append(views.traversals(vae, first, dimension, values)[:, 1:])
+    starts, ends = torch.triu_indices(len(first), len(first), 1)
+    index = torch.cat([starts, ends]).to(first.x.device)
+    lines = views.interpolations(vae, first[index], steps=STEPS)[:, 1:-1]
+    pairs = list(zip(starts.tolist(), ends.tolist(), strict=True))
+    return Paths(dimensions, ranges, torch.stack(rows, 1), pairs, lines)

@@ -1,4 +1,7 @@
-"""Images that show what a trained VAE has learned, as grey values in [0, 1]."""
+"""Images that show what a trained VAE has learned, as grey values in [0, 1].
+
+`figures` draws them. Each function works for any model, and sets it to evaluation mode.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pyro_vae.data.split import Split
 from pyro_vae.engine.programs import Batch
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
-from pyro_vae.evaluation.codes import Data, codes, scored
+from pyro_vae.evaluation.codes import ACTIVE, Data, activity, codes, scored
 from pyro_vae.vae import Model
 
 # Largest number of codes per pass of the decoder.
@@ -17,6 +20,11 @@ BATCH_SIZE = 1000
 
 # Draws of z whose quantiles space the manifold.
 PRIOR_DRAWS = 20_000
+
+# Share of the codes outside `code_range`, on either side.
+TAIL = 0.005
+# Images whose codes suffice for a range; fewer would show their own neighbourhood only.
+RANGE_IMAGES = 100
 
 
 def to_grey(vae: Model, x: Tensor) -> Tensor:
@@ -26,7 +34,17 @@ def to_grey(vae: Model, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode_mean(vae: Model, z: Tensor, y: Tensor | None = None) -> Tensor:
-    """Means of p(x | z) for codes of shape `(N, ..., latent_dim)`, with labels of the first dimension."""
+    """Means of p(x | z) at codes.
+
+    Arguments:
+        vae: A model.
+        z: Codes, shape `(N, ..., latent_dim)`.
+        y: Labels of the first dimension, for models that use them.
+
+    Returns:
+        Images, shape `(N, ..., *data_shape)`.
+    """
+    vae.eval()
     if y is not None:
         y = y.repeat_interleave(z[0, ..., 0].numel(), 0)
     batch = Batch(z.flatten(0, -2), y)
@@ -39,20 +57,54 @@ def random_labels(vae: Model, images: Split, count: int) -> Tensor | None:
     if not vae.needs_labels:
         return None
     vae.check_labels(images.y)
-    return images[torch.randint(len(images), (count,), device=images.x.device)].y
+    device = next(vae.parameters()).device
+    chosen = torch.randint(len(images), (count,), device=images.x.device)
+    return images[chosen].to(device).y
 
 
+@torch.no_grad()
 def samples(vae: Model, count: int, mean: bool = True, y: Tensor | None = None) -> Tensor:
-    """Generate images from `count` draws of z: means of p(x | z), or draws from it. Shape `(count, *data_shape)`."""
+    """Generate images from draws z ~ p(z).
+
+    Arguments:
+        vae: A model.
+        count: Number of images.
+        mean: Whether to return means of p(x | z), or draws from it.
+        y: Labels of the images, for models that use them.
+
+    Returns:
+        Images, shape `(count, *data_shape)`.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> vae = pv.VAE(
+        ...     prior=pv.StandardNormal(2),
+        ...     encoder=pv.MLP((1, 8, 8), (2, 2)),
+        ...     posterior=pv.DiagonalNormal(),
+        ...     decoder=pv.MLP((2,), (1, 1, 8, 8)),
+        ...     likelihood=pv.Bernoulli(),
+        ... )
+        >>> images = pv.views.samples(vae, 16)
+        >>> images.shape
+        torch.Size([16, 1, 8, 8])
+        >>> figure = pv.figures.samples(images)
+    """
+    vae.eval()
     generate = vae.sample_mean if mean else vae.sample
     parts = Batch(torch.arange(count), y).split(BATCH_SIZE)
     return to_grey(vae, torch.cat([generate(len(part), part.y) for part in parts]))
 
 
 def reconstructions(vae: Model, data: Data, new_y: Tensor | None = None) -> Tensor:
-    """Each image and the mean of p(x | z) for one draw z ~ q(z | x), shape `(N, 2, *data_shape)`.
+    """Each image, and the mean of p(x | z) for one draw z ~ q(z | x).
 
-    A model that uses labels encodes with those of the data, and decodes with `new_y` if it is given.
+    Arguments:
+        vae: A model.
+        data: The images, see `scored`.
+        new_y: Labels to decode with, for models that use labels; those of the data by default.
+
+    Returns:
+        Images, shape `(N, 2, *data_shape)`.
     """
     batch = scored(vae, data)
     rows = Batch(*batch, new_y).split(BATCH_SIZE)
@@ -63,7 +115,12 @@ def reconstructions(vae: Model, data: Data, new_y: Tensor | None = None) -> Tens
 def interpolations(vae: Model, data: Data, new_y: Tensor | None = None, steps: int = 10) -> Tensor:
     """Means of p(x | z) on lines from the codes of the first half of the images to the second half.
 
-    Labels are used as in `reconstructions`; without `new_y` those of the first half decode.
+    Arguments:
+        vae: A model.
+        data: An even number of images, see `scored`.
+        new_y: Labels to decode with, for models that use labels; those of the first half by
+            default.
+        steps: Codes on each line.
 
     Returns:
         Images, shape `(N / 2, steps + 2, *data_shape)`; the first and the last column are
@@ -80,14 +137,20 @@ def interpolations(vae: Model, data: Data, new_y: Tensor | None = None, steps: i
 
 
 def analogies(vae: Model, y: Tensor, columns: int = 10) -> Tensor:
-    """Means of p(x | z, y) for every label of `y`, shape `(R,)` or `(R, C)`, and the same draws z ~ p(z) in every row.
+    """Means of p(x | z, y) for several labels and the same draws z ~ p(z).
 
     If the prior depends on y, the rows share the random numbers from which z is drawn.
+
+    Arguments:
+        vae: A model that uses labels.
+        y: The label of each row, shape `(R,)` or `(R, C)`.
+        columns: Draws of z.
 
     Returns:
         Images, shape `(R, columns, *data_shape)`.
     """
-    seed, z = int(torch.randint(2**62, ())), []
+    seed = int(torch.randint(2**62, ()))
+    z = []
     for label in y.split(1):
         with forked_rng():
             torch.manual_seed(seed)
@@ -95,19 +158,57 @@ def analogies(vae: Model, y: Tensor, columns: int = 10) -> Tensor:
     return decode_mean(vae, torch.stack(z), y)
 
 
+def active_dimensions(vae: Model, data: Data) -> list[int]:
+    """The active latent dimensions, by decreasing activity; the most active one if all collapsed.
+
+    Arguments:
+        vae: A model.
+        data: At least two images, see `scored`.
+    """
+    spread = activity(vae, data)
+    order = spread.argsort(descending=True).tolist()
+    active = [dimension for dimension in order if spread[dimension] > ACTIVE]
+    return active or order[:1]
+
+
+@torch.no_grad()
+def code_range(vae: Model, data: Data) -> Tensor:
+    """The range of the codes in each latent dimension, without 0.5 % on either side.
+
+    The codes are one draw z ~ q(z | x) for each image. For fewer than 100 images they are draws of
+    the prior.
+
+    Arguments:
+        vae: A model.
+        data: The images, see `scored`.
+
+    Returns:
+        The lowest and the highest value of each dimension, shape `(2, latent_dim)`.
+    """
+    batch = scored(vae, data)
+    if len(batch) < RANGE_IMAGES:
+        y = batch[:1].repeat_interleave(BATCH_SIZE).y
+        drawn = vae.sample_codes(BATCH_SIZE, y)
+    else:
+        parts = [vae.q_z(*rows).sample() for rows in batch.split(BATCH_SIZE)]
+        drawn = torch.cat(parts)
+    levels = torch.tensor([TAIL, 1 - TAIL]).to(drawn)
+    # One dimension at a time: torch.quantile takes at most 2**24 values.
+    return torch.stack([values.quantile(levels) for values in drawn.T], 1)
+
+
 def traversals(
-    vae: Model,
-    data: Data,
-    dimension: int,
-    new_y: Tensor | None = None,
-    steps: int = 10,
-    width: float = 3.0,
+    vae: Model, data: Data, dimension: int, values: Tensor, new_y: Tensor | None = None
 ) -> Tensor:
-    """Means of p(x | z) as one latent dimension goes from `-width` to `width`.
+    """Means of p(x | z) as one latent dimension changes; the others keep their posterior means.
 
-    The other dimensions keep their posterior means.
-
-    Labels are used as in `reconstructions`.
+    Arguments:
+        vae: A model.
+        data: The images, see `scored`.
+        dimension: The latent dimension, see `active_dimensions`.
+        values: Its values, shape `(steps,)`, such as
+            `torch.linspace(*code_range(vae, data)[:, dimension], 10)`.
+        new_y: Labels to decode with, for models that use labels; those of the data by default.
 
     Returns:
         Images, shape `(N, steps + 1, *data_shape)`; the first column has the images.
@@ -120,8 +221,8 @@ def traversals(
             f"dimension={dimension} is out of range; choose 0 to {vae.latent_dim - 1}"
         )
     batch = scored(vae, data)
-    z = codes(vae, batch).loc[:, None].repeat(1, steps, 1)
-    z[..., dimension] = torch.linspace(-width, width, steps, device=batch.x.device)
+    z = codes(vae, batch).loc[:, None].repeat(1, len(values), 1)
+    z[..., dimension] = values.to(z)
     means = decode_mean(vae, z, batch.y if new_y is None else new_y)
     return torch.cat([to_grey(vae, batch.x)[:, None], means], 1)
 
@@ -129,22 +230,26 @@ def traversals(
 def manifold(vae: Model, side: int = 20, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Means of p(x | z) on a grid that is spaced by the quantiles of the prior of each dimension.
 
-    A model that uses labels needs one, `y` of shape `(1,)` or `(1, C)`.
-
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014)
         | https://arxiv.org/abs/1312.6114
 
+    Arguments:
+        vae: A model with two latent dimensions.
+        side: Codes per dimension.
+        y: A label to decode with, shape `(1,)` or `(1, C)`, for models that use labels.
+
     Returns:
-        Images, shape `(side, side, *data_shape)`, and the increasing values of z on the grid, shape `(2, side)`. z[0] increases
-        to the right, z[1] upwards.
+        Images, shape `(side, side, *data_shape)`, and the increasing values of z on the grid,
+        shape `(2, side)`. z[0] increases to the right, z[1] upwards.
 
     Raises:
         RequestError: If the latent space does not have two dimensions.
     """
     if vae.latent_dim != 2:
         raise RequestError(
-            f"the manifold needs latent_dim=2, but this model has latent_dim={vae.latent_dim}; use traversals"
+            f"the manifold needs latent_dim=2, but this model has latent_dim={vae.latent_dim};"
+            " use traversals"
         )
     device = next(vae.parameters()).device
     z = _prior_quantiles(vae, (torch.arange(side, device=device) + 0.5) / side, y)
@@ -155,7 +260,7 @@ def manifold(vae: Model, side: int = 20, y: Tensor | None = None) -> tuple[Tenso
 
 
 def _prior_quantiles(vae: Model, levels: Tensor, y: Tensor | None) -> Tensor:
-    """Empirical quantiles of each dimension of z under the prior, shape `(latent_dim, len(levels))`."""
+    """Empirical quantiles of each dimension of z under the prior, `(latent_dim, len(levels))`."""
     if y is not None:
         y = y.repeat_interleave(BATCH_SIZE, 0)
     draws = torch.cat([vae.sample_codes(BATCH_SIZE, y) for _ in range(PRIOR_DRAWS // BATCH_SIZE)])

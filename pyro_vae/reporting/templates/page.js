@@ -1,34 +1,44 @@
 "use strict";
-// Everything shown is computed when the page is made: this script puts the state of the chosen image into Bokeh's models and
-// blends precomputed images.
-const data = JSON.parse(document.getElementById("data").textContent);
+// Everything shown is computed when the page is made: this script puts the state of the chosen
+// image into Bokeh's models and blends precomputed images. It reads one JSON document, whose fields
+// are described in document.py.
+const page = JSON.parse(document.getElementById("data").textContent);
 const element = (id) => document.getElementById(id);
-const model = (name) => Bokeh.documents.map((one) => one.get_model_by_name(name)).find(Boolean);
 const value = (id) => Number(element(id).value);
-const atlas = new Image();
+const tiles = new Image();
 
+function model(name) {
+  return Bokeh.documents.map((one) => one.get_model_by_name(name)).find(Boolean);
+}
+
+// Shows a state with `models` and `text`.
 function show(state) {
   for (const [name, properties] of Object.entries(state.models)) {
     const target = model(name);
-    target.setv(properties.data ? { data: { ...target.data, ...properties.data } } : properties);
+    if (properties.data) target.setv({ data: { ...target.data, ...properties.data } });
+    else target.setv(properties);
   }
   for (const [id, text] of Object.entries(state.text)) element(id).textContent = text;
 }
 
 // Draws a weighted mean of tiles; the weights add up to 1.
-function blend(canvas, tiles) {
-  const context = canvas.getContext("2d"), { width, height, columns } = data.tile;
+function blend(canvas, weighted) {
+  const { width, height, columns } = page.atlas;
+  const context = canvas.getContext("2d");
   Object.assign(canvas, { width, height });
   context.globalCompositeOperation = "lighter";
-  for (const [index, weight] of tiles) {
+  for (const [index, weight] of weighted) {
+    const x = (index % columns) * width;
+    const y = Math.floor(index / columns) * height;
     context.globalAlpha = weight;
-    context.drawImage(atlas, (index % columns) * width, Math.floor(index / columns) * height, width, height, 0, 0, width, height);
+    context.drawImage(tiles, x, y, width, height, 0, 0, width, height);
   }
 }
 
 // The two nearest steps of a position in [0, 1], with their weights.
 function nearest(position, steps) {
-  const exact = Math.min(Math.max(position, 0), 1) * (steps - 1), low = Math.min(Math.floor(exact), steps - 2);
+  const exact = Math.min(Math.max(position, 0), 1) * (steps - 1);
+  const low = Math.min(Math.floor(exact), steps - 2);
   return [[low, low + 1 - exact], [low + 1, exact - low]];
 }
 
@@ -38,38 +48,45 @@ function onInput(ids, update) {
 }
 
 const chosen = () => Number(document.querySelector("input[name=image]:checked").value);
-const moments = [...(data.earlier ?? []), data];
-const moment = () => moments[element("epoch") ? value("epoch") : 0];
-const position = (range, place) => (place - range[0]) / (range[1] - range[0]);
+const last = page.snapshots.length - 1;
+const snapshot = () => page.snapshots[element("epoch") ? value("epoch") : last];
+const position = ([low, high], at) => (at - low) / (high - low);
 
 function startPlane() {
   const move = (z0, z1) => {
-    const { x, y, side, first } = moment().plane;
-    const columns = nearest(position(x, z0), side), rows = nearest(position(y, z1), side);
-    blend(element("decoded"), rows.flatMap(([row, a]) => columns.map(([column, b]) => [first + row * side + column, a * b])));
+    const { x, y, side, first } = snapshot().plane;
+    const columns = nearest(position(x, z0), side);
+    const rows = nearest(position(y, z1), side);
+    const weighted = rows.flatMap(([row, a]) =>
+      columns.map(([column, b]) => [first + row * side + column, a * b]));
+    blend(element("decoded"), weighted);
     element("place").textContent = `z = (${z0.toFixed(2)}, ${z1.toFixed(2)})`;
     model("cursor").setv({ data: { x: [z0], y: [z1] } });
   };
+  const place = () => move(value("place0"), value("place1"));
   const follow = (event) => {
-    [element("place0").value, element("place1").value] = [event.x, event.y];
-    move(value("place0"), value("place1"));
+    element("place0").value = event.x;
+    element("place1").value = event.y;
+    place();
+  };
+  const travel = () => {
+    show(snapshot());
+    element("epoch").setAttribute("aria-valuetext", element("epoch_name").textContent);
+    const { x, y } = snapshot().plane;
+    for (const [id, [min, max]] of [["place0", x], ["place1", y]]) {
+      Object.assign(element(id), { min, max });
+    }
+    place();
   };
   for (const name of ["mousemove", "tap", "pan"]) model("latent").on_event(name, follow);
-  const place = () => move(value("place0"), value("place1"));
   onInput(["place0", "place1"], place);
-  if (element("epoch")) onInput(["epoch"], () => {
-    show(moment());
-    element("epoch").setAttribute("aria-valuetext", element("epoch-name").textContent);
-    const { x, y } = moment().plane;
-    for (const [id, [min, max]] of [["place0", x], ["place1", y]]) Object.assign(element(id), { min, max });
-    place();
-  });
+  if (element("epoch")) onInput(["epoch"], travel);
 }
 
 function startPosteriors() {
-  const image = () => moment().images[chosen()];
+  const image = () => snapshot().images[chosen()];
   const draws = () => {
-    show(image().weighted[value("draws")]);
+    show(image().draws[value("draws")]);
     element("draws").setAttribute("aria-valuetext", element("k").textContent);
   };
   const update = () => { show(image()); draws(); };
@@ -78,32 +95,38 @@ function startPosteriors() {
   onInput(["draws"], draws);
 }
 
-function startTraversals({ count, units, steps, width, pairs }) {
+function startPaths({ count, steps, dimensions, pairs }) {
+  const onPath = (first, at) => nearest(at, steps).map(([step, a]) => [first + step, a]);
   const traverse = () => {
-    for (let unit = 0; unit < units; unit++) {
-      const first = (chosen() * units + unit) * steps, at = value(`unit${unit}`);
-      blend(element(`traversal${unit}`), nearest((at + width) / (2 * width), steps).map(([step, a]) => [first + step, a]));
-      element(`at${unit}`).textContent = at.toFixed(1);
-    }
+    dimensions.forEach(({ low, high }, n) => {
+      const at = value(`unit${n}`);
+      const first = (chosen() * dimensions.length + n) * steps;
+      blend(element(`traversal${n}`), onPath(first, position([low, high], at)));
+      element(`at${n}`).textContent = at.toFixed(1);
+    });
   };
   const connect = () => {
-    const ends = [value("from"), value("to")], backwards = ends[0] > ends[1];
-    const pair = pairs.findIndex(([a, b]) => a === Math.min(...ends) && b === Math.max(...ends));
-    const place = backwards ? 1 - value("between") : value("between"), first = (count * units + pair) * steps;
-    if (pair >= 0) blend(element("interpolated"), nearest(place, steps).map(([step, a]) => [first + step, a]));
+    const ends = [value("from"), value("to")];
+    const low = Math.min(...ends), high = Math.max(...ends);
+    const pair = pairs.findIndex(([a, b]) => a === low && b === high);
+    if (pair < 0) return;
+    const at = ends[0] > ends[1] ? 1 - value("between") : value("between");
+    blend(element("interpolated"), onPath((count * dimensions.length + pair) * steps, at));
   };
   element("choice").addEventListener("input", traverse);
-  onInput([...Array(units).keys()].map((unit) => `unit${unit}`), traverse);
+  onInput(dimensions.map((_, n) => `unit${n}`), traverse);
   onInput(["from", "to", "between"], connect);
 }
 
 async function start() {
-  atlas.src = data.atlas;
-  await atlas.decode();
-  while (!(window.Bokeh && Bokeh.documents.length)) await new Promise((resolve) => setTimeout(resolve, 20));
-  if (data.plane) startPlane();
-  if (data.images?.length) startPosteriors();
-  if (data.traversals) startTraversals(data.traversals);
+  tiles.src = page.atlas.url;
+  await tiles.decode();
+  while (!(window.Bokeh && Bokeh.documents.length)) {
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+  if (page.snapshots.length) startPlane();
+  if (page.snapshots.length && snapshot().images.length) startPosteriors();
+  if (page.paths) startPaths(page.paths);
   document.body.dataset.ready = "yes";
 }
 start();

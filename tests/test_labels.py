@@ -20,7 +20,7 @@ from pyro_vae import networks
 from pyro_vae.cli.main import main
 from pyro_vae.engine.programs import Batch
 from pyro_vae.evaluation.metrics import score_images
-from pyro_vae.report import views
+from pyro_vae.reporting import views
 from pyro_vae.testing import LinearGaussianVAE
 
 CLASSES = 3
@@ -449,6 +449,7 @@ class ClassPrior(pv.Model):
 
     def __init__(self, encoder, posterior, decoder, likelihood, latent_dim: int, label_dim: int) -> None:
         super().__init__(encoder, posterior, decoder, likelihood)
+        self.latent_dim = latent_dim
         self.loc = torch.nn.Parameter(torch.randn(label_dim, latent_dim))
 
     def model(self, x, y=None, beta=1.0):

@@ -232,9 +232,7 @@ def parse_training(argv: list[str]) -> Asked:
     """The options of `train`; raises as `parse`."""
     config = parse(train_parser(), [*_defaults(), *argv])
     values = Namespace({key: value for key, value in config.items() if key not in NOT_STORED})
-    plain = json.loads(
-        train_parser().dump(values, "json", skip_unset=False, skip_validation=True)
-    )
+    plain = json.loads(train_parser().dump(values, "json", skip_unset=False, skip_validation=True))
     for name, part in PARTS.items():
         if part.default and plain[name] is None:
             raise RequestError(f"{name} must be a class, but is null; choose from {part.choices}")

@@ -34,7 +34,7 @@ from torch.optim import LBFGS, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, SequentialLR
 
 import pyro_vae.objectives as objectives  # the package itself is still being imported
-from pyro_vae.data.datasets import NAMED, Binarization
+from pyro_vae.data.datasets import NAMED, Binarization, stored_name
 from pyro_vae.errors import RequestError
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.networks import Network
@@ -253,7 +253,7 @@ def source(config: Namespace) -> str:
         return config.split
     if config.data in NAMED:
         return f"data-{config.data}"
-    path = os.path.abspath(config.data)
+    path = stored_name(config.data)
     return f"data-{Path(path).name.replace('.', '_')}-{sha256(path.encode()).hexdigest()[:6]}"
 
 
@@ -273,7 +273,8 @@ def train_parser() -> ArgumentParser:
         "data",
         str,
         "auto",
-        f"auto, {', '.join(NAMED)}, or a path to your own images: .npy, .npz or a folder.",
+        f"auto, {', '.join(NAMED)}, a path to your own images (.npy, .npz or a folder), or a function"
+        " such as my_module.my_dataset that returns Data.",
     )
     add(parser, "data_dir", str, "data", "Folder of the downloaded data sets.")
     add(

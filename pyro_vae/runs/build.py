@@ -16,7 +16,8 @@ from jsonargparse import ArgumentParser, Namespace
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pyro_vae.cli.options import FIT_OPTIONS, PARTS, one_line
-from pyro_vae.data.datasets import NAMED, Binarization, load_data
+from pyro_vae.data.datasets import Binarization, load_data, stored_name
+from pyro_vae.data.files import absolute
 from pyro_vae.data.split import Data
 from pyro_vae.engine import distributed
 from pyro_vae.engine.random_state import forked_rng
@@ -145,8 +146,8 @@ def build_training(config: Namespace, download: bool = True) -> tuple[Model, Dat
     with distributed.main_process_first():
         options = (config.image_size, config.binarization, download, config.validation_size)
         data = load_data(config.data, config.data_dir, *options)
-    config.data = data.name if config.data in ("auto", *NAMED) else os.path.abspath(config.data)
-    config.data_dir = os.path.abspath(config.data_dir)
+    config.data = data.name if config.data == "auto" else stored_name(config.data)
+    config.data_dir = absolute(config.data_dir)
     pyro.clear_param_store()
     pyro.set_rng_seed(config.seed)
     vae = build_model(config, data.shape, data.label_dim if needs_labels(config) else None).to(

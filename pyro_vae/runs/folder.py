@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pyro_vae.cli.options import known_paths, parse_training, train_parser
-from pyro_vae.data.datasets import TORCHVISION, load_data, load_images
+from pyro_vae.data.datasets import TORCHVISION, is_import_path, load_data, load_images, stored_name
 from pyro_vae.data.split import MAX_CLASSES, Data, Split
 from pyro_vae.engine.graphs import logger
 from pyro_vae.errors import RequestError, check_choice
@@ -174,6 +174,12 @@ class Run:
         content = read_yaml(file)
         if not trust:
             _check_names(content, {*known_paths(), *allowed}, file)
+            data = content.get("data")
+            if isinstance(data, str) and is_import_path(data) and data not in allowed:
+                raise RequestError(
+                    f"{file} names {data} as its data; to run its module's code, add --trust, or"
+                    " trust=True in Python"
+                )
         try:
             return parse_training(["--config", json.dumps(content)])
         except RequestError as error:
@@ -346,7 +352,7 @@ class Run:
             asked.data, where, size, config.binarization, asked.data_dir is not None
         )
         self._check_shape(asked.data, tuple(split.x.shape[1:]), checkpoint)
-        same = config.data in (asked.data, os.path.abspath(asked.data))
+        same = config.data in (asked.data, stored_name(asked.data))
         if same and config.data not in TORCHVISION:  # whose official test images were loaded
             logger.warning(
                 "%s was trained on images of --data; leave it out to use the test images", self.path
@@ -372,7 +378,7 @@ class Run:
         config = parse_training(
             ["--config", json.dumps(read_yaml(self.path / "config.yaml")), *argv]
         )
-        if config.data == "auto" or os.path.abspath(config.data) == stored.data:
+        if config.data == "auto" or stored_name(config.data) == stored.data:
             config.data = stored.data
         differing = {
             key.split(".")[0]

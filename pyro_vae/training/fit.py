@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, TypedDict
 
@@ -265,7 +264,7 @@ class Loop:
         self.device = next(vae.parameters()).device
         data = data.to(self.device)
         self.train, validation = data.train, data.validation
-        self.validation = replace(validation, x=validation.scored(vae.pixels))
+        self.validation = Batch(validation.scored(vae.pixels), validation.y)
         _initialize(vae, self.train)
         self._synchronize()
         self.beta, self.step = torch.ones((), device=self.device), 0
@@ -345,14 +344,14 @@ class Loop:
                 self.svi.total += len(part) * self.svi.evaluate_loss(part.x, part.y, self.beta)
             means = self._read(f"{label}, validation", len(self.validation))
             active = int(
-                (activity(self.vae, Batch(self.validation.x, self.validation.y)) > ACTIVE).sum()
+                (activity(self.vae, self.validation) > ACTIVE).sum()
             )
         return {
             **{f"validation_{name}": value for name, value in means.items()},
             "active_units": active,
         }
 
-    def _chunks(self) -> Iterator[Split]:
+    def _chunks(self) -> Iterator[Batch]:
         """The validation images of each pass: at least one for each process, because all take part in it."""
         rows = len(self.validation)
         size = max(

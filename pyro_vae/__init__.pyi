@@ -48,6 +48,6 @@ from .priors import FlowPrior, GaussianMixture, Prior, StandardNormal, StudentT,
 from .runs.folder import load_run
 from .schedules import Constant, Cosine, Cyclical, Ramp, Schedule, Sigmoid
 from .training.fit import Record, Training, fit
-from .vae import VAE, ConditionalVAE, HierarchicalVAE, Model
+from .vae import VAE, ConditionalVAE, HierarchicalVAE, Model, PosteriorMoments
 
 __version__: str

@@ -449,6 +449,7 @@ class ClassPrior(pv.Model):
 
     def __init__(self, encoder, posterior, decoder, likelihood, latent_dim: int, label_dim: int) -> None:
         super().__init__(encoder, posterior, decoder, likelihood)
+        self.latent_dim = latent_dim
         self.loc = torch.nn.Parameter(torch.randn(label_dim, latent_dim))
 
     def model(self, x, y=None, beta=1.0):

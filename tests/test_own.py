@@ -185,30 +185,29 @@ def test_a_module_that_is_gone(folder, refused):
     assert "mine" in refused("evaluate", "r", "--trust")
 
 
-BAD = {
-    "--prior mine.BadConstructor": "prior",
-    "--prior mine.BadForward": "prior",
-    "--prior mine.BadLater": "prior",
-    "--encoder mine.BadNetwork": "encoder",
-    "--optimizer mine.BadOptimizer": "optimizer",
-    "--lr_scheduler mine.BadScheduler": "lr_scheduler",
-}
+BAD = [
+    "--prior mine.BadConstructor",
+    "--prior mine.BadForward",
+    "--prior mine.BadLater",
+    "--encoder mine.BadNetwork",
+    "--optimizer mine.BadOptimizer",
+    "--lr_scheduler mine.BadScheduler",
+]
 
 
 @pytest.mark.parametrize("flags", BAD)
 def test_an_error_in_the_users_class_keeps_its_traceback(folder, flags):
-    """The exception passes; a note names the part."""
     with pytest.raises(Exception) as caught:  # noqa: PT011
         main([*TRAIN, *flags.split()])
     assert not isinstance(caught.value, pv.RequestError)
-    assert any(BAD[flags] in note for note in caught.value.__notes__)
+    assert any("mine.py" in str(entry.path) for entry in caught.traceback)
 
 
 def test_an_error_in_the_users_class_as_a_process(folder):
     argv = [sys.executable, "-m", "pyro_vae", *TRAIN, "--prior", "mine.BadForward"]
     done = subprocess.run(argv, capture_output=True, text=True)
     assert done.returncode == 1
-    for text in ("Traceback", "mine.py", "MyError: no such luck", "prior"):
+    for text in ("Traceback", "mine.py", "MyError: no such luck"):
         assert text in done.stderr
 
 

@@ -15,7 +15,7 @@ from pyro import poutine
 import pyro_vae as pv
 from pyro_vae import testing
 from pyro_vae.cli.options import parse_training
-from pyro_vae.runs.build import build_training
+from pyro_vae.runs.recipe import build_training
 
 NAMES = {"dist": dist, "nn": torch.nn, "poutine": poutine, "pyro": pyro, "torch": torch, **vars(pv)}
 
@@ -92,7 +92,7 @@ def test_experiments(file, few):
         "--engine",
         "eager",
     ]
-    vae, _, training = build_training(parse_training(["--config", str(file), *options]))
+    vae, _, training = build_training(parse_training(["--config", str(file), *options]).recipe)
     assert training.epochs >= 3
     y = torch.zeros(2, dtype=torch.int64) if vae.needs_labels else None
     assert vae.sample(2, y).shape == (2, 1, 28, 28)

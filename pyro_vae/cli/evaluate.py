@@ -7,11 +7,19 @@ from pathlib import Path
 from typing import Literal
 
 import pyro
-from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from pyro_vae.cli.options import add, parse, run_parser, source, up_to
+from pyro_vae.cli.options import (
+    ArgumentParser,
+    Namespace,
+    NonNegativeInt,
+    PositiveInt,
+    add,
+    parse,
+    run_parser,
+    source,
+    up_to,
+)
 from pyro_vae.cli.tables import table
 from pyro_vae.data.split import Split
 from pyro_vae.engine import distributed
@@ -31,8 +39,8 @@ from pyro_vae.evaluation.diagnostics import (
 from pyro_vae.evaluation.metrics import Metrics, Scores, score_images, summarize, summary
 from pyro_vae.evaluation.quadrature import latent_shapes
 from pyro_vae.report import figures, views
-from pyro_vae.runs.build import pick_device
 from pyro_vae.runs.folder import Run
+from pyro_vae.runs.recipe import pick_device
 from pyro_vae.runs.store import npz, write
 from pyro_vae.vae import Model
 

@@ -11,18 +11,25 @@ from typing import Literal, NamedTuple
 
 import pyro
 import torch
-from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeInt
 from torch import Tensor
 
-from pyro_vae.cli.options import add, parse, run_parser, source, up_to
+from pyro_vae.cli.options import (
+    ArgumentParser,
+    Namespace,
+    NonNegativeInt,
+    add,
+    parse,
+    run_parser,
+    source,
+    up_to,
+)
 from pyro_vae.data.split import Split
 from pyro_vae.engine.graphs import logger
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.codes import codes
 from pyro_vae.report import figures, views
-from pyro_vae.runs.build import pick_device
 from pyro_vae.runs.folder import Run
+from pyro_vae.runs.recipe import pick_device
 from pyro_vae.runs.store import npz, write
 from pyro_vae.vae import Model
 

@@ -1,4 +1,7 @@
-"""The options of the commands: flags and YAML keys, whose schema is the constructors' signatures."""
+"""The options of the commands: flags and YAML keys, whose schema is the constructors' signatures.
+
+No other file imports jsonargparse.
+"""
 
 from __future__ import annotations
 
@@ -6,47 +9,41 @@ import json
 import os
 import re
 import sys
-from collections.abc import Collection
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache, cached_property
+from functools import cache
 from hashlib import sha256
-from inspect import isabstract, signature
-from itertools import accumulate
 from pathlib import Path
 from traceback import walk_tb
-from types import ModuleType
 from typing import Any, Literal
 
-import torch
+import typeshed_client
 from jsonargparse import (
     ActionConfigFile,
     ArgumentError,
     ArgumentParser,
     DefaultHelpFormatter,
     Namespace,
+    _stubs_resolver,
     set_loader,
 )
-from jsonargparse.typing import PositiveInt, restricted_number_type
-from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
-from torch import nn
-from torch.optim import LBFGS, Optimizer, SparseAdam
-from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, SequentialLR
+from jsonargparse.typing import NonNegativeInt, PositiveInt, restricted_number_type
+from torch.optim import Adam
 
-import pyro_vae.objectives as objectives  # the package itself is still being imported
-from pyro_vae.data.datasets import NAMED, Binarization, stored_name
+from pyro_vae.data.datasets import NAMED, stored_name
 from pyro_vae.errors import RequestError
-from pyro_vae.likelihoods import Likelihood
-from pyro_vae.networks import Network
-from pyro_vae.posteriors import Posterior
-from pyro_vae.priors import Prior
+from pyro_vae.runs.recipe import PARTS, Device, Part, Recipe
 from pyro_vae.runs.store import parse_yaml, read_yaml
-from pyro_vae.schedules import Schedule
-from pyro_vae.training.fit import fit
-from pyro_vae.vae import Model
+
+__all__ = ["ArgumentParser", "Namespace", "NonNegativeInt", "PositiveInt"]
 
 # Every value and configuration file is read by `parse_yaml`.
 set_loader("strict", parse_yaml, (ValueError,))
+
+# To find stubs, jsonargparse would start `python -c "import sys, json"` in the current folder, which may hold a json.py.
+_stubs_resolver.stubs_resolver = _stubs_resolver.StubsResolver(
+    search_context=typeshed_client.get_search_context(search_path=[])
+)
 
 
 def up_to(limit: int) -> Any:
@@ -60,109 +57,47 @@ Seed = restricted_number_type(
     "Seed", int, [(">=", 0), ("<", 2**32)], docstring="A seed from 0 to 2**32 - 1."
 )
 
+Resume = Literal["never", "always", "auto"]
+
+
+class DefaultOptimizer(Adam):
+    """Stands for the default optimizer, whose options another class that is named must not inherit."""
+
 
 @dataclass(frozen=True)
-class Part:
-    """A part of a run that a flag exchanges.
+class Asked:
+    """What `train` was asked for.
 
     Attributes:
-        base: The base class.
-        default: The name of the class that is used by default.
-        supplied: Constructor parameters that the run fills in; they are not flags.
-        home: The module of the known classes; None is that of the base class.
-        others: Known classes of other modules.
-        unsupported: Classes that training does not support.
+        recipe: The options that config.yaml holds.
+        run_dir: The folder.
+        resume: Whether to continue the run in it.
+        trust: Whether to import any class that it names.
     """
 
-    base: type
-    default: str | None
-    supplied: set[str]
-    home: ModuleType | None = None
-    others: Collection[type] = ()
-    unsupported: Collection[type] = ()
-
-    @cached_property
-    def known(self) -> list[type]:
-        """The classes that `--help` lists and that a run folder may name: the concrete ones of the module, and others."""
-        members = [
-            cls
-            for cls in vars(self.home or sys.modules[self.base.__module__]).values()
-            if isinstance(cls, type)
-        ]
-        concrete = {
-            cls
-            for cls in members
-            if self.base in cls.__mro__[1:] and not isabstract(cls) and cls.__name__[0] != "_"
-        }
-        return sorted({*concrete, *self.others} - {*self.unsupported}, key=lambda cls: cls.__name__)
-
-    @property
-    def choices(self) -> str:
-        """The known classes, for messages."""
-        return f"{', '.join(cls.__name__ for cls in self.known)}, or an import path such as my_module.MyClass"
+    recipe: Recipe
+    run_dir: str | None
+    resume: Resume
+    trust: bool
 
 
-OF_PYRO = (
-    "max_plate_nesting",
-    "max_iarange_nesting",
-    "retain_graph",
-    "strict_enumeration_warning",
-    "ignore_jit_warnings",
-)
-PARTS = {
-    "model": Part(
-        Model,
-        "VAE",
-        {
-            "prior",
-            "encoder",
-            "posterior",
-            "decoder",
-            "likelihood",
-            "latent_dim",
-            "data_shape",
-            "label_dim",
-        },
-    ),
-    "prior": Part(Prior, "StandardNormal", {"latent_dim", "data_shape", "encoder", "posterior"}),
-    "posterior": Part(Posterior, "DiagonalNormal", {"latent_dim"}),
-    "likelihood": Part(Likelihood, "Bernoulli", {"data_shape"}),
-    "encoder": Part(Network, "MLP", {"in_shape", "out_shape"}),
-    "decoder": Part(Network, "MLP", {"in_shape", "out_shape"}),
-    "objective": Part(
-        ELBO,
-        "Trace_ELBO",
-        {*OF_PYRO, "jit_options", "tail_adaptive_beta"},
-        objectives,
-        others=(Trace_ELBO, TraceMeanField_ELBO, RenyiELBO),
-        unsupported=objectives.OTHER_LOOPS,
-    ),
-    "optimizer": Part(Optimizer, "Adam", {"params"}, torch.optim, unsupported=(LBFGS, SparseAdam)),
-    "lr_scheduler": Part(
-        LRScheduler, None, {"optimizer", "last_epoch"}, unsupported=(ChainedScheduler, SequentialLR)
-    ),
-    "beta": Part(Schedule, "Constant", set()),
-}
+# Options that config.yaml does not hold.
+NOT_STORED = ("config", "run_dir", "resume", "trust")
 
-# The parameters of `fit` that are flags as they are, and the others.
-FIT_OPTIONS = (
+# Options that may differ when a run is resumed.
+MAY_CHANGE = {
     "epochs",
-    "batch_size",
-    "clip_grad_norm",
-    "normalize_gradients",
-    "patience",
-    "engine",
-    "precision",
+    "device",
+    "data_dir",
+    "checkpoint_every",
+    "keep_every",
+    "logger",
+    "report",
     "on_nan",
-)
-NOT_FLAGS: set[str | int] = {name for name in signature(fit).parameters if name not in FIT_OPTIONS}
-
-# Defaults come first on the command line. As jsonargparse's defaults they would lend their options to the classes that
-# replace them.
-DEFAULTS = [
-    *(f"--{name}={part.default}" for name, part in PARTS.items() if part.default),
-    "--optimizer.fused=true",
-]
+    "engine",
+    "test_samples",
+    "test_images",
+}
 
 
 class HelpFormatter(DefaultHelpFormatter):
@@ -214,7 +149,7 @@ def add(parser: ArgumentParser, name: str, kind: Any, default: Any, text: str) -
 def add_common(parser: ArgumentParser) -> None:
     """Add the flags of every command."""
     add(parser, "seed", Seed, 0, "Seed of the random number generators.")
-    add(parser, "device", Literal["auto", "cpu", "cuda"], "auto", "Where to compute.")
+    add(parser, "device", Device, "auto", "Where to compute.")
     text = "Import any class that the run folder names. This runs code from its module."
     parser.add_argument("--trust", action="store_true", help=text)
 
@@ -259,78 +194,89 @@ def source(config: Namespace) -> str:
 
 @cache
 def train_parser() -> ArgumentParser:
-    """The options of `train`, which are those of config.yaml."""
+    """The options of `train`: those of `Recipe`, and four about the folder."""
     parser = new_parser(
         "train", "Train a variational autoencoder, score it on the test set and draw figures."
     )
-    parser.add_argument(
-        "--config",
-        action=_ConfigFile,
-        help="Options as YAML; the config.yaml of a run repeats the run.",
-    )
-    add(
-        parser,
-        "data",
-        str,
-        "auto",
-        f"auto, {', '.join(NAMED)}, a path to your own images (.npy, .npz or a folder), or a function"
-        " such as my_module.my_dataset that returns Data.",
-    )
-    add(parser, "data_dir", str, "data", "Folder of the downloaded data sets.")
-    add(
-        parser,
-        "image_size",
-        PositiveInt,
-        None,
-        "Height and width to resize every image to, up to 1024.",
-    )
-    text = "How grey pixels become binary: drawn at each presentation, drawn once, or not at all."
-    add(parser, "binarization", Binarization, None, text)
-    text = "Training images held out for validation; by default a twelfth."
-    add(parser, "validation_size", PositiveInt, None, text)
-    add(parser, "latent_dim", PositiveInt, 20, "Number of latent dimensions.")
-    parser.add_function_arguments(fit, as_group=False, skip=NOT_FLAGS)
-    add_common(parser)
-    add(
-        parser,
-        "run_dir",
-        str,
-        None,
-        "New folder for everything that the run writes; by default runs/DATA-TIME.",
-    )
-    kind = Literal["never", "always", "auto"]
+    text = "Options as YAML; the config.yaml of a run repeats the run."
+    parser.add_argument("--config", action=_ConfigFile, help=text)
+    parser.add_class_arguments(Recipe, as_group=False, skip=set(PARTS))
+    text = "New folder for everything that the run writes; by default runs/DATA-TIME."
+    add(parser, "run_dir", str, None, text)
     text = "Continue the run in --run_dir from its last checkpoint; with auto, start it if it does not exist."
     parser.add_argument(
-        "--resume", nargs="?", const="always", type=kind, default="never", help=text
+        "--resume", nargs="?", const="always", type=Resume, default="never", help=text
     )
-    add(parser, "checkpoint_every", PositiveInt, 1, "Epochs between checkpoints.")
-    text = "Epochs between checkpoints that are all kept, in epochs/ of the run folder; the report has a slider over them."
-    add(parser, "keep_every", PositiveInt, None, text)
-    text = "Also write curves, samples and reconstructions of each epoch to tensorboard/ in the run folder."
-    add(parser, "logger", Literal["tensorboard"], None, text)
-    add(parser, "report", bool, True, "Write report.html, a page about the run, at the end.")
+    text = "Import any class that the run folder names. This runs code from its module."
+    parser.add_argument("--trust", action="store_true", help=text)
     for name, part in PARTS.items():
         _add_part(parser, name, part)
     return parser
 
 
 def _add_part(parser: ArgumentParser, name: str, part: Part) -> None:
-    text = (
-        f"{part.choices}; options of one: --{name}.help CLASS (default: {part.default or 'none'})"
-    )
+    default = _default_class(name, part).rpartition(".")[2] if part.default else "none"
+    text = f"{part.choices}; options of one: --{name}.help CLASS (default: {default})"
     group = parser.add_argument_group(name)
     group.add_subclass_arguments(
-        part.base, name, as_group=False, skip=part.supplied, metavar="CLASS", help=text
+        part.base, name, as_group=False, skip={*part.supplied}, metavar="CLASS", help=text
     )
 
 
-def parse_training(argv: list[str]) -> Namespace:
+def _default_class(name: str, part: Part) -> str:
+    return "Adam, fused" if name == "optimizer" else part.default.class_path
+
+
+def parse_training(argv: list[str]) -> Asked:
     """The options of `train`; raises as `parse`."""
-    config = parse(train_parser(), [*DEFAULTS, *argv])
+    config = parse(train_parser(), [*_defaults(), *argv])
+    values = Namespace({key: value for key, value in config.items() if key not in NOT_STORED})
+    plain = parse_yaml(train_parser().dump(values, skip_unset=False, skip_validation=True))
     for name, part in PARTS.items():
-        if part.default and config[name] is None:
+        if part.default and plain[name] is None:
             raise RequestError(f"{name} must be a class, but is null; choose from {part.choices}")
-    return config
+    optimizer = plain["optimizer"]
+    if optimizer["class_path"].endswith(DefaultOptimizer.__name__):
+        optimizer["class_path"] = PARTS["optimizer"].default.class_path
+        for key, value in PARTS["optimizer"].default.options.items():
+            if optimizer["init_args"].get(key) is None:
+                optimizer["init_args"][key] = value
+    recipe = Recipe.from_plain(plain)
+    recipe.check(trust=True)
+    return Asked(recipe, config.run_dir, config.resume, config.trust)
+
+
+def _defaults() -> list[str]:
+    """The default classes as flags. As jsonargparse's defaults they would lend their options to the classes that replace them."""
+    flags = []
+    for name, part in PARTS.items():
+        if name == "optimizer":
+            flags.append(f"--{name}={DefaultOptimizer.__module__}.{DefaultOptimizer.__name__}")
+        elif part.default is not None:
+            flags.append(f"--{name}={part.default.class_path}")
+    return flags
+
+
+def parse_resumed(stored: Recipe, argv: list[str], where: Path) -> Recipe:
+    """The recipe of a run with those options in `argv` that may change.
+
+    Raises:
+        ValueError: If other options differ.
+    """
+    as_flags = ["--config", json.dumps(stored.plain())]
+    before, asked = parse_training(as_flags).recipe, parse_training([*as_flags, *argv]).recipe
+    if asked.data == "auto" or stored_name(asked.data) == stored.data:
+        asked.data = stored.data
+    fixed = [
+        name
+        for name, value in vars(asked).items()
+        if value != getattr(before, name) and name not in MAY_CHANGE
+    ]
+    if fixed:
+        raise RequestError(
+            f"the run in {where} has other values of {', '.join(sorted(fixed))}; use a new run_dir"
+        )
+    return asked
 
 
 def parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
@@ -405,30 +351,3 @@ _NESTING = (
     "Expected a <class 'NoneType'>",
     "Problem with given",
 )
-
-
-def known_paths() -> set[str]:
-    """The import paths that a run folder may name without `trust`: the known classes, torch's activations and its init."""
-    activations = [
-        cls
-        for cls in vars(nn.modules.activation).values()
-        if isinstance(cls, type) and issubclass(cls, nn.Module)
-    ]
-    known = {
-        path
-        for cls in [*activations, *(cls for part in PARTS.values() for cls in part.known)]
-        for path in _paths(cls)
-    }
-    return known | {
-        f"torch.nn.init.{name}" for name in vars(nn.init) if re.fullmatch(r"[a-z]\w*[a-z]_", name)
-    }
-
-
-def _paths(cls: type) -> list[str]:
-    """The import paths of a class: from its module, and from the packages around it that export it."""
-    modules = accumulate(cls.__module__.split("."), "{}.{}".format)
-    return [
-        f"{name}.{cls.__name__}"
-        for name in modules
-        if getattr(sys.modules[name], cls.__name__, None) is cls
-    ]

@@ -12,15 +12,14 @@ from typing import Any
 
 import pyro
 import torch
-from jsonargparse import ArgumentParser, Namespace
 
-from pyro_vae.cli.options import add, add_common, new_parser, parse
+from pyro_vae.cli.options import ArgumentParser, Namespace, add, add_common, new_parser, parse
 from pyro_vae.data.split import Split
 from pyro_vae.engine.graphs import logger
 from pyro_vae.errors import NotFiniteError, RequestError
 from pyro_vae.report.explorer import FULL, QUICK, Effort, RunReport, overview, view
-from pyro_vae.runs.build import pick_device
 from pyro_vae.runs.folder import Checkpoint, Run
+from pyro_vae.runs.recipe import pick_device
 from pyro_vae.runs.store import read, read_yaml, write
 from pyro_vae.vae import Model
 

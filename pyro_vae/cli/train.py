@@ -11,10 +11,9 @@ from shlex import quote
 from timeit import repeat
 
 import torch
-from jsonargparse import Namespace
 
 from pyro_vae.cli.loggers import Log, check_installed, tensorboard
-from pyro_vae.cli.options import known_paths, parse_training
+from pyro_vae.cli.options import Asked, parse_resumed, parse_training
 from pyro_vae.cli.report import save_report
 from pyro_vae.cli.tables import epoch_line, table
 from pyro_vae.data.split import Data
@@ -24,8 +23,8 @@ from pyro_vae.errors import NotFiniteError, RequestError
 from pyro_vae.evaluation.codes import codes, scored
 from pyro_vae.evaluation.metrics import evaluate
 from pyro_vae.report import figures, views
-from pyro_vae.runs.build import build_training, naming_the_part, pick_device
 from pyro_vae.runs.folder import Run
+from pyro_vae.runs.recipe import Recipe, build_training, pick_device
 from pyro_vae.runs.store import write
 from pyro_vae.training.fit import Record, Training
 from pyro_vae.vae import Model
@@ -41,57 +40,61 @@ COLLAPSED_STEPS = 1000
 
 def train(argv: list[str]) -> None:
     """Run the command."""
-    config = parse_training(argv)
-    if config.logger:
+    asked = parse_training(argv)
+    if asked.recipe.logger:
         check_installed()
-    with distributed.process_group(pick_device(config.device)), naming_the_part(config):
-        if config.resume != "never" and config.run_dir is None:
-            raise RequestError("--resume continues the run in --run_dir; add its folder")
-        if config.resume == "always" or (
-            config.resume == "auto" and Run(Path(config.run_dir)).exists()
-        ):
-            _resume(config, argv)
+    if asked.resume != "never" and asked.run_dir is None:
+        raise RequestError("--resume continues the run in --run_dir; add its folder")
+    run_exists = asked.run_dir is not None and Run(Path(asked.run_dir)).exists()
+    if asked.resume == "never" and run_exists:
+        raise RequestError(
+            f"{asked.run_dir} holds a run already; add --resume to continue it, or use another run_dir"
+        )
+    with distributed.process_group(pick_device(asked.recipe.device)):
+        if asked.resume == "always" or (asked.resume == "auto" and run_exists):
+            _resume(asked, argv)
         else:
-            _start(config)
+            _start(asked.recipe, asked.run_dir)
 
 
-def _start(config: Namespace) -> None:
-    vae, data, training = build_training(config)
-    run = Run.create(_run_dir(config.run_dir, data)) if distributed.is_main_process() else None
+def _start(recipe: Recipe, run_dir: str | None) -> None:
+    vae, data, training = build_training(recipe)
+    run = Run.create(_run_dir(run_dir, data)) if distributed.is_main_process() else None
     with run.lock() if run else nullcontext():
         if run:
             run.save_checkpoint("last", training, data)
-            run.save_config(config)  # last: with it, the folder holds a run that can be resumed
-        with _how_to_resume(run, config):
-            _finish(vae, data, training, run, config)
+            run.save_recipe(recipe)  # last: with it, the folder holds a run that can be resumed
+        with _how_to_resume(run, recipe):
+            _finish(vae, data, training, run, recipe)
 
 
-def _resume(asked: Namespace, argv: list[str]) -> None:
-    run = Run.open(asked.run_dir)
+def _resume(asked: Asked, argv: list[str]) -> None:
+    run = Run.open(asked.run_dir or "")
     with run.lock() if distributed.is_main_process() else nullcontext():
-        config, checkpoint = run.resumed_config(asked, argv), run.load_checkpoint("last")
-        vae, data, training = build_training(config, download=config.data_dir == asked.data_dir)
+        stored = run.recipe(asked.trust, asked.recipe.paths())
+        recipe = parse_resumed(stored, argv, run.path)
+        checkpoint = run.load_checkpoint("last")
+        is_named = recipe.data_dir == asked.recipe.data_dir
+        vae, data, training = build_training(recipe, download=is_named)
         run.resume(training, data, checkpoint)
         logger.info("resuming after epoch %d of %d", training.epoch, training.epochs)
         if distributed.is_main_process():
-            run.save_config(config)
+            run.save_recipe(recipe)
             run.keep_records(training.epoch)
-        with _how_to_resume(run, config):
-            _finish(vae, data, training, run if distributed.is_main_process() else None, config)
+        with _how_to_resume(run, recipe):
+            _finish(vae, data, training, run if distributed.is_main_process() else None, recipe)
 
 
 @contextmanager
-def _how_to_resume(run: Run | None, config: Namespace) -> Iterator[None]:
+def _how_to_resume(run: Run | None, recipe: Recipe) -> Iterator[None]:
     """Add to an interruption how to continue; a loss that is not finite would only become so again."""
     try:
         yield
     except BaseException as error:
         if run and not isinstance(error, NotFiniteError):
-            paths = {str(value) for key, value in config.items() if key.endswith("class_path")}
-            trust = "" if paths <= known_paths() else " --trust"
-            error.add_note(
-                f"to continue: python -m pyro_vae.train --run_dir {quote(str(run.path))} --resume{trust}"
-            )
+            command = f"python -m pyro_vae.train --run_dir {quote(str(run.path))} --resume"
+            trust = "" if recipe.is_known() else " --trust"
+            error.add_note(f"to continue: {command}{trust}")
         raise
 
 
@@ -105,22 +108,22 @@ def _run_dir(asked: str | None, data: Data) -> Path:
     )
 
 
-def _finish(vae: Model, data: Data, training: Training, run: Run | None, config: Namespace) -> None:
+def _finish(vae: Model, data: Data, training: Training, run: Run | None, recipe: Recipe) -> None:
     """Train to the end, score and draw; only the main process has a run folder."""
     _summarize(vae, data, training)
     with (
         tensorboard(run.path / "tensorboard", vae, data, training.epoch)
-        if run and config.logger
+        if run and recipe.logger
         else nullcontext() as log
     ):
-        _train(data, training, run, config, log)
+        _train(data, training, run, recipe, log)
     results = evaluate(vae, data.test, TEST_SAMPLES, min(TEST_IMAGES, len(data.test)))
     if run:
         run.save_results(results)
         logger.info(table(results, f"\n{data.name}, test set", vae.likelihood))
         files = [
             *draw(vae, data, run),
-            *(save_report(run, vae, data.test) if config.report else []),
+            *(save_report(run, vae, data.test) if recipe.report else []),
         ]
         logger.info("\n  ".join([f"\nrun folder: {run.path}", *map(str, files)]))
 
@@ -153,16 +156,16 @@ def _product_seconds(threads: int | None = None) -> float:
 
 
 def _train(
-    data: Data, training: Training, run: Run | None, config: Namespace, log: Log | None
+    data: Data, training: Training, run: Run | None, recipe: Recipe, log: Log | None
 ) -> None:
-    if config.keep_every and config.keep_every > training.epochs:
+    if recipe.keep_every and recipe.keep_every > training.epochs:
         logger.warning(
-            "--keep_every %d keeps none of %d epochs", config.keep_every, training.epochs
+            "--keep_every %d keeps none of %d epochs", recipe.keep_every, training.epochs
         )
-    latent_dim, last_active, warned = config.latent_dim, training.loop.step, False
+    latent_dim, last_active, warned = recipe.latent_dim, training.loop.step, False
     for record in training:
         if run:
-            _save(training, record, run, data, config)
+            _save(training, record, run, data, recipe)
         if log:
             log(record)
         if training.ended or record["epoch"] in {
@@ -181,14 +184,14 @@ def _train(
             warned = True
 
 
-def _save(training: Training, record: Record, run: Run, data: Data, config: Namespace) -> None:
+def _save(training: Training, record: Record, run: Run, data: Data, recipe: Recipe) -> None:
     """Write an epoch; the checkpoint last, because resuming starts from it."""
     run.add_record(record)
     if training.improved:
         run.save_checkpoint("best", training, data)
-    if config.keep_every and training.epoch % config.keep_every == 0:
+    if recipe.keep_every and training.epoch % recipe.keep_every == 0:
         run.save_checkpoint(training.epoch, training, data)
-    if training.ended or training.epoch % config.checkpoint_every == 0:
+    if training.ended or training.epoch % recipe.checkpoint_every == 0:
         run.save_checkpoint("last", training, data)
 
 

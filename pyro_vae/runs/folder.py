@@ -14,22 +14,18 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from filelock import FileLock, Timeout
-from jsonargparse import Namespace
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pyro_vae.cli.options import known_paths, parse_training, train_parser
-from pyro_vae.data.datasets import TORCHVISION, is_import_path, load_data, load_images, stored_name
+from pyro_vae.data.datasets import TORCHVISION, load_data, load_images, stored_name
 from pyro_vae.data.split import MAX_CLASSES, Data, Split
 from pyro_vae.engine.graphs import logger
 from pyro_vae.errors import RequestError, check_choice
 from pyro_vae.networks import Shape
-from pyro_vae.runs.build import build_model
+from pyro_vae.runs.recipe import Recipe, build_model
 from pyro_vae.runs.store import (
     load_checkpoint,
-    parse_yaml,
     read,
-    read_yaml,
     save_checkpoint,
     write,
     writing,
@@ -46,23 +42,7 @@ FILES: dict[Which, str] = {"last": "checkpoint.pt", "best": "best.pt"}
 # What a run writes before config.yaml.
 UNFINISHED = {".lock", "checkpoint.pt", ".checkpoint.pt.tmp", ".config.yaml.tmp"}
 
-# Options that config.yaml does not hold.
-NOT_STORED = {"config", "run_dir", "resume", "trust"}
-
 METRICS_BYTES = 2**28
-
-# Options that may differ when a run is resumed.
-MAY_CHANGE = {
-    "epochs",
-    "device",
-    "data_dir",
-    "checkpoint_every",
-    "keep_every",
-    "logger",
-    "report",
-    "on_nan",
-    "engine",
-}
 
 
 class Images(NamedTuple):
@@ -158,32 +138,30 @@ class Run:
         """Whether the folder holds a run."""
         return os.path.isfile(self.path / "config.yaml")
 
-    def config(self, trust: bool = False, allowed: Collection[str] = ()) -> Namespace:
-        """The options of the run.
+    @property
+    def recipe_file(self) -> Path:
+        """The file of the recipe; with it, the folder holds a run."""
+        return self.path / "config.yaml"
 
-        Naming a class imports its module, which runs code, so that only known classes are accepted by default.
+    def recipe(self, trust: bool = False, allowed: Collection[str] = ()) -> Recipe:
+        """The recipe of the run.
 
         Arguments:
-            trust: Accept every class.
-            allowed: Further import paths to accept.
+            trust: Accept every class that it names; naming one imports its module, which runs code.
+            allowed: Import paths to accept besides the known classes.
 
         Raises:
-            ValueError: If the options are wrong, or name another class.
+            ValueError: If it is wrong, or names another class.
         """
-        file = self.path / "config.yaml"
-        content = read_yaml(file)
-        if not trust:
-            _check_names(content, {*known_paths(), *allowed}, file)
-            data = content.get("data")
-            if isinstance(data, str) and is_import_path(data) and data not in allowed:
-                raise RequestError(
-                    f"{file} names {data} as its data; to run its module's code, add --trust, or"
-                    " trust=True in Python"
-                )
-        try:
-            return parse_training(["--config", json.dumps(content)])
-        except RequestError as error:
-            raise RequestError(f"{file}: {error}") from error
+        return Recipe.load(self.recipe_file, trust, allowed)
+
+    def save_recipe(self, recipe: Recipe) -> None:
+        """Write the recipe.
+
+        Raises:
+            StorageError: If it cannot be written.
+        """
+        write(self.recipe_file, recipe.to_yaml().encode())
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -255,15 +233,6 @@ class Run:
     def _file(self, which: Which | int) -> Path:
         return self.path / (f"epochs/{which:04}.pt" if isinstance(which, int) else FILES[which])
 
-    def save_config(self, config: Namespace) -> None:
-        """Write the options of the run, except those about the folder itself.
-
-        Raises:
-            StorageError: If they cannot be written.
-        """
-        kept = Namespace({key: value for key, value in config.items() if key not in NOT_STORED})
-        write(self.path / "config.yaml", train_parser().dump(kept).encode())
-
     def save_results(self, results: Mapping[str, Any], name: str = "results") -> Path:
         """Write metrics as JSON; the path.
 
@@ -287,20 +256,20 @@ class Run:
             )
         return checkpoint
 
-    def model(self, config: Namespace, checkpoint: Checkpoint) -> Model:
+    def model(self, recipe: Recipe, checkpoint: Checkpoint) -> Model:
         """The model of the run, in evaluation mode.
 
         Raises:
-            ValueError: If the checkpoint does not fit the configuration.
+            ValueError: If the checkpoint does not fit the recipe.
         """
-        return _load(build_model(config, checkpoint.shape, checkpoint.label_dim), checkpoint)
+        return _load(build_model(recipe, checkpoint.shape, checkpoint.label_dim), checkpoint)
 
     def load(
         self, which: Which | int, device: torch.device | str, trust: bool
-    ) -> tuple[Namespace, Checkpoint, Model]:
-        """The options, a checkpoint and its model on a device; raises as `config`, `load_checkpoint` and `model`."""
-        config, checkpoint = self.config(trust), self.load_checkpoint(which)
-        return config, checkpoint, self.model(config, checkpoint).to(device)
+    ) -> tuple[Recipe, Checkpoint, Model]:
+        """The recipe, a checkpoint and its model on a device; raises as `recipe`, `load_checkpoint` and `model`."""
+        recipe, checkpoint = self.recipe(trust), self.load_checkpoint(which)
+        return recipe, checkpoint, self.model(recipe, checkpoint).to(device)
 
     def earlier(self, vae: Model, checkpoint: Checkpoint) -> Iterator[tuple[str, Model]]:
         """Copies of the model after epochs that were kept before a checkpoint, evenly spaced, with their names."""
@@ -312,20 +281,20 @@ class Run:
         for epoch in kept[:: -(-len(kept) // EARLIER) or 1]:
             yield f"epoch {epoch}", _load(copy.deepcopy(vae), self.load_checkpoint(epoch))
 
-    def data(self, config: Namespace, checkpoint: Checkpoint, data_dir: str | None = None) -> Data:
+    def data(self, recipe: Recipe, checkpoint: Checkpoint, data_dir: str | None = None) -> Data:
         """The data set of the run; it is downloaded only to a folder that the user names.
 
         Raises:
             ValueError: If the data are missing, or have another shape.
         """
         options = (
-            config.image_size,
-            config.binarization,
+            recipe.image_size,
+            recipe.binarization,
             data_dir is not None,
-            config.validation_size,
+            recipe.validation_size,
         )
-        data = load_data(config.data, data_dir or config.data_dir, *options)
-        self._check_shape(config.data, data.shape, checkpoint)
+        data = load_data(recipe.data, data_dir or recipe.data_dir, *options)
+        self._check_shape(recipe.data, data.shape, checkpoint)
         if (
             not _identity(data, "labels" in checkpoint.content).items()
             <= checkpoint.content.items()
@@ -333,27 +302,27 @@ class Run:
             text = (
                 "%s has changed since %s was trained; its splits may overlap with those of training"
             )
-            logger.warning(text, config.data, self.path)
+            logger.warning(text, recipe.data, self.path)
         return data
 
-    def images(self, config: Namespace, checkpoint: Checkpoint, asked: Namespace) -> Images:
+    def images(self, recipe: Recipe, checkpoint: Checkpoint, asked: Any) -> Images:
         """The images that the options of a command ask for: a split of the run's data, or other data.
 
         Raises:
             ValueError: If the data are missing, or have another shape.
         """
         if asked.data is None:
-            data = self.data(config, checkpoint, asked.data_dir)
+            data = self.data(recipe, checkpoint, asked.data_dir)
             return Images(f"{data.name}, {asked.split} set", getattr(data, asked.split), data.train)
         if asked.split != "test":
             raise RequestError("--data uses all its images; leave out --split")
-        where, size = asked.data_dir or config.data_dir, asked.image_size or config.image_size
+        where, size = asked.data_dir or recipe.data_dir, asked.image_size or recipe.image_size
         split = load_images(
-            asked.data, where, size, config.binarization, asked.data_dir is not None
+            asked.data, where, size, recipe.binarization, asked.data_dir is not None
         )
         self._check_shape(asked.data, tuple(split.x.shape[1:]), checkpoint)
-        same = config.data in (asked.data, stored_name(asked.data))
-        if same and config.data not in TORCHVISION:  # whose official test images were loaded
+        same = recipe.data in (asked.data, stored_name(asked.data))
+        if same and recipe.data not in TORCHVISION:  # whose official test images were loaded
             logger.warning(
                 "%s was trained on images of --data; leave it out to use the test images", self.path
             )
@@ -365,31 +334,6 @@ class Run:
             raise RequestError(
                 f"{text}; --image_size changes height and width, but not the number of channels"
             )
-
-    def resumed_config(self, asked: Namespace, argv: list[str]) -> Namespace:
-        """The options of the run, with those in `argv` that may change.
-
-        Classes that `argv` names, itself or in its configuration file, are accepted: they are the user's.
-
-        Raises:
-            ValueError: If other options differ.
-        """
-        stored = self.config(asked.trust, set(_strings(parse_yaml(train_parser().dump(asked)))))
-        config = parse_training(
-            ["--config", json.dumps(read_yaml(self.path / "config.yaml")), *argv]
-        )
-        if config.data == "auto" or stored_name(config.data) == stored.data:
-            config.data = stored.data
-        differing = {
-            key.split(".")[0]
-            for key in {*stored.keys(), *config.keys()}
-            if config.get(key) != stored.get(key)
-        }
-        if fixed := sorted(differing - MAY_CHANGE - NOT_STORED):
-            raise RequestError(
-                f"the run in {self.path} has other values of {', '.join(fixed)}; use a new run_dir"
-            )
-        return config
 
     def resume(self, training: Training, data: Data, checkpoint: Checkpoint) -> None:
         """Continue a training from the last checkpoint.
@@ -483,30 +427,6 @@ def _record(line: str) -> Record | None:
         return record if all(_is_number(record[name]) for name in Record.__annotations__) else None
     except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
         return None
-
-
-def _check_names(content: Mapping[str, Any], known: Collection[str], file: Path) -> None:
-    """Reject every string that could be an import path or a file, unless it is known; before anything is imported."""
-    for key, value in content.items():
-        if key in NOT_STORED:
-            raise RequestError(f"{file}: {key} is not an option of a run folder")
-        for name in (
-            () if key in ("data", "data_dir") and isinstance(value, str) else _strings(value)
-        ):
-            is_file = os.path.lexists(name) and not os.path.isdir(name)
-            if name not in known and (is_file or not name.isidentifier()):
-                raise RequestError(
-                    f"{file} names {name}; to run its module's code, add --trust, or trust=True in Python"
-                )
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    for child in (
-        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    ):
-        yield from _strings(child)
 
 
 def load_run(

@@ -20,7 +20,7 @@ from pyro_vae import networks
 from pyro_vae.cli.main import main
 from pyro_vae.engine.programs import Batch
 from pyro_vae.evaluation.metrics import score_images
-from pyro_vae.report import views
+from pyro_vae.reporting import views
 from pyro_vae.testing import LinearGaussianVAE
 
 CLASSES = 3

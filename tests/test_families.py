@@ -103,7 +103,7 @@ def test_every_class_can_be_named_by_a_flag(part, base):
 HELPED = [cls for base in (*FAMILIES, pv.Model) for cls in (base, *subclasses(base))]
 
 
-@pytest.mark.parametrize("cls", filter(is_public, HELPED), ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", list(filter(is_public, HELPED)), ids=lambda cls: cls.__name__)
 def test_what_becomes_help_is_plain_text(cls):
     """The first line, and the descriptions of the arguments; formulas are in the text between."""
     first, *lines = inspect.getdoc(cls).splitlines()

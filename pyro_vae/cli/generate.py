@@ -30,8 +30,8 @@ from pyro_vae.data.split import Split
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.codes import codes
 from pyro_vae.reporting import figures, views
+from pyro_vae.runs.build import pick_device
 from pyro_vae.runs.folder import Run
-from pyro_vae.runs.recipe import pick_device
 from pyro_vae.runs.store import npz, write
 from pyro_vae.vae import Model
 

@@ -69,7 +69,7 @@ def plain(text: str) -> str:
     letters = []
     for letter in text:
         drawn = letter.isprintable() and font.get_char_index(ord(letter))
-        letters.append(letter if drawn else letter.encode("ascii", "backslashreplace").decode())
+        letters.append(letter if drawn else letter.encode("unicode_escape").decode())
     return "".join(letters).replace("$", r"\$")
 
 

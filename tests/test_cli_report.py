@@ -108,18 +108,14 @@ def test_the_explorer_shows_the_quadrature_and_parts_that_add_up(report, run_dir
     run = Run.open(run_dir)
     vae, data = opened_run(run)
     x, _ = scored(vae, data.test.subset(40)[:3])
-    for state, log_p in zip(
-        document_in(report())["images"], quadrature_log_likelihood(vae, x), strict=True
-    ):
-        text = state["text"]
-        assert text["log_p"] == f"{log_p:.2f}"
-        values = {name: float(value) for name, value in text.items()}
-        assert values["approximation"] == pytest.approx(
-            values["log_p"] - values["best_elbo"], abs=1e-9
-        )
-        assert values["total"] == pytest.approx(
-            values["approximation"] + values["amortization"], abs=1e-9
-        )
+    (snapshot,) = document_in(report())["snapshots"]
+    for state, log_p in zip(snapshot["images"], quadrature_log_likelihood(vae, x), strict=True):
+        assert state["text"]["log_p"] == f"{log_p:.2f}"
+        values = {name: float(value) for name, value in state["text"].items()}
+        approximation = values["log_p"] - values["best_elbo"]
+        assert values["approximation"] == pytest.approx(approximation, abs=1e-9)
+        total = values["approximation"] + values["amortization"]
+        assert values["total"] == pytest.approx(total, abs=1e-9)
 
 
 def test_strings_of_a_run_folder_are_escaped(run_dir, tmp_path):
@@ -161,29 +157,54 @@ def test_wrong_requests_are_one_line(refused, run_dir, tmp_path):
     assert "results.json" in refused("report", run)
 
 
-def test_runs_on_different_data_are_not_compared(run_dir, tmp_path, images, refused):
-    other = tmp_path / "other"
-    assert (
-        main(
-            [
-                "train",
-                "--data",
-                str(images),
-                "--epochs",
-                "1",
-                "--report",
-                "false",
-                "--run_dir",
-                str(other),
-            ]
-        )
-        == 0
-    )
-    # before the third is looked at: scoring a run takes seconds
-    assert "cannot be compared" in refused(
-        "report", run_dir, other, tmp_path / "none", "--out", tmp_path / "page.html"
-    )
-    assert not (tmp_path / "page.html").exists()
+def train(path, *options):
+    argv = ["--epochs", "1", "--report", "false", "--device", "cpu", "--run_dir", str(path)]
+    assert main(["train", *map(str, options), *argv]) == 0
+    return path
+
+
+def test_runs_on_different_data_are_not_compared(run_dir, tmp_path, images, refused, monkeypatch):
+    other = train(tmp_path / "other", "--data", images)
+    results = json.loads((other / "results.json").read_text())
+    # all are looked at before the first is scored, which takes seconds
+    with monkeypatch.context() as patch:
+        patch.setattr("pyro_vae.reporting.page.overview", pytest.fail)
+        assert "none" in refused("report", run_dir, other, tmp_path / "none")
+    out = tmp_path / "page.html"
+    assert main(["report", str(run_dir), str(other), "--out", str(out)]) == 0
+    text = out.read_text()
+    assert f"its test images are not those of {run_dir}" in text
+    assert f"{results['elbo']['mean']:.2f}" not in text
+    assert "Differences from" not in text
+
+
+def test_data_are_compared_by_content_and_not_by_name(tmp_path, images):
+    """Files of one name may differ, and files of two names be equal."""
+    paths = {}
+    for name, change in {"a": 0, "b": 1, "c": 0}.items():
+        (tmp_path / name).mkdir()
+        with np.load(images) as arrays:
+            x = arrays["images"] ^ np.uint8(change)
+        paths[name] = tmp_path / name / ("other.npz" if name == "c" else "x.npz")
+        np.savez(paths[name], images=x)
+    runs = [train(tmp_path / f"run_{name}", "--data", path) for name, path in paths.items()]
+    out = tmp_path / "page.html"
+    assert main(["report", *map(str, runs), "--out", str(out), "--device", "cpu"]) == 0
+    listed = out.read_text().split("Not compared")[1].split("</table>")[0]
+    assert "run_b" in listed
+    assert "run_c" not in listed
+
+
+def test_a_run_whose_data_have_changed_is_not_compared(tmp_path, images):
+    """Its results.json is of other images than those that would be scored now."""
+    data = shutil.copy(images, tmp_path / "data.npz")
+    run = train(tmp_path / "before", "--data", data)
+    with np.load(images) as arrays:
+        np.savez(data, images=255 - arrays["images"], labels=arrays["labels"])
+    now = train(tmp_path / "now", "--data", data)
+    out = tmp_path / "page.html"
+    assert main(["report", str(now), str(run), "--out", str(out), "--device", "cpu"]) == 0
+    assert "its data have changed since it was trained" in out.read_text()
 
 
 def test_several_runs_are_compared_on_the_same_images(run_dir, tmp_path, report):
@@ -208,7 +229,7 @@ def test_several_runs_are_compared_on_the_same_images(run_dir, tmp_path, report)
         pyro.set_rng_seed(0)
         model, data = opened_run(run)
         pyro.set_rng_seed(0)
-        scores.append(explorer.overview(model, data.test, TINY).scores)
+        scores.append(overview(model, data.test, TINY).scores)
     difference = scores[1].elbo - scores[0].elbo
     assert f"{difference.mean():+.2f} ± {difference.std() / 40**0.5:.2f}" in text
     assert '<th scope="col">epochs' in text

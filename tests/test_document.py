@@ -25,7 +25,9 @@ def test_contours_hold_the_mass_that_they_say():
     draws = normal.sample((20_000,))
     grid = explorer.grid_around(draws, 150, tail=0)
     log_density = normal.log_prob(grid.points)
-    for mass, level in zip((0.9, 0.5), density_levels(grid, log_density, (0.9, 0.5))[1], strict=True):
+    for mass, level in zip(
+        (0.9, 0.5), density_levels(grid, log_density, (0.9, 0.5))[1], strict=True
+    ):
         inside = normal.log_prob(draws) > log_density.max() + torch.tensor(level).log()
         assert inside.double().mean().item() == pytest.approx(mass, abs=0.015)
 

@@ -17,9 +17,7 @@ def test_kl_per_dimension_adds_up_to_the_closed_form():
     x = random_split().scored(vae.pixels)
     loc, scale = vae.q_z(x).mean, vae.q_z(x).stddev
     expected = (0.5 * (loc**2 + scale**2 - 1) - scale.log()).mean(0)
-    torch.testing.assert_close(
-        kl_per_dimension(vae, Batch(x, None)), expected, atol=0.15, rtol=0
-    )
+    torch.testing.assert_close(kl_per_dimension(vae, Batch(x, None)), expected, atol=0.15, rtol=0)
 
 
 def test_kl_per_dimension_needs_independent_dimensions():

@@ -9,18 +9,30 @@ from pathlib import Path
 import pytest
 import torch
 from endings import REPORTED, ending
-from families import make_hierarchical, make_vae
-from pages import HOSTILE, TINY, document_in, make_conditional, make_relaxed, opened_run, random_split
+from families import SHAPE, make_hierarchical, make_vae
+from pages import (
+    HOSTILE,
+    TINY,
+    document_in,
+    make_conditional,
+    make_relaxed,
+    opened_run,
+    random_split,
+)
 
 import pyro_vae as pv
 from pyro_vae.cli.main import main
+from pyro_vae.data.split import Split
 from pyro_vae.evaluation.codes import scored
 from pyro_vae.evaluation.quadrature import quadrature_log_likelihood
-from pyro_vae.reporting.subject import Subject
+from pyro_vae.reporting import figures
+from pyro_vae.reporting.overview import overview
+from pyro_vae.reporting.subject import Subject, why_not_comparable
 from pyro_vae.runs.folder import Run
 
 pytest.importorskip("bokeh", reason="Bokeh is not installed")
 
+from pyro_vae.reporting import plots
 from pyro_vae.reporting.page import comparison, metrics, page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -32,11 +44,8 @@ DRIVER = shutil.which("chromedriver")
     [("GaussianMixture", 2), ("VampPrior", 2), ("StudentT", 2), ("VampPrior", 3)],
 )
 def test_every_prior_has_a_page(prior, latent_dim):
-    from pyro_vae.reporting.page import RunReport, page
-
-    shown = explorer.view(make_vae(prior, latent_dim=latent_dim), random_split(), TINY)
-    facts = {"seconds of training": "1"}
-    assert "explorer" in page([RunReport("run", {}, facts, [], {}, shown.overview, shown)])
+    subject = Subject("run", make_vae(prior, latent_dim=latent_dim), random_split())
+    assert 'id="explorer"' in page(subject, TINY)
 
 
 def hierarchical():
@@ -47,24 +56,155 @@ def flow():
     return make_vae(posterior="FlowPosterior", latent_dim=2)
 
 
-@pytest.mark.parametrize("make", [hierarchical, conditional, flow])
+@pytest.mark.parametrize("make", [hierarchical, make_conditional, flow])
 def test_every_model_has_a_page(make):
-    from pyro_vae.reporting.page import RunReport, page
+    text = page(Subject("run", make(), random_split()), TINY)
+    assert ('id="explorer"' in text) == (make is not hierarchical)
 
-    shown = explorer.view(make(), random_split(), TINY)
-    assert bool(shown.posteriors) == (make is not hierarchical)
-    assert page([RunReport("run", {}, {}, [], {}, shown.overview, shown)])
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("latent_dim", [2, 3])
+def test_few_images_have_a_page(count, latent_dim):
+    assert page(Subject("run", make_vae(latent_dim=latent_dim), random_split(count)), TINY)
+
+
+def record(epoch):
+    names = ("elbo", "validation_elbo", "kl", "validation_kl", "active_units", "beta")
+    return {"epoch": epoch, **dict.fromkeys(names, 1.0)}
 
 
 def test_long_curves_are_thinned_and_end_at_the_last_epoch():
-    from pyro_vae.reporting.page import RunReport, page
-
-    names = ("elbo", "validation_elbo", "kl", "validation_kl", "active_units", "beta")
-    records = [{"epoch": epoch, **dict.fromkeys(names, 1.0)} for epoch in range(1, 2001)]
-    shown = explorer.view(make_vae(latent_dim=2), random_split(), TINY)
-    text = page([RunReport("run", {}, {}, records, {}, shown.overview, shown)])
+    records = [record(epoch) for epoch in range(1, 2001)]
+    text = page(Subject("run", make_vae(latent_dim=2), random_split(), records=records), TINY)
     assert ",1998,2000]" in text
     assert ",1997," not in text
+
+
+def test_curves_have_the_colours_of_the_pictures():
+    """Validation was blue on the page and orange in curves.png, training the reverse."""
+    subject = Subject("run", make_vae(latent_dim=2), random_split(), records=[record(1), record(2)])
+    plot = plots.curves([subject])["ELBO"]
+    on_page = {}
+    for item in plot.legend[0].items:
+        on_page[item.label.value] = item.renderers[0].glyph.line_color
+    lines = (
+        figures.curves(
+            [{**record(1), "loss": -1.0, "reconstruction": 0.0, "validation_reconstruction": 0.0}]
+        )
+        .axes[0]
+        .lines
+    )
+    assert on_page == {line.get_label(): line.get_color() for line in lines}
+
+
+def test_classes_have_the_users_names():
+    test = random_split()
+    named = Split(test.x, test.labels, classes=("cat", "<b>dog</b>", "$x^{$"))
+    text = page(Subject("run", make_vae(latent_dim=2), named), TINY)
+    assert '"cat"' in text
+    assert "<b>dog" not in text
+
+
+def results(images=100, subset=100, density=True):
+    value = {"mean": -90.0, "standard_error": 1.0, "num_samples": 1000, "num_images": images}
+    of_subset = {**value, "mean": -89.0, "num_images": subset}
+    found = {
+        "elbo": value,
+        "kl": value,
+        "log_likelihood": {**of_subset, "elbo_same_images": of_subset},
+        "active_units": {"count": 2, "latent_dim": 2},
+    }
+    if subset < images:
+        found["log_likelihood_all_images"] = {**value, "mean": -88.0}
+    return found
+
+
+def test_metrics_say_how_many_images_they_are_of():
+    rows = {row.name: row for row in metrics(results(100, 30))}
+    assert "100 images" in rows["ELBO"].meaning
+    assert "30 images, 1,000 samples" in rows["log p(x)"].meaning
+    assert "ELBO, same images" in rows
+    assert "ELBO, same images" not in {row.name for row in metrics(results(100, 100))}
+
+
+def test_a_relaxed_bernoulli_has_no_bound_on_log_p():
+    text = page(Subject("run", make_relaxed(), random_split(), results=results()), TINY)
+    assert "Lower bound on log p(x)" not in text
+    assert "not log-probabilities" in text
+    text = page(Subject("run", make_vae(latent_dim=2), random_split(), results=results()), TINY)
+    assert "Lower bound on log p(x)" in text
+    assert "not log-probabilities" not in text
+
+
+def test_a_model_that_uses_labels_says_so():
+    text = page(Subject("run", make_conditional(), random_split(), results=results()), TINY)
+    assert "log p(x) stands for log p(x | y)" in text
+
+
+# --- several --------------------------------------------------------------------------------------
+
+
+def test_the_comparison_has_elbo_and_log_p_of_the_same_images():
+    test = random_split()
+    subjects = []
+    for name in ("first", "second"):
+        subjects.append(Subject(name, make_vae(), test, results=results(100, 30)))
+    text = comparison(subjects, TINY)
+    assert "-88.00 ± 1.00" in text
+    assert "-89.00" not in text
+    assert '<td class="number">100</td>' in text
+    assert '<td class="number">1,000</td>' in text
+
+
+OTHERS = {
+    "its test images": lambda test: (make_vae(), random_split()),
+    "log-probabilities of byte values": lambda test: (make_vae(likelihood="Categorical"), test),
+    "log-densities of dequantized values": lambda test: (make_vae(likelihood="Beta"), test),
+    "cross-entropies of unit values": lambda test: (make_relaxed(), test),
+    "given the labels": lambda test: (make_conditional(), test),
+}
+
+
+@pytest.mark.parametrize("reason", OTHERS)
+def test_models_that_cannot_be_compared_are_listed_with_the_reason(reason, monkeypatch):
+    """Before anything is scored, and without their numbers."""
+    test = Split(torch.randint(0, 256, (40, *SHAPE), dtype=torch.uint8), torch.arange(40) % 3)
+    vae, split = OTHERS[reason](test)
+    scored_models = []
+
+    def spy(vae, *args):
+        scored_models.append(vae)
+        return overview(vae, *args)
+
+    monkeypatch.setattr("pyro_vae.reporting.page.overview", spy)
+    first = Subject("first", make_vae(), test, results=results())
+    other = Subject("other", vae, split, results={"elbo": {"mean": -77.77}}, records=[record(1)])
+    third = Subject("third", make_vae(), test)
+    text = comparison([first, other, third], TINY)
+    assert reason in text
+    assert "-77.77" not in text
+    assert vae not in scored_models
+    assert len(scored_models) == 2
+    assert "Differences from first" in text
+
+
+def test_relaxed_values_are_not_set_beside_densities():
+    test = Split(torch.randint(0, 256, (40, *SHAPE), dtype=torch.uint8))
+    normal = Subject("normal", make_vae(likelihood="Normal"), test)
+    relaxed = Subject("relaxed", make_relaxed(), test)
+    assert "cross-entropies" in why_not_comparable(relaxed, normal)
+    assert why_not_comparable(relaxed, relaxed) == ""
+
+
+def test_models_given_other_labels_are_not_compared():
+    test = random_split()
+    relabelled = Split(test.x, (test.labels + 1) % 3)
+    first = Subject("first", make_conditional(), test)
+    assert "labels" in why_not_comparable(Subject("b", make_conditional(), relabelled), first)
+    assert why_not_comparable(Subject("c", make_conditional(), test), first) == ""
+
+
+# --- in a browser ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -148,11 +288,11 @@ def test_the_plane_follows_the_pointer_and_the_sliders(opened, run_dir):
 
 def test_choosing_an_image_and_k_shows_their_numbers(opened, run_dir):
     browser = opened(run_dir / "report.html")
-    states = document_in((run_dir / "report.html").read_text())["images"]
+    states = document_in((run_dir / "report.html").read_text())["snapshots"][-1]["images"]
     for n, k in [(0, 4), (1, 0), (2, 8)]:
         browser.execute_script(f"document.querySelectorAll('input[name=image]')[{n}].click()")
         set_slider(browser, "draws", k)
-        expected = {**states[n]["text"], **states[n]["weighted"][k]["text"]}
+        expected = {**states[n]["text"], **states[n]["draws"][k]["text"]}
         assert {name: shown(browser, name) for name in expected} == expected
         source = browser.execute_script(
             "return [...Bokeh.documents[0].get_model_by_name('draws').data.x].length"
@@ -165,7 +305,7 @@ def test_images_can_be_chosen_by_the_keyboard(opened, run_dir):
     from selenium.webdriver.common.keys import Keys
 
     browser = opened(run_dir / "report.html")
-    states = document_in((run_dir / "report.html").read_text())["images"]
+    states = document_in((run_dir / "report.html").read_text())["snapshots"][-1]["images"]
     browser.find_element(By.CSS_SELECTOR, "input[name=image]").send_keys(Keys.ARROW_RIGHT)
     assert shown(browser, "log_p") == states[1]["text"]["log_p"]
 
@@ -192,9 +332,12 @@ def test_traversals_and_interpolation_follow_their_sliders(opened, tmp_path, rep
     assert main(["train", *options]) == 0
     browser = opened(run / "report.html")
     pictures = []
-    for value in (-3, 0, 3):
+    limits = document_in((run / "report.html").read_text())["paths"]["dimensions"][0]
+    for share in (0, 0.5, 1):
+        value = limits["low"] + share * (limits["high"] - limits["low"])
         set_slider(browser, "unit0", value)
-        set_slider(browser, "between", (value + 3) / 6)
+        assert shown(browser, "at0") == f"{value:.1f}"
+        set_slider(browser, "between", share)
         pictures.append((drawn(browser, "traversal0"), drawn(browser, "interpolated")))
     assert all(
         a != b for before, after in pairwise(pictures) for a, b in zip(before, after, strict=True)
@@ -230,15 +373,16 @@ def test_epochs_that_are_kept_have_a_moment_each(kept):
         "0003.pt",
     ]
     assert (kept / "report.html").stat().st_size < 3e6
-    data, run = document_in((kept / "report.html").read_text()), Run.open(kept)
-    assert [state["text"]["epoch_name"] for state in (*data["earlier"], data)] == [
+    snapshots = document_in((kept / "report.html").read_text())["snapshots"]
+    run = Run.open(kept)
+    assert [state["text"]["epoch_name"] for state in snapshots] == [
         "epoch 1",
         "epoch 2",
         "last epoch",
     ]
     (vae, images), config = opened_run(run), run.config()
     x, _ = scored(vae, images.test.subset(40))
-    for state, epoch in zip((*data["earlier"], data), (1, 2, 3), strict=True):
+    for state, epoch in zip(snapshots, (1, 2, 3), strict=True):
         vae = run.model(config, run.load_checkpoint(epoch))
         expected = [f"{value:.2f}" for value in quadrature_log_likelihood(vae, x[:2])]
         assert [image["text"]["log_p"] for image in state["images"]] == expected
@@ -248,13 +392,14 @@ def test_epochs_that_are_kept_have_a_moment_each(kept):
 
 def test_the_slider_over_epochs_moves_plane_posterior_and_bars(opened, kept):
     browser = opened(kept / "report.html")
-    data, seen = document_in((kept / "report.html").read_text()), []
+    snapshots = document_in((kept / "report.html").read_text())["snapshots"]
+    seen = []
     source = "return [...Bokeh.documents.map((one) => one.get_model_by_name(arguments[0])).find(Boolean).data[arguments[1]]]"
-    for n, state in enumerate((*data["earlier"], data)):
+    for n, state in enumerate(snapshots):
         set_slider(browser, "epoch", n)
         assert shown(browser, "epoch_name") == state["text"]["epoch_name"]
         assert shown(browser, "log_p") == state["images"][0]["text"]["log_p"]
-        assert shown(browser, "bound") == state["images"][0]["weighted"][4]["text"]["bound"]
+        assert shown(browser, "bound") == state["images"][0]["draws"][4]["text"]["bound"]
         assert (
             browser.execute_script(source, "points", "x") == state["models"]["points"]["data"]["x"]
         )
@@ -270,7 +415,7 @@ def test_the_slider_over_epochs_moves_plane_posterior_and_bars(opened, kept):
         seen.append(drawn(browser, "decoded"))
     assert len(set(seen)) == 3
     browser.execute_script("document.querySelectorAll('input[name=image]')[1].click()")
-    assert shown(browser, "log_p") == data["images"][1]["text"]["log_p"]
+    assert shown(browser, "log_p") == snapshots[-1]["images"][1]["text"]["log_p"]
 
 
 def test_a_hostile_folder_runs_no_script(opened, run_dir, tmp_path):

@@ -1,4 +1,4 @@
-"""Shared by the tests of pages: little effort, small models and data, what a page's script reads."""
+"""Shared by the tests of pages: little effort, small models and data, and a page's document."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def make_relaxed() -> pv.VAE:
 
 def document_in(text: str) -> Any:
     """The JSON document in a page."""
-    start = '<script type="application/json" id="data">'
-    return json.loads(text.split(start)[1].split("</script>")[0])
+    document = text.partition('<script type="application/json" id="data">')[2]
+    return json.loads(document.partition("</script>")[0])
 
 
 def opened_run(run: Run) -> tuple[pv.Model, pv.Data]:

@@ -346,7 +346,7 @@ def figures_of(vae: Model, data: Data, records: Sequence[Record] = ()) -> dict[s
         "reconstructions": reconstructions(pairs, "test images and reconstructions"),
         "samples": samples(means),
         "latent": latent(
-            loc, images.labels, "posterior means of test images", getattr(images, "classes", None)
+            loc, images.labels, "posterior means of test images", images.classes
         ),
     }
     if records:
@@ -355,7 +355,7 @@ def figures_of(vae: Model, data: Data, records: Sequence[Record] = ()) -> dict[s
     if vae.needs_labels and y is not None and not y.is_floating_point():
         labels = y.unique()
         drawn["analogies"] = analogies(
-            views.analogies(vae, labels), labels, getattr(images, "classes", None)
+            views.analogies(vae, labels), labels, images.classes
         )
     if vae.latent_dim == 2 and not vae.needs_labels:
         drawn["manifold"] = manifold(*views.manifold(vae))

@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_vae.data.datasets import NAMED, Binarization, load_data
+from pyro_vae.data.datasets import Binarization, load_data, stored_name
+from pyro_vae.data.files import absolute
 from pyro_vae.data.split import Data
 from pyro_vae.engine import distributed
 from pyro_vae.engine.random_state import forked_rng
@@ -264,7 +265,7 @@ def build_training(recipe: Recipe, download: bool = True) -> tuple[Model, Data, 
         options = (recipe.image_size, recipe.binarization, download, recipe.validation_size)
         data = load_data(recipe.data, recipe.data_dir, *options)
     recipe.data = stored_data(recipe.data, data)
-    recipe.data_dir = os.path.abspath(recipe.data_dir)
+    recipe.data_dir = absolute(recipe.data_dir)
     pyro.clear_param_store()
     pyro.set_rng_seed(recipe.seed)
     label_dim = data.label_dim if needs_labels(recipe) else None
@@ -297,7 +298,7 @@ def build_training(recipe: Recipe, download: bool = True) -> tuple[Model, Data, 
 
 def stored_data(asked: str, data: Data) -> str:
     """How config.yaml names the data: a path to files is made absolute."""
-    return data.name if asked in ("auto", *NAMED) else os.path.abspath(asked)
+    return data.name if asked == "auto" else stored_name(asked)
 
 
 def _scheduler(recipe: Recipe) -> Callable[[Optimizer], LRScheduler] | None:

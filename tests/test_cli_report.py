@@ -8,11 +8,9 @@ import shutil
 import numpy as np
 import pyro
 import pytest
-import torch
 from endings import REPORTED, ending
 from pages import HOSTILE, TINY, document_in, opened_run
 
-import pyro_vae as pv
 from pyro_vae.cli.main import main
 from pyro_vae.evaluation.codes import scored
 from pyro_vae.evaluation.quadrature import quadrature_log_likelihood

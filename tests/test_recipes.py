@@ -17,7 +17,8 @@ from pyro_vae import testing
 from pyro_vae.cli.options import parse_training
 from pyro_vae.runs.recipe import build_training
 
-NAMES = {"dist": dist, "nn": torch.nn, "poutine": poutine, "pyro": pyro, "torch": torch, **vars(pv)}
+NAMES = {"dist": dist, "nn": torch.nn, "poutine": poutine, "pyro": pyro, "torch": torch}
+NAMES |= {name: getattr(pv, name) for name in pv.__all__}
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 FILES = [path for path in sorted(FOLDER.rglob("*.yaml")) if "results" not in path.parts]

@@ -495,7 +495,7 @@ def seconds_per_step(epoch: Turn, batch: int = BATCH) -> float:
 def draw_scaling(found: dict[str, dict[int, float]], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    from pyro_vae.report.figures import COLOURS
+    from pyro_vae.reporting.figures import COLOURS
 
     figure = Figure(figsize=(9, 3), layout="constrained")
     labels = {"batch": "batch size", "latent_dim": "latent dimensions", "K": "samples K"}

@@ -20,7 +20,7 @@ import torch
 from pyro.infer import Trace_ELBO
 
 import pyro_vae as pv
-from pyro_vae.report.figures import COLOURS
+from pyro_vae.reporting.figures import COLOURS
 from pyro_vae.testing import LinearGaussianVAE
 
 SAMPLES = (1, 3, 10, 30, 100, 300)

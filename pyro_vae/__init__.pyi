@@ -45,6 +45,8 @@ from .objectives import (
 )
 from .posteriors import DiagonalNormal, FlowPosterior, FullRankNormal, LowRankNormal, Posterior
 from .priors import FlowPrior, GaussianMixture, Prior, StandardNormal, StudentT, VampPrior
+from .reporting import figures, views
+from .reporting.report import compare_models, report
 from .runs.folder import load_run
 from .schedules import Constant, Cosine, Cyclical, Ramp, Schedule, Sigmoid
 from .training.fit import Record, Training, fit

@@ -20,8 +20,8 @@ from pyro_vae.engine.importance import log_likelihood
 from pyro_vae.engine.programs import Batch
 from pyro_vae.evaluation.codes import scored
 from pyro_vae.evaluation.quadrature import quadrature_log_likelihood
-from pyro_vae.report import explorer
-from pyro_vae.report.explorer import Effort
+from pyro_vae.reporting import explorer
+from pyro_vae.reporting.explorer import Effort
 from pyro_vae.runs.folder import Run
 from pyro_vae.testing import LinearGaussianVAE
 from pyro_vae.vae import ConditionalVAE
@@ -141,7 +141,7 @@ def test_kl_per_dimension_needs_independent_dimensions():
 
 
 def test_contours_hold_the_mass_that_they_say():
-    from pyro_vae.report.page import _density
+    from pyro_vae.reporting.page import _density
 
     normal = torch.distributions.MultivariateNormal(
         torch.zeros(2), torch.tensor([[1.0, 0.7], [0.7, 1.0]])
@@ -183,7 +183,7 @@ def test_traversals_and_interpolations_are_of_the_chosen_images():
     [("GaussianMixture", 2), ("VampPrior", 2), ("StudentT", 2), ("VampPrior", 3)],
 )
 def test_every_prior_has_a_page(prior, latent_dim):
-    from pyro_vae.report.page import RunReport, page
+    from pyro_vae.reporting.page import RunReport, page
 
     shown = explorer.view(make_vae(prior, latent_dim=latent_dim), split(), TINY)
     facts = {"seconds of training": "1"}
@@ -206,7 +206,7 @@ def flow():
 
 @pytest.mark.parametrize("make", [hierarchical, conditional, flow])
 def test_every_model_has_a_page(make):
-    from pyro_vae.report.page import RunReport, page
+    from pyro_vae.reporting.page import RunReport, page
 
     shown = explorer.view(make(), split(), TINY)
     assert bool(shown.posteriors) == (make is not hierarchical)
@@ -214,7 +214,7 @@ def test_every_model_has_a_page(make):
 
 
 def test_long_curves_are_thinned_and_end_at_the_last_epoch():
-    from pyro_vae.report.page import RunReport, page
+    from pyro_vae.reporting.page import RunReport, page
 
     names = ("elbo", "validation_elbo", "kl", "validation_kl", "active_units", "beta")
     records = [{"epoch": epoch, **dict.fromkeys(names, 1.0)} for epoch in range(1, 2001)]
@@ -415,7 +415,7 @@ def test_several_runs_are_compared_on_the_same_images(run_dir, tmp_path, report)
 
 
 def test_large_colour_images_fit_the_page():
-    from pyro_vae.report.pictures import atlas
+    from pyro_vae.reporting.pictures import atlas
 
     state = atlas(torch.rand(500, 3, 64, 64))
     assert len(state["atlas"]) < 1.6e6

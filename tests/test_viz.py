@@ -12,7 +12,7 @@ from PIL import Image
 
 import pyro_vae as pv
 from pyro_vae.evaluation.diagnostics import codes
-from pyro_vae.report import figures, views
+from pyro_vae.reporting import figures, views
 
 SHAPE = (1, 4, 5)
 

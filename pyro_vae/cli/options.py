@@ -30,7 +30,7 @@ from jsonargparse import (
 from jsonargparse.typing import NonNegativeInt, PositiveInt, restricted_number_type
 from torch.optim import Adam
 
-from pyro_vae.data.datasets import NAMED
+from pyro_vae.data.datasets import NAMED, stored_name
 from pyro_vae.errors import RequestError
 from pyro_vae.runs.recipe import PARTS, Device, Part, Recipe
 from pyro_vae.runs.store import parse_yaml, read_yaml
@@ -188,7 +188,7 @@ def source(config: Namespace) -> str:
         return config.split
     if config.data in NAMED:
         return f"data-{config.data}"
-    path = os.path.abspath(config.data)
+    path = stored_name(config.data)
     return f"data-{Path(path).name.replace('.', '_')}-{sha256(path.encode()).hexdigest()[:6]}"
 
 
@@ -265,7 +265,7 @@ def parse_resumed(stored: Recipe, argv: list[str], where: Path) -> Recipe:
     """
     as_flags = ["--config", json.dumps(stored.plain())]
     before, asked = parse_training(as_flags).recipe, parse_training([*as_flags, *argv]).recipe
-    if asked.data == "auto" or os.path.abspath(asked.data) == stored.data:
+    if asked.data == "auto" or stored_name(asked.data) == stored.data:
         asked.data = stored.data
     fixed = [
         name

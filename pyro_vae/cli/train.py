@@ -20,9 +20,8 @@ from pyro_vae.data.split import Data
 from pyro_vae.engine import distributed
 from pyro_vae.engine.graphs import logger
 from pyro_vae.errors import NotFiniteError, RequestError
-from pyro_vae.evaluation.codes import codes, scored
 from pyro_vae.evaluation.metrics import evaluate
-from pyro_vae.report import figures, views
+from pyro_vae.reporting import figures
 from pyro_vae.runs.folder import Run
 from pyro_vae.runs.recipe import Recipe, build_training, pick_device
 from pyro_vae.runs.store import write
@@ -31,7 +30,6 @@ from pyro_vae.vae import Model
 
 TEST_SAMPLES = 1000
 TEST_IMAGES = 1000
-LATENT_IMAGES = 5000
 # About how many epochs are printed.
 LINES = 20
 # Consecutive steps with a collapsed posterior after which it is reported: it may recover in the first ones.
@@ -203,25 +201,7 @@ COLLAPSED = (
 
 def draw(vae: Model, data: Data, run: Run) -> list[Path]:
     """Write the figures of a trained model; their paths."""
-    images = data.test[:LATENT_IMAGES]
-    batch = scored(vae, images)
-    y = batch.y
-    drawn = {
-        "curves": figures.curves(run.records()),
-        "reconstructions": figures.reconstructions(
-            views.reconstructions(vae, batch[:10]), "test images and reconstructions"
-        ),
-        "samples": figures.samples(views.samples(vae, 64, y=views.random_labels(vae, images, 64))),
-        "latent": figures.latent(
-            codes(vae, batch).loc, images.labels, "posterior means of test images"
-        ),
-    }
-    if vae.needs_labels and y is not None and not y.is_floating_point():
-        classes = y.unique()
-        drawn["analogies"] = figures.analogies(views.analogies(vae, classes), classes)
-    if vae.latent_dim == 2 and not vae.needs_labels:
-        drawn["manifold"] = figures.manifold(*views.manifold(vae))
-    return [
-        write(run.path / "figures" / f"{name}.png", figures.png(figure))
-        for name, figure in drawn.items()
-    ]
+    files = []
+    for name, figure in figures.figures_of(vae, data, run.records()).items():
+        files.append(write(run.path / "figures" / f"{name}.png", figures.png(figure)))
+    return files

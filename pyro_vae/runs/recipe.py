@@ -36,7 +36,8 @@ from torch.optim.lr_scheduler import (
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from pyro_vae import objectives
-from pyro_vae.data.datasets import NAMED, Binarization, load_data
+from pyro_vae.data.datasets import NAMED, Binarization, load_data, stored_name
+from pyro_vae.data.files import absolute
 from pyro_vae.data.split import Data
 from pyro_vae.engine import distributed
 from pyro_vae.engine.graphs import AnyEngine
@@ -834,7 +835,7 @@ def build_training(recipe: Recipe, download: bool = True) -> tuple[Model, Data, 
         options = (recipe.image_size, recipe.binarization, download, recipe.validation_size)
         data = load_data(recipe.data, recipe.data_dir, *options)
     recipe.data = stored_data(recipe.data, data)
-    recipe.data_dir = os.path.abspath(recipe.data_dir)
+    recipe.data_dir = absolute(recipe.data_dir)
     pyro.clear_param_store()
     pyro.set_rng_seed(recipe.seed)
     label_dim = data.label_dim if needs_labels(recipe) else None
@@ -867,7 +868,7 @@ def build_training(recipe: Recipe, download: bool = True) -> tuple[Model, Data, 
 
 def stored_data(asked: str, data: Data) -> str:
     """How config.yaml names the data: a path to files is made absolute."""
-    return data.name if asked in ("auto", *NAMED) else os.path.abspath(asked)
+    return data.name if asked == "auto" else stored_name(asked)
 
 
 def _scheduler(recipe: Recipe) -> Callable[[Optimizer], LRScheduler] | None:

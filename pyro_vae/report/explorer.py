@@ -17,11 +17,8 @@ from pyro_vae.engine.importance import (
     k_curve,
     log_likelihood,
     pareto_k,
-    sample_sites,
-    site_sum,
-    traces,
 )
-from pyro_vae.engine.programs import Batch
+from pyro_vae.engine.programs import Batch, sample_sites, site_sum, traces
 from pyro_vae.evaluation.codes import ACTIVE, activity, codes, scored
 from pyro_vae.evaluation.diagnostics import inference_gap
 from pyro_vae.evaluation.metrics import Scores, score

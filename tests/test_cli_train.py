@@ -139,7 +139,7 @@ EQUAL = {
 
 @pytest.mark.parametrize("flags", EQUAL)
 def test_python_and_the_command_line_train_the_same_model(images, tmp_path, flags):
-    """Parts constructed in the order of VAE's parameters, with equal options and seed: equal parameters, bit for bit."""
+    """Parts constructed in the order of VAE's parameters: equal parameters, bit for bit."""
     argv = [
         "--data",
         str(images),
@@ -334,7 +334,7 @@ def test_large_numbers_fit_into_80_columns():
 
 
 def test_a_loss_that_is_not_finite(capfd, tmp_path):
-    """One line, and no hint how to continue: it would only become so again. Nothing of Pyro's own."""
+    """One line, without a hint how to continue: it would only become so again."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         argv = [
@@ -634,7 +634,7 @@ RECIPES = sorted(path for path in (ROOT / "experiments").glob("*.yaml"))
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipes_run(recipe, tmp_path, few):
-    """Two steps of each recipe on a few real images; the whole runs are in experiments/README.md."""
+    """Two steps of each recipe on a few images; experiments/README.md has the whole runs."""
     argv = ["--config", str(recipe), "--data", str(few), "--epochs", "1", "--batch_size", "45"]
     assert train([*argv, "--run_dir", str(tmp_path / "r")]) == 0
     assert metrics(tmp_path / "r")[0]["step"] == 2

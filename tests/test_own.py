@@ -12,7 +12,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.cli.main import main
-from pyro_vae.report import views
+from pyro_vae.reporting import views
 
 MINE = '''
 import pyro.distributions as dist

@@ -116,7 +116,8 @@ import sys
 import pyro_vae.cli.train as train
 from pyro_vae.cli.main import main
 
-train.TEST_SAMPLES, train.draw = 10, lambda *args: []
+score = lambda vae, data, recipe: train.evaluate(vae, data.test, 10, min(1000, len(data.test)))
+train.score, train.draw = score, lambda *args: []
 print("imported", flush=True)
 sys.exit(main(sys.argv[1:]))
 """
@@ -178,6 +179,17 @@ def test_more_epochs(whole, stopped, capfd):
     trained("train", "--run_dir", stopped, "--resume", "--epochs", 5)
     assert "epoch 2 of 5" in capfd.readouterr().out
     assert equal(contents(stopped), contents(whole))
+
+
+def test_more_epochs_do_not_move_a_warm_up_backwards(flags, tmp_path):
+    """By default it takes half of the epochs that the run was started with: 2 of 4."""
+    run = tmp_path / "run"
+    trained(*flags, "--epochs", 4, "--beta", "Linear", "--run_dir", run)
+    for more in (6, 8):
+        trained("train", "--run_dir", run, "--resume", "--epochs", more)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    betas = [json.loads(line)["beta"] for line in lines]
+    assert betas == [0.5, *[1.0] * 7]
 
 
 @pytest.mark.parametrize("resume", ["auto", "always"])

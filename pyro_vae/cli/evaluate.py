@@ -39,8 +39,8 @@ from pyro_vae.evaluation.diagnostics import (
 from pyro_vae.evaluation.metrics import Metrics, Scores, score_images, summarize, summary
 from pyro_vae.evaluation.quadrature import latent_shapes
 from pyro_vae.reporting import figures, views
+from pyro_vae.runs.build import pick_device
 from pyro_vae.runs.folder import Run
-from pyro_vae.runs.recipe import pick_device
 from pyro_vae.runs.store import npz, write
 from pyro_vae.vae import Model
 

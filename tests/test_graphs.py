@@ -382,3 +382,16 @@ def test_pick_engine():
     assert pick_engine("auto", cpu, 3000) == "traced"
     assert pick_engine("auto", cpu, 10**6) == ("compiled" if has_compiler() else "traced")
     assert pick_engine("auto", cuda, 10**6) == "compiled"
+
+
+def test_a_parameter_that_is_made_while_tracing_is_an_input():
+    """Otherwise Inductor would take its value at that time for a constant."""
+    store = {}
+
+    def function(x):
+        if "weight" not in store:
+            store["weight"] = torch.tensor(2.0).requires_grad_()
+        return [(store["weight"] * x).detach()]
+
+    _, captured = trace(function, (torch.ones(3),), {})
+    assert any(tensor is store["weight"] for tensor in captured)

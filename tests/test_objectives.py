@@ -9,7 +9,7 @@ import pytest
 import torch
 from families import OBJECTIVES, SHAPE, make_hierarchical, make_oracle, make_vae
 from pyro import poutine
-from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO, config_enumerate
 from statistics_ import assert_mean, repeated
 from torch.distributions import Normal, kl_divergence
 
@@ -420,6 +420,44 @@ def test_draws_that_are_not_reparameterized_are_refused(objective):
     """Their gradient would omit the effect of the parameters on the draws."""
     with pytest.raises(ValueError, match="reparameterized samples, which site z"):
         objective(num_particles=2).loss_and_grads(coin, coin_guide, torch.tensor([0.5]))
+
+
+def coins(make):
+    """A model and a guide with a discrete code of two values for each row."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", make(torch.full((len(x), 2), 0.5)))
+            pyro.sample("x", dist.Normal(z.reshape(len(x), -1).sum(-1), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", make(pyro.param("p", torch.tensor([0.3, 0.7])).expand(len(x), 2)))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("enumerated", [False, True])
+@pytest.mark.parametrize("method", ["loss", "loss_and_grads"])
+@pytest.mark.parametrize("objective", [pv.FreeBitsELBO, pv.CapacityELBO])
+@pytest.mark.parametrize(
+    "make",
+    [
+        dist.Categorical,
+        dist.OneHotCategorical,
+        lambda p: dist.Bernoulli(p).to_event(1),
+        lambda p: dist.Bernoulli(p[..., 0]),
+    ],
+)
+def test_discrete_sites_are_refused_in_one_line(make, objective, method, enumerated):
+    """Also where only the loss is computed, and whatever torch's closed forms say of the shapes."""
+    model, guide = coins(make)
+    if enumerated:
+        model, guide = config_enumerate(model), config_enumerate(guide)
+    with pytest.raises(
+        pv.RequestError, match=r"site z \((Categ|OneHot|Bern)\w+\) lacks; use Trace"
+    ):
+        getattr(objective(), method)(model, guide, torch.zeros(4))
 
 
 def scaled_line(x):

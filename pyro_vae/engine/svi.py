@@ -292,8 +292,8 @@ class SVI:
         self._adopt(seen.params)
         results = [loss, rows]
         for key, param in self._params.items():
-            is_seen = key in seen.params and param.grad is not None
-            results.append(param.grad / rows if is_seen else None)
+            grad = param.grad if key in seen.params else None
+            results.append(None if grad is None else grad / rows)
         return results
 
     def _tensor_gradients(self, *args: Any, **kwargs: Any) -> list[Any]:

@@ -324,7 +324,7 @@ def test_an_error_of_a_function_that_finds_stored_values_has_a_note():
         raise ValueError("mine")
 
     pyro.param("loc", torch.zeros(2))
-    with pytest.raises(ValueError, match=r"^mine$") as raised:
+    with pytest.raises(ValueError, match=r"^mine") as raised:
         train_guide(lambda x: None, wrong)
     assert "pyro.clear_param_store()" in "".join(raised.value.__notes__)
 

@@ -236,18 +236,18 @@ class Dispersed(pv.Likelihood):
 
     pixels = "unit"
 
-    def __init__(self, shape, error=1.0, constrained=False):
+    def __init__(self, shape, error=1.0, positive=False):
         super().__init__()
         self.log_scale = nn.Parameter(torch.linspace(-1, 0, torch.Size(shape).numel()).view(shape))
         wrong = torch.ones(shape)
         wrong[..., -1] = error
         self.register_buffer("wrong", wrong)
-        self.constrained = constrained
+        self.positive = positive
 
     def forward(self, params):
         scale = self.log_scale.exp()
-        if self.constrained:
-            return dist.Gamma(params.squeeze(-4).exp() + 1, 1 / scale).to_event(3)
+        if self.positive:
+            return dist.Exponential(params.squeeze(-4).exp() * scale).to_event(3)
         return Rescaled(params.squeeze(-4), scale, self.wrong).to_event(3)
 
 
@@ -263,12 +263,15 @@ class Rescaled(dist.Normal):
         return dist.Normal(self.loc, self.scale * self.factor).log_prob(value)
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 3), (1, 10, 10)])
+@pytest.mark.parametrize("shape", [(1, 1, 2), (1, 10, 10)])
 def test_parameters_of_each_pixel(shape):
     check_likelihood(Dispersed(shape), shape)
-    check_likelihood(Dispersed(shape, constrained=True), shape)
     with pytest.raises(CheckError, match="do not fit the density"):
-        check_likelihood(Dispersed(shape, error=1.1), shape)
+        check_likelihood(Dispersed(shape, error=1.3), shape)
+
+
+def test_a_pixel_on_half_a_line():
+    check_likelihood(Dispersed((1, 1, 2), positive=True), (1, 1, 2))
 
 
 def test_every_message_says_what_to_do():

@@ -1,4 +1,4 @@
-"""On a GPU: every engine takes the same steps, whole steps replay as a CUDA graph, and nothing waits for the host."""
+"""On a GPU: engines take the same steps, which replay as CUDA graphs and wait for nothing."""
 
 import copy
 import json
@@ -14,6 +14,7 @@ from pyro.infer import Trace_ELBO
 from torch.optim import SGD, Adam
 
 import pyro_vae as pv
+from pyro_vae.data.split import to_pixels
 from pyro_vae.engine.graphs import Graph
 from pyro_vae.vae import default_batch_size
 
@@ -35,7 +36,7 @@ def trained(vae, engine, objective=Trace_ELBO, steps=60):
     beta = torch.tensor(1.0, dtype=torch.float64, device="cuda")
 
     def prepare(index):
-        return pv.data.to_pixels(images[index], vae.pixels).double(), None, beta
+        return to_pixels(images[index], vae.pixels).double(), None, beta
 
     svi = pv.SVI(
         twin.model, twin.guide, adam, objective(), mean=True, prepare=prepare, engine=engine
@@ -171,7 +172,10 @@ def test_every_shape_that_occurs_again_is_replayed():
 
 
 def test_a_shape_is_traced_once():
-    """When it occurs again: the shapes 2 and 4, the first not at once, run eagerly once and are then traced, in two calls."""
+    """When it occurs again. The shapes 2 and 4 run eagerly once, and are then traced in two calls.
+
+    The first of them does not occur again at once.
+    """
     runs = []
 
     def function(x):

@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
-from families import make_oracle
+from families import SHAPE, make_conditional, make_oracle
 from scipy.integrate import quad
 from torch import nn
 from torch.distributions import Normal
 
 import pyro_vae as pv
+from pyro_vae.engine.programs import Batch
 from pyro_vae.evaluation.diagnostics import check_log_likelihood
 from pyro_vae.evaluation.metrics import score_images
 from pyro_vae.evaluation.quadrature import quadrature_log_likelihood
@@ -111,9 +112,7 @@ def test_quadrature_that_does_not_converge_is_nan():
     vae.decoder.layers[1].weight.data.zero_()
     assert quadrature_log_likelihood(vae, x).isnan().all()
     assert (
-        check_log_likelihood(vae, x, score_images(vae, pv.Split(x), 30), num_temperatures=5)[
-            "method"
-        ]
+        check_log_likelihood(vae, x, score_images(vae, x, 30), num_temperatures=5)["method"]
         == "ais"
     )
 
@@ -134,7 +133,7 @@ def test_a_missed_mode_is_found(dim, method):
     """Importance sampling misses all but one of the modes, with a small error and a small k-hat."""
     vae = folded(dim)
     x = 1 + 2 * torch.rand(12, 1, 1, dim)
-    scores = score_images(vae, pv.Split(x), 2000)
+    scores = score_images(vae, x, 2000)
     assert (scores.pareto_k < 0.7).all()
     assert scores.monte_carlo_error.max() < 0.1
     found = check_log_likelihood(vae, x, scores, num_images=8)
@@ -149,7 +148,7 @@ def test_a_missed_mode_is_found(dim, method):
 def test_a_good_guide_passes(dim):
     vae, x = make_oracle(dim, exact=True, shape=(1, 1, 4)).float().eval(), torch.randn(9, 1, 1, 4)
     vae.encoder.layers[1].bias.data[dim :: dim + 1] += 0.2
-    found = check_log_likelihood(vae, x, score_images(vae, pv.Split(x), 2000), num_temperatures=50)
+    found = check_log_likelihood(vae, x, score_images(vae, x, 2000), num_temperatures=50)
     assert not found["disagree"]
     assert abs(found["difference"]) < 0.2
     assert found["num_images"] == 9
@@ -171,9 +170,7 @@ def test_a_good_guide_passes(dim):
 )
 def test_what_counts_as_disagreement(missing, error, disagree):
     vae = folded(2)
-    scores = score_images(vae, pv.Split(X), 30)._replace(
-        monte_carlo_error=torch.tensor(error).double()
-    )
+    scores = score_images(vae, X, 30)._replace(monte_carlo_error=torch.tensor(error).double())
     scores = scores._replace(
         log_likelihood=quadrature_log_likelihood(vae, X) - torch.tensor(missing)
     )
@@ -181,3 +178,23 @@ def test_what_counts_as_disagreement(missing, error, disagree):
     assert found["disagree"] == disagree
     assert found["difference"] == pytest.approx(sum(missing) / 3, abs=1e-5)
     assert found["standard_error"] == pytest.approx(math.hypot(*error) / 3)
+
+
+def test_quadrature_and_importance_sampling_given_labels():
+    """Both against a sum over a dense grid of codes."""
+    vae, y = make_conditional(), torch.tensor([0, 1, 2, 2, 1, 0, 1])
+    x = torch.rand(7, *SHAPE).round()
+    side = torch.linspace(-6, 6, 150)
+    z = torch.cartesian_prod(side, side)
+    with torch.no_grad():
+        joint = torch.stack(
+            [
+                vae.decode(z, label.expand(len(z))).log_prob(image)
+                for image, label in zip(x, y, strict=True)
+            ]
+        )
+    prior = Normal(0.0, 1.0).log_prob(z).sum(-1)
+    exact = (joint + prior).double().logsumexp(1) + 2 * (side[1] - side[0]).log()
+    assert pv.quadrature_log_likelihood(vae, Batch(x, y)) == pytest.approx(exact, abs=0.002)
+    scores = score_images(vae, pv.Split(x, y), num_samples=4000)
+    assert ((scores.log_likelihood - exact).abs() < 5 * scores.monte_carlo_error + 1e-3).all()

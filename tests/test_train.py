@@ -372,7 +372,7 @@ def test_evaluate(run_dir, capfd):
 
 
 def test_evaluate_overwrites_no_results_of_other_settings(run_dir, capfd, monkeypatch):
-    monkeypatch.setattr("pyro_vae.report.figures.png", lambda figure: b"")
+    monkeypatch.setattr("pyro_vae.reporting.figures.png", lambda figure: b"")
     others = [
         "",
         "--num_samples 21",
@@ -523,137 +523,6 @@ def test_labels_of_one_class(tmp_path, capfd):
     )
     assert "linear_probe" not in results
     assert "nan" not in json.dumps(results).lower()
-
-
-@pytest.mark.parametrize(
-    "kind", ["samples", "reconstructions", "interpolations", "traversals", "manifold", "codes"]
-)
-def test_generate_pictures(run_dir, tmp_path, kind):
-    file = tmp_path / "a" / "picture.png"
-    assert (
-        main(
-            ["generate", str(run_dir), kind, "--format", "png", "--count", "9", "--out", str(file)]
-        )
-        == 0
-    )
-    with Image.open(file) as image:
-        assert min(image.size) > 100
-
-
-@pytest.mark.parametrize(
-    ("flags", "shapes"),
-    [
-        ("samples --count 25", {"images": (25, 1, 8, 8)}),
-        ("samples", {"images": (64, 1, 8, 8)}),
-        ("samples --count 1500", {"images": (1500, 1, 8, 8)}),
-        (
-            "reconstructions --count 7",
-            {"images": (7, 1, 8, 8), "reconstructions": (7, 1, 8, 8), "labels": (7,)},
-        ),
-        ("interpolations --count 3", {"images": (3, 12, 1, 8, 8)}),
-        ("traversals --dimension 1 --count 4", {"images": (4, 11, 1, 8, 8)}),
-        ("manifold --columns 6", {"images": (6, 6, 1, 8, 8), "z": (2, 6)}),
-        ("codes", {"loc": (299, 2), "scale": (299, 2), "labels": (299,)}),
-        ("codes --split train", {"loc": (1349, 2), "scale": (1349, 2), "labels": (1349,)}),
-    ],
-)
-def test_generate_arrays(run_dir, tmp_path, flags, shapes):
-    file = tmp_path / "arrays.npz"
-    assert (
-        main(["generate", str(run_dir), *flags.split(), "--format", "npz", "--out", str(file)]) == 0
-    )
-    with np.load(file) as arrays:
-        assert {name: arrays[name].shape for name in arrays} == shapes
-        assert all(
-            arrays[name].dtype == np.uint8
-            for name in arrays
-            if name in ("images", "reconstructions")
-        )
-
-
-@pytest.mark.parametrize(
-    ("flags", "binary"), [("", True), ("--mean true", False), ("--mean false", True)]
-)
-def test_arrays_of_samples_are_draws_unless_means_are_asked_for(run_dir, tmp_path, flags, binary):
-    file = tmp_path / "s.npz"
-    assert main(["generate", str(run_dir), "samples", "--out", str(file), *flags.split()]) == 0
-    with np.load(file) as arrays:
-        assert (
-            set(np.unique(arrays["images"])) <= {0, 255}
-            if binary
-            else len(np.unique(arrays["images"])) > 2
-        )
-
-
-def test_generated_images_are_data(run_dir, tmp_path):
-    """For augmentation: what `generate` writes, `--data` reads."""
-    file = tmp_path / "more.npz"
-    assert (
-        main(
-            [
-                "generate",
-                str(run_dir),
-                "samples",
-                "--format",
-                "npz",
-                "--count",
-                "60",
-                "--out",
-                str(file),
-            ]
-        )
-        == 0
-    )
-    assert pv.load_data(str(file)).shape == (1, 8, 8)
-
-
-def test_what_generate_writes_is_what_the_model_says(run_dir, tmp_path, digits):
-    vae = pv.load_run(run_dir)
-    for name, flags in {"codes": "", "traversals": "--count 2", "manifold": "--columns 4"}.items():
-        assert (
-            main(
-                [
-                    "generate",
-                    str(run_dir),
-                    name,
-                    *flags.split(),
-                    "--out",
-                    str(tmp_path / f"{name}.npz"),
-                ]
-            )
-            == 0
-        )
-    q = vae.encode(digits.test.scored("binary"))
-    with np.load(tmp_path / "codes.npz") as arrays, torch.no_grad():
-        np.testing.assert_allclose(arrays["loc"], q.mean.numpy(), atol=1e-6)
-        np.testing.assert_allclose(arrays["scale"], q.stddev.numpy(), atol=1e-6)
-    with np.load(tmp_path / "traversals.npz") as arrays, torch.no_grad():
-        z = vae.encode(digits.test.subset(2).scored("binary")).mean
-        z[:, 0] = -3.0
-        np.testing.assert_allclose(
-            arrays["images"][:, 1], vae.decode(z).mean.numpy() * 255, atol=0.51
-        )
-    with np.load(tmp_path / "manifold.npz") as arrays, torch.no_grad():
-        corner = vae.decode(torch.from_numpy(arrays["z"])[:, [3, 0]].diagonal()[None]).mean[0]
-        np.testing.assert_allclose(arrays["images"][3, 3], corner.numpy() * 255, atol=0.51)
-
-
-def test_the_manifold_needs_two_dimensions(tmp_path, refused, complete):
-    argv = [
-        "--data",
-        "digits",
-        "--epochs",
-        "1",
-        "--latent_dim",
-        "3",
-        "--batch_size",
-        "1000",
-        "--run_dir",
-        str(tmp_path / "r"),
-    ]
-    assert train(argv) == 0
-    assert not (tmp_path / "r" / "figures" / "manifold.png").exists()
-    assert "latent_dim" in refused("generate", tmp_path / "r", "manifold")
 
 
 @pytest.mark.parametrize("latent_dim", ["1", "5"])

@@ -290,7 +290,7 @@ class SVI:
                 self.model, self.guide, *self.prepare(*args), **kwargs
             )
         self._adopt(seen.params)
-        results = [loss, rows]
+        results: list[Any] = [loss, rows]
         for key, param in self._params.items():
             grad = param.grad if key in seen.params else None
             results.append(None if grad is None else grad / rows)

@@ -17,12 +17,13 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pyro_vae.data.datasets import TORCHVISION, load_data, load_images
+from pyro_vae.data.datasets import TORCHVISION, load_data, load_images, stored_name
 from pyro_vae.data.split import MAX_CLASSES, Data, Split
 from pyro_vae.engine.graphs import logger
 from pyro_vae.errors import RequestError, check_choice
 from pyro_vae.networks import Shape
-from pyro_vae.runs.recipe import Recipe, build_model
+from pyro_vae.runs.build import build_stored_model
+from pyro_vae.runs.recipe import Recipe
 from pyro_vae.runs.store import (
     load_checkpoint,
     read,
@@ -262,7 +263,9 @@ class Run:
         Raises:
             ValueError: If the checkpoint does not fit the recipe.
         """
-        return _load(build_model(recipe, checkpoint.shape, checkpoint.label_dim), checkpoint)
+        size = checkpoint.file.stat().st_size
+        vae = build_stored_model(recipe, checkpoint.shape, checkpoint.label_dim, size)
+        return _load(vae, checkpoint)
 
     def load(
         self, which: Which | int, device: torch.device | str, trust: bool
@@ -321,7 +324,7 @@ class Run:
             asked.data, where, size, recipe.binarization, asked.data_dir is not None
         )
         self._check_shape(asked.data, tuple(split.x.shape[1:]), checkpoint)
-        same = recipe.data in (asked.data, os.path.abspath(asked.data))
+        same = recipe.data in (asked.data, stored_name(asked.data))
         if same and recipe.data not in TORCHVISION:  # whose official test images were loaded
             logger.warning(
                 "%s was trained on images of --data; leave it out to use the test images", self.path

@@ -14,14 +14,11 @@ from .engine.svi import SVI
 from .errors import NotFiniteError, RequestError, StorageError
 from .evaluation.ais import annealed_log_weights, bidirectional_bounds
 from .evaluation.codes import activity, codes
-from .evaluation.diagnostics import (
-    bayes_classifier,
-    check_log_likelihood,
-    inference_gap,
-    information,
-    linear_probe,
-)
+from .evaluation.check import annealed_log_likelihood, check_log_likelihood
+from .evaluation.gap import inference_gap
+from .evaluation.information import information
 from .evaluation.metrics import evaluate, score_images
+from .evaluation.probe import bayes_classifier, linear_probe
 from .evaluation.quadrature import quadrature_log_likelihood
 from .likelihoods import (
     Bernoulli,

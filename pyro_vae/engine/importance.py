@@ -205,7 +205,7 @@ def pareto_k(log_weights: Tensor) -> Tensor:
         log_weights: Shape `(K, N)`.
     """
     if len(log_weights) < LEAST_SAMPLES:
-        return torch.full(log_weights.shape[1:], torch.nan)
+        return torch.full(log_weights.shape[1:], torch.nan, dtype=torch.float64)
     log_weights = log_weights.detach()
     relative = (
         (log_weights - log_weights.amax(0)).double().clamp(min=-700).cpu().numpy()

@@ -20,7 +20,7 @@ import numpy as np
 import pyro_vae as pv
 from pyro_vae.cli.options import parse_training
 from pyro_vae.evaluation.metrics import score_images
-from pyro_vae.runs.recipe import build_model, build_training
+from pyro_vae.runs.build import build_model, build_training
 
 IMAGES, SAMPLES = 1000, 500
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -110,8 +111,13 @@ class Model(nn.Module, ABC):
         """The inference program; arguments as for `model`."""
 
     def register(self) -> None:
-        """Register the parameters with Pyro, under a name that is unique to this instance."""
-        pyro.module(self._name, self)
+        """Register the parameters with Pyro, under a name that is unique to this instance.
+
+        Those that require no gradient are not registered, of which Pyro would warn at every call.
+        """
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".* was not registered in the param store")
+            pyro.module(self._name, self)
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """The posterior q(z | x) of each image: batch_shape `(N,)`, event_shape `(latent_dim,)`."""

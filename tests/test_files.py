@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageFile
 
 import pyro_vae as pv
+from pyro_vae.cli.main import main
 from pyro_vae.data.datasets import load_data
 
 
@@ -530,3 +531,20 @@ def test_a_header_larger_than_its_data(tmp_path):
 def test_files_without_an_array_are_refused(tmp_path, content, suffix):
     (tmp_path / f"a{suffix}").write_bytes(content)
     refused(tmp_path / f"a{suffix}", f"a{suffix}")
+
+
+@pytest.mark.parametrize(
+    "bad", ["labels=-1", "labels=1000000", "covariates=nan", "covariates=(12,)"]
+)
+def test_bad_labels_in_a_file(bad, tmp_path, capfd):
+    arrays = {
+        "labels=-1": {"labels": np.full(40, -1)},
+        "labels=1000000": {"labels": np.arange(40) * 1_000_000},
+        "covariates=nan": {"covariates": np.full((40, 2), np.nan)},
+        "covariates=(12,)": {"covariates": np.zeros(40)},
+    }
+    np.savez(tmp_path / "data.npz", images=np.zeros((40, 4, 4), np.uint8), **arrays[bad])
+    assert main(["train", "--data", str(tmp_path / "data.npz"), "--model", "ConditionalVAE"]) == 2
+    _, err = capfd.readouterr()
+    assert bad.split("=")[0] in err
+    assert len(err.splitlines()) == 1

@@ -27,7 +27,7 @@ from pyro_vae.cli.main import run
 from pyro_vae.cli.options import parse_training
 from pyro_vae.cli.train import train
 from pyro_vae.runs import store as files
-from pyro_vae.runs.recipe import build_training
+from pyro_vae.runs.build import build_training
 
 NUMBERS = st.sampled_from(
     [

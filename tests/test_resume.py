@@ -116,7 +116,8 @@ import sys
 import pyro_vae.cli.train as train
 from pyro_vae.cli.main import main
 
-train.TEST_SAMPLES, train.draw = 10, lambda *args: []
+score = lambda vae, data, recipe: train.evaluate(vae, data.test, 10, min(1000, len(data.test)))
+train.score, train.draw = score, lambda *args: []
 print("imported", flush=True)
 sys.exit(main(sys.argv[1:]))
 """
@@ -663,3 +664,30 @@ def test_an_epoch_that_was_kept_is_scored(flags, tmp_path, refused):
     assert json.loads(results.read_text())["elbo"]["num_images"] == 10
     assert "0003.pt" in refused("evaluate", tmp_path / "run", "--checkpoint", 3)
     refused("evaluate", tmp_path / "run", "--checkpoint", "first")
+
+
+def test_resumed_equals_uninterrupted(tmp_path):
+    options = ["--data", "digits", "--model", "ConditionalVAE", "--latent_dim", "2"]
+    assert main(["train", *options, "--epochs", "2", "--run_dir", str(tmp_path / "whole")]) == 0
+    assert main(["train", *options, "--epochs", "1", "--run_dir", str(tmp_path / "parts")]) == 0
+    assert main(["train", "--resume", "--epochs", "2", "--run_dir", str(tmp_path / "parts")]) == 0
+    whole, parts = (pv.load_run(tmp_path / name).state_dict() for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_resuming_with_other_labels_is_rejected(tmp_path, capfd):
+    images, labels = torch.randint(256, (40, 4, 4)).to(torch.uint8).numpy(), np.arange(40) % 2
+    argv = [
+        "train",
+        "--data",
+        str(tmp_path / "data.npz"),
+        "--model",
+        "ConditionalVAE",
+        "--run_dir",
+        str(tmp_path / "r"),
+    ]
+    np.savez(tmp_path / "data.npz", images=images, labels=labels)
+    assert main([*argv, "--epochs", "1"]) == 0
+    np.savez(tmp_path / "data.npz", images=images, labels=1 - labels)
+    assert main([*argv, "--epochs", "2", "--resume"]) == 2
+    assert "changed" in capfd.readouterr().err

@@ -7,6 +7,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pyro
 from torch import Tensor
 
@@ -34,8 +35,8 @@ from pyro_vae.evaluation.metrics import Metrics, Scores, score_images, summarize
 from pyro_vae.evaluation.probe import bayes_classifier, linear_probe
 from pyro_vae.evaluation.quadrature import latent_shapes
 from pyro_vae.reporting import figures, views
+from pyro_vae.runs.build import pick_device
 from pyro_vae.runs.folder import Run
-from pyro_vae.runs.recipe import pick_device
 from pyro_vae.runs.store import npz, write
 from pyro_vae.vae import Model
 
@@ -222,7 +223,10 @@ def _worst(vae: Model, images: Split, scores: Scores) -> figures.Figure:
 
 
 def _per_image(images: Split, index: Tensor, scores: Scores) -> bytes:
-    """Scores of each image, with its position in the split, its label and the classes' names."""
+    """Scores of each image, its position in the split, its label and the name of its class."""
     arrays = {"index": index, "labels": images.labels}
-    arrays |= {name: getattr(scores, name) for name in PER_IMAGE}
+    if images.labels is not None and images.classes is not None:
+        arrays["classes"] = np.array(images.classes)[images.labels.cpu().numpy()]
+    for name in PER_IMAGE:
+        arrays[name] = getattr(scores, name)
     return npz(arrays)

@@ -30,8 +30,8 @@ from pyro_vae.data.split import Split
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.codes import codes
 from pyro_vae.reporting import figures, views
+from pyro_vae.runs.build import pick_device
 from pyro_vae.runs.folder import Run
-from pyro_vae.runs.recipe import pick_device
 from pyro_vae.runs.store import npz, write
 from pyro_vae.vae import Model
 
@@ -208,7 +208,7 @@ def _class(label: str, images: Split) -> Tensor:
     assert known is not None
     numbers = known[known >= 0].unique().tolist()
     names = {
-        figures.class_name(number, getattr(images, "classes", None)): number for number in numbers
+        figures.class_name(number, images.classes): number for number in numbers
     }
     if label in names:
         number = names[label]
@@ -310,7 +310,7 @@ def _codes(request: Request) -> Output:
     arrays = {"loc": loc, "scale": scale, "labels": split.labels}
     title = f"posterior means of {request.named}"
     return Output(
-        arrays, lambda: figures.latent(loc, split.labels, title, getattr(split, "classes", None))
+        arrays, lambda: figures.latent(loc, split.labels, title, split.classes)
     )
 
 
@@ -330,7 +330,7 @@ def _analogies(request: Request) -> Output:
     made = views.analogies(request.vae, y, columns)
     return Output(
         {"images": _bytes(made), "labels": y},
-        lambda: figures.analogies(made, y, getattr(split, "classes", None)),
+        lambda: figures.analogies(made, y, split.classes),
     )
 
 

@@ -32,7 +32,8 @@ from torch.optim import Adam
 
 from pyro_vae.data.datasets import NAMED, stored_name
 from pyro_vae.errors import RequestError
-from pyro_vae.runs.recipe import PARTS, Device, Part, Recipe
+from pyro_vae.runs.parts import PARTS, Part
+from pyro_vae.runs.recipe import Device, Recipe
 from pyro_vae.runs.store import parse_yaml, read_yaml
 
 __all__ = ["ArgumentParser", "Namespace", "NonNegativeInt", "PositiveInt"]
@@ -231,7 +232,7 @@ def parse_training(argv: list[str]) -> Asked:
     """The options of `train`; raises as `parse`."""
     config = parse(train_parser(), [*_defaults(), *argv])
     values = Namespace({key: value for key, value in config.items() if key not in NOT_STORED})
-    plain = parse_yaml(train_parser().dump(values, skip_unset=False, skip_validation=True))
+    plain = json.loads(train_parser().dump(values, "json", skip_unset=False, skip_validation=True))
     for name, part in PARTS.items():
         if part.default and plain[name] is None:
             raise RequestError(f"{name} must be a class, but is null; choose from {part.choices}")

@@ -15,8 +15,8 @@ from pyro_vae.errors import NotFiniteError, RequestError
 from pyro_vae.reporting.overview import FULL, QUICK
 from pyro_vae.reporting.report import check_installed, check_page, write_page
 from pyro_vae.reporting.subject import SECONDS, Subject, facts_of
+from pyro_vae.runs.build import pick_device
 from pyro_vae.runs.folder import Checkpoint, Run
-from pyro_vae.runs.recipe import pick_device
 from pyro_vae.runs.store import read, read_yaml
 from pyro_vae.vae import Model
 

@@ -46,6 +46,8 @@ class Gap(NamedTuple):
     importance sampling or by importance sampling from the best posterior."""
     pareto_k: Tensor
     """k-hat of the importance weights of the best posterior."""
+    num_samples: int
+    """Samples of each image for each metric."""
 
     @property
     def approximation(self) -> Tensor:
@@ -61,12 +63,12 @@ class Gap(NamedTuple):
         """The cost of the encoder: the best ELBO minus the encoder's."""
         return self.local_elbo - self.elbo
 
-    def summary(self, num_samples: int) -> Metrics:
+    def summary(self) -> Metrics:
         """The means over images with their standard errors, as `pyro-vae evaluate` reports them."""
         return {
-            "total": summary(self.log_likelihood - self.elbo, num_samples),
-            "approximation": summary(self.approximation, num_samples),
-            "amortization": summary(self.amortization, num_samples),
+            "total": summary(self.log_likelihood - self.elbo, self.num_samples),
+            "approximation": summary(self.approximation, self.num_samples),
+            "amortization": summary(self.amortization, self.num_samples),
             "method": self.method,
             "share_of_images_with_k_hat_over_0.7": self._share_of_unreliable(),
         }
@@ -166,7 +168,7 @@ def inference_gap(
         annealed = log_likelihood(weights.cpu())
         if annealed.mean() > log_p.mean():
             log_p, method = annealed, "ais"
-    return Gap(log_p, local.elbo, encoder.elbo, params, method, local.pareto_k)
+    return Gap(log_p, local.elbo, encoder.elbo, params, method, local.pareto_k, num_samples)
 
 
 def _posterior_params(vae: Model, batch: Batch) -> Tensor:

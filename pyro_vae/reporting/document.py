@@ -194,7 +194,7 @@ def groups_of(overview: Overview) -> Groups:
     if labels is None or len(labels.unique()) > len(COLOURS):
         return Groups([""], torch.zeros(len(overview.codes), dtype=torch.int64))
     present, of_image = labels.cpu().unique(return_inverse=True)
-    classes = getattr(overview.images, "classes", None)
+    classes = overview.images.classes
     return Groups([class_name(label, classes) for label in present.tolist()], of_image)
 
 

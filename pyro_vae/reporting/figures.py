@@ -69,7 +69,7 @@ def plain(text: str) -> str:
     letters = []
     for letter in text:
         drawn = letter.isprintable() and font.get_char_index(ord(letter))
-        letters.append(letter if drawn else letter.encode("ascii", "backslashreplace").decode())
+        letters.append(letter if drawn else letter.encode("unicode_escape").decode())
     return "".join(letters).replace("$", r"\$")
 
 
@@ -346,7 +346,7 @@ def figures_of(vae: Model, data: Data, records: Sequence[Record] = ()) -> dict[s
         "reconstructions": reconstructions(pairs, "test images and reconstructions"),
         "samples": samples(means),
         "latent": latent(
-            loc, images.labels, "posterior means of test images", getattr(images, "classes", None)
+            loc, images.labels, "posterior means of test images", images.classes
         ),
     }
     if records:
@@ -355,7 +355,7 @@ def figures_of(vae: Model, data: Data, records: Sequence[Record] = ()) -> dict[s
     if vae.needs_labels and y is not None and not y.is_floating_point():
         labels = y.unique()
         drawn["analogies"] = analogies(
-            views.analogies(vae, labels), labels, getattr(images, "classes", None)
+            views.analogies(vae, labels), labels, images.classes
         )
     if vae.latent_dim == 2 and not vae.needs_labels:
         drawn["manifold"] = manifold(*views.manifold(vae))

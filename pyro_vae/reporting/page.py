@@ -93,6 +93,14 @@ PLAIN = (
     ),
 )
 
+# What replaces these meanings where the likelihood is no density.
+CROSS_ENTROPY = {
+    "elbo": "Minus cross-entropy and KL; higher is better. Not a bound on a log-probability.",
+    "reconstruction": "Mean of minus the cross-entropy over codes of the image.",
+    "log_likelihood": "Importance-weighted estimate with the cross-entropy; no log-probability.",
+    "bits_per_dimension": "The cross-entropy in bits for each pixel and channel.",
+}
+
 
 class Row(NamedTuple):
     """A row of a table of metrics."""
@@ -142,7 +150,7 @@ def _page(subject: Subject, effort: Effort) -> str:
         "subject": subject,
         "shown": shown,
         "explored": bool(last and last.explored),
-        "metrics": metrics(subject.results),
+        "metrics": metrics(subject.results, subject.vae.likelihood.is_density),
         "samples": pictures(shown.samples),
         "reconstructions": _reconstructions(shown),
         "least_likely": _least_likely(shown, urls),
@@ -181,7 +189,7 @@ def _least_likely(shown: Overview, urls: list[str]) -> list[tuple[str, str]]:
     return [(urls[n], f"{log_p[n]:.1f}") for n in order]
 
 
-def metrics(results: Mapping[str, Any]) -> list[Row]:
+def metrics(results: Mapping[str, Any], is_density: bool = True) -> list[Row]:
     """The rows of those metrics that there are, with what the estimates are based on."""
     rows = []
     images = number(results, "elbo/num_images")
@@ -190,6 +198,8 @@ def metrics(results: Mapping[str, Any]) -> list[Row]:
         mean = number(results, f"{key}/mean")
         if mean is None or (key == "log_likelihood/elbo_same_images" and not is_subset):
             continue
+        if not is_density:
+            meaning = CROSS_ENTROPY.get(key, meaning)
         error = number(results, f"{key}/standard_error")
         rows.append(Row(name, _with_error(mean, error), f"{meaning} {_basis(results, key)}"))
     for key, name, meaning, form in PLAIN:

@@ -103,7 +103,8 @@ def facts_of(vae: Model, test: Split) -> dict[str, str]:
     """What a page says of any model."""
     device = next(vae.parameters()).device
     parameters = sum(param.numel() for param in vae.parameters())
-    where = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    where = f"{platform.machine()} CPU, {threads} {'thread' if threads == 1 else 'threads'}"
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
     return {

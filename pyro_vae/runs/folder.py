@@ -22,7 +22,8 @@ from pyro_vae.data.split import MAX_CLASSES, Data, Split
 from pyro_vae.engine.graphs import logger
 from pyro_vae.errors import RequestError, check_choice
 from pyro_vae.networks import Shape
-from pyro_vae.runs.recipe import Recipe, build_model
+from pyro_vae.runs.build import build_stored_model
+from pyro_vae.runs.recipe import Recipe
 from pyro_vae.runs.store import (
     load_checkpoint,
     read,
@@ -262,7 +263,9 @@ class Run:
         Raises:
             ValueError: If the checkpoint does not fit the recipe.
         """
-        return _load(build_model(recipe, checkpoint.shape, checkpoint.label_dim), checkpoint)
+        size = checkpoint.file.stat().st_size
+        vae = build_stored_model(recipe, checkpoint.shape, checkpoint.label_dim, size)
+        return _load(vae, checkpoint)
 
     def load(
         self, which: Which | int, device: torch.device | str, trust: bool

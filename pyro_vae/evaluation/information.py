@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.engine.programs import Batch
+from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError, check_positive
 from pyro_vae.evaluation.batch import Data, random_rows, scored
 from pyro_vae.evaluation.codes import IMAGES
@@ -87,7 +88,8 @@ def information(
         draw = q.sample()
         draws.append(draw)
         densities.append(q.log_prob(draw))
-    aggregate = _log_mean_density(vae, batch, torch.cat(draws))
+    with forked_rng():  # the guide draws codes of its own
+        aggregate = _log_mean_density(vae, batch, torch.cat(draws))
     shared = (torch.cat(densities) - aggregate).double().cpu()
     batch_size = batch_size or default_batch_size(vae, batch.x)
     rate = score(vae.model, vae.guide, own, ELBO_SAMPLES, batch_size).kl

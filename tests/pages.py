@@ -46,5 +46,5 @@ def document_in(text: str) -> Any:
 
 
 def opened_run(run: Run) -> tuple[pv.Model, pv.Data]:
-    config, checkpoint = run.config(), run.load_checkpoint("last")
-    return run.model(config, checkpoint), run.data(config, checkpoint)
+    recipe, checkpoint = run.recipe(), run.load_checkpoint("last")
+    return run.model(recipe, checkpoint), run.data(recipe, checkpoint)

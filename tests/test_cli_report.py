@@ -8,11 +8,9 @@ import shutil
 import numpy as np
 import pyro
 import pytest
-import torch
 from endings import REPORTED, ending
 from pages import HOSTILE, TINY, document_in, opened_run
 
-import pyro_vae as pv
 from pyro_vae.cli.main import main
 from pyro_vae.evaluation.codes import scored
 from pyro_vae.evaluation.quadrature import quadrature_log_likelihood
@@ -132,7 +130,10 @@ def test_strings_of_a_run_folder_are_escaped(run_dir, tmp_path):
         assert "<img src=x" not in text
 
 
-ODD = '{"elbo": 1e999, "kl": [], "k_curve": {"1": {"mean": NaN}, "x": {"mean": 1}}, "active_units": {"count": "<b>"}}'
+ODD = """
+{"elbo": 1e999, "kl": [], "k_curve": {"1": {"mean": NaN}, "x": {"mean": 1}},
+ "active_units": {"count": "<b>"}}
+"""
 
 
 @pytest.mark.parametrize("results", ["[]", ODD])

@@ -181,6 +181,17 @@ def test_more_epochs(whole, stopped, capfd):
     assert equal(contents(stopped), contents(whole))
 
 
+def test_more_epochs_do_not_move_a_warm_up_backwards(flags, tmp_path):
+    """By default it takes half of the epochs that the run was started with: 2 of 4."""
+    run = tmp_path / "run"
+    trained(*flags, "--epochs", 4, "--beta", "Linear", "--run_dir", run)
+    for more in (6, 8):
+        trained("train", "--run_dir", run, "--resume", "--epochs", more)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    betas = [json.loads(line)["beta"] for line in lines]
+    assert betas == [0.5, *[1.0] * 7]
+
+
 @pytest.mark.parametrize("resume", ["auto", "always"])
 def test_the_runs_own_command_resumes_it(whole, stopped, flags, monkeypatch, resume):
     """With its data as a relative path, and with those that "auto" chose."""

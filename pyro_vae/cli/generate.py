@@ -83,19 +83,10 @@ class Request:
         """The label of --label, shape `(1,)` or `(1, C)`; None if it is not given.
 
         Raises:
-            RequestError: If the model cannot decode with it.
+            RequestError: If it is not one of the model's.
         """
         if self.config.label is None:
             return None
-        if not self.vae.needs_labels:
-            name = type(self.vae).__name__
-            raise RequestError(
-                f"--label is for models that use labels, which {name} does not; leave it out"
-            )
-        if self.config.kind in ("analogies", "codes"):
-            raise RequestError(
-                f"{self.config.kind} are not decoded with one label; leave out --label"
-            )
         self.vae.check_labels(self.images.y)
         if self.images.covariates is not None:
             return _covariates(self.config.label, self.images.covariates)
@@ -137,6 +128,8 @@ def generate(argv: list[str]) -> None:
     )
     if config.data is not None and needs_no_images:
         raise RequestError(f"{config.kind} use no images; leave out --data")
+    if config.label is not None:
+        _check_takes_label(vae, config.kind)
     pyro.set_rng_seed(config.seed)
     request = Request(
         vae, config, kind, lambda: run.images(stored, checkpoint, config).split.to(device)
@@ -202,14 +195,23 @@ def _in_file_name(label: str) -> str:
     return re.sub(r"[^\w-]", "_", text)[:LABEL_LENGTH]
 
 
+def _check_takes_label(vae: Model, kind: str) -> None:
+    """Raise `RequestError` unless the model can decode with a label, and the kind decodes."""
+    if not vae.needs_labels:
+        name = type(vae).__name__
+        raise RequestError(
+            f"--label is for models that use labels, which {name} does not; leave it out"
+        )
+    if kind in ("analogies", "codes"):
+        raise RequestError(f"{kind} are not decoded with one label; leave out --label")
+
+
 def _class(label: str, images: Split) -> Tensor:
     """The number of a class, which is given by its name or number."""
     known = images.labels
     assert known is not None
     numbers = known[known >= 0].unique().tolist()
-    names = {
-        figures.class_name(number, images.classes): number for number in numbers
-    }
+    names = {figures.class_name(number, images.classes): number for number in numbers}
     if label in names:
         number = names[label]
     elif label.isdecimal() and int(label) in numbers:
@@ -309,9 +311,7 @@ def _codes(request: Request) -> Output:
     loc, scale = codes(request.vae, split)
     arrays = {"loc": loc, "scale": scale, "labels": split.labels}
     title = f"posterior means of {request.named}"
-    return Output(
-        arrays, lambda: figures.latent(loc, split.labels, title, split.classes)
-    )
+    return Output(arrays, lambda: figures.latent(loc, split.labels, title, split.classes))
 
 
 def _analogies(request: Request) -> Output:

@@ -23,9 +23,8 @@ from pyro_vae.data.host import HostSplit, prefetch
 from pyro_vae.data.split import Data, Split, to_pixels
 from pyro_vae.engine import distributed
 from pyro_vae.engine.graphs import AnyEngine, Engine, pick_engine
-from pyro_vae.engine.importance import traces
 from pyro_vae.engine.precision import Precision, products
-from pyro_vae.engine.programs import Batch
+from pyro_vae.engine.programs import Batch, traces
 from pyro_vae.engine.progress import TRAINING, live, progress_bar
 from pyro_vae.engine.random_state import random_state, set_random_state
 from pyro_vae.engine.svi import SVI, MakeOptimizer
@@ -440,6 +439,7 @@ class Loop:
             mean=True,
             prepare=self._arguments,
             engine=engine,
+            check_losses=False,  # `_means` does
         )
         first = torch.arange(self.batch_size, device=self.train.x.device)
         svi.dry_run(*next(self._batches(first)), check=self._check)
@@ -456,11 +456,16 @@ class Loop:
         check_objective(self.objective, self.schedule, p, q)
 
     def _set_schedule_length(self, epochs: int) -> None:
-        self.schedule_epochs = epochs
-        steps_per_epoch = math.ceil(len(self.train) / self.batch_size)
-        self.schedule.set_training_length(steps_per_epoch, epochs)
+        schedules = [self.schedule]
         if isinstance(self.objective, ScheduledELBO):
-            self.objective.schedule.set_training_length(steps_per_epoch, epochs)
+            schedules.append(self.objective.schedule)
+        # The epochs that the schedules were told; None if none of them depends on it.
+        self.schedule_epochs: int | None = None
+        steps_per_epoch = math.ceil(len(self.train) / self.batch_size)
+        for schedule in schedules:
+            if schedule.uses_training_length:
+                schedule.set_training_length(steps_per_epoch, epochs)
+                self.schedule_epochs = epochs
 
     def _set_step(self) -> None:
         """Update what is scheduled in place, so that graphs stay valid."""
@@ -533,7 +538,8 @@ class Loop:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a `state_dict`."""
         self.step = state["step"]
-        self._set_schedule_length(state["schedule_epochs"])
+        if state["schedule_epochs"] is not None:
+            self._set_schedule_length(state["schedule_epochs"])
         self.vae.load_state_dict(state["vae"])
         self.svi.load_optimizer(state["optimizer"])
         if self.scheduler is not None:

@@ -45,7 +45,9 @@ from .objectives import (
 )
 from .posteriors import DiagonalNormal, FlowPosterior, FullRankNormal, LowRankNormal, Posterior
 from .priors import FlowPrior, GaussianMixture, Prior, StandardNormal, StudentT, VampPrior
-from .runs.folder import load_run
+from .runs.load import load_run
+from .runs.recipe import Choice, Recipe
+from .runs.save import save_run
 from .schedules import Constant, Cosine, Cyclical, Ramp, Schedule, Sigmoid
 from .training.fit import Record, Training, fit
 from .vae import VAE, ConditionalVAE, HierarchicalVAE, Model

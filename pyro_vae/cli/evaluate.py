@@ -39,7 +39,8 @@ from pyro_vae.evaluation.diagnostics import (
 from pyro_vae.evaluation.metrics import Metrics, Scores, score_images, summarize, summary
 from pyro_vae.evaluation.quadrature import latent_shapes
 from pyro_vae.report import figures, views
-from pyro_vae.runs.folder import Run
+from pyro_vae.runs.folder import Run, check_writable
+from pyro_vae.runs.load import open_run
 from pyro_vae.runs.recipe import pick_device
 from pyro_vae.runs.store import npz, write
 from pyro_vae.vae import Model
@@ -54,10 +55,14 @@ def evaluate(argv: list[str]) -> None:
     config = parse(_parser(), argv)
     device = pick_device(config.device)
     with distributed.process_group(device):
-        run = Run.open(config.run_dir)
-        stored, checkpoint, vae = run.load(config.checkpoint, device, config.trust)
+        saved = open_run(config.run_dir, config.checkpoint, device, config.trust)
+        if not config.per_image:  # which can be written elsewhere
+            check_writable(saved.run.path)
+        vae = saved.vae
         with distributed.main_process_first():
-            name, split, train = run.images(stored, checkpoint, config)
+            name, split, train = saved.images(
+                config.split, config.data, config.data_dir, config.image_size
+            )
         split = split.to(device)
         index = _chosen(config, split)
         images = split[index]
@@ -67,14 +72,14 @@ def evaluate(argv: list[str]) -> None:
         pyro.set_rng_seed(config.seed)
         if train is not None and train.labels is not None and len(train.labels.unique()) > 1:
             results["linear_probe"] = linear_probe(vae, train[:PROBED], split[:PROBED])._asdict()
-        if config.classify_images and checkpoint.label_dim and split.covariates is None:
+        if config.classify_images and saved.checkpoint.label_dim and split.covariates is None:
             chosen = split.subset(min(config.classify_images, len(split)))
             results["bayes_classifier"] = bayes_classifier(
-                vae, chosen, checkpoint.label_dim
+                vae, chosen, saved.checkpoint.label_dim
             )._asdict()
         if distributed.is_main_process():
             logger.info(table(results, f"{name}, {config.checkpoint} checkpoint", vae.likelihood))
-            _write(vae, images, index, scores, results, run, config)
+            _write(vae, images, index, scores, results, saved.run, config)
 
 
 def _parser() -> ArgumentParser:
@@ -183,16 +188,22 @@ def _write(
     name = f"{source(config)}-{config.checkpoint}-K{config.num_samples}-N{len(index)}-seed{config.seed}"
     name += f"-ais{config.num_chains}x{config.num_temperatures}" if config.method == "ais" else ""
     name += f"-gap{config.gap_images}" if config.gap_images else ""
-    files = [
-        run.save_results(results, f"results-{name}"),
-        write(
-            run.path / "figures" / f"k_curve-{name}.png",
-            figures.png(figures.bounds(results["k_curve"])),
-        ),
-        write(run.path / "figures" / f"worst-{name}.png", figures.png(_worst(vae, images, scores))),
-    ]
+    files = []
     if config.per_image:
         files.append(write(Path(config.per_image), _per_image(images, index, scores)))
+    try:
+        check_writable(run.path)
+    except RequestError as error:
+        logger.warning("the results are not saved: %s", error)
+    else:
+        drawn = {
+            "k_curve": figures.bounds(results["k_curve"]),
+            "worst": _worst(vae, images, scores),
+        }
+        files.append(run.save_results(results, f"results-{name}"))
+        for kind, figure in drawn.items():
+            file = run.path / "figures" / f"{kind}-{name}.png"
+            files.append(write(file, figures.png(figure)))
     logger.info("\n  ".join(["\nwritten:", *map(str, files)]))
 
 

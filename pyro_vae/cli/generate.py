@@ -29,6 +29,7 @@ from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.codes import codes
 from pyro_vae.report import figures, views
 from pyro_vae.runs.folder import Run
+from pyro_vae.runs.load import open_run
 from pyro_vae.runs.recipe import pick_device
 from pyro_vae.runs.store import npz, write
 from pyro_vae.vae import Model
@@ -47,9 +48,10 @@ Images = Callable[[], Split]
 def generate(argv: list[str]) -> None:
     """Run the command."""
     config = parse(_parser(), argv)
-    run, device = Run.open(config.run_dir), pick_device(config.device)
-    file = _file(config, run)
-    stored, checkpoint, vae = run.load(config.checkpoint, device, config.trust)
+    device = pick_device(config.device)
+    file = _file(config, Run.open(config.run_dir))
+    saved = open_run(config.run_dir, config.checkpoint, device, config.trust)
+    vae = saved.vae
 
     if config.data is not None and (
         config.kind == "manifold" or (config.kind == "samples" and not vae.needs_labels)
@@ -58,7 +60,8 @@ def generate(argv: list[str]) -> None:
 
     @cache
     def images() -> Split:
-        return run.images(stored, checkpoint, config).split.to(device)
+        images = saved.images(config.split, config.data, config.data_dir, config.image_size)
+        return images.split.to(device)
 
     pyro.set_rng_seed(config.seed)
     if config.label is not None:

@@ -18,8 +18,11 @@ from pyro_vae.data.split import Split
 from pyro_vae.engine.graphs import logger
 from pyro_vae.errors import NotFiniteError, RequestError
 from pyro_vae.report.explorer import FULL, QUICK, Effort, RunReport, overview, view
-from pyro_vae.runs.folder import Checkpoint, Run
-from pyro_vae.runs.recipe import pick_device
+from pyro_vae.runs.checkpoints import Checkpoint, load_checkpoint
+from pyro_vae.runs.folder import Run
+from pyro_vae.runs.load import SavedRun, open_run
+from pyro_vae.runs.log import read_records
+from pyro_vae.runs.recipe import Recipe, pick_device
 from pyro_vae.runs.store import read, read_yaml, write
 from pyro_vae.vae import Model
 
@@ -64,23 +67,18 @@ def _parser() -> ArgumentParser:
 
 def _open(run_dir: str, config: Namespace) -> RunReport:
     """What the page shows of a saved run."""
-    run = Run.open(run_dir)
-    stored, checkpoint, vae = run.load("last", pick_device(config.device), config.trust)
-    data = run.data(stored, checkpoint, config.data_dir)
+    saved = open_run(run_dir, "last", pick_device(config.device), config.trust)
+    data = saved.data(config.data_dir)
     pyro.set_rng_seed(config.seed)
-    return _report(run, checkpoint, vae, data.test, FULL, several=len(config.run_dirs) > 1)
+    return _report(saved, data.test, FULL, several=len(config.run_dirs) > 1)
 
 
-def save_report(run: Run, vae: Model, test: Split) -> list[Path]:
+def save_report(run: Run, recipe: Recipe, vae: Model, test: Split) -> list[Path]:
     """Write the report of a run that has just ended, in seconds; a message if it cannot be made."""
     try:
         _check_installed()
-        return [
-            _write(
-                run.path / "report.html",
-                [_report(run, run.load_checkpoint("last"), vae, test, QUICK)],
-            )
-        ]
+        saved = SavedRun(run, recipe, load_checkpoint(run, "last"), vae)
+        return [_write(run.path / "report.html", [_report(saved, test, QUICK)])]
     except (RequestError, NotFiniteError) as error:
         logger.info("no report.html: %s", error)
         return []
@@ -99,32 +97,31 @@ def _write(path: Path, runs: list[RunReport]) -> Path:
     return write(path, page(runs).encode())
 
 
-def _report(
-    run: Run, checkpoint: Checkpoint, vae: Model, test: Split, effort: Effort, several: bool = False
-) -> RunReport:
-    options = dict(_flat(read_yaml(run.path / "config.yaml")))
-    records, results = run.records(), _results(run.path / "results.json")
+def _report(saved: SavedRun, test: Split, effort: Effort, several: bool = False) -> RunReport:
+    run, vae = saved.run, saved.vae
+    options = dict(_flat(read_yaml(run.recipe_file)))
+    records = read_records(run)
+    results = _results(run.path / "results.json")
     facts = {
         "seconds of training": f"{sum(record['seconds'] for record in records):,.1f}",
-        **_facts(checkpoint, vae, test),
+        **_facts(saved.checkpoint, vae, test),
     }
     name = str(run.path) if several else run.path.resolve().name
     if several:
         return RunReport(name, options, facts, records, results, overview(vae, test, effort))
-    shown = view(vae, test, effort, run.earlier(vae, checkpoint))
+    shown = view(vae, test, effort, saved.earlier())
     return RunReport(name, options, facts, records, results, shown.overview, shown)
 
 
 def _facts(checkpoint: Checkpoint, vae: Model, test: Split) -> dict[str, str]:
     """What is known of a run besides its options and metrics."""
-    versions = checkpoint.content.get("versions")
-    known = versions if isinstance(versions, dict) else {}
+    versions = checkpoint.content["versions"]
     device = next(vae.parameters()).device
     cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     return {
         "model": f"{type(vae).__name__}, {sum(param.numel() for param in vae.parameters()):,} parameters",
         "test images": f"{len(test):,} of shape {' x '.join(map(str, test.x.shape[1:]))}",
-        "versions in training": ", ".join(f"{key} {value}" for key, value in known.items()),
+        "versions in training": ", ".join(f"{key} {value}" for key, value in versions.items()),
         "page made on": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
     }
 

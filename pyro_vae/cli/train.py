@@ -23,7 +23,9 @@ from pyro_vae.errors import NotFiniteError, RequestError
 from pyro_vae.evaluation.codes import codes, scored
 from pyro_vae.evaluation.metrics import evaluate
 from pyro_vae.report import figures, views
+from pyro_vae.runs.checkpoints import load_checkpoint, resume, save_checkpoint
 from pyro_vae.runs.folder import Run
+from pyro_vae.runs.log import add_record, keep_records, read_records
 from pyro_vae.runs.recipe import Recipe, build_training, pick_device
 from pyro_vae.runs.store import write
 from pyro_vae.training.fit import Record, Training
@@ -62,8 +64,8 @@ def _start(recipe: Recipe, run_dir: str | None) -> None:
     run = Run.create(_run_dir(run_dir, data)) if distributed.is_main_process() else None
     with run.lock() if run else nullcontext():
         if run:
-            run.save_checkpoint("last", training, data)
-            run.save_recipe(recipe)  # last: with it, the folder holds a run that can be resumed
+            save_checkpoint(run, "last", training, data)
+            _save_recipe(run, recipe)  # last: with it, the folder holds a run that can be resumed
         with _how_to_resume(run, recipe):
             _finish(vae, data, training, run, recipe)
 
@@ -71,18 +73,22 @@ def _start(recipe: Recipe, run_dir: str | None) -> None:
 def _resume(asked: Asked, argv: list[str]) -> None:
     run = Run.open(asked.run_dir or "")
     with run.lock() if distributed.is_main_process() else nullcontext():
-        stored = run.recipe(asked.trust, asked.recipe.paths())
+        stored = Recipe.load(run.recipe_file, asked.trust, asked.recipe.paths())
         recipe = parse_resumed(stored, argv, run.path)
-        checkpoint = run.load_checkpoint("last")
+        checkpoint = load_checkpoint(run, "last")
         is_named = recipe.data_dir == asked.recipe.data_dir
         vae, data, training = build_training(recipe, download=is_named)
-        run.resume(training, data, checkpoint)
+        resume(training, data, checkpoint, stored.epochs or training.epochs)
         logger.info("resuming after epoch %d of %d", training.epoch, training.epochs)
         if distributed.is_main_process():
-            run.save_recipe(recipe)
-            run.keep_records(training.epoch)
+            _save_recipe(run, recipe)
+            keep_records(run, training.epoch)
         with _how_to_resume(run, recipe):
             _finish(vae, data, training, run if distributed.is_main_process() else None, recipe)
+
+
+def _save_recipe(run: Run, recipe: Recipe) -> None:
+    write(run.recipe_file, recipe.to_yaml().encode())
 
 
 @contextmanager
@@ -123,7 +129,7 @@ def _finish(vae: Model, data: Data, training: Training, run: Run | None, recipe:
         logger.info(table(results, f"\n{data.name}, test set", vae.likelihood))
         files = [
             *draw(vae, data, run),
-            *(save_report(run, vae, data.test) if recipe.report else []),
+            *(save_report(run, recipe, vae, data.test) if recipe.report else []),
         ]
         logger.info("\n  ".join([f"\nrun folder: {run.path}", *map(str, files)]))
 
@@ -186,13 +192,13 @@ def _train(
 
 def _save(training: Training, record: Record, run: Run, data: Data, recipe: Recipe) -> None:
     """Write an epoch; the checkpoint last, because resuming starts from it."""
-    run.add_record(record)
+    add_record(run, record)
     if training.improved:
-        run.save_checkpoint("best", training, data)
+        save_checkpoint(run, "best", training, data)
     if recipe.keep_every and training.epoch % recipe.keep_every == 0:
-        run.save_checkpoint(training.epoch, training, data)
+        save_checkpoint(run, training.epoch, training, data)
     if training.ended or training.epoch % recipe.checkpoint_every == 0:
-        run.save_checkpoint("last", training, data)
+        save_checkpoint(run, "last", training, data)
 
 
 COLLAPSED = (
@@ -207,7 +213,7 @@ def draw(vae: Model, data: Data, run: Run) -> list[Path]:
     batch = scored(vae, images)
     y = batch.y
     drawn = {
-        "curves": figures.curves(run.records()),
+        "curves": figures.curves(read_records(run)),
         "reconstructions": figures.reconstructions(
             views.reconstructions(vae, batch[:10]), "test images and reconstructions"
         ),

@@ -829,7 +829,7 @@ def build_training(recipe: Recipe, download: bool = True) -> tuple[Model, Data, 
     """
     recipe.check(trust=True)
     device = pick_device(recipe.device)
-    recipe.binarization = _binarization(recipe)
+    recipe.binarization = pick_binarization(recipe)
     with distributed.main_process_first():
         options = (recipe.image_size, recipe.binarization, download, recipe.validation_size)
         data = load_data(recipe.data, recipe.data_dir, *options)
@@ -888,7 +888,7 @@ def _rehearse_schedule(recipe: Recipe) -> None:
             scheduler.step()
 
 
-def _binarization(recipe: Recipe) -> Binarization:
+def pick_binarization(recipe: Recipe) -> Binarization:
     """What the likelihood needs, unless it is given."""
     asked = recipe.binarization
     with forked_rng():

@@ -73,10 +73,11 @@ def _open(run_dir: str, config: Namespace) -> RunReport:
     return _report(saved, data.test, FULL, several=len(config.run_dirs) > 1)
 
 
-def save_report(run: Run, recipe: Recipe, vae: Model, test: Split) -> list[Path]:
+def save_report(run: Run, vae: Model, test: Split) -> list[Path]:
     """Write the report of a run that has just ended, in seconds; a message if it cannot be made."""
     try:
         _check_installed()
+        recipe = Recipe.load(run.recipe_file, trust=True)
         saved = SavedRun(run, recipe, load_checkpoint(run, "last"), vae)
         return [_write(run.path / "report.html", [_report(saved, test, QUICK)])]
     except (RequestError, NotFiniteError) as error:

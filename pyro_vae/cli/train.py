@@ -129,7 +129,7 @@ def _finish(vae: Model, data: Data, training: Training, run: Run | None, recipe:
         logger.info(table(results, f"\n{data.name}, test set", vae.likelihood))
         files = [
             *draw(vae, data, run),
-            *(save_report(run, recipe, vae, data.test) if recipe.report else []),
+            *(save_report(run, vae, data.test) if recipe.report else []),
         ]
         logger.info("\n  ".join([f"\nrun folder: {run.path}", *map(str, files)]))
 

@@ -69,7 +69,7 @@ class Checkpoint(NamedTuple):
 
     def misfit(self, error: Exception) -> RequestError:
         """The exception for a checkpoint that does not fit the configuration."""
-        reason = f" ({error})" if isinstance(error, strict.Misfit) else ""
+        reason = f" ({error})" if isinstance(error, strict.MisfitError) else ""
         return RequestError(
             f"{self.file} does not fit its config.yaml{reason}; use the other --checkpoint, or"
             " train again"
@@ -106,7 +106,7 @@ def load_checkpoint(run: Run, which: Which | int) -> Checkpoint:
     try:
         strict.check_data(content)
         strict.check_counters(content.get("training"))
-    except strict.Misfit as error:
+    except strict.MisfitError as error:
         raise RequestError(
             f"{file} is not the checkpoint of a training ({error}); use the other --checkpoint, or"
             " train again"
@@ -123,7 +123,7 @@ def load_parameters(vae: Model, checkpoint: Checkpoint) -> Model:
     parameters = dict(checkpoint.state["vae"])  # without attributes that torch would read
     try:
         strict.check_parameters(parameters, vae.state_dict())
-    except strict.Misfit as error:
+    except strict.MisfitError as error:
         raise checkpoint.misfit(error) from error
     vae.load_state_dict(parameters)
     return vae.eval()
@@ -169,9 +169,9 @@ def resume(training: Training, data: Data, checkpoint: Checkpoint, epochs: int) 
 
 
 def _check_state(state: dict[str, Any], expected: dict[str, Any], training: Training) -> None:
-    """Raise `Misfit` unless this is a state of the training."""
+    """Raise `MisfitError` unless this is a state of the training."""
     if state.keys() != expected.keys():
-        raise strict.Misfit("it has other entries")
+        raise strict.MisfitError("it has other entries")
     optimizer = training.loop.optimizer
     scheduler = training.loop.scheduler
     strict.check_parameters(state["vae"], expected["vae"])
@@ -181,7 +181,7 @@ def _check_state(state: dict[str, Any], expected: dict[str, Any], training: Trai
     strict.check_scheduler(state["lr_scheduler"], expected["lr_scheduler"], _is_torchs(scheduler))
     last = (state["lr_scheduler"] or {}).get("last_epoch", 0)
     if _is_torchs(scheduler) and last > state["epoch"]:
-        raise strict.Misfit("last_epoch of the scheduler is after the last epoch")
+        raise strict.MisfitError("last_epoch of the scheduler is after the last epoch")
     strict.check_random(state["random"])
 
 
@@ -245,11 +245,11 @@ def read_content(file: Path) -> dict[str, Any]:
 
 
 def _check_archive(archive: bytes) -> None:
-    """Raise `Misfit` if reading would take more memory or time than the file's size."""
+    """Raise `MisfitError` if reading would take more memory or time than the file's size."""
     with zipfile.ZipFile(io.BytesIO(archive)) as opened:
         records = opened.infolist()
     if sum(record.file_size for record in records) > len(archive):
-        raise strict.Misfit("it is compressed")
+        raise strict.MisfitError("it is compressed")
     for record in records:
         if record.filename.endswith("data.pkl") and record.file_size > INDEX_BYTES:
-            raise strict.Misfit("it has too many entries")
+            raise strict.MisfitError("it has too many entries")

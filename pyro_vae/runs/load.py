@@ -113,7 +113,8 @@ class SavedRun:
         self._check_shape(recipe.data, data.shape)
         if not self.checkpoint.is_of(data, "labels" in self.checkpoint.content):
             logger.warning(
-                "%s has changed since %s was trained; its splits may overlap with those of training",
+                "%s has changed since %s was trained; its splits may overlap with those of"
+                " training",
                 recipe.data,
                 self.run.path,
             )
@@ -160,7 +161,7 @@ class SavedRun:
         return Images(Path(data).name, images, None)
 
     def earlier(self) -> Iterator[tuple[str, Model]]:
-        """Copies of the model after epochs kept before the checkpoint, evenly spaced, with names."""
+        """Models of epochs that were kept before the checkpoint, evenly spaced, with their names."""
         kept = []
         for file in (self.run.path / "epochs").glob("*.pt"):
             epoch = int(file.stem) if file.stem.isdecimal() else 0

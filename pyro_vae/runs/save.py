@@ -160,7 +160,7 @@ def _check_recipe(vae: Model, recipe: Recipe, data: Data) -> None:
     state = {name: _on_cpu(value) for name, value in vae.state_dict().items()}
     try:
         strict.check_parameters(state, built.state_dict())
-    except strict.Misfit as error:
+    except strict.MisfitError as error:
         raise RequestError(
             f"the recipe builds another model ({error}); give the recipe of this model"
         ) from error

@@ -58,7 +58,7 @@ def read(path: Path, limit: int | None = None) -> bytes:
     """The content of a regular file.
 
     Raises:
-        ValueError: If it is missing, is not a regular file, exceeds `limit` bytes, or cannot be read.
+        ValueError: If it is missing, no regular file, over `limit` bytes, or cannot be read.
     """
     if not os.path.lexists(path):
         raise RequestError(f"{path} does not exist")

@@ -2,7 +2,7 @@
 
 A checkpoint may come from a stranger. `torch.load(weights_only=True)` runs no code, but it returns
 any tensors and values: sparse, overlapping or on no device, numbers of any type and size. Each
-check raises `Misfit` with the place of the first value that is not what training writes.
+check raises `MisfitError` with the place of the first value that is not what training writes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PROGRESS = COUNTS | {"_last_lr", "base_lrs", "best", "_is_initial"}
 COUNTERS = ("epoch", "step", "waited", "rewinds", "schedule_epochs")
 
 
-class Misfit(ValueError):
+class MisfitError(ValueError):
     """Says which value of a checkpoint is not what it should be."""
 
 
@@ -51,11 +51,11 @@ def check_data(content: Mapping[str, Any]) -> None:
     """Check what a checkpoint says about the data and the libraries."""
     shape = content.get("shape")
     if type(shape) is not list or not 1 <= len(shape) <= AXES:
-        raise Misfit("shape is not a list of sizes")
+        raise MisfitError("shape is not a list of sizes")
     for size in shape:
         _check_count("shape", size, 1)
     if math.prod(shape) > ELEMENTS:
-        raise Misfit(f"shape has more than {ELEMENTS:,} elements")
+        raise MisfitError(f"shape has more than {ELEMENTS:,} elements")
     if "label_dim" in content:
         _check_count("label_dim", content["label_dim"], 1, MAX_CLASSES)
     for name in ("data", "labels"):
@@ -63,7 +63,7 @@ def check_data(content: Mapping[str, Any]) -> None:
             _check_text(name, content[name])
     versions = content.get("versions")
     if not isinstance(versions, dict) or len(versions) > 10:
-        raise Misfit("versions is not a mapping")
+        raise MisfitError("versions is not a mapping")
     for name, version in versions.items():
         _check_text("versions", name)
         _check_text("versions", version)
@@ -72,12 +72,12 @@ def check_data(content: Mapping[str, Any]) -> None:
 def check_counters(state: Any) -> None:
     """Check that a state of training has parameters, and that its counters are counts."""
     if not isinstance(state, dict) or not isinstance(state.get("vae"), dict):
-        raise Misfit("it holds no parameters")
+        raise MisfitError("it holds no parameters")
     for name in COUNTERS:
         if name in state:
             _check_count(name, state[name])
     if "best" in state and (type(state["best"]) is not float or not state["best"] < math.inf):
-        raise Misfit("best is not a number")
+        raise MisfitError("best is not a number")
 
 
 def check_parameters(given: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -93,24 +93,24 @@ def check_parameters(given: Mapping[str, Any], expected: Mapping[str, Any]) -> N
 def check_tensor(name: str, given: Any, expected: Tensor) -> None:
     """Check for a dense tensor of the same type and shape, without overlaps and NaN."""
     if type(given) is not Tensor:
-        raise Misfit(f"{_short(name)} is not a tensor")
+        raise MisfitError(f"{_short(name)} is not a tensor")
     is_plain = given.layout is torch.strided and given.device.type == "cpu"
     if not is_plain or given.is_quantized or given.is_nested or given.requires_grad:
-        raise Misfit(f"{_short(name)} is not a dense tensor")
+        raise MisfitError(f"{_short(name)} is not a dense tensor")
     if given.dtype != expected.dtype or given.shape != expected.shape:
-        raise Misfit(
+        raise MisfitError(
             f"{_short(name)} is {given.dtype} of shape {tuple(given.shape)}, not {expected.dtype}"
             f" of shape {tuple(expected.shape)}"
         )
     axes = sorted(range(given.ndim), key=given.stride, reverse=True)
     is_contiguous = given.is_contiguous() or given.permute(axes).is_contiguous()
     if not is_contiguous or given.is_conj() or given.is_neg():
-        raise Misfit(f"{_short(name)} is not contiguous")
+        raise MisfitError(f"{_short(name)} is not contiguous")
     needed = (given.storage_offset() + given.numel()) * given.element_size()
     if given.numel() and needed > given.untyped_storage().nbytes():
-        raise Misfit(f"{_short(name)} is larger than its storage")
+        raise MisfitError(f"{_short(name)} is larger than its storage")
     if given.is_floating_point() and given.isnan().any():
-        raise Misfit(f"{_short(name)} is NaN")
+        raise MisfitError(f"{_short(name)} is NaN")
 
 
 def check_optimizer(
@@ -127,14 +127,14 @@ def check_optimizer(
     _check_keys("optimizer", given, fresh)
     groups = given["param_groups"]
     if type(groups) is not list or len(groups) != len(fresh["param_groups"]):
-        raise Misfit("param_groups are not those of the optimizer")
+        raise MisfitError("param_groups are not those of the optimizer")
     for group, new in zip(groups, fresh["param_groups"], strict=True):
         _check_keys("param_groups", group, new)
         for name, value in new.items():
             _check_option(name, group[name], value, is_torchs)
     moments = given["state"]
     if not isinstance(moments, dict) or not moments.keys() <= after_a_step.keys():
-        raise Misfit("the state of the optimizer is not of these parameters")
+        raise MisfitError("the state of the optimizer is not of these parameters")
     storages: set[int] = set()
     for index, expected in after_a_step.items():
         if index in moments:
@@ -146,15 +146,15 @@ def check_optimizer(
 def _check_option(name: str, given: Any, fresh: Any, is_torchs: bool) -> None:
     if name == DEVICE:
         if given is not None and type(given) is not bool:
-            raise Misfit(f"{DEVICE} is not a bool")
+            raise MisfitError(f"{DEVICE} is not a bool")
     elif is_torchs and name not in SCHEDULED:
         _check_equal(name, given, fresh)
     else:
         _check_equal_structure(name, given, fresh)
     if name == "lr" and not float(given) >= 0:
-        raise Misfit("lr is negative")
+        raise MisfitError("lr is negative")
     if name == "betas" and not all(0 <= beta <= 1 for beta in given):
-        raise Misfit("betas are not between 0 and 1")
+        raise MisfitError("betas are not between 0 and 1")
 
 
 def _check_moment(name: str, given: Any, expected: Any, storages: set[int]) -> None:
@@ -164,13 +164,13 @@ def _check_moment(name: str, given: Any, expected: Any, storages: set[int]) -> N
     elif expected.ndim == 0:
         check_tensor(name, given, expected)
         if name.startswith("step ") and not 0 <= given.item() < LARGEST_COUNT:
-            raise Misfit(f"{name} is not a count")
+            raise MisfitError(f"{name} is not a count")
     else:
         check_tensor(name, given, expected)
     if isinstance(given, Tensor) and given.numel():
         storage = given.untyped_storage().data_ptr()
         if storage in storages:
-            raise Misfit(f"{name} overlaps another tensor")
+            raise MisfitError(f"{name} overlaps another tensor")
         storages.add(storage)
 
 
@@ -186,7 +186,7 @@ def check_scheduler(given: Any, fresh: Mapping[str, Any] | None, is_torchs: bool
         elif is_torchs and name in COUNTS:
             _check_number(name, given[name])
             if given[name] < 0:
-                raise Misfit(f"{name} is negative")
+                raise MisfitError(f"{name} is negative")
         else:
             _check_equal_structure(name, given[name], value, infinite=True)
 
@@ -202,7 +202,7 @@ def check_random(given: Any) -> None:
     python = given["python"]
     is_python = type(python) in (tuple, list) and len(python) == 3
     if not is_python or type(python[1]) not in (tuple, list) or len(python[1]) != 625:
-        raise Misfit("the random state is not Python's")
+        raise MisfitError("the random state is not Python's")
     for word in python[1]:
         _check_count("random", word, 0, 2**32 - 1)
     _check_count("random", python[0], 3, 3)
@@ -211,7 +211,7 @@ def check_random(given: Any) -> None:
         _check_number("random", python[2])
     numpy = given["numpy"]
     if type(numpy) is not list or len(numpy) != 4:
-        raise Misfit("the random state is not NumPy's")
+        raise MisfitError("the random state is not NumPy's")
     check_tensor("random", numpy[0], torch.empty(624, dtype=torch.int64))
     _check_count("random", numpy[1], 0, 624)
     _check_count("random", numpy[2], 0, 1)
@@ -220,15 +220,15 @@ def check_random(given: Any) -> None:
 
 def _check_keys(name: str, given: Any, expected: Mapping[str, Any]) -> None:
     if not isinstance(given, dict):
-        raise Misfit(f"{_short(name)} is not a mapping")
+        raise MisfitError(f"{_short(name)} is not a mapping")
     if given.keys() != expected.keys():
         differing = sorted(map(_short, given.keys() ^ expected.keys()))
-        raise Misfit(f"{_short(name)} has other entries: {', '.join(differing[:3])}")
+        raise MisfitError(f"{_short(name)} has other entries: {', '.join(differing[:3])}")
 
 
 def _check_count(name: str, given: Any, least: int = 0, largest: int = LARGEST_COUNT) -> None:
     if type(given) is not int or not least <= given <= largest:
-        raise Misfit(f"{_short(name)} is not an integer from {least} to {largest}")
+        raise MisfitError(f"{_short(name)} is not an integer from {least} to {largest}")
 
 
 def _check_number(name: str, given: Any, infinite: bool = False) -> None:
@@ -238,12 +238,12 @@ def _check_number(name: str, given: Any, infinite: bool = False) -> None:
         given = given.item()
     limit = math.inf if infinite else 1e300
     if type(given) not in (int, float) or not -limit <= given <= limit:
-        raise Misfit(f"{_short(name)} is not a number")
+        raise MisfitError(f"{_short(name)} is not a number")
 
 
 def _check_text(name: str, given: Any) -> None:
     if type(given) is not str or len(given) > TEXT or not given.isprintable():
-        raise Misfit(f"{_short(name)} is not short text")
+        raise MisfitError(f"{_short(name)} is not short text")
 
 
 def _check_equal(name: str, given: Any, expected: Any) -> None:
@@ -256,7 +256,7 @@ def _check_equal(name: str, given: Any, expected: Any) -> None:
         for one, other in zip(given, expected, strict=True):
             _check_equal(name, one, other)
     elif given != expected:
-        raise Misfit(f"{_short(name)} is not that of the run")
+        raise MisfitError(f"{_short(name)} is not that of the run")
 
 
 def _check_equal_structure(name: str, given: Any, expected: Any, infinite: bool = False) -> None:
@@ -267,7 +267,7 @@ def _check_equal_structure(name: str, given: Any, expected: Any, infinite: bool 
             _check_equal_structure(name, given[key], value, infinite)
     elif isinstance(expected, list | tuple):
         if type(given) not in (list, tuple) or len(given) != len(expected):
-            raise Misfit(f"{_short(name)} has another length")
+            raise MisfitError(f"{_short(name)} has another length")
         for one, other in zip(given, expected, strict=True):
             _check_equal_structure(name, one, other, infinite)
     elif isinstance(expected, Tensor) and expected.ndim > 0:
@@ -275,9 +275,9 @@ def _check_equal_structure(name: str, given: Any, expected: Any, infinite: bool 
     elif isinstance(expected, int | float | Tensor) and not isinstance(expected, bool):
         _check_number(name, given, infinite)
     elif isinstance(expected, Collection) and not isinstance(expected, str):
-        raise Misfit(f"{_short(name)} is not plain")
+        raise MisfitError(f"{_short(name)} is not plain")
     elif type(given) is not type(expected):
-        raise Misfit(f"{_short(name)} is not a {type(expected).__name__}")
+        raise MisfitError(f"{_short(name)} is not a {type(expected).__name__}")
     elif isinstance(expected, str):
         _check_text(name, given)
 

@@ -6,12 +6,13 @@
     python experiments/benchmark.py profile --out experiments/results
     python experiments/benchmark.py train --device cuda ...
 
-Training: one epoch of 60,000 images of 28x28 pixels, 784-400-50, ReLU, Bernoulli, Adam 1e-3, batches of 128. The images are
-in memory as bytes and are binarized at each presentation ("static": beforehand). Evaluation: 300 images with 5,000 samples
-each, including compilation.
+Training: one epoch of 60,000 images of 28x28 pixels, 784-400-50, ReLU, Bernoulli, Adam 1e-3,
+batches of 128. The images are in memory as bytes and are binarized at each presentation ("static":
+beforehand). Evaluation: 300 images with 5,000 samples each, including compilation.
 
-Each contestant runs in its own process. They take turns, so that a drift of the machine's speed affects all of them. Seconds
-are medians over the rounds; ratios are medians of the ratios within a round. Libraries that are not installed are left out.
+Each contestant runs in its own process. They take turns, so that a drift of the machine's speed
+affects all of them. Seconds are medians over the rounds; ratios are medians of the ratios within a
+round. Libraries that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ LATENT_DIM, HIDDEN, BATCH = 50, 400, 128
 IMAGES, SCORED, SAMPLES = 60_000, 300, 5_000
 PAUSE = 0.3  # seconds between turns, until the threads of the last one sleep
 
-# The libraries are imported by the contestants that use them, so that each one's peak memory and first turn are its own.
+# The libraries are imported by the contestants that use them, so that each one's peak memory and
+# first turn are its own.
 Turn = Callable[[], object]
 
 
@@ -118,9 +120,8 @@ def pyro_epoch(device: str, objective: str = "Trace_ELBO", validation: bool = Fa
         pyro.optim.PyroOptim(torch.optim.Adam, {"lr": 1e-3}),
         getattr(infer, objective)(),
     )
-    used = (
-        IMAGES // BATCH * BATCH if "Jit" in objective else IMAGES
-    )  # a smaller last batch would be compiled on its own
+    # Pyro's JIT would compile a smaller last batch on its own.
+    used = IMAGES // BATCH * BATCH if "Jit" in objective else IMAGES
 
     def epoch() -> float:
         with pyro.validation_enabled(validation):
@@ -172,7 +173,10 @@ def plain_epoch(device: str, compiled: bool = False) -> Turn:
 
 
 def numpyro_epoch(device: str, static: bool = False) -> Turn:
-    """One epoch in a single jitted loop, as in NumPyro's example, but with logits and ReLU as in the other contestants."""
+    """One epoch in a single jitted loop, as in NumPyro's example.
+
+    It has logits and ReLU, as the other contestants.
+    """
     import jax
     import jax.numpy as jnp
     import numpyro
@@ -233,9 +237,10 @@ def numpyro_epoch(device: str, static: bool = False) -> Turn:
 
 
 def matrix_products(device: str, training: bool, fastest: bool = False) -> Turn:
-    """The matrix products alone, of random numbers: three per layer in training, those of the decoder in evaluation.
+    """The matrix products alone, of random numbers.
 
-    With torch's default backend, or with the fastest backend that is accurate, which pyro_vae selects.
+    In training there are three per layer; in evaluation, those of the decoder. They use torch's
+    default backend, or the fastest backend that is accurate, which pyro_vae selects.
     """
     sizes = [(784, HIDDEN), (HIDDEN, 2 * LATENT_DIM), (LATENT_DIM, HIDDEN), (HIDDEN, 784)]
     rows = BATCH if training else SAMPLES // 5
@@ -304,7 +309,10 @@ def plain_evaluation(device: str) -> Turn:
 
 
 def renyi_evaluation(device: str) -> Turn:
-    """Pyro's RenyiELBO, 1,000 samples of one image at a time: with K = 5,000 it would need all of them in one pass."""
+    """Pyro's RenyiELBO, 1,000 samples of one image at a time.
+
+    With K = 5,000 it would need all of them in one pass.
+    """
     import pyro
     from pyro.infer import RenyiELBO
 
@@ -363,10 +371,9 @@ CONTESTANTS: dict[str, dict[str, Callable[[str], Turn]]] = {
 
 def serve(make: Callable[[str], Turn], device: str) -> None:
     """The process of a contestant: warm up, then take one turn for each line of stdin."""
-    channel, sys.stdout = (
-        sys.stdout,
-        sys.stderr,
-    )  # so that nothing that a library prints is read as an answer
+    # What a library prints must not be read as an answer.
+    channel = sys.stdout
+    sys.stdout = sys.stderr
     start = time.perf_counter()
     turn = make(device)
     turn()
@@ -455,13 +462,12 @@ def report(rows: dict[str, Any]) -> None:
     for name, row in rows.items():
         ratios = [f"{row['ratio'][key]:.2f}" if key in row["ratio"] else "" for key in REFERENCES]
         span = f"{row['seconds']:.2f} ({row['fastest']:.2f} to {row['slowest']:.2f})"
-        print(
-            f"| {name} | {span} | {' | '.join(ratios)} | {row['first_turn_seconds']:.1f} | {row['peak_mib']:.0f} |"
-        )
+        print(f"| {name} | {span} | {' | '.join(ratios)} ", end="")
+        print(f"| {row['first_turn_seconds']:.1f} | {row['peak_mib']:.0f} |")
 
 
 def scaling(device: str, engine: str, out: Path) -> dict[str, Any]:
-    """Seconds per step over the batch size, the latent dimensions and the samples of the importance-weighted bound."""
+    """Seconds per step over the batch size, the latent dimensions and the samples of the bound."""
     epoch = partial(our_epoch, device, engine, count=1 << 14)
     found = {
         "batch": {
@@ -489,7 +495,7 @@ def seconds_per_step(epoch: Turn, batch: int = BATCH) -> float:
 def draw_scaling(found: dict[str, dict[int, float]], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    from pyro_vae.report.figures import COLOURS
+    from pyro_vae.reporting.figures import COLOURS
 
     figure = Figure(figsize=(9, 3), layout="constrained")
     labels = {"batch": "batch size", "latent_dim": "latent dimensions", "K": "samples K"}

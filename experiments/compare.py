@@ -4,8 +4,9 @@
     python experiments/compare.py report
     python experiments/compare.py product --data digits
 
-`train` stores the ELBO and the importance-weighted log-likelihood of each test image for every run, and skips runs that are
-stored already. `report` prints the tables of experiments/README.md, with paired errors of the differences.
+`train` stores the ELBO and the importance-weighted log-likelihood of each test image for every run,
+and skips runs that are stored already. `report` prints the tables of experiments/README.md, with
+paired errors of the differences.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 import pyro_vae as pv
 from pyro_vae.cli.options import parse_training
 from pyro_vae.evaluation.metrics import score_images
-from pyro_vae.runs.recipe import build_model, build_training
+from pyro_vae.runs.build import build_model, build_training
 
 IMAGES, SAMPLES = 1000, 500
 
@@ -33,7 +34,15 @@ BURDA = "--latent_dim 50 --batch_size 100 " + " ".join(
 )
 
 # A deep decoder makes posterior collapse likely.
-DEEP = "--latent_dim 20 --encoder MLP --encoder.hidden [400,400,400] --decoder MLP --decoder.hidden [400,400,400,400]"
+DEEP = (
+    "--latent_dim 20 --encoder MLP --encoder.hidden [400,400,400]"
+    " --decoder MLP --decoder.hidden [400,400,400,400]"
+)
+
+NORMAL = "--likelihood pyro_vae.likelihoods.Normal"
+LAPLACE = "--likelihood pyro_vae.likelihoods.Laplace"
+LOGISTIC = f"--likelihood DiscretizedLogistic {SMALL}"
+SEVERAL = f"{BURDA} --objective Trace_ELBO --objective.vectorize_particles true"
 
 GROUPS: dict[str, dict[str, str]] = {
     "priors": {
@@ -55,26 +64,26 @@ GROUPS: dict[str, dict[str, str]] = {
         "FlowPosterior": "--posterior FlowPosterior",
     },
     "unit": {
-        "Normal, scale 0.1": "--likelihood pyro_vae.likelihoods.Normal --likelihood.scale 0.1",
-        "Laplace, scale 0.1": "--likelihood pyro_vae.likelihoods.Laplace --likelihood.scale 0.1",
+        "Normal, scale 0.1": f"{NORMAL} --likelihood.scale 0.1",
+        "Laplace, scale 0.1": f"{LAPLACE} --likelihood.scale 0.1",
         "ContinuousBernoulli": "--likelihood ContinuousBernoulli",
     },
     "dequantized": {
-        "Normal, learned scale": "--likelihood pyro_vae.likelihoods.Normal --likelihood.learned scalar",
-        "Normal, scale per pixel": "--likelihood pyro_vae.likelihoods.Normal --likelihood.learned pixel",
-        "Laplace, learned scale": "--likelihood pyro_vae.likelihoods.Laplace --likelihood.learned scalar",
+        "Normal, learned scale": f"{NORMAL} --likelihood.learned scalar",
+        "Normal, scale per pixel": f"{NORMAL} --likelihood.learned pixel",
+        "Laplace, learned scale": f"{LAPLACE} --likelihood.learned scalar",
         "Beta": "--likelihood Beta",
     },
     "byte": {
         "Binomial": f"--likelihood Binomial {SMALL}",
         "Categorical": f"--likelihood Categorical {SMALL}",
-        "DiscretizedLogistic": f"--likelihood DiscretizedLogistic {SMALL}",
-        "DiscretizedLogistic, 3": f"--likelihood DiscretizedLogistic --likelihood.components 3 {SMALL}",
+        "DiscretizedLogistic": LOGISTIC,
+        "DiscretizedLogistic, 3": f"{LOGISTIC} --likelihood.components 3",
     },
     "objectives": {
         "ELBO, K = 1": BURDA,
-        "ELBO, K = 5": f"{BURDA} --objective Trace_ELBO --objective.num_particles 5 --objective.vectorize_particles true",
-        "ELBO, K = 50": f"{BURDA} --objective Trace_ELBO --objective.num_particles 50 --objective.vectorize_particles true",
+        "ELBO, K = 5": f"{SEVERAL} --objective.num_particles 5",
+        "ELBO, K = 50": f"{SEVERAL} --objective.num_particles 50",
         "sticking the landing, K = 1": f"{BURDA} --objective StickingTheLandingELBO",
         "closed-form KL, K = 1": f"{BURDA} --objective TraceMeanField_ELBO",
         "IWAE, K = 5": f"{BURDA} --objective ImportanceWeightedELBO",
@@ -89,7 +98,9 @@ GROUPS: dict[str, dict[str, str]] = {
         "Sigmoid": f"{DEEP} --beta Sigmoid --beta.epochs 5",
         "Cyclical": f"{DEEP} --beta Cyclical --beta.epochs 2 --beta.cycles 4",
         "free bits, 0.25 per dimension": f"{DEEP} --objective FreeBitsELBO",
-        "free bits, 0.25 per dimension, and Linear": f"{DEEP} --objective FreeBitsELBO --beta Linear --beta.epochs 5",
+        "free bits, 0.25 per dimension, and Linear": (
+            f"{DEEP} --objective FreeBitsELBO --beta Linear --beta.epochs 5"
+        ),
         "capacity of 25 nats": (
             f"{DEEP} --objective CapacityELBO --objective.gamma 10 --objective.capacity Linear"
             " --objective.capacity.end 25 --objective.capacity.steps 2000"
@@ -106,8 +117,9 @@ def run_all(args: argparse.Namespace) -> None:
         for name, flags in GROUPS[group].items():
             file = path(args.out, group, name, seed)
             if not file.exists():
-                options = f"--data {args.data} --data_dir {args.data_dir} --epochs {args.epochs} --engine {args.engine}"
-                run = train(f"{options} --seed {seed} {flags}")
+                data = f"--data {args.data} --data_dir {args.data_dir}"
+                options = f"--epochs {args.epochs} --engine {args.engine} --seed {seed}"
+                run = train(f"{data} {options} {flags}")
                 file.parent.mkdir(parents=True, exist_ok=True)
                 np.savez(file, allow_pickle=False, **run)
                 print(f"{group}, {name}, seed {seed}", flush=True)
@@ -190,8 +202,8 @@ def line(name: str, runs: list[Run], base: list[Run]) -> str:
 def difference(runs: list[Run], base: list[Run]) -> str:
     """The mean difference in log p(x), and its standard error over the test images.
 
-    Runs of one seed are paired, image by image, then averaged over the seeds: the error is that of these trained models on
-    other test images. It does not include the variation between seeds.
+    Runs of one seed are paired, image by image, then averaged over the seeds: the error is that of
+    these trained models on other test images. It does not include the variation between seeds.
     """
     gain = np.mean(
         [run["log_p"] - other["log_p"] for run, other in zip(runs, base, strict=True)], axis=0
@@ -200,7 +212,7 @@ def difference(runs: list[Run], base: list[Run]) -> str:
 
 
 def product(data: pv.Data) -> None:
-    """Train every prior with every posterior and every likelihood for one epoch of one batch, sample and score."""
+    """Train each prior with each posterior and likelihood for one step, sample and score."""
     few = pv.Data(data.name, data.train[:128], data.validation[:16], data.test[:16])
     bases: tuple[type, ...] = (pv.Prior, pv.Posterior, pv.Likelihood)
     families = [[f"{cls.__module__}.{cls.__name__}" for cls in concrete(base)] for base in bases]
@@ -216,9 +228,8 @@ def product(data: pv.Data) -> None:
         assert np.isfinite(
             [record["loss"], log_p, *(image.sum().item() for image in images)]
         ).all(), flags
-    print(
-        f"{' x '.join(str(len(names)) for names in families)} combinations: each trained, sampled and scored"
-    )
+    sizes = " x ".join(str(len(names)) for names in families)
+    print(f"{sizes} combinations: each trained, sampled and scored")
 
 
 def concrete(base: type) -> list[type]:

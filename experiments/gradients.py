@@ -1,9 +1,10 @@
-"""The signal-to-noise ratio of the encoder's gradient over the number of samples: IWAE, DReG and two gradients of the ELBO.
+"""The signal-to-noise ratio of the encoder's gradient, for four objectives and K samples.
 
     python experiments/gradients.py
 
-The model is linear-Gaussian. Its guide is the exact posterior shifted by 0.1 and widened by a factor of exp(0.2). The ratio is
-the norm of the mean gradient over the root of the total variance, from `--count` gradients at each K.
+The model is linear-Gaussian. Its guide is the exact posterior shifted by 0.1 and widened by a
+factor of exp(0.2). The ratio is the norm of the mean gradient over the root of the total variance,
+from `--count` gradients at each K.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from pyro.infer import Trace_ELBO
 
 import pyro_vae as pv
-from pyro_vae.report.figures import COLOURS
+from pyro_vae.reporting.figures import COLOURS
 from pyro_vae.testing import LinearGaussianVAE
 
 SAMPLES = (1, 3, 10, 30, 100, 300)
@@ -54,7 +55,11 @@ def gradients(objective: Any, vae: LinearGaussianVAE, x: torch.Tensor, count: in
 
 
 def ratio(grads: torch.Tensor) -> float:
-    """Signal over noise. The squared norm of the mean is corrected for its bias, variance / count, and can become negative."""
+    """Signal over noise.
+
+    The squared norm of the mean is corrected for its bias, variance / count, and can become
+    negative.
+    """
     variance = grads.var(0).sum()
     signal = grads.mean(0).square().sum() - variance / len(grads)
     return float(signal.sign() * (signal.abs() / variance).sqrt())
@@ -66,7 +71,10 @@ def standard_error(grads: torch.Tensor) -> float:
 
 
 def draw(found: dict[str, tuple[list[float], list[float]]], path: str) -> None:
-    """Draw each ratio with its error, or an upper limit of two errors where the ratio is smaller than that."""
+    """Draw each ratio with its error.
+
+    A ratio below two of its errors is drawn as an upper limit.
+    """
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for (name, (ratios, errors)), colour, marker in zip(
         found.items(), COLOURS, "osd^", strict=False

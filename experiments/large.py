@@ -1,8 +1,9 @@
-"""Train on an array that is larger than the memory that the process may use, and on a smaller one in memory.
+"""Train on an array that is larger than the memory that the process may use.
 
     python experiments/large.py --gib 8 --limit 2
 
-Makes the array in a temporary folder. The limit holds for all memory but that of mapped files. Needs Linux.
+Makes the array in a temporary folder. The limit holds for all memory but that of mapped files.
+Needs Linux.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def make_array(path: Path, gib: float) -> None:
 
 
 def peak_memory(process: subprocess.Popen[bytes]) -> tuple[float, float]:
-    """The largest memory of a process in GiB until its end: its own, and the pages of mapped files."""
+    """The largest memory of a process until its end, in GiB: its own, and mapped files."""
     own = mapped = 0
     while process.poll() is None:
         status = Path(f"/proc/{process.pid}/status").read_text()

@@ -1,9 +1,9 @@
-"""Kill random workers of a job of two processes, which restarts itself, and compare the result with an undisturbed one.
+"""Kill random workers of a job that restarts itself, and compare it with an undisturbed one.
 
     python experiments/restarts.py --kills 100
 
-The kills come in turn while the workers train and while they start. Parameters, random state, metrics and results must
-be equal bit for bit. Needs Linux.
+The job has two processes. The kills come in turn while the workers train and while they start.
+Parameters, random state, metrics and results must be equal bit for bit. Needs Linux.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Job:
         return file.stat().st_size if file.exists() else 0
 
     def kill(self, generator: random.Random, training: bool) -> bool:
-        """Kill a worker while it trains or starts, and wait until the launcher has started new ones; False if the job ended."""
+        """Kill a worker while it trains or starts, and wait for new ones; False at the end."""
         workers = self.workers()
         if training:
             self.wait_for_an_epoch()

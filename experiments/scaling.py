@@ -1,8 +1,9 @@
-"""Images per second of one process and of two, each with one thread, which share each batch: MNIST, a 784-400-50 VAE.
+"""Images per second of one process and of two, which share each batch.
 
     python experiments/scaling.py --data_dir data --rounds 3
 
-The settings take turns, so that a drift of the machine's speed affects all. Ratios are medians over the rounds.
+A 784-400-50 VAE of MNIST; each process has one thread. The settings take turns, so that a drift of
+the machine's speed affects all. Ratios are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ EPOCHS, REDUCTIONS = 3, 50
 
 
 def work(args: argparse.Namespace) -> None:
-    """Train, and print the images per second of the last epoch, and the milliseconds of summing all gradients."""
+    """Print the images per second of the last epoch, and the milliseconds of summing gradients."""
     with distributed.process_group(torch.device("cpu")):
         pyro.set_rng_seed(0)
         data = pv.load_data("mnist", args.data_dir)
@@ -85,12 +86,12 @@ def main() -> None:
             for _ in range(args.rounds)
         ]
         one, two = (median(turn[i][0] for turn in rounds) for i in (0, 1))
-        ratio, reduction = (
-            median(turn[1][0] / turn[0][0] for turn in rounds),
-            median(turn[1][1] for turn in rounds),
+        ratio = median(turn[1][0] / turn[0][0] for turn in rounds)
+        reduction = median(turn[1][1] for turn in rounds)
+        print(
+            f"batch {batch_size}: {one:,.0f} and {two:,.0f} images/s, ratio {ratio:.2f}", end="; "
         )
-        figures = f"{one:,.0f} and {two:,.0f} images/s, ratio {ratio:.2f}; summing the gradients takes {reduction:.2f} ms"
-        print(f"batch {batch_size}: {figures}", flush=True)
+        print(f"summing the gradients takes {reduction:.2f} ms", flush=True)
 
 
 if __name__ == "__main__":

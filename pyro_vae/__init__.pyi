@@ -45,11 +45,13 @@ from .objectives import (
 )
 from .posteriors import DiagonalNormal, FlowPosterior, FullRankNormal, LowRankNormal, Posterior
 from .priors import FlowPrior, GaussianMixture, Prior, StandardNormal, StudentT, VampPrior
+from .reporting import figures, views
+from .reporting.report import compare_models, report
 from .runs.load import load_run
 from .runs.recipe import Choice, Recipe
 from .runs.save import save_run
 from .schedules import Constant, Cosine, Cyclical, Ramp, Schedule, Sigmoid
 from .training.fit import Record, Training, fit
-from .vae import VAE, ConditionalVAE, HierarchicalVAE, Model
+from .vae import VAE, ConditionalVAE, HierarchicalVAE, Model, PosteriorMoments
 
 __version__: str

@@ -31,7 +31,7 @@ LEVELS = 256
 
 
 class FlowDistribution(ZukoToPyro):
-    """A zuko distribution for Pyro programs that can also be sampled outside a program, on its own device."""
+    """A zuko distribution for Pyro programs, which can also be sampled outside a program."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     support = dist.constraints.real_vector
@@ -48,7 +48,9 @@ class FlowDistribution(ZukoToPyro):
 
 
 class UniformMixture(TorchDistribution):
-    r"""The uniform mixture :math:`\frac{1}{K} \sum_k q(z; \lambda_k)` of one family at K parameters.
+    r"""The uniform mixture of one family at K parameters.
+
+    .. math:: \frac{1}{K} \sum_k q(z; \lambda_k)
 
     A sample costs no more than a sample of one component.
 
@@ -61,17 +63,17 @@ class UniformMixture(TorchDistribution):
     support = dist.constraints.real_vector
 
     def __init__(self, family: Callable[[Tensor], TorchDistribution], params: Tensor) -> None:
-        self.family, self.params, self.components = family, params, family(params)
+        self.family = family
+        self.params = params
+        self.components = family(params)
         super().__init__(torch.Size(), self.components.event_shape, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
         parts = self.components
-        diagonal = isinstance(parts, dist.Independent) and isinstance(parts.base_dist, dist.Normal)
-        log_probs = (
-            normal_log_probs(value, parts.base_dist)
-            if diagonal
-            else parts.log_prob(value.unsqueeze(-2))
-        )
+        if isinstance(parts, dist.Independent) and isinstance(parts.base_dist, dist.Normal):
+            log_probs = normal_log_probs(value, parts.base_dist)
+        else:
+            log_probs = parts.log_prob(value.unsqueeze(-2))
         return log_probs.logsumexp(-1) - log(len(self.params))
 
     @torch.no_grad()
@@ -80,24 +82,49 @@ class UniformMixture(TorchDistribution):
         return self.family(self.params[chosen]).sample().reshape(*sample_shape, -1)
 
 
-def normal_log_probs(value: Tensor, normals: Any) -> Tensor:
-    """Log-densities of `value`, shape `(..., D)`, under K diagonal Gaussians of shape `(K, D)`: shape `(..., K)`.
+# Spacing of float64, and the largest rounding error, in nats, of the matrix products.
+EPSILON = 2.0**-52
+TOLERANCE = 1e-4
+# Components near a value whose log-density is computed anew if the matrix products are not precise.
+NEAREST = 4
 
-    They are two matrix products, which take much less time and memory than a tensor of shape `(..., K, D)`. Their terms cancel,
-    so they are computed in float64.
+
+def normal_log_probs(value: Tensor, normals: Any) -> Tensor:
+    """Log-densities of values under K diagonal Gaussians, by matrix products.
+
+    They take much less time and memory than a tensor of shape `(..., K, D)`. Their terms cancel, so
+    they are computed in float64. Where that is not enough, because a scale is below a millionth of
+    the location, the components nearest to the value are computed from the differences.
+
+    Arguments:
+        value: Shape `(..., D)`.
+        normals: The Gaussians, of shape `(K, D)`.
+
+    Returns:
+        The log-densities, shape `(..., K)`.
     """
     loc, scale, z = normals.loc.double(), normals.scale.double(), value.double()
     precision = scale.square().reciprocal()
-    squares = (
-        z.square() @ precision.T - 2 * z @ (precision * loc).T + (precision * loc.square()).sum(-1)
-    )
-    return (-squares / 2 - (scale.log() + log(2 * pi) / 2).sum(-1)).to(value.dtype)
+    of_z = z.square() @ precision.T
+    of_loc = (precision * loc.square()).sum(-1)
+    squares = of_z - 2 * z @ (precision * loc).T + of_loc
+    log_normalizers = (scale.log() + log(2 * pi) / 2).sum(-1)
+    products = -squares / 2 - log_normalizers
+
+    error = EPSILON * (of_z + of_loc).detach()
+    nearest = (products.detach() + error).topk(min(NEAREST, len(loc))).indices
+    differences = (z.unsqueeze(-2) - loc[nearest]) / scale[nearest]
+    exact = -differences.square().sum(-1) / 2 - log_normalizers[nearest]
+    precise = error.gather(-1, nearest) < TOLERANCE
+    chosen = torch.where(precise, products.gather(-1, nearest), exact)
+    return products.scatter(-1, nearest, chosen).to(value.dtype)
 
 
 class PreciseBeta(dist.Beta):
     """A Beta distribution whose `log_prob` is computed in float64.
 
-    In float32 the difference of log-gamma functions loses 0.002 nats per pixel at a concentration of 3,000.
+    In float32 the difference of log-gamma functions loses 0.002 nats per pixel at a concentration
+    of 3,000.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -105,25 +132,63 @@ class PreciseBeta(dist.Beta):
             self._validate_sample(value)
         a, b, x = self.concentration1.double(), self.concentration0.double(), value.double()
         normalizer = torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b)
-        return (torch.xlogy(a - 1, x) + torch.special.xlog1py(b - 1, -x) - normalizer).to(
-            value.dtype
+        score = torch.xlogy(a - 1, x) + torch.special.xlog1py(b - 1, -x) - normalizer
+        return score.to(value.dtype)
+
+
+class PreciseBinomial(dist.Binomial):
+    """A Binomial distribution whose `log_prob` is computed in float64.
+
+    In float32 the difference of log-gamma functions loses 0.05 nats per image of 784 pixels.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        precise = dist.Binomial(
+            self.total_count.double(), logits=self.logits.double(), validate_args=False
         )
+        return precise.log_prob(value.double()).to(value.dtype)
+
+
+class PreciseLowRankNormal(dist.LowRankMultivariateNormal):
+    """A low-rank Gaussian whose `log_prob` is computed in float64.
+
+    In float32 the squares cancel where a column is much longer than the diagonal: 0.7 nats are lost
+    at a ratio of 300.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        precise = dist.LowRankMultivariateNormal(
+            self.loc.double(),
+            self.cov_factor.double(),
+            self.cov_diag.double(),
+            validate_args=False,
+        )
+        return precise.log_prob(value.double()).to(value.dtype)
 
 
 class RelaxedBernoulli(dist.Bernoulli):
-    """A Bernoulli whose `log_prob` accepts any value in [0, 1]: a cross-entropy, not a density on that interval."""
+    """A Bernoulli whose `log_prob` accepts any value in [0, 1].
+
+    It is a cross-entropy, not a density on that interval.
+    """
 
     support = dist.constraints.unit_interval
 
 
 class TruncatedExponential(TorchDistribution):
-    r"""The continuous Bernoulli by its natural parameter, :math:`p(x) = e^{\eta (x - 1/2) - L(|\eta|)}` on [0, 1].
+    r"""The continuous Bernoulli by its natural parameter, the logit of :math:`\pi`.
 
-    The normalizer is :math:`L(s) = s / 2 + \log((1 - e^{-s}) / s)`, which is stable for large logits. Its terms cancel below
-    s = 1e-3, where log_prob, the mean and the samples use their Taylor series, such as :math:`L(s) \approx s^2 / 24`.
+    .. math:: p(x) = e^{\eta (x - 1/2) - L(|\eta|)}, \qquad L(s) = s / 2 + \log((1 - e^{-s}) / s)
+
+    The normalizer L is stable for large logits. Its terms cancel below s = 1e-3, where log_prob,
+    the mean and the samples use their Taylor series, such as :math:`L(s) \approx s^2 / 24`.
 
     Arguments:
-        logits: The natural parameter, the logit of :math:`\pi`.
+        logits: The natural parameter.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {"logits": dist.constraints.real}
@@ -143,9 +208,8 @@ class TruncatedExponential(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         exact = self._size / 2 + torch.log(-torch.expm1(-self._size) / self._size)
-        return self.logits * (value - 0.5) - torch.where(
-            self._small, self.logits.square() / 24, exact
-        )
+        normalizer = torch.where(self._small, self.logits.square() / 24, exact)
+        return self.logits * (value - 0.5) - normalizer
 
     @property
     def mean(self) -> Tensor:
@@ -169,16 +233,16 @@ class GreyLevels(dist.Categorical):
 
     @property
     def mean(self) -> Tensor:
-        return self.probs @ torch.arange(
-            self.probs.shape[-1], dtype=self.probs.dtype, device=self.probs.device
-        )
+        probs = self.probs
+        return probs @ torch.arange(probs.shape[-1], dtype=probs.dtype, device=probs.device)
 
 
 class LogisticBins(TorchDistribution):
     r"""A logistic distribution integrated over the bins of the grey levels 0 to 255.
 
     With :math:`a < b` the standardized edges of a bin, its probability is
-    :math:`\sigma(b) - \sigma(a) = \sigma(b) \, \sigma(-a) \, (1 - e^{a - b})`, whose logarithm has no cancellation.
+    :math:`\sigma(b) - \sigma(a) = \sigma(b) \, \sigma(-a) \, (1 - e^{a - b})`. Its logarithm has no
+    cancellation.
 
     Arguments:
         loc: Location, in units of the full grey range.
@@ -190,7 +254,8 @@ class LogisticBins(TorchDistribution):
 
     def __init__(self, loc: Tensor, log_scale: Tensor) -> None:
         self.params = loc, log_scale
-        self.loc, self.log_scale = loc * (LEVELS - 1), log_scale.clamp(-7, 7) + log(LEVELS - 1)
+        self.loc = loc * (LEVELS - 1)
+        self.log_scale = log_scale.clamp(-7, 7) + log(LEVELS - 1)
         super().__init__(loc.shape)
 
     def expand(self, batch_shape: Size, _instance: None = None) -> LogisticBins:
@@ -198,10 +263,12 @@ class LogisticBins(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         rate = (-self.log_scale).exp()
-        below, above = ((value + edge - self.loc) * rate for edge in (-0.5, 0.5))
+        below = (value - 0.5 - self.loc) * rate
+        above = (value + 0.5 - self.loc) * rate
         left = torch.where(value > 0, logsigmoid(-below), 0.0)
         right = torch.where(value < LEVELS - 1, logsigmoid(above), 0.0)
-        inner = torch.where((value > 0) & (value < LEVELS - 1), torch.log(-torch.expm1(-rate)), 0.0)
+        is_inner = (value > 0) & (value < LEVELS - 1)
+        inner = torch.where(is_inner, torch.log(-torch.expm1(-rate)), 0.0)
         return left + right + inner
 
     def sample(self, sample_shape: Size = ()) -> Tensor:
@@ -210,14 +277,13 @@ class LogisticBins(TorchDistribution):
             dtype=self.loc.dtype,
             device=self.loc.device,
         )
-        return (
-            (self.loc + self.log_scale.exp() * torch.logit(u, eps=1e-7))
-            .round()
-            .clamp(0, LEVELS - 1)
-        )
+        x = self.loc + self.log_scale.exp() * torch.logit(u, eps=1e-7)
+        return x.round().clamp(0, LEVELS - 1)
 
     @property
     def mean(self) -> Tensor:
         rate = (-self.log_scale).exp()
-        tails = (torch.sigmoid((self.loc - level - 0.5) * rate) for level in range(LEVELS - 1))
-        return sum(tails, torch.zeros_like(self.loc))
+        mean = torch.zeros_like(self.loc)
+        for level in range(LEVELS - 1):
+            mean = mean + torch.sigmoid((self.loc - level - 0.5) * rate)
+        return mean

@@ -1,4 +1,4 @@
-"""Likelihoods p(x | z): a module whose forward turns the decoder's outputs into a distribution over images."""
+"""Likelihoods p(x | z): modules whose forward maps decoder outputs to a distribution of images."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pyro_vae.distributions import (
     GreyLevels,
     LogisticBins,
     PreciseBeta,
+    PreciseBinomial,
     RelaxedBernoulli,
     TruncatedExponential,
 )
@@ -29,7 +30,7 @@ IMAGE_DIMS = 3
 
 
 class Likelihood(nn.Module, ABC):
-    """The likelihood p(x | z): the distribution of an image, given the decoder's outputs at its code.
+    """The likelihood p(x | z): the distribution of an image, given the decoder's outputs.
 
     To write your own, subclass it, declare `num_params` and `pixels`, and write `forward`:
 
@@ -44,8 +45,9 @@ class Likelihood(nn.Module, ABC):
 
     Attributes:
         num_params: Decoder outputs per pixel.
-        pixels: The kind of data it scores: "binary" (0 or 1), "unit" (grey / 255), "dequantized" ((byte + u) / 256 with u
-            uniform) or "byte" (0 to 255). Values in nats are comparable only within one kind.
+        pixels: The kind of data it scores: "binary" (0 or 1), "unit" (grey / 255), "dequantized"
+            ((byte + u) / 256 with u uniform) or "byte" (0 to 255). Values in nats are comparable
+            only within one kind.
         is_density: Whether it is normalized, so that its values are log-probabilities.
     """
 
@@ -58,7 +60,8 @@ class Likelihood(nn.Module, ABC):
         """The distribution, batch_shape `(...)` and event_shape `data_shape`.
 
         Arguments:
-            params: The decoder's outputs, shape `(..., num_params, *data_shape)`; `data_shape` is (channels, height, width).
+            params: The decoder's outputs, shape `(..., num_params, *data_shape)`; `data_shape` is
+                (channels, height, width).
         """
 
     def unit(self, x: Tensor) -> Tensor:
@@ -66,22 +69,27 @@ class Likelihood(nn.Module, ABC):
         return x / (LEVELS - 1) if self.pixels == "byte" else x
 
     def params_at(self, mean: Tensor) -> Tensor | None:
-        """The decoder outputs, shape `(num_params, *data_shape)`, for which the mean of p(x | z) is `mean`.
+        """The decoder outputs for which the mean of p(x | z) is `mean`.
 
-        The decoder's last bias is initialized there (Burda et al., 2016). None, the default, leaves it unchanged.
+        Their shape is `(num_params, *data_shape)`. The decoder's last bias is initialized there
+        (Burda et al., 2016). None, the default, leaves it unchanged.
         """
         return None
 
 
 class Bernoulli(Likelihood):
-    r"""Independent binary pixels, :math:`p(x \mid z) = \prod_i \pi_i^{x_i} (1 - \pi_i)^{1 - x_i}`.
+    r"""Independent binary pixels.
 
-    With `relaxed`, grey pixels in [0, 1] are scored by the same formula, the cross-entropy of the classic examples. It is
-    not normalized on the unit interval, so its values are comparable neither with those on binary pixels nor with those of
-    a density. `ContinuousBernoulli` is the normalized version (Loaiza-Ganem & Cunningham, 2019).
+    .. math:: p(x \mid z) = \prod_i \pi_i^{x_i} (1 - \pi_i)^{1 - x_i}
+
+    With `relaxed`, grey pixels in [0, 1] are scored by the same formula, the cross-entropy of the
+    classic examples. It is not normalized on the unit interval, so its values are comparable
+    neither with those on binary pixels nor with those of a density. `ContinuousBernoulli` is the
+    normalized version.
 
     References:
-        | The continuous Bernoulli: fixing a pervasive error in variational autoencoders (Loaiza-Ganem & Cunningham, 2019)
+        | The continuous Bernoulli: fixing a pervasive error in variational autoencoders
+        | (Loaiza-Ganem & Cunningham, 2019)
         | https://arxiv.org/abs/1907.06845
 
     Arguments:
@@ -113,11 +121,12 @@ class LocationScale(Likelihood):
     """Independent pixels with a location from the decoder and a fixed or learned scale.
 
     Arguments:
-        scale: Scale of a pixel (Gaussian standard deviation, Laplace b) in units of the full grey range; the initial value if
-            it is learned.
-        learned: "no" keeps the scale fixed; "scalar" learns one for all pixels; with "pixel" the decoder outputs one per
-            pixel, as a factor on `scale` between exp(-10) and exp(10). A learned scale scores dequantized pixels, because its
-            density is unbounded on discrete values.
+        scale: Scale of a pixel (Gaussian standard deviation, Laplace b) in units of the full grey
+            range; the initial value if it is learned.
+        learned: "no" keeps the scale fixed; "scalar" learns one for all pixels; with "pixel" the
+            decoder outputs one per pixel, as a factor on `scale` between exp(-10) and exp(10). A
+            learned scale scores dequantized pixels, because its density is unbounded on discrete
+            values.
 
     Raises:
         ValueError: If `scale` is not positive, or `learned` is unknown.
@@ -148,11 +157,13 @@ class LocationScale(Likelihood):
 
 
 class Normal(LocationScale):
-    r"""Independent Gaussian pixels, :math:`p(x \mid z) = \mathcal{N}(x; \mu, \sigma^2 I)`.
+    r"""Independent Gaussian pixels.
 
-    Up to a constant, its log-density is the squared error divided by :math:`-2 \sigma^2`, so that a fixed `scale` sets the
-    weight of the reconstruction relative to the KL; the plain sum of squares is :math:`\sigma = \sqrt{1/2}`. With
-    `learned="scalar"` it is the sigma-VAE.
+    .. math:: p(x \mid z) = \mathcal{N}(x; \mu, \sigma^2 I)
+
+    Up to a constant, its log-density is the squared error divided by :math:`-2 \sigma^2`, so that a
+    fixed `scale` sets the weight of the reconstruction relative to the KL; the plain sum of squares
+    is :math:`\sigma = \sqrt{1/2}`. With `learned="scalar"` it is the sigma-VAE.
 
     References:
         | Simple and Effective VAE Training with Calibrated Decoders (Rybkin et al., 2021)
@@ -164,7 +175,10 @@ class Normal(LocationScale):
 
 
 class Laplace(LocationScale):
-    r"""Independent Laplace pixels, :math:`p(x \mid z) = \prod_i \frac{1}{2b} e^{-|x_i - \mu_i| / b}`, the absolute error."""
+    r"""Independent Laplace pixels, the absolute error.
+
+    .. math:: p(x \mid z) = \prod_i \frac{1}{2b} e^{-|x_i - \mu_i| / b}
+    """
 
     def family(self, loc: Tensor, scale: Tensor) -> TorchDistribution:
         return dist.Laplace(loc, scale)
@@ -178,7 +192,8 @@ class ContinuousBernoulli(Likelihood):
     At pixels of exactly 0 or 1 the density is unbounded: it grows linearly in the logit.
 
     References:
-        | The continuous Bernoulli: fixing a pervasive error in variational autoencoders (Loaiza-Ganem & Cunningham, 2019)
+        | The continuous Bernoulli: fixing a pervasive error in variational autoencoders
+        | (Loaiza-Ganem & Cunningham, 2019)
         | https://arxiv.org/abs/1907.06845
     """
 
@@ -190,10 +205,12 @@ class ContinuousBernoulli(Likelihood):
 
 
 class Beta(Likelihood):
-    r"""Independent pixels, each :math:`\mathrm{Beta}(\mu \kappa, (1 - \mu) \kappa)` with mean :math:`\mu`.
+    r"""Independent pixels with Beta distributions.
 
-    The decoder outputs the logit of :math:`\mu` and the logarithm of the concentration :math:`\kappa`. It scores
-    dequantized pixels, because the density may be infinite at 0 and 1.
+    .. math:: x_i \sim \mathrm{Beta}(\mu_i \kappa_i, (1 - \mu_i) \kappa_i)
+
+    The decoder outputs the logit of the mean :math:`\mu` and the logarithm of the concentration
+    :math:`\kappa`. It scores dequantized pixels, because the density may be infinite at 0 and 1.
     """
 
     num_params = 2
@@ -201,9 +218,11 @@ class Beta(Likelihood):
 
     def forward(self, params: Tensor) -> TorchDistribution:
         logit, log_concentration = params.unbind(-1 - IMAGE_DIMS)
-        # The limits keep alpha and beta positive in float32; the logit of 1 - mu is exact, whereas 1 - mu is not.
+        # The limits keep alpha and beta positive in float32; the logit of 1 - mu is exact, whereas
+        # 1 - mu is not.
         concentration = log_concentration.clamp(-10, 10).exp()
-        alpha, beta = (concentration * side.clamp(-15, 15).sigmoid() for side in (logit, -logit))
+        alpha = concentration * logit.clamp(-15, 15).sigmoid()
+        beta = concentration * (-logit).clamp(-15, 15).sigmoid()
         return PreciseBeta(alpha, beta).to_event(IMAGE_DIMS)
 
     def params_at(self, mean: Tensor) -> Tensor:
@@ -211,15 +230,17 @@ class Beta(Likelihood):
 
 
 class Binomial(Likelihood):
-    r"""Independent grey levels 0 to 255, each :math:`\mathrm{Binomial}(255, \pi)`."""
+    r"""Independent grey levels 0 to 255 with Binomial distributions.
+
+    .. math:: x_i \sim \mathrm{Binomial}(255, \pi_i)
+    """
 
     num_params = 1
     pixels = "byte"
 
     def forward(self, params: Tensor) -> TorchDistribution:
-        return dist.Binomial(LEVELS - 1, logits=params.squeeze(-1 - IMAGE_DIMS)).to_event(
-            IMAGE_DIMS
-        )
+        logits = params.squeeze(-1 - IMAGE_DIMS)
+        return PreciseBinomial(LEVELS - 1, logits=logits).to_event(IMAGE_DIMS)
 
     def params_at(self, mean: Tensor) -> Tensor:
         return torch.logit((mean / (LEVELS - 1)).clamp(0.001, 0.999)).unsqueeze(0)
@@ -236,13 +257,16 @@ class Categorical(Likelihood):
 
 
 class DiscretizedLogistic(Likelihood):
-    r"""Independent grey levels 0 to 255: a mixture of logistic distributions integrated over each level's bin.
+    """Independent grey levels 0 to 255: logistic distributions integrated over each level's bin.
 
-    The bins of 0 and 255 extend to minus and plus infinity, so that the probabilities sum to 1. For each component the decoder
-    outputs a location and a log-scale, in units of the full grey range, and, with several components, the logit of its weight.
+    It is a mixture of `components` of them. The bins of 0 and 255 extend to minus and plus
+    infinity, so that the probabilities sum to 1. For each component the decoder outputs a location
+    and a log-scale, in units of the full grey range, and, with several components, the logit of its
+    weight.
 
     References:
-        | PixelCNN++: Improving the PixelCNN with Discretized Logistic Mixture Likelihood (Salimans et al., 2017)
+        | PixelCNN++: Improving the PixelCNN with Discretized Logistic Mixture Likelihood
+        | (Salimans et al., 2017)
         | https://arxiv.org/abs/1701.05517
 
     Arguments:
@@ -261,18 +285,19 @@ class DiscretizedLogistic(Likelihood):
         self.num_params = 2 if components == 1 else 3 * components
 
     def forward(self, params: Tensor) -> TorchDistribution:
-        loc, log_scale, *logits = (
-            params.movedim(-1 - IMAGE_DIMS, -1).unflatten(-1, (-1, self.components)).unbind(-2)
-        )
-        weights = dist.Categorical(logits=logits[0] if logits else torch.zeros_like(loc))
+        last = params.movedim(-1 - IMAGE_DIMS, -1).unflatten(-1, (-1, self.components))
+        if self.components == 1:
+            loc, log_scale = last.unbind(-2)
+            logits = torch.zeros_like(loc)
+        else:
+            loc, log_scale, logits = last.unbind(-2)
+        weights = dist.Categorical(logits=logits)
         return dist.MixtureSameFamily(weights, LogisticBins(loc, log_scale)).to_event(IMAGE_DIMS)
 
     def params_at(self, mean: Tensor) -> Tensor:
-        k = self.components
-        spread = (
-            torch.linspace(-0.1, 0.1, k, device=mean.device)[:, None, None, None] if k > 1 else 0.0
-        )
-        loc = (mean / (LEVELS - 1) + spread).expand(k, *mean.shape)
-        return torch.cat([loc, torch.full_like(loc, -2.0), torch.zeros_like(loc)])[
-            : self.num_params
-        ]
+        loc = (mean / (LEVELS - 1)).expand(self.components, *mean.shape)
+        if self.components > 1:
+            spread = torch.linspace(-0.1, 0.1, self.components, device=mean.device)
+            loc = loc + spread[:, None, None, None]
+        params = torch.cat([loc, torch.full_like(loc, -2.0), torch.zeros_like(loc)])
+        return params[: self.num_params]

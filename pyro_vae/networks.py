@@ -18,9 +18,10 @@ Initialization = Callable[[Tensor], Tensor]
 class Network(nn.Module, ABC):
     """A network: maps `(N, *in_shape)` to `(N, *out_shape)`.
 
-    An encoder maps images to the parameters of a posterior, of shape `(num_params, latent_dim)`. A decoder maps codes to
-    the parameters of a likelihood, of shape `(num_params, *data_shape)`. The same class serves as either. Any `nn.Module` is
-    accepted as a network. Constructor parameters named `in_shape` and `out_shape` are filled in by the command line.
+    An encoder maps images to the parameters of a posterior, of shape `(num_params, latent_dim)`. A
+    decoder maps codes to the parameters of a likelihood, of shape `(num_params, *data_shape)`. The
+    same class serves as either. Any `nn.Module` is accepted as a network. Constructor parameters
+    named `in_shape` and `out_shape` are filled in by the command line.
     """
 
     # So that the command line accepts any module as a subclass of Network.
@@ -39,9 +40,11 @@ class _Layers(nn.Module):
     def __init__(self, layers: Iterable[nn.Module], initialization: Initialization | None) -> None:
         super().__init__()
         self.layers = nn.Sequential(*layers)
-        if initialization is not None:
-            for weight in (param for param in self.parameters() if param.ndim > 1):
-                initialization(weight)
+        if initialization is None:
+            return
+        for param in self.parameters():
+            if param.ndim > 1:
+                initialization(param)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
@@ -55,7 +58,8 @@ class MLP(_Layers, Network):
         out_shape: Shape of one output.
         hidden: Width of each hidden layer, from input to output; `[]` gives one linear map.
         activation: Constructor of the activation, such as `torch.nn.Tanh`.
-        initialization: Initializes each weight in place, such as `torch.nn.init.kaiming_normal_`; None is torch's default.
+        initialization: Initializes each weight in place, such as `torch.nn.init.kaiming_normal_`;
+            None is torch's default.
 
     Example:
         >>> import torch
@@ -74,8 +78,10 @@ class MLP(_Layers, Network):
     ) -> None:
         check_positive(hidden=min(hidden, default=None))
         widths = [prod(in_shape), *hidden]
-        layers = [m for sizes in pairwise(widths) for m in (nn.Linear(*sizes), activation())]
-        super().__init__([nn.Flatten(), *layers, *_head(widths[-1], out_shape)], initialization)
+        layers: list[nn.Module] = [nn.Flatten()]
+        for width_in, width_out in pairwise(widths):
+            layers += [nn.Linear(width_in, width_out), activation()]
+        super().__init__([*layers, *_head(widths[-1], out_shape)], initialization)
 
 
 class Linear(MLP):
@@ -91,7 +97,9 @@ class Linear(MLP):
 
 
 class Gated(_Layers, Network):
-    r"""Fully connected gated layers, :math:`(A x + b) \odot \sigma(C x + d)`, the network of Tomczak and Welling.
+    r"""Fully connected gated layers, the network of Tomczak and Welling.
+
+    .. math:: (A x + b) \odot \sigma(C x + d)
 
     References:
         | VAE with a VampPrior (Tomczak & Welling, 2018)
@@ -101,7 +109,8 @@ class Gated(_Layers, Network):
         in_shape: Shape of one input.
         out_shape: Shape of one output.
         hidden: Width of each gated layer, from input to output.
-        initialization: Initializes each weight in place, such as `torch.nn.init.kaiming_normal_`; None is torch's default.
+        initialization: Initializes each weight in place, such as `torch.nn.init.kaiming_normal_`;
+            None is torch's default.
     """
 
     def __init__(
@@ -113,25 +122,30 @@ class Gated(_Layers, Network):
     ) -> None:
         check_positive(hidden=min(hidden, default=None))
         widths = [prod(in_shape), *hidden]
-        layers = [m for a, b in pairwise(widths) for m in (nn.Linear(a, 2 * b), nn.GLU())]
-        super().__init__([nn.Flatten(), *layers, *_head(widths[-1], out_shape)], initialization)
+        layers: list[nn.Module] = [nn.Flatten()]
+        for width_in, width_out in pairwise(widths):
+            layers += [nn.Linear(width_in, 2 * width_out), nn.GLU()]
+        super().__init__([*layers, *_head(widths[-1], out_shape)], initialization)
 
 
 class Conv(_Layers, Network):
-    """Convolutions from images of any size and number of channels, or transposed convolutions back to them.
+    """Convolutions from images of any size, or transposed convolutions back to them.
 
-    If the input is an image (three dimensions) it is an encoder: strided convolutions, then one linear map. Otherwise it is
-    a decoder with the same layers mirrored: a linear map, then transposed convolutions with channels, kernel sizes and
-    strides in reverse order. Encoder and decoder take the same options.
+    If the input is an image (three dimensions) it is an encoder: strided convolutions, then one
+    linear map. Otherwise it is a decoder with the same layers mirrored: a linear map, then
+    transposed convolutions with channels, kernel sizes and strides in reverse order. Encoder and
+    decoder take the same options.
 
     Arguments:
         in_shape: Shape of one input.
         out_shape: Shape of one output.
-        channels: Number of channels after each convolution, starting at the image; its length is the number of layers.
+        channels: Number of channels after each convolution, starting at the image; its length is
+            the number of layers.
         kernel_sizes: Size of each kernel, starting at the image.
         strides: Stride of each convolution, starting at the image.
         activation: Constructor of the activation.
-        initialization: Initializes each weight in place, such as `torch.nn.init.kaiming_normal_`; None is torch's default.
+        initialization: Initializes each weight in place, such as `torch.nn.init.kaiming_normal_`;
+            None is torch's default.
 
     Raises:
         ValueError: If the lists differ in length, or a stride exceeds its kernel size.
@@ -157,7 +171,8 @@ class Conv(_Layers, Network):
         if not len(channels) == len(kernel_sizes) == len(strides) > 0:
             lengths = f"{len(channels)}, {len(kernel_sizes)} and {len(strides)}"
             raise RequestError(
-                f"channels, kernel_sizes and strides need one entry per layer each, but have {lengths}"
+                "channels, kernel_sizes and strides need one entry per layer each, but have"
+                f" {lengths}"
             )
         check_positive(channels=min(channels), kernel_sizes=min(kernel_sizes), strides=min(strides))
         options = list(zip(kernel_sizes, strides, strict=True))
@@ -168,7 +183,7 @@ class Conv(_Layers, Network):
 
 
 def batched(network: nn.Module, z: Tensor) -> Tensor:
-    """Apply a network to vectors `z` with any number of leading dimensions, shape `(..., in_features)`."""
+    """Apply a network to vectors `z`, shape `(..., in_features)`, with any leading dimensions."""
     return network(z.flatten(0, -2)).unflatten(0, z.shape[:-1])
 
 
@@ -180,16 +195,12 @@ def _down(
     activation: Callable[[], nn.Module],
 ) -> nn.Sequential:
     sizes = _sizes(image[1:], options)
-    convolutions = [
-        layer
-        for (c_in, c_out), (kernel, stride) in zip(
-            pairwise([image[0], *channels]), options, strict=True
-        )
-        for layer in (nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2), activation())
-    ]
-    return nn.Sequential(
-        *convolutions, nn.Flatten(), *_head(channels[-1] * prod(sizes[-1]), out_shape)
-    )
+    layers: list[nn.Module] = []
+    steps = zip(pairwise([image[0], *channels]), options, strict=True)
+    for (c_in, c_out), (kernel, stride) in steps:
+        layers += [nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2), activation()]
+    width = channels[-1] * prod(sizes[-1])
+    return nn.Sequential(*layers, nn.Flatten(), *_head(width, out_shape))
 
 
 def _up(
@@ -210,12 +221,11 @@ def _up(
     steps = zip(pairwise([prod(planes), *channels]), options, pairwise(sizes), strict=True)
     for (c_out, c_in), (kernel, stride), (large, small) in reversed(list(steps)):
         padding = kernel // 2
-        extra = [
-            a - ((b - 1) * stride - 2 * padding + kernel) for a, b in zip(large, small, strict=True)
-        ]
+        reached = [(size - 1) * stride - 2 * padding + kernel for size in small]
+        extra = (large[0] - reached[0], large[1] - reached[1])
         layers += [
             activation(),
-            nn.ConvTranspose2d(c_in, c_out, kernel, stride, padding, (extra[0], extra[1])),
+            nn.ConvTranspose2d(c_in, c_out, kernel, stride, padding, extra),
         ]
     return nn.Sequential(*layers, nn.Unflatten(1, tuple(planes)))
 
@@ -226,7 +236,8 @@ def _sizes(image: Shape, options: list[tuple[int, int]]) -> list[Shape]:
     for kernel, stride in options:
         if stride > kernel:
             raise RequestError(
-                f"stride {stride} with kernel size {kernel} skips pixels; use a stride of at most {kernel}"
+                f"stride {stride} with kernel size {kernel} skips pixels; use a stride of at most"
+                f" {kernel}"
             )
         sizes.append(tuple((s + 2 * (kernel // 2) - kernel) // stride + 1 for s in sizes[-1]))
     return sizes

@@ -1,4 +1,4 @@
-"""Approximate posteriors q(z | x): a module whose forward turns the encoder's outputs into a distribution over codes."""
+"""Posteriors q(z | x): modules whose forward maps encoder outputs to a distribution of codes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
-from pyro_vae.distributions import MAF, FlowDistribution, NormalizingFlow
+from pyro_vae.distributions import (
+    MAF,
+    FlowDistribution,
+    NormalizingFlow,
+    PreciseLowRankNormal,
+)
 from pyro_vae.errors import RequestError, check_positive
 
 
 class Posterior(nn.Module, ABC):
-    """The approximate posterior q(z | x): the distribution of a code, given the encoder's outputs for its image.
+    """The approximate posterior q(z | x): the distribution of a code, given the encoder's outputs.
 
     To write your own, subclass it, declare `num_params` and write `forward`:
 
@@ -44,7 +49,9 @@ class Posterior(nn.Module, ABC):
 
 
 class DiagonalNormal(Posterior):
-    r"""A Gaussian with independent dimensions, :math:`q(z \mid x) = \mathcal{N}(z; \mu(x), \operatorname{diag} \sigma^2(x))`.
+    r"""A Gaussian with independent dimensions.
+
+    .. math:: q(z \mid x) = \mathcal{N}(z; \mu(x), \operatorname{diag} \sigma^2(x))
 
     The encoder outputs :math:`\mu` and :math:`\log \sigma`.
 
@@ -53,7 +60,8 @@ class DiagonalNormal(Posterior):
         | https://arxiv.org/abs/1312.6114
 
     Arguments:
-        log_scale_limits: Smallest and largest :math:`\log \sigma`; values beyond them are clipped. None does not clip.
+        log_scale_limits: Smallest and largest logarithm of the standard deviation; values beyond
+            them are clipped. None does not clip.
 
     Raises:
         ValueError: If the limits are not in increasing order.
@@ -82,7 +90,9 @@ class DiagonalNormal(Posterior):
 
 
 class LowRankNormal(Posterior):
-    r"""A Gaussian with a diagonal plus low-rank covariance, :math:`\mathcal{N}(z; \mu, S (I + W W^\top) S)`.
+    r"""A Gaussian with a diagonal plus low-rank covariance.
+
+    .. math:: q(z \mid x) = \mathcal{N}(z; \mu, S (I + W W^\top) S)
 
     The encoder outputs :math:`\mu`, the logarithm of the diagonal of S, and the columns of W.
 
@@ -103,17 +113,19 @@ class LowRankNormal(Posterior):
     def forward(self, params: Tensor) -> TorchDistribution:
         loc, log_scale, *columns = params.unbind(-2)
         scale = log_scale.exp()
-        return dist.LowRankMultivariateNormal(
-            loc, scale.unsqueeze(-1) * torch.stack(columns, -1), scale.square()
-        )
+        factor = scale.unsqueeze(-1) * torch.stack(columns, -1)
+        return PreciseLowRankNormal(loc, factor, scale.square())
 
 
 class FullRankNormal(Posterior):
-    r"""A Gaussian with a full covariance matrix, :math:`\mathcal{N}(z; \mu, L L^\top)`.
+    r"""A Gaussian with a full covariance matrix.
 
-    The encoder outputs :math:`\mu` and a square matrix. The diagonal of the matrix is the logarithm of the diagonal of L. Its
-    strict lower triangle, divided by `latent_dim`, is that of L relative to the diagonal in each row, so that training starts
-    close to a diagonal Gaussian in any number of dimensions.
+    .. math:: q(z \mid x) = \mathcal{N}(z; \mu, L L^\top)
+
+    The encoder outputs :math:`\mu` and a square matrix. The diagonal of the matrix is the logarithm
+    of the diagonal of L. Its strict lower triangle, divided by `latent_dim`, is that of L relative
+    to the diagonal in each row, so that training starts close to a diagonal Gaussian in any number
+    of dimensions.
 
     Arguments:
         latent_dim: Number of latent dimensions.
@@ -124,19 +136,20 @@ class FullRankNormal(Posterior):
         self.num_params = 1 + latent_dim
 
     def forward(self, params: Tensor) -> TorchDistribution:
-        loc, square = params[..., 0, :], params[..., 1:, :]
+        loc = params[..., 0, :]
+        square = params[..., 1:, :]
         scale = square.diagonal(dim1=-2, dim2=-1).exp().unsqueeze(-1)
-        unit = square.tril(-1) / loc.shape[-1] + torch.eye(
-            loc.shape[-1], dtype=loc.dtype, device=loc.device
-        )
+        identity = torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
+        unit = square.tril(-1) / loc.shape[-1] + identity
         return dist.MultivariateNormal(loc, scale_tril=scale * unit)
 
 
 class FlowPosterior(Posterior):
-    r"""A diagonal Gaussian transformed by an inverse autoregressive flow that is conditioned on features of the image.
+    r"""A diagonal Gaussian transformed by an inverse autoregressive flow.
 
-    The encoder outputs :math:`\mu`, :math:`\log \sigma` and features h; :math:`z = f_h(\mu + \sigma \epsilon)`. A sample and
-    its density take one pass through the flow. The density of any other z takes one pass per dimension.
+    The flow is conditioned on features of the image: the encoder outputs :math:`\mu`,
+    :math:`\log \sigma` and features h, and :math:`z = f_h(\mu + \sigma \epsilon)`. A sample and its
+    density take one pass through the flow. The density of any other z takes one pass per dimension.
 
     References:
         | Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016)

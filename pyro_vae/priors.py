@@ -33,7 +33,8 @@ class Prior(nn.Module, ABC):
             def forward(self):
                 return dist.Cauchy(self.loc, 1.0).to_event(1)
 
-    Constructor parameters named `latent_dim`, `data_shape`, `encoder` and `posterior` are filled in by the command line.
+    Constructor parameters named `latent_dim`, `data_shape`, `encoder` and `posterior` are filled in
+    by the command line.
     """
 
     @abstractmethod
@@ -41,11 +42,16 @@ class Prior(nn.Module, ABC):
         """The distribution: batch_shape `()`, event_shape `(latent_dim,)`."""
 
     def initialize(self, x: Tensor) -> None:
-        """Initialize from training images `x`, grey values in [0, 1]; called once before training. Does nothing by default."""
+        """Initialize from training images `x`, grey values in [0, 1]; called once before training.
+
+        Does nothing by default. Parameters that require no gradient must be left as they are.
+        """
 
 
 class StandardNormal(Prior):
-    r"""The standard Gaussian, :math:`p(z) = \mathcal{N}(z; 0, I)`.
+    r"""The standard Gaussian.
+
+    .. math:: p(z) = \mathcal{N}(z; 0, I)
 
     Arguments:
         latent_dim: Number of latent dimensions.
@@ -65,7 +71,9 @@ class StandardNormal(Prior):
 
 
 class Normal(Prior):
-    r"""A Gaussian with learned mean and standard deviation, :math:`p(z) = \mathcal{N}(z; \mu, \operatorname{diag} \sigma^2)`.
+    r"""A Gaussian with learned mean and standard deviation.
+
+    .. math:: p(z) = \mathcal{N}(z; \mu, \operatorname{diag} \sigma^2)
 
     Arguments:
         latent_dim: Number of latent dimensions.
@@ -81,7 +89,9 @@ class Normal(Prior):
 
 
 class Laplace(Prior):
-    r"""Independent Laplace dimensions with variance 1, :math:`\prod_d \frac{1}{2b} e^{-|z_d| / b}` with :math:`b = \sqrt{1/2}`.
+    r"""Independent Laplace dimensions with variance 1.
+
+    .. math:: p(z) = \prod_d \frac{1}{2b} e^{-|z_d| / b}, \qquad b = \sqrt{1/2}
 
     Arguments:
         latent_dim: Number of latent dimensions.
@@ -96,7 +106,9 @@ class Laplace(Prior):
 
 
 class StudentT(Prior):
-    """Independent dimensions with Student's t distribution of scale 1: heavier tails than a Gaussian.
+    """Independent dimensions with Student's t distribution of scale 1.
+
+    It has heavier tails than a Gaussian.
 
     Arguments:
         latent_dim: Number of latent dimensions.
@@ -116,7 +128,9 @@ class StudentT(Prior):
 
 
 class GaussianMixture(Prior):
-    r"""A mixture of learned Gaussians, :math:`\sum_k \pi_k \, \mathcal{N}(z; \mu_k, \operatorname{diag} \sigma_k^2)`.
+    r"""A mixture of learned Gaussians.
+
+    .. math:: p(z) = \sum_k \pi_k \, \mathcal{N}(z; \mu_k, \operatorname{diag} \sigma_k^2)
 
     The means are initialized with draws from the standard Gaussian.
 
@@ -141,10 +155,13 @@ class GaussianMixture(Prior):
 
 
 class VampPrior(Prior):
-    r"""The posterior averaged over learned pseudo-inputs, :math:`p(z) = \frac{1}{K} \sum_k q(z \mid u_k)`.
+    r"""The posterior averaged over learned pseudo-inputs.
 
-    It shares the encoder and the posterior, of any family, with the guide. A FlowPosterior evaluates a given z in one pass per
-    dimension and component: use few components with it. The pseudo-inputs are clamped to [0, 1], the range of the images.
+    .. math:: p(z) = \frac{1}{K} \sum_k q(z \mid u_k)
+
+    It shares the encoder and the posterior, of any family, with the guide. A FlowPosterior
+    evaluates a given z in one pass per dimension and component: use few components with it. The
+    pseudo-inputs are clamped to [0, 1], the range of the images.
 
     References:
         | VAE with a VampPrior (Tomczak & Welling, 2018)
@@ -155,11 +172,12 @@ class VampPrior(Prior):
         posterior: The guide's posterior.
         data_shape: Shape of an image.
         components: Number of pseudo-inputs.
-        start: Initial pseudo-inputs: "noise", as in the paper, Gaussian with mean 0.05 and standard deviation 0.01 on grey
-            values in [0, 1], or "data", random training images.
+        start: Initial pseudo-inputs: "noise", as in the paper, Gaussian with mean 0.05 and standard
+            deviation 0.01 on grey values in [0, 1], or "data", random training images.
 
     Raises:
-        ValueError: If `components` is not positive or exceeds the number of training images, or `start` is unknown.
+        ValueError: If `components` is not positive or exceeds the number of training images, or
+            `start` is unknown.
     """
 
     def __init__(
@@ -173,25 +191,33 @@ class VampPrior(Prior):
         super().__init__()
         check_positive(components=components)
         check_choice("start", start, Start)
-        self.encoder, self.posterior, self.start = encoder, posterior, start
+        self.encoder = encoder
+        self.posterior = posterior
+        self.start = start
         self.inputs = nn.Parameter(0.05 + 0.01 * torch.randn(components, *data_shape))
 
     def forward(self) -> TorchDistribution:
         return UniformMixture(self.posterior, self.encoder(self.inputs.clamp(0, 1)))
 
     def initialize(self, x: Tensor) -> None:
-        if self.start == "data" and len(self.inputs) > len(x):
+        if self.start != "data" or not self.inputs.requires_grad:
+            return
+        if len(self.inputs) > len(x):
             raise RequestError(
-                f"components={len(self.inputs)} exceeds the {len(x)} training images; use fewer components"
+                f"components={len(self.inputs)} exceeds the {len(x)} training images; use fewer"
+                " components"
             )
-        if self.start == "data":
-            self.inputs.data.copy_(x[torch.randperm(len(x), device=x.device)[: len(self.inputs)]])
+        chosen = torch.randperm(len(x), device=x.device)[: len(self.inputs)]
+        self.inputs.data.copy_(x[chosen])
 
 
 class FlowPrior(Prior):
-    r"""A normalizing flow, :math:`p(z) = \mathcal{N}(f(z); 0, I) \, |\det \partial f / \partial z|`, with f learned.
+    r"""A learned normalizing flow.
 
-    The density takes one pass through the flow. A sample takes one pass for "coupling", one per dimension for "MAF" and "NSF".
+    .. math:: p(z) = \mathcal{N}(f(z); 0, I) \, |\det \partial f / \partial z|
+
+    The density takes one pass through the flow. A sample takes one pass for "coupling", one per
+    dimension for "MAF" and "NSF".
 
     References:
         | Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017)
@@ -203,12 +229,14 @@ class FlowPrior(Prior):
 
     Arguments:
         latent_dim: Number of latent dimensions.
-        flow: "MAF" (affine autoregressive), "NSF" (autoregressive splines) or "coupling" (affine coupling).
+        flow: "MAF" (affine autoregressive), "NSF" (autoregressive splines) or "coupling" (affine
+            coupling).
         transforms: Number of transformations.
         hidden: Widths of the hidden layers of each transformation.
 
     Raises:
-        ValueError: If `transforms` is not positive, `flow` is unknown, or a coupling flow has fewer than 2 dimensions.
+        ValueError: If `transforms` is not positive, `flow` is unknown, or a coupling flow has fewer
+            than 2 dimensions.
     """
 
     def __init__(

@@ -7,13 +7,16 @@ from math import cos, exp, pi
 
 from pyro_vae.errors import RequestError, check_positive
 
-# Lower limit of scheduled values: Pyro rejects a scale of 0, and smaller values may underflow to 0 in float32.
+# Lower limit of scheduled values: Pyro rejects a scale of 0, and smaller values may underflow to 0
+# in float32.
 SMALLEST = 1e-30
 LARGEST = 1e30  # far above useful values, and far below the overflow of float32
 
 
 class Schedule(ABC):
-    """The weight beta of the KL divergence at each step; strictly positive, because Pyro rejects a scale of 0.
+    """The weight beta of the KL divergence at each step.
+
+    It is strictly positive, because Pyro rejects a scale of 0.
 
     To write your own, subclass it and write `__call__`:
 
@@ -27,7 +30,11 @@ class Schedule(ABC):
         """The value at `step`, the number of steps already taken."""
 
     def set_training_length(self, steps_per_epoch: int, epochs: int) -> None:  # noqa: B027
-        """Resolve lengths that are given in epochs or as a share of the training; `fit` calls it before the first step."""
+        """Resolve lengths that are given in epochs or as a share of the training.
+
+        `fit` calls it before the first step. When a training is resumed, `epochs` is the number
+        that it was started with.
+        """
 
 
 def value_at(schedule: Schedule, step: int) -> float:
@@ -39,7 +46,8 @@ def value_at(schedule: Schedule, step: int) -> float:
     value = schedule(step)
     if not (isinstance(value, int | float) and 0 < value <= LARGEST):
         raise RequestError(
-            f"beta is {value!r} at step {step}; a schedule must return positive numbers up to {LARGEST:g}"
+            f"beta is {value!r} at step {step}; a schedule must return positive numbers up to"
+            f" {LARGEST:g}"
         )
     return max(value, SMALLEST)
 
@@ -48,7 +56,8 @@ class Constant(Schedule):
     """The same value at every step.
 
     References:
-        | beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework (Higgins et al., 2017)
+        | beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework
+        | (Higgins et al., 2017)
         | https://openreview.net/forum?id=Sy2fzU9gl
 
     Arguments:
@@ -71,7 +80,9 @@ class Constant(Schedule):
 
 
 class Periodic(Schedule):
-    """A schedule with a characteristic length: given in steps, in epochs, or by default as a share of the training.
+    """A schedule with a characteristic length.
+
+    It is given in steps, in epochs, or by default as a share of the training.
 
     Arguments:
         epochs: Length in epochs.
@@ -79,7 +90,8 @@ class Periodic(Schedule):
         end: Final value.
 
     Raises:
-        ValueError: If both lengths are given, or a number is not positive; when called, if the length is not known.
+        ValueError: If both lengths are given, or a number is not positive; when called, if the
+            length is not known.
     """
 
     default_share: float
@@ -93,13 +105,15 @@ class Periodic(Schedule):
             raise RequestError(
                 f"give the length in epochs ({epochs}) or in steps ({steps}), not both"
             )
-        self.epochs, self.steps, self.end, self._length = epochs, steps, end, steps
+        self.epochs = epochs
+        self.steps = steps
+        self.end = end
+        self._length = steps
 
     def set_training_length(self, steps_per_epoch: int, epochs: int) -> None:
         if self.steps is None:
-            self._length = max(
-                1, round((self.epochs or self.default_share * epochs) * steps_per_epoch)
-            )
+            own_epochs = self.epochs or self.default_share * epochs
+            self._length = max(1, round(own_epochs * steps_per_epoch))
 
     @property
     def length(self) -> int:
@@ -112,7 +126,9 @@ class Periodic(Schedule):
 
 
 class Ramp(Periodic):
-    r"""A rise to `end`, :math:`\beta_t = \mathrm{end} \cdot f((t + 1) / \mathrm{steps})`.
+    r"""A rise to `end`.
+
+    .. math:: \beta_t = \mathrm{end} \cdot f((t + 1) / \mathrm{steps})
 
     To write your own, subclass it and write `shape`.
 
@@ -122,7 +138,8 @@ class Ramp(Periodic):
         end: The value after the ramp.
 
     Raises:
-        ValueError: If both lengths are given, or a number is not positive; when called, if the length is not known.
+        ValueError: If both lengths are given, or a number is not positive; when called, if the
+            length is not known.
     """
 
     default_share = 0.5
@@ -136,7 +153,9 @@ class Ramp(Periodic):
 
 
 class Linear(Ramp):
-    r"""A linear rise, the warm-up of Sønderby et al.: :math:`f(u) = \min(u, 1)`.
+    r"""A linear rise, the warm-up of Sønderby et al.
+
+    .. math:: f(u) = \min(u, 1)
 
     References:
         | Ladder Variational Autoencoders (Sønderby et al., 2016)
@@ -152,14 +171,19 @@ class Linear(Ramp):
 
 
 class Cosine(Ramp):
-    r"""A smooth rise, half a period of a cosine: :math:`f(u) = (1 - \cos(\pi \min(u, 1))) / 2`."""
+    r"""A smooth rise, half a period of a cosine.
+
+    .. math:: f(u) = (1 - \cos(\pi \min(u, 1))) / 2
+    """
 
     def shape(self, progress: float) -> float:
         return (1 - cos(pi * min(progress, 1.0))) / 2
 
 
 class Sigmoid(Ramp):
-    r"""A logistic rise centred at half of its length, :math:`f(u) = 1 / (1 + e^{-k (u - 1/2)})`.
+    r"""A logistic rise centred at half of its length.
+
+    .. math:: f(u) = 1 / (1 + e^{-k (u - 1/2)})
 
     References:
         | Generating Sentences from a Continuous Space (Bowman et al., 2016)
@@ -194,10 +218,12 @@ class Sigmoid(Ramp):
 class Cyclical(Periodic):
     r"""Repeated linear rises, each followed by a constant phase.
 
-    Each cycle rises during the fraction `rise` of its length. After the last cycle the value stays at `end`.
+    Each cycle rises during the fraction `rise` of its length. After the last cycle the value stays
+    at `end`.
 
     References:
-        | Cyclical Annealing Schedule: A Simple Approach to Mitigating KL Vanishing (Fu et al., 2019)
+        | Cyclical Annealing Schedule: A Simple Approach to Mitigating KL Vanishing
+        | (Fu et al., 2019)
         | https://arxiv.org/abs/1903.10145
 
     Arguments:
@@ -229,12 +255,12 @@ class Cyclical(Periodic):
             raise RequestError(
                 f"rise is a fraction of a cycle and must be at most 1, but is {rise}"
             )
-        self.cycles, self.rise, self.default_share = cycles, rise, 1 / cycles
+        self.cycles = cycles
+        self.rise = rise
+        self.default_share = 1 / cycles
 
     def __call__(self, step: int) -> float:
         cycle, position = divmod(step, self.length)
-        return (
-            self.end
-            if cycle >= self.cycles
-            else self.end * min(1.0, (position + 1) / self.length / self.rise)
-        )
+        if cycle >= self.cycles:
+            return self.end
+        return self.end * min(1.0, (position + 1) / self.length / self.rise)

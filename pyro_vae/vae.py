@@ -1,19 +1,20 @@
-"""The variational autoencoder: a generative program p(z) p(x | z) and an inference program q(z | x)."""
+"""Variational autoencoders: a generative program p(z) p(x | z), an inference program q(z | x)."""
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count
+from logging import getLogger
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistribution
-from pyro.poutine.runtime import NonlocalExit
 from torch import Tensor, nn
 
 from pyro_vae.engine.random_state import forked_rng
@@ -23,18 +24,20 @@ from pyro_vae.networks import MLP, Shape, batched
 from pyro_vae.posteriors import DiagonalNormal, Posterior
 from pyro_vae.priors import Prior
 
+logger = getLogger("pyro_vae")
+
 _instances = count()
 
 
 class Model(nn.Module, ABC):
     """A generative model of images and its guide.
 
-    To write your own, subclass it and write the two programs. Call `self.register()` first in each, put every site in one
-    plate over the images, name the decoder's input `z` and the image `x`, and scale every latent site by beta in both programs:
+    To write your own, subclass it and write the two programs:
 
         class Shifted(Model):
             def __init__(self, encoder, posterior, decoder, likelihood, latent_dim: int) -> None:
                 super().__init__(encoder, posterior, decoder, likelihood)
+                self.latent_dim = latent_dim
                 self.loc = nn.Parameter(torch.zeros(latent_dim))
 
             def model(self, x, y=None, beta=1.0):
@@ -49,22 +52,34 @@ class Model(nn.Module, ABC):
                 with pyro.plate("images", len(x)), poutine.scale(scale=beta):
                     pyro.sample("z", self.encode(x))
 
-    Constructor parameters named `prior`, `encoder`, `posterior`, `decoder`, `likelihood`, `latent_dim`, `data_shape` and
-    `label_dim` are filled in by the command line. A model that uses labels y sets `needs_labels`; if its decoder reads z
-    joined with a code of y of `label_dim` elements, it also sets `decodes_labels`. If p(z | y) depends on real covariates, it
-    overrides `latent_dim`. See `ConditionalVAE`.
+    What the programs must do: call `self.register()` first; put every site in one plate over the
+    images; name the decoder's input `z` and the image `x`; scale every latent site by `beta`, in
+    both programs.
+
+    What the class must set: `latent_dim`, and what differs from the defaults of the other
+    attributes below. If q(z | x) is not the posterior of the encoder's outputs, override `encode`.
+
+    What the constructor may ask for: the command line fills in the parameters that are named
+    `prior`, `encoder`, `posterior`, `decoder`, `likelihood`, `latent_dim`, `data_shape` and
+    `label_dim`. All other parameters are options. An option named `prior_dim` is also the number of
+    dimensions of the prior that is filled in, which has `latent_dim` dimensions otherwise.
 
     Attributes:
-        needs_labels: Whether the programs require y.
-        decodes_labels: Whether the decoder has `latent_dim + label_dim` inputs.
+        latent_dim: Number of dimensions of the site `z`.
+        needs_labels: Whether the programs require y. False by default.
+        decodes_labels: Whether the decoder reads z joined with a code of y of `label_dim` elements.
+            False by default.
 
     Arguments:
-        encoder: Network from images, `(N, *data_shape)`, to the posterior's parameters, `(N, num_params, latent_dim)`.
+        encoder: Network from images, `(N, *data_shape)`, to the posterior's parameters,
+            `(N, num_params, latent_dim)`.
         posterior: The distribution q(z | x).
-        decoder: Network from codes, `(N, latent_dim)`, to the likelihood's parameters, `(N, num_params, *data_shape)`.
+        decoder: Network from codes, `(N, latent_dim)`, to the likelihood's parameters,
+            `(N, num_params, *data_shape)`.
         likelihood: The distribution p(x | z).
     """
 
+    latent_dim: int = 0
     needs_labels = False
     decodes_labels = False
 
@@ -72,12 +87,10 @@ class Model(nn.Module, ABC):
         self, encoder: nn.Module, posterior: Posterior, decoder: nn.Module, likelihood: Likelihood
     ) -> None:
         super().__init__()
-        self.encoder, self.posterior, self.decoder, self.likelihood = (
-            encoder,
-            posterior,
-            decoder,
-            likelihood,
-        )
+        self.encoder = encoder
+        self.posterior = posterior
+        self.decoder = decoder
+        self.likelihood = likelihood
         self.initialized = False
         self.register_load_state_dict_post_hook(_mark_initialized)
         self._set_name()
@@ -88,8 +101,8 @@ class Model(nn.Module, ABC):
 
         Arguments:
             x: Images as the likelihood's pixels, shape `(N, *data_shape)`.
-            y: Their labels, for models that use them: classes, int64 of shape `(N,)`, or real covariates, shape
-                `(N, label_dim)`.
+            y: Their labels, for models that use them: classes, int64 of shape `(N,)`, or real
+                covariates, shape `(N, label_dim)`.
             beta: Weight of the KL divergence.
         """
 
@@ -98,28 +111,38 @@ class Model(nn.Module, ABC):
         """The inference program; arguments as for `model`."""
 
     def register(self) -> None:
-        """Register the parameters with Pyro, under a name that is unique to this instance."""
-        pyro.module(self._name, self)
+        """Register the parameters with Pyro, under a name that is unique to this instance.
 
-    def encode(self, x: Tensor) -> TorchDistribution:
+        Those that require no gradient are not registered, of which Pyro would warn at every call.
+        """
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".* was not registered in the param store")
+            pyro.module(self._name, self)
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """The posterior q(z | x) of each image: batch_shape `(N,)`, event_shape `(latent_dim,)`."""
         return self.posterior(self.encoder(self.likelihood.unit(x)))
 
-    def decode(self, z: Tensor) -> TorchDistribution:
-        """The likelihood p(x | z) at each code of `z`, shape `(..., latent_dim)`: batch_shape `(...)`."""
+    def decode(self, z: Tensor, y: Tensor | None = None) -> TorchDistribution:
+        """The likelihood p(x | z) at codes of shape `(..., latent_dim)`: batch_shape `(...)`."""
         return self.likelihood(batched(self.decoder, z))
 
     def q_z(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
-        """The guide's distribution q(z | x) or q(z | x, y): batch_shape `(N,)`, event_shape `(latent_dim,)`."""
+        """The guide's q(z | x) or q(z | x, y): batch_shape `(N,)`, event_shape `(latent_dim,)`."""
         site: Any = poutine.trace(self.guide).get_trace(x, y).nodes["z"]
         return site["fn"]
 
     def p_x(self, z: Tensor, y: Tensor | None = None) -> TorchDistribution:
-        """The model's distribution p(x | z) or p(x | z, y) at codes of shape `(N, latent_dim)`: batch_shape `(N,)`."""
+        """The model's p(x | z) or p(x | z, y) at codes `(N, latent_dim)`: batch_shape `(N,)`."""
         return self._generate(len(z), y, {"z": z})["x"]["fn"]
 
     def sample(self, n: int, y: Tensor | None = None) -> Tensor:
-        """Draws x ~ p(x | z) with z ~ p(z), shape `(n, *data_shape)`; `y` has the labels, if the model uses them."""
+        """Draws x ~ p(x | z) with z ~ p(z), shape `(n, *data_shape)`.
+
+        Arguments:
+            n: Number of images.
+            y: The label of each, for models that use labels.
+        """
         return self._generate(n, y)["x"]["value"]
 
     @torch.no_grad()
@@ -133,41 +156,17 @@ class Model(nn.Module, ABC):
     ) -> Tensor:
         """The mean of p(x | z) at one draw z ~ q(z | x) for each image, shape `(N, *data_shape)`.
 
-        A model that uses labels encodes with `y` and decodes with `new_y`, or with `y` if that is None.
+        A model that uses labels encodes with `y` and decodes with `new_y`, or with `y` if that is
+        None.
         """
-        return self.p_x(self.q_z(x, y).sample(), y if new_y is None else new_y).mean
+        if new_y is None:
+            new_y = y
+        return self.p_x(self.q_z(x, y).sample(), new_y).mean
 
     @torch.no_grad()
     def sample_codes(self, n: int, y: Tensor | None = None) -> Tensor:
         """Draws z ~ p(z), shape `(n, latent_dim)`."""
         return self._generate(n, y)["z"]["value"]
-
-    @property
-    @torch.no_grad()
-    def latent_dim(self) -> int:
-        """Number of latent dimensions, that of the site `z`. Does not run the decoder or change the random state.
-
-        A model whose prior depends on real covariates must override it, because the program is called with the class 0.
-        """
-        until_z = poutine.escape(poutine.uncondition(self.model), lambda site: site["name"] == "z")
-        try:
-            with forked_rng():
-                until_z(
-                    self._no_images(1),
-                    self._no_images(1).new_zeros(1, dtype=torch.int64)
-                    if self.needs_labels
-                    else None,
-                )
-        except NonlocalExit as exit_at_z:
-            site: Any = exit_at_z.site
-            return site["fn"].event_shape[0]
-        except Exception as error:
-            if self.needs_labels:
-                error.add_note(
-                    "a model whose prior depends on real covariates must override the property latent_dim"
-                )
-            raise
-        raise RequestError("the model has no site z; name the decoder's input z")
 
     @property
     def pixels(self) -> Pixels:
@@ -178,21 +177,31 @@ class Model(nn.Module, ABC):
         """Raise `RequestError` if these labels, or their absence, do not fit the model."""
         if self.needs_labels and y is None:
             raise RequestError(
-                f"{type(self).__name__} needs labels, but there are none; use data with labels or covariates"
+                f"{type(self).__name__} needs labels, but there are none; use data with labels or"
+                " covariates"
             )
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Initialize the decoder's last bias so that reconstructions start near the mean of the training images `x`.
+        """Initialize the decoder's last bias from the training images `x`.
 
-        The bias may have one element per pixel or one per channel. Other decoders are left unchanged. `fit` calls this once,
-        unless a state_dict was loaded.
+        Reconstructions then start near their mean. The bias may have one element per pixel or one
+        per channel. Other decoders, and a bias that requires no gradient, are left unchanged. `fit`
+        calls this once, unless a state_dict was loaded.
         """
         biases = [param for name, param in self.decoder.named_parameters() if name.endswith("bias")]
+        if not biases or not biases[-1].requires_grad:
+            return
         for mean in (x.mean(0), x.mean((0, -2, -1))[:, None, None]):
             params = self.likelihood.params_at(mean)
-            if biases and params is not None and params.numel() == biases[-1].numel():
+            if params is not None and params.numel() == biases[-1].numel():
                 biases[-1].copy_(params.flatten())
+
+    def initialize_labels(self, y: Tensor) -> None:
+        """Initialize from the labels of all training images; `fit` calls this with `initialize`.
+
+        Does nothing by default.
+        """
 
     @torch.no_grad()
     def _generate(self, n: int, y: Tensor | None, given: dict[str, Tensor] | None = None) -> Any:
@@ -203,22 +212,33 @@ class Model(nn.Module, ABC):
                 f"there are {len(y)} labels for {n} images; pass one label for each image"
             )
         program = poutine.condition(poutine.uncondition(self.model), given or {})
-        return poutine.trace(program).get_trace(self._no_images(n), y).nodes
+        sites = poutine.trace(program).get_trace(self._no_images(n), y).nodes
+        for name in ("z", "x"):
+            if name not in sites:
+                raise RequestError(
+                    f"the model has no site {name}; name the decoder's input z and the image x"
+                )
+        return sites
 
     def _no_images(self, n: int) -> Tensor:
-        """A batch of `n` images without pixels: an unconditioned program uses only their number, dtype and device."""
+        """A batch of `n` images without pixels.
+
+        An unconditioned program uses only their number, dtype and device.
+        """
         return next(self.parameters()).new_empty(n, 0)
 
     def _set_name(self) -> None:
-        """Take a new name in Pyro's global parameter store, and leave the store when this instance is deleted."""
+        """Take a new name in Pyro's global parameter store.
+
+        Its parameters leave the store when this instance is deleted.
+        """
         self._name = f"vae{next(_instances)}"
         weakref.finalize(self, _forget, self._name)
 
     def __getstate__(self) -> dict[str, Any]:
         for param in self.parameters():
-            vars(param).pop(
-                "unconstrained", None
-            )  # a weak reference of Pyro's, which cannot be pickled
+            # A weak reference of Pyro's, which cannot be pickled.
+            vars(param).pop("unconstrained", None)
         return vars(self).copy()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -233,13 +253,43 @@ def _mark_initialized(model: Model, keys: Any) -> None:
 
 def _forget(name: str) -> None:
     store = pyro.get_param_store()
-    for key in [key for key in store.keys() if key.startswith(f"{name}$$$")]:  # noqa: SIM118
-        with suppress(KeyError):  # a parameter that two modules share is stored under one name only
-            del store[key]
+    for key in list(store.keys()):
+        if key.startswith(f"{name}$$$"):
+            # A parameter that two modules share is stored under one name only.
+            with suppress(KeyError):
+                del store[key]
+
+
+@torch.no_grad()
+def _dimensions(prior: Prior) -> int:
+    """The number of dimensions of a prior.
+
+    It is called in evaluation mode, because a VampPrior's encoder may have batch normalization, and
+    leaves the random state as it is.
+
+    Raises:
+        ValueError: If a draw is not a vector.
+    """
+    modes = {module: module.training for module in prior.modules()}
+    prior.eval()
+    try:
+        with forked_rng():
+            event_shape = prior().event_shape
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if len(event_shape) != 1:
+        raise RequestError(
+            f"the prior's event_shape must be (latent_dim,), but is {tuple(event_shape)};"
+            " use to_event(1)"
+        )
+    return event_shape[0]
 
 
 class VAE(Model):
-    r"""A variational autoencoder, :math:`p(x, z) = p(z) \, p(x \mid z)` with the guide :math:`q(z \mid x)`.
+    r"""A variational autoencoder: p(z) p(x | z) with the guide q(z | x).
+
+    .. math:: p(x, z) = p(z) \, p(x \mid z), \qquad q(z \mid x)
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014)
@@ -247,9 +297,11 @@ class VAE(Model):
 
     Arguments:
         prior: The distribution p(z).
-        encoder: Network from images, `(N, *data_shape)`, to the posterior's parameters, `(N, num_params, latent_dim)`.
+        encoder: Network from images, `(N, *data_shape)`, to the posterior's parameters,
+            `(N, num_params, latent_dim)`.
         posterior: The distribution q(z | x).
-        decoder: Network from codes, `(N, latent_dim)`, to the likelihood's parameters, `(N, num_params, *data_shape)`.
+        decoder: Network from codes, `(N, latent_dim)`, to the likelihood's parameters,
+            `(N, num_params, *data_shape)`.
         likelihood: The distribution p(x | z).
 
     Example:
@@ -275,9 +327,10 @@ class VAE(Model):
     ) -> None:
         super().__init__(encoder, posterior, decoder, likelihood)
         self.prior = prior
+        self.latent_dim = _dimensions(prior)
 
     def model(self, x: Tensor, y: Tensor | None = None, beta: float | Tensor = 1.0) -> None:
-        r"""The generative program, :math:`p(z)^\beta \, p(x \mid z)`."""
+        """The generative program, p(z)^beta p(x | z)."""
         self.register()
         with pyro.plate("images", len(x)):
             with poutine.scale(scale=beta):
@@ -285,7 +338,7 @@ class VAE(Model):
             pyro.sample("x", self.decode(z), obs=x)
 
     def guide(self, x: Tensor, y: Tensor | None = None, beta: float | Tensor = 1.0) -> None:
-        r"""The inference program, :math:`q(z \mid x)^\beta`."""
+        """The inference program, q(z | x)^beta."""
         self.register()
         with pyro.plate("images", len(x)), poutine.scale(scale=beta):
             pyro.sample("z", self.encode(x))
@@ -296,21 +349,28 @@ class VAE(Model):
 
 
 class ConditionalVAE(VAE):
-    r"""A VAE of images with labels, :math:`p(z) \, p(x \mid z, y)` with the guide :math:`q(z \mid x, y)`.
+    r"""A VAE of images with labels: p(z) p(x | z, y) with the guide q(z | x, y).
 
-    The code of y is one-hot for classes, and y itself for real covariates. The decoder reads z joined with the code. A linear
-    map of the code, which starts at zero, is added to the encoder's input, so that any encoder can be used.
+    .. math:: p(x, z \mid y) = p(z) \, p(x \mid z, y), \qquad q(z \mid x, y)
+
+    The code of y is one-hot for classes. Real covariates are standardized: their code is
+    (y - `label_mean`) / `label_scale`, with the mean and the standard deviation of the training
+    images, which are saved with the parameters. The decoder reads z joined with the code. A linear
+    map of the code, which starts at zero, is added to the encoder's input, so that any encoder can
+    be used.
 
     References:
-        | Learning Structured Output Representation using Deep Conditional Generative Models (Sohn et al., 2015)
+        | Learning Structured Output Representation using Deep Conditional Generative Models
+        | (Sohn et al., 2015)
         | https://papers.nips.cc/paper/5775
 
     Arguments:
         prior: The distribution p(z).
-        encoder: Network from images, `(N, *data_shape)`, to the posterior's parameters, `(N, num_params, latent_dim)`.
+        encoder: Network from images, `(N, *data_shape)`, to the posterior's parameters,
+            `(N, num_params, latent_dim)`.
         posterior: The distribution q(z | x, y).
-        decoder: Network from z and the code of y, `(N, latent_dim + label_dim)`, to the likelihood's parameters,
-            `(N, num_params, *data_shape)`.
+        decoder: Network from z and the code of y, `(N, latent_dim + label_dim)`, to the
+            likelihood's parameters, `(N, num_params, *data_shape)`.
         likelihood: The distribution p(x | z, y).
         data_shape: Shape of an image.
         label_dim: Number of classes or of covariates.
@@ -319,7 +379,8 @@ class ConditionalVAE(VAE):
         >>> import pyro_vae as pv
         >>> encoder, decoder = MLP((1, 8, 8), (2, 5)), MLP((5 + 10,), (1, 1, 8, 8))
         >>> prior, posterior = pv.StandardNormal(5), pv.DiagonalNormal()
-        >>> vae = ConditionalVAE(prior, encoder, posterior, decoder, pv.Bernoulli(), data_shape=(1, 8, 8), label_dim=10)
+        >>> parts = prior, encoder, posterior, decoder, pv.Bernoulli()
+        >>> vae = ConditionalVAE(*parts, data_shape=(1, 8, 8), label_dim=10)
         >>> vae.sample(3, y=torch.tensor([7, 7, 7])).shape
         torch.Size([3, 1, 8, 8])
     """
@@ -340,9 +401,11 @@ class ConditionalVAE(VAE):
         super().__init__(prior, encoder, posterior, decoder, likelihood)
         self.label_dim = label_dim
         self.embedding = nn.Parameter(torch.zeros(label_dim, *data_shape))
+        self.label_mean = nn.Buffer(torch.zeros(label_dim))
+        self.label_scale = nn.Buffer(torch.ones(label_dim))
 
     def model(self, x: Tensor, y: Tensor | None = None, beta: float | Tensor = 1.0) -> None:
-        r"""The generative program, :math:`p(z)^\beta \, p(x \mid z, y)`."""
+        """The generative program, p(z)^beta p(x | z, y)."""
         self.register()
         with pyro.plate("images", len(x)):
             with poutine.scale(scale=beta):
@@ -350,19 +413,18 @@ class ConditionalVAE(VAE):
             pyro.sample("x", self.decode(z, y), obs=x)
 
     def guide(self, x: Tensor, y: Tensor | None = None, beta: float | Tensor = 1.0) -> None:
-        r"""The inference program, :math:`q(z \mid x, y)^\beta`."""
+        """The inference program, q(z | x, y)^beta."""
         self.register()
         with pyro.plate("images", len(x)), poutine.scale(scale=beta):
             pyro.sample("z", self.encode(x, y))
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
-        """The posterior q(z | x, y) of each image: batch_shape `(N,)`, event_shape `(latent_dim,)`."""
-        return self.posterior(
-            self.encoder(self.likelihood.unit(x) + torch.tensordot(self.code(y), self.embedding, 1))
-        )
+        """The posterior q(z | x, y): batch_shape `(N,)`, event_shape `(latent_dim,)`."""
+        shift = torch.tensordot(self.code(y), self.embedding, 1)
+        return self.posterior(self.encoder(self.likelihood.unit(x) + shift))
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> TorchDistribution:
-        """The likelihood p(x | z, y) at codes of shape `(..., N, latent_dim)`: batch_shape `(..., N)`."""
+        """The likelihood p(x | z, y) at codes `(..., N, latent_dim)`: batch_shape `(..., N)`."""
         code = self.code(y)
         return super().decode(torch.cat([z, code.expand(*z.shape[:-1], -1)], -1))
 
@@ -370,50 +432,77 @@ class ConditionalVAE(VAE):
         """The code of labels, shape `(N, label_dim)`."""
         if y is None:
             raise RequestError("ConditionalVAE needs labels; pass y")
-        code = (
-            y
-            if y.is_floating_point()
-            else y[:, None] == torch.arange(self.label_dim, device=y.device)
+        if y.is_floating_point():
+            return (y.to(self.label_mean.dtype) - self.label_mean) / self.label_scale
+        one_hot = y[:, None] == torch.arange(self.label_dim, device=y.device)
+        return one_hot.to(self.embedding.dtype)
+
+    @torch.no_grad()
+    def initialize_labels(self, y: Tensor) -> None:
+        """Set the mean and the scale of covariates; classes need none."""
+        self.check_labels(y)
+        if not y.is_floating_point():
+            return
+        scale, mean = torch.std_mean(y.double(), 0, correction=0)
+        constant = scale <= 1e-6 * mean.abs()
+        scale = scale.masked_fill(constant, 1.0)
+        self.label_mean.copy_(mean)
+        self.label_scale.copy_(scale)
+        logger.info(
+            "covariates: standardized by the training images, mean %s, standard deviation %s",
+            _numbers(mean),
+            _numbers(scale),
         )
-        return code.to(self.embedding.dtype)
 
     def check_labels(self, y: Tensor | None) -> None:
         super().check_labels(y)
         if y is None:
             return
-        if y.is_floating_point() and y.shape[1:] != (self.label_dim,):
+        if y.is_floating_point():
+            if y.shape[1:] != (self.label_dim,):
+                raise RequestError(
+                    f"covariates must have shape (N, {self.label_dim}), but have {tuple(y.shape)}"
+                )
+            if not y.isfinite().all():
+                raise RequestError(
+                    "covariates must be finite, but some are NaN or infinite; ConditionalVAE needs"
+                    " all of them"
+                )
+        elif y.ndim != 1 or ((y < 0) | (y >= self.label_dim)).any():
             raise RequestError(
-                f"covariates must have shape (N, {self.label_dim}), but have {tuple(y.shape)}"
+                f"labels must be integers from 0 to {self.label_dim - 1}, shape (N,); give each"
+                " class a number"
             )
-        if not y.is_floating_point() and not (
-            y.ndim == 1 and ((y >= 0) & (y < self.label_dim)).all()
-        ):
-            raise RequestError(
-                f"labels must be integers from 0 to {self.label_dim - 1}, shape (N,); give each class a number"
-            )
+
+
+def _numbers(values: Tensor) -> str:
+    return ", ".join(f"{value:.4g}" for value in values.tolist())
 
 
 class HierarchicalVAE(VAE):
     r"""A VAE with two stochastic layers, each a Gaussian given the other.
 
-    .. math:: p(z_2) \, p(z \mid z_2) \, p(x \mid z) \quad \text{with the guide} \quad q(z \mid x) \, q(z_2 \mid z)
+    .. math:: p(z_2) \, p(z \mid z_2) \, p(x \mid z)
+        \quad \text{with the guide} \quad q(z \mid x) \, q(z_2 \mid z)
 
-    Encoder and decoder operate on the code :math:`z` of `latent_dim` dimensions; the prior is over :math:`z_2`. Burda et al.
-    (2016) use 100 and 50 dimensions with tanh layers of width 100 between them.
+    Encoder and decoder operate on the code z of `latent_dim` dimensions; the prior is over z2.
+    Burda et al. (2016) use 100 and 50 dimensions with tanh layers of width 100 between them.
 
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016)
         | https://arxiv.org/abs/1509.00519
 
     Arguments:
-        prior: The distribution p(z_2), over `prior_dim` dimensions.
-        encoder: Network from images, `(N, *data_shape)`, to the posterior's parameters, `(N, num_params, latent_dim)`.
+        prior: The distribution p(z2), over `prior_dim` dimensions.
+        encoder: Network from images, `(N, *data_shape)`, to the posterior's parameters,
+            `(N, num_params, latent_dim)`.
         posterior: The distribution q(z | x).
-        decoder: Network from codes z, `(N, latent_dim)`, to the likelihood's parameters, `(N, num_params, *data_shape)`.
+        decoder: Network from codes z, `(N, latent_dim)`, to the likelihood's parameters,
+            `(N, num_params, *data_shape)`.
         likelihood: The distribution p(x | z).
         latent_dim: Number of dimensions of z.
-        prior_dim: Number of dimensions of z_2.
-        hidden: Widths of the layers from z to z_2; the layers from z_2 to z are the reverse.
+        prior_dim: Number of dimensions of z2.
+        hidden: Widths of the layers from z to z2; the layers from z2 to z are the reverse.
         activation: Constructor of their activation.
 
     Raises:
@@ -423,7 +512,8 @@ class HierarchicalVAE(VAE):
         >>> import pyro_vae as pv
         >>> encoder, decoder = MLP((1, 8, 8), (2, 10)), MLP((10,), (1, 1, 8, 8))
         >>> prior, posterior = pv.StandardNormal(5), pv.DiagonalNormal()
-        >>> vae = HierarchicalVAE(prior, encoder, posterior, decoder, pv.Bernoulli(), latent_dim=10, prior_dim=5)
+        >>> parts = prior, encoder, posterior, decoder, pv.Bernoulli()
+        >>> vae = HierarchicalVAE(*parts, latent_dim=10, prior_dim=5)
         >>> vae.sample(3).shape
         torch.Size([3, 1, 8, 8])
     """
@@ -442,16 +532,18 @@ class HierarchicalVAE(VAE):
     ) -> None:
         super().__init__(prior, encoder, posterior, decoder, likelihood)
         check_positive(prior_dim=prior_dim)
-        if prior().event_shape != (prior_dim,):
+        if self.latent_dim != prior_dim:
             raise RequestError(
-                f"prior has {prior().event_shape[0]} dimensions, but prior_dim={prior_dim}; make them equal"
+                f"prior has {self.latent_dim} dimensions, but prior_dim={prior_dim}; make them"
+                " equal"
             )
+        self.latent_dim = latent_dim
         self.normal = DiagonalNormal()
         self.up = MLP((latent_dim,), (2, prior_dim), hidden, activation)
         self.down = MLP((prior_dim,), (2, latent_dim), tuple(reversed(hidden)), activation)
 
     def model(self, x: Tensor, y: Tensor | None = None, beta: float | Tensor = 1.0) -> None:
-        r"""The generative program, :math:`(p(z_2) \, p(z \mid z_2))^\beta \, p(x \mid z)`."""
+        """The generative program, (p(z2) p(z | z2))^beta p(x | z)."""
         self.register()
         with pyro.plate("images", len(x)):
             with poutine.scale(scale=beta):
@@ -460,20 +552,71 @@ class HierarchicalVAE(VAE):
             pyro.sample("x", self.decode(z), obs=x)
 
     def guide(self, x: Tensor, y: Tensor | None = None, beta: float | Tensor = 1.0) -> None:
-        r"""The inference program, :math:`(q(z \mid x) \, q(z_2 \mid z))^\beta`."""
+        """The inference program, (q(z | x) q(z2 | z))^beta."""
         self.register()
         with pyro.plate("images", len(x)), poutine.scale(scale=beta):
             z = pyro.sample("z", self.encode(x))
             pyro.sample("z2", self.normal(batched(self.up, z)))
 
 
-# Decoder outputs computed at once: 8 MiB in float32, large enough for efficient products, small enough for CPU caches.
+class PosteriorMoments(nn.Module):
+    """Maps images, and labels if the model uses them, to the mean and scale of q(z | x).
+
+    It is one module, with all that the model does before its encoder (bytes to grey values, labels)
+    and after it, so that it can be exported whole, with `torch.export` or `torch.onnx.export`. Its
+    outputs are those of `codes`, each of shape `(N, latent_dim)`. A model of your own is exported
+    as its `encode` is.
+
+    Arguments:
+        vae: The model, which is set to evaluation mode.
+
+    Raises:
+        ValueError: When called, if the posterior has no closed form of the moments.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> encoder, decoder = pv.MLP((1, 8, 8), (2, 5)), pv.MLP((5,), (1, 1, 8, 8))
+        >>> prior, posterior = pv.StandardNormal(5), pv.DiagonalNormal()
+        >>> vae = pv.VAE(prior, encoder, posterior, decoder, pv.Bernoulli())
+        >>> program = torch.export.export(PosteriorMoments(vae), (torch.zeros(2, 1, 8, 8),))
+        >>> loc, scale = program.module()(torch.zeros(2, 1, 8, 8))
+        >>> loc.shape
+        torch.Size([2, 5])
+    """
+
+    def __init__(self, vae: Model) -> None:
+        super().__init__()
+        self.vae = vae
+        self.eval()
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The posterior means and standard deviations.
+
+        Arguments:
+            x: Images as the likelihood's pixels, shape `(N, *data_shape)`.
+            y: Their labels, for models that use them.
+        """
+        # Pyro's validation reads the values of tensors, which an exported graph cannot do.
+        with pyro.validation_enabled(False):
+            q = self.vae.encode(x, y)
+        try:
+            return q.mean, q.stddev
+        except NotImplementedError as error:
+            raise RequestError(
+                f"{type(self.vae.posterior).__name__} has no closed form of the mean and the scale;"
+                " export vae.encoder, and draw codes"
+            ) from error
+
+
+# Decoder outputs computed at once: 8 MiB in float32, large enough for efficient products, small
+# enough for CPU caches.
 OUTPUTS_PER_PASS = 2**21
-# On CUDA: 64 MiB in float32, of which a pass holds a few for each particle. Larger passes hide the launches of kernels.
+# On CUDA: 64 MiB in float32, of which a pass holds a few for each particle. Larger passes hide the
+# launches of kernels.
 OUTPUTS_PER_PASS_ON_CUDA = 2**24
 
 
 def default_batch_size(vae: Model, x: Tensor) -> int:
-    """Number of decoder rows per pass that is efficient for images of the shape and device of `x`, `(N, *data_shape)`."""
+    """Number of decoder rows per pass that is efficient for the shape and device of `x`."""
     outputs = OUTPUTS_PER_PASS_ON_CUDA if x.is_cuda else OUTPUTS_PER_PASS
     return max(1, outputs // (vae.likelihood.num_params * x[0].numel()))

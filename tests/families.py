@@ -1,4 +1,7 @@
-"""A constructor for every public concrete class, by name, and small models; a class without an entry fails `test_families`."""
+"""A constructor for every public concrete class, by name, and small models.
+
+A class without an entry fails `test_families`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from inspect import isabstract
 from typing import Any
 
 import pyro
+import torch
 
 import pyro_vae as pv
 from pyro_vae import likelihoods, networks, priors, schedules, testing
@@ -130,7 +134,7 @@ def make_hierarchical(
 def make_oracle(
     latent_dim: int = 2, exact: bool = False, shape: networks.Shape = (1, 1, 3), scale: float = 0.5
 ) -> LinearGaussianVAE:
-    """A linear-Gaussian VAE in float64, always with the same parameters; its guide is random or exact."""
+    """A linear-Gaussian VAE in float64, always the same; its guide is random or exact."""
     pyro.set_rng_seed(1)
     vae = LinearGaussianVAE(shape, latent_dim, scale).double()
     if exact:
@@ -138,8 +142,40 @@ def make_oracle(
     return vae
 
 
+def make_conditional(
+    label_dim: int = 3,
+    prior: str = "StandardNormal",
+    posterior: str = "DiagonalNormal",
+    likelihood: str = "Bernoulli",
+    network: str = "MLP",
+    latent_dim: int = 2,
+) -> pv.ConditionalVAE:
+    """A small conditional VAE of the named parts whose labels matter."""
+    q, p_x, make = POSTERIORS[posterior](latent_dim), LIKELIHOODS[likelihood](), NETWORKS[network]
+    down = make(SHAPE, (q.num_params, latent_dim))
+    up = make((latent_dim + label_dim,), (p_x.num_params, *SHAPE))
+    p_z = PRIORS[prior](latent_dim)
+    vae = pv.ConditionalVAE(p_z, down, q, up, p_x, data_shape=SHAPE, label_dim=label_dim)
+    torch.nn.init.normal_(vae.embedding)
+    return vae
+
+
+def make_conditional_oracle(label_dim: int) -> tuple[pv.ConditionalVAE, LinearGaussianVAE]:
+    """A linear-Gaussian conditional VAE with the exact guide, and that without labels, float64."""
+    plain = LinearGaussianVAE(SHAPE, 2).double()
+    plain.make_guide_exact()
+    decoder = networks.Linear((2 + label_dim,), (1, *SHAPE)).double()
+    weight, bias = decoder.parameters()
+    weight.data[:, :2], bias.data = (param.data for param in plain.decoder.parameters())
+    vae = pv.ConditionalVAE(
+        plain.prior, plain.encoder, plain.posterior, decoder, plain.likelihood, SHAPE, label_dim
+    ).double()
+    vae.embedding.data = -weight.data[:, 2:].T.unflatten(1, SHAPE)
+    return vae, plain
+
+
 def own(base: type) -> set[str]:
-    """Names of the package's own concrete subclasses, at any depth; `testing` and classes made by tests do not count."""
+    """Names of the package's own concrete subclasses, at any depth, without those of tests."""
     return {cls.__name__ for cls in subclasses(base) if is_public(cls) and not isabstract(cls)}
 
 
@@ -149,7 +185,7 @@ def subclasses(base: type) -> list[type]:
 
 
 def is_public(cls: type) -> bool:
-    """Whether a class is an attribute of one of the package's modules: a class that a test executes in one's names is not."""
+    """Whether a class is an attribute of one of the package's modules."""
     home = cls.__module__
     return (
         home.startswith("pyro_vae.")

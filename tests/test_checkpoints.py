@@ -1,4 +1,4 @@
-"""Checkpoints come back bit for bit; anything else, from damage to a stranger's values, is one line."""
+"""Checkpoints come back bit for bit; damage and a stranger's values are refused in one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ import torch
 from run_folders import equal, trained
 
 import pyro_vae as pv
-from pyro_vae.cli.main import main
 from pyro_vae.runs.checkpoints import DIGEST, read_content, write_content
 
 

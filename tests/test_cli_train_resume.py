@@ -13,6 +13,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -23,7 +24,6 @@ from pyro_vae.cli import train
 from pyro_vae.cli.main import main
 from pyro_vae.runs.checkpoints import load_checkpoint, read_content, write_content
 from pyro_vae.runs.folder import Run
-
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
@@ -67,7 +67,8 @@ import sys
 import pyro_vae.cli.train as train
 from pyro_vae.cli.main import main
 
-train.TEST_SAMPLES, train.draw = 10, lambda *args: []
+score = lambda vae, data, recipe: train.evaluate(vae, data.test, 10, min(1000, len(data.test)))
+train.score, train.draw = score, lambda *args: []
 print("imported", flush=True)
 sys.exit(main(sys.argv[1:]))
 """
@@ -298,3 +299,30 @@ def test_epochs_that_are_kept_are_those_of_a_run_without_interruption(flags, tmp
         )
         assert equal(whole["training"], parts["training"])
     assert len(list((tmp_path / "parts" / "epochs").iterdir())) == 3
+
+
+def test_resumed_equals_uninterrupted(tmp_path):
+    options = ["--data", "digits", "--model", "ConditionalVAE", "--latent_dim", "2"]
+    assert main(["train", *options, "--epochs", "2", "--run_dir", str(tmp_path / "whole")]) == 0
+    assert main(["train", *options, "--epochs", "1", "--run_dir", str(tmp_path / "parts")]) == 0
+    assert main(["train", "--resume", "--epochs", "2", "--run_dir", str(tmp_path / "parts")]) == 0
+    whole, parts = (pv.load_run(tmp_path / name).state_dict() for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_resuming_with_other_labels_is_rejected(tmp_path, capfd):
+    images, labels = torch.randint(256, (40, 4, 4)).to(torch.uint8).numpy(), np.arange(40) % 2
+    argv = [
+        "train",
+        "--data",
+        str(tmp_path / "data.npz"),
+        "--model",
+        "ConditionalVAE",
+        "--run_dir",
+        str(tmp_path / "r"),
+    ]
+    np.savez(tmp_path / "data.npz", images=images, labels=labels)
+    assert main([*argv, "--epochs", "1"]) == 0
+    np.savez(tmp_path / "data.npz", images=images, labels=1 - labels)
+    assert main([*argv, "--epochs", "2", "--resume"]) == 2
+    assert "changed" in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""On a GPU: every engine takes the same steps, whole steps replay as a CUDA graph, and nothing waits for the host."""
+"""On a GPU: engines take the same steps, which replay as CUDA graphs and wait for nothing."""
 
 import copy
 import json
@@ -171,7 +171,10 @@ def test_every_shape_that_occurs_again_is_replayed():
 
 
 def test_a_shape_is_traced_once():
-    """When it occurs again: the shapes 2 and 4, the first not at once, run eagerly once and are then traced, in two calls."""
+    """When it occurs again. The shapes 2 and 4 run eagerly once, and are then traced in two calls.
+
+    The first of them does not occur again at once.
+    """
     runs = []
 
     def function(x):

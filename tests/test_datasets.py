@@ -1,18 +1,23 @@
 import gzip
 import logging
+import os
 import socket
 import struct
+import sys
 import urllib.error
 import urllib.request
 
 import numpy as np
 import pytest
 import torch
+from families import make_vae
 from PIL import Image
 from torchvision import datasets
 
 import pyro_vae as pv
-from pyro_vae.data.datasets import load_data
+from pyro_vae.cli.main import main
+from pyro_vae.data.datasets import is_import_path, load_data, stored_name
+from pyro_vae.data.files import Parts
 
 
 def test_digits(digits):
@@ -233,10 +238,10 @@ def test_files_on_disk_are_read_where_they_are(tmp_path, offline, packed, name, 
     assert [len(split) for split in (data.train, data.validation, data.test)] == [22, 2, 12]
     images = np.frombuffer(FILES[IMAGES][16:], np.uint8).reshape(24, 1, 6, 5)
     labels = np.frombuffer(FILES[LABELS][8:], np.uint8)
-    for image, label in zip(data.train.x, data.train.labels, strict=True):
-        index = (images == image.numpy()).all((1, 2, 3)).argmax()
-        assert (images[index] == image.numpy()).all()
-        assert labels[index] == label
+    for i in range(len(data.train)):
+        index = (images == data.train.x[i].numpy()).all((1, 2, 3)).argmax()
+        assert (images[index] == data.train.x[i].numpy()).all()
+        assert data.train[i : i + 1].class_names() == [str(labels[index])]
 
 
 def test_real_files_are_read_as_torchvision_reads_them(mnist):
@@ -297,23 +302,42 @@ def test_damaged_packed_files_are_named(tmp_path, offline, damage):
     assert "could not be downloaded" not in str(caught.value)
 
 
-def test_omniglot_is_read_from_its_folders(tmp_path, offline):
-    """Ink is bright; a class is a character, numbered over the alphabets."""
-    for part in ("background", "evaluation"):
-        for alphabet, character in [
-            ("Greek", "character01"),
-            ("Greek", "character02"),
-            ("Latin", "character01"),
-        ]:
-            path = tmp_path / "omniglot-py" / f"images_{part}" / alphabet / character
+@pytest.fixture
+def omniglot(tmp_path):
+    """Two alphabets for training, two others for the test."""
+    characters = {
+        "background": ["Greek/character01", "Greek/character02", "Latin/character01"],
+        "evaluation": ["Atlantean/character01", "Ge_ez/character01"],
+    }
+    for part, folders in characters.items():
+        for folder in folders:
+            path = tmp_path / "omniglot-py" / f"images_{part}" / folder
             path.mkdir(parents=True)
-            for i in range(4):
+            for i in range(8):
                 Image.new("1", (105, 105), 1).save(path / f"{i}.png")
-    data = load_data("omniglot", tmp_path, download=False)
+    return tmp_path
+
+
+def test_omniglot_is_read_from_its_folders(omniglot, offline, logged):
+    """Ink is bright; a class is a character, numbered over both folders: training first."""
+    data = load_data("omniglot", omniglot, download=False)
     assert data.shape == (1, 28, 28)
     assert data.train.x.max() == 0
-    assert sorted(data.test.labels.tolist()) == [0] * 4 + [1] * 4 + [2] * 4
-    assert load_data("omniglot", tmp_path, image_size=14, download=False).shape == (1, 14, 14)
+    assert set(data.train.labels.tolist()) == {0, 1, 2}
+    assert sorted(data.test.labels.tolist()) == [3] * 8 + [4] * 8
+    assert data.classes[0] == "Greek/character01"
+    assert data.classes[3:] == ("Atlantean/character01", "Ge_ez/character01")
+    assert sum("0 = Greek/character01" in message for message in logged.messages) == 1
+    assert load_data("omniglot", omniglot, image_size=14, download=False).shape == (1, 14, 14)
+
+
+def test_classes_of_the_test_that_training_lacks_are_refused(omniglot, offline):
+    data = load_data("omniglot", omniglot, download=False)
+    with pytest.raises(pv.RequestError, match="no training images of the classes Atlantean/char"):
+        _ = data.label_dim
+    vae = make_vae(latent_dim=2, shape=(1, 28, 28))
+    with pytest.raises(pv.RequestError, match="no training images of the classes Atlantean/char"):
+        pv.linear_probe(vae, data.train, data.test)
 
 
 def test_validation_size():
@@ -336,8 +360,120 @@ def test_all_images_are_loaded_with_fixed_noise(new, drawn, binarization):
 
 def test_of_a_named_set_the_official_test_images_are_loaded(digits, monkeypatch):
     monkeypatch.setattr(
-        "pyro_vae.data.datasets._torchvision", lambda *_: [digits.train, digits.test]
+        "pyro_vae.data.datasets._torchvision", lambda *_: Parts(digits.train, test=digits.test)
     )
     images = pv.load_images("mnist")
     torch.testing.assert_close(images.x, digits.test.x)
     torch.testing.assert_close(images.scored("binary"), digits.test.scored("binary"))
+
+
+MODULE = """
+import torch
+import pyro_vae as pv
+
+def small():
+    torch.manual_seed(0)
+    parts = [pv.Split(torch.rand(n, 1, 8, 8), torch.arange(n) % 2) for n in (20, 6, 7)]
+    return pv.Data("small", *parts)
+
+def nothing():
+    return 3
+
+def broken():
+    return {}["no such luck"]
+
+VALUE = 3
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A current folder with a module of data sets, which is not on the path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    (tmp_path / "my_sets.py").write_text(MODULE)
+    yield tmp_path
+    sys.modules.pop("my_sets", None)
+
+
+def test_a_data_set_is_a_function(module):
+    data = load_data("my_sets.small")
+    assert repr(data) == "Data('small', train=20, validation=6, test=7, shape=(1, 8, 8))"
+    assert torch.equal(data.fingerprint and data.test.x, pv.load_images("my_sets.small").x)
+    assert load_data("my_sets.small", image_size=4).test.noise.shape == (7, 1, 4, 4)
+    static = load_data("my_sets.small", binarization="static")
+    assert set(static.train.x.unique().tolist()) == {0, 255}
+    assert stored_name("my_sets.small") == "my_sets.small"
+    assert stored_name("a/b.npz") == str(module / "a" / "b.npz")
+
+
+def test_a_path_comes_before_a_function(module):
+    (module / "my_sets.small").mkdir()
+    with pytest.raises(pv.RequestError, match="holds no images"):
+        load_data("my_sets.small")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("my_sets.nothing", "returns int, but must return Data"),
+        ("my_sets.VALUE", "is not a function"),
+        ("my_sets.other", "is not a function"),
+        ("no_such_module.small", "no data set, path or module"),
+        ("my_sets.small.deeper", "no data set, path or module"),
+    ],
+)
+def test_what_is_no_data_set_is_one_line(module, name, message):
+    with pytest.raises(pv.RequestError, match=message):
+        load_data(name)
+
+
+def test_a_function_decides_on_its_splits(module):
+    with pytest.raises(pv.RequestError, match="leave out validation_size"):
+        load_data("my_sets.small", validation_size=3)
+
+
+def test_an_error_in_the_users_function_keeps_its_traceback(module):
+    with pytest.raises(KeyError, match="no such luck"):
+        load_data("my_sets.broken")
+    (module / "my_sets.py").write_text("import no_such_module")
+    sys.modules.pop("my_sets")
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        load_data("my_sets.small")
+
+
+def test_a_function_in_a_run_folder_needs_trust(module, refused):
+    argv = ["train", "--data", "my_sets.small", "--epochs", "1", "--device", "cpu"]
+    assert main([*argv, "--run_dir", "r"]) == 0
+    assert "data: my_sets.small" in (module / "r" / "config.yaml").read_text()
+    sys.modules.pop("my_sets")
+    assert "--trust" in refused("evaluate", "r")
+    with pytest.raises(pv.RequestError, match="trust"):
+        pv.load_run("r")
+    assert "my_sets" not in sys.modules
+    assert main(["evaluate", "r", "--num_samples", "3", "--check_images", "0", "--trust"]) == 0
+    assert main([*argv[:-4], "--run_dir", "r", "--resume", "--epochs", "2"]) == 0
+
+
+def test_files_are_no_import_paths():
+    assert is_import_path("os.abort")
+    for name in ("images.npz", "a.npy", "/a.b", "a/b.c", "digits", "", "a.", ".b", "a b.c"):
+        assert not is_import_path(name)
+
+
+BAD_NAME = os.fsdecode(b"a\xff.npz")
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file system allows UTF-8 only")
+def test_names_that_are_not_utf8_are_refused(module, drawn, refused):
+    with open(BAD_NAME, "wb") as file:
+        np.savez(file, images=drawn)
+    assert "UTF-8" in refused("train", "--data", BAD_NAME, "--run_dir", "r")
+    assert "UTF-8" in refused("train", "--data", "digits", "--data_dir", BAD_NAME, "--run_dir", "r")
+    assert not (module / "r").exists()
+    folder = module / "classes" / os.fsdecode(b"cl\xe9")
+    folder.mkdir(parents=True)
+    for i in range(12):
+        Image.new("L", (4, 4), 200).save(folder / f"{i}.png")
+    with pytest.raises(pv.RequestError, match="UTF-8"):
+        load_data("classes")

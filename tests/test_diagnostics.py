@@ -6,7 +6,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from families import make_hierarchical, make_oracle, make_vae
+from families import make_conditional_oracle, make_hierarchical, make_oracle, make_vae
 from pyro.infer import TraceMeanField_ELBO
 from statistics_ import assert_likely
 from torch import nn
@@ -248,3 +248,15 @@ def test_the_gap_does_not_depend_on_the_batch_size(vae, x):
     )
     assert whole.elbo.shape == parts.elbo.shape == (len(x),)
     torch.testing.assert_close(whole.local_elbo, parts.local_elbo, atol=0.3, rtol=0)
+
+
+def test_the_bayes_classifier_finds_the_label_of_the_largest_density():
+    """Against the exact densities of a linear-Gaussian model."""
+    vae, plain = make_conditional_oracle(3)
+    y = torch.randint(3, (500,))
+    x = vae.sample(len(y), y)
+    with torch.no_grad():
+        exact = torch.stack([plain.log_p(x + shift) for shift in vae.embedding]).argmax(0)
+    found = pv.bayes_classifier(vae, pv.Split(x, y), 3, num_samples=1)
+    assert found.accuracy == pytest.approx((exact == y).double().mean().item())
+    assert 0.4 < found.accuracy < 1

@@ -95,7 +95,7 @@ def two(tmp_path_factory):
 
 @pytest.mark.parametrize("name", processes.TRAININGS)
 def test_without_noise_two_processes_train_what_one_trains(two, name, monkeypatch):
-    """The odd last batch has 49 images: 24 for one, 25 for the other. The last chunk of validation images has one image."""
+    """The last batch has 49 images: 24 and 25. The last chunk of validation images has one."""
     monkeypatch.setattr(fit, "default_batch_size", lambda vae, x: 20)
     state, records = processes.train(name)
     others, other_records = two[0]["trained"][name]
@@ -117,7 +117,10 @@ def test_means_over_the_batch_are_those_of_one_process(two, name):
 
 
 def test_ranks_agree_on_everything_but_the_noise(two):
-    """With batch normalization and dropout, from different initial parameters; equal seeds give equal runs."""
+    """With batch normalization and dropout; equal seeds give equal runs.
+
+    The initial parameters differ.
+    """
     for (state, records, after), (other, others, other_after) in zip(
         two[0]["noisy"], two[1]["noisy"], strict=True
     ):
@@ -177,7 +180,7 @@ def test_one_process_goes_on_from_two(job, tmp_path):
 
 @linux
 def test_a_job_survives_the_loss_of_workers(job, flags, tmp_path, monkeypatch):
-    """It restarts itself, and the parameters, the metrics and the random state are those of an undisturbed run, bit for bit."""
+    """It restarts itself, and its result equals that of an undisturbed run, bit for bit."""
     monkeypatch.syspath_prepend(ROOT / "experiments")
     from restarts import Job
     from robustness import contents

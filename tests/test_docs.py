@@ -1,4 +1,4 @@
-"""The documents: every command and every Python block of README and GUIDE, and the example of CONTRIBUTING, run."""
+"""The commands and Python of README and GUIDE, and the examples of CONTRIBUTING, run."""
 
 from __future__ import annotations
 

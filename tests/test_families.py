@@ -1,10 +1,21 @@
 """Every class fulfils its contract, and every pair of classes works together."""
 
+import inspect
 import itertools
 
 import pytest
 import torch
-from families import FAMILIES, LIKELIHOODS, POSTERIORS, PRIORS, SHAPE, make_vae, own
+from families import (
+    FAMILIES,
+    LIKELIHOODS,
+    POSTERIORS,
+    PRIORS,
+    SHAPE,
+    is_public,
+    make_vae,
+    own,
+    subclasses,
+)
 
 import pyro_vae as pv
 from pyro_vae import testing
@@ -87,3 +98,20 @@ def test_every_class_can_be_named_by_a_flag(part, base):
     for name in own(base):
         config = train_parser().parse_args([f"--{part}", name])
         assert config[part].class_path.endswith(f".{name}")
+
+
+HELPED = [cls for base in (*FAMILIES, pv.Model) for cls in (base, *subclasses(base))]
+
+
+@pytest.mark.parametrize("cls", list(filter(is_public, HELPED)), ids=lambda cls: cls.__name__)
+def test_what_becomes_help_is_plain_text(cls):
+    """The first line, and the descriptions of the arguments; formulas are in the text between."""
+    first, *lines = inspect.getdoc(cls).splitlines()
+    arguments = itertools.takewhile(
+        lambda line: line not in ("Raises:", "Example:", "References:"),
+        itertools.dropwhile(lambda line: line != "Arguments:", lines),
+    )
+    for line in (first, *arguments):
+        assert ":math:" not in line
+        assert "\\" not in line
+    assert not lines or not lines[0]

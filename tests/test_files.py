@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageFile
 
 import pyro_vae as pv
+from pyro_vae.cli.main import main
 from pyro_vae.data.datasets import load_data
 
 
@@ -93,12 +94,12 @@ def test_transparent_pixels_are_white(tmp_path):
 
 BAD_ARRAYS = {
     "nan": (np.full((20, 4, 4), np.nan), "nan"),
-    "range": (np.full((20, 4, 4), 1.5), r"floats in \[0, 1\]"),
-    "int64": (np.zeros((20, 4, 4), dtype=np.int64), "save uint8"),
+    "range": (np.full((20, 4, 4), 1.5), "float64 from 1.5 to 1.5"),
+    "int64": (np.full((20, 4, 4), 300), "int64 from 300 to 300"),
     "flat": (np.zeros((20, 16), dtype=np.uint8), r"\(N, height, width\)"),
     "no_images": (np.zeros((0, 8, 8), dtype=np.uint8), "has shape"),
     "few": (np.zeros((11, 8, 8), dtype=np.uint8), "too few images"),
-    "objects": (np.array([{}, {}], dtype=object), "cannot be read as arrays"),
+    "objects": (np.array([{}, {}], dtype=object), "holds Python objects: save np.stack"),
 }
 
 
@@ -125,7 +126,7 @@ def test_bad_files_are_refused(tmp_path):
         "notes.txt": "neither a folder",
         "empty": "holds no images",
         "broken": "cannot be read as an image",
-        "other.npz": "array named images",
+        "other.npz": "arrays named pictures: a file needs images",
         "labels.npz": "one integer per image",
         "nowhere": "no data set or path",
     }.items():
@@ -199,10 +200,166 @@ def test_channels_last_are_converted(tmp_path, caplog, shape):
     assert last.fingerprint == first.fingerprint
 
 
-def test_a_warning_about_bytes_of_0_and_1(tmp_path, caplog):
-    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 2, (20, 5, 5), dtype=np.uint8))
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.bool_, np.float16])
+def test_values_of_0_and_1_are_binary(tmp_path, dtype):
+    array = np.random.default_rng(0).integers(0, 2, (20, 5, 5)).astype(dtype)
+    np.save(tmp_path / "a.npy", array)
+    scored = [split.scored("binary") for split in load_data(str(tmp_path / "a.npy")).splits]
+    assert torch.cat(scored).sum().item() == array.sum()
+
+
+def test_a_warning_about_levels(tmp_path, caplog):
+    np.save(tmp_path / "a.npy", np.arange(20 * 16).reshape(20, 4, 4) % 17)
     load_data(str(tmp_path / "a.npy"))
-    assert "nearly black" in caplog.text
+    assert "nearly black: if these are levels, use x / 16" in caplog.text
+
+
+def binary(count, label=lambda i: i):
+    """Images whose sum is their number, and labels."""
+    images = np.stack([np.arange(64).reshape(8, 8) < i % 64 for i in range(count)])
+    return images, np.array([label(i) for i in range(count)])
+
+
+KINDS = ("images", "labels")
+
+
+@pytest.mark.parametrize(
+    ("keys", "sizes"),
+    [
+        (("x_train", "y_train", "x_test", "y_test"), (44, 4, 12)),
+        (("X_train", "Y_train", "X_test", "Y_test"), (44, 4, 12)),
+        (("train_images", "train_labels", "test_images", "test_labels"), (44, 4, 12)),
+        (("x_train", "y_train", "x_test", "y_test", "x_val", "y_val"), (48, 5, 12)),
+        (
+            tuple(f"{part}_{kind}" for part in ("train", "test", "val") for kind in KINDS),
+            (48, 5, 12),
+        ),
+        (("x_train", "y_train"), (36, 4, 8)),
+    ],
+)
+def test_the_splits_of_a_file_are_kept(tmp_path, keys, sizes):
+    arrays = []
+    for count in (48, 12, 5):
+        images, labels = binary(count, lambda i: i % 3)
+        arrays += [images, labels[:, None]]
+    np.savez(tmp_path / "a.npz", **dict(zip(keys, arrays, strict=False)))
+    data = load_data(str(tmp_path / "a.npz"))
+    assert tuple(map(len, data.splits)) == sizes
+    if len(keys) > 2:
+        assert torch.equal(data.test.x[:, 0] > 0, torch.from_numpy(arrays[2]))
+        assert data.test.labels.tolist() == arrays[3].ravel().tolist()
+        assert torch.equal(pv.load_images(str(tmp_path / "a.npz")).x, data.test.x)
+    if len(keys) > 4:
+        assert data.validation.labels.tolist() == arrays[5].ravel().tolist()
+        with pytest.raises(pv.RequestError, match="leave out validation_size"):
+            load_data(str(tmp_path / "a.npz"), validation_size=3)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("images", "test_images"),
+        ("images", "x_train"),
+        ("x_test", "y_test"),
+        ("x_train", "test"),
+        ("X", "y"),
+        ("images", "val"),
+        ("x_train", "X_train"),
+        (),
+    ],
+)
+def test_no_test_set_is_lost_or_merged(tmp_path, names):
+    np.savez(tmp_path / "a.npz", **dict.fromkeys(names, binary(20)[0]))
+    with pytest.raises(pv.RequestError, match=r"x_train, y_train, x_test and y_test"):
+        load_data(str(tmp_path / "a.npz"))
+
+
+LABELS = {
+    "strings": (np.array(["b", "c", "a"]), ("a", "b", "c")),
+    "bytes": (np.array([b"b", b"c", b"a"]), ("a", "b", "c")),
+    "1 to 3": (np.array([2, 3, 1]), ("1", "2", "3")),
+    "gaps": (np.array([10, 40, 0], dtype=np.uint16), ("0", "10", "40")),
+    "a column": (np.array([[1], [2], [0]]), None),
+    "one-hot": (np.eye(3)[[1, 2, 0]], None),
+    "bool": (np.array([True, True, False]), None),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_labels_of_every_kind(tmp_path, name, caplog):
+    caplog.set_level(logging.INFO, "pyro_vae")
+    labels, classes = LABELS[name]
+    images = binary(60)[0]
+    np.savez(tmp_path / "a.npz", images=images, labels=np.concatenate([labels] * 20))
+    data = load_data(str(tmp_path / "a.npz"))
+    expected = [0, 1] if name == "bool" else [0, 1, 2]
+    assert data.train.labels.unique().tolist() == expected
+    assert (data.classes, data.label_dim) == (classes, len(expected))
+    messages = [message for message in caplog.messages if "classes 0 = " in message]
+    assert len(messages) == (0 if classes is None else 1)
+    for split in data.splits:
+        sums = (split.x > 0).sum((1, 2, 3)) % 3  # an image's number, up to multiples of 3
+        index = [1, 2, 0] if name != "bool" else [1, 1, 0]
+        assert split.labels.tolist() == [index[i] for i in sums.tolist()]
+
+
+BAD_LABELS = {
+    "objects": (np.array(["a", "b"] * 10, dtype=object), r"labels.astype\(str\), or np.unique"),
+    "floats": (np.arange(20.0), r"labels.astype\(int\)"),
+    "real": (np.linspace(0, 1, 20), "real numbers as covariates"),
+    "soft": (np.full((20, 3), 1 / 3), r"labels.argmax\(1\)"),
+    "few": (np.zeros(3, int), "one integer per image"),
+    "complex": (np.zeros(20, complex), "holds complex128"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LABELS)
+def test_bad_labels_are_refused_with_the_conversion(tmp_path, name):
+    labels, message = BAD_LABELS[name]
+    np.savez(tmp_path / "a.npz", images=binary(20)[0], labels=labels, allow_pickle=True)
+    with pytest.raises(pv.RequestError, match=message):
+        load_data(str(tmp_path / "a.npz"))
+
+
+def test_covariates_of_one_dimension_are_refused_with_the_conversion(tmp_path):
+    np.savez(tmp_path / "a.npz", images=binary(20)[0], covariates=np.arange(20.0))
+    with pytest.raises(pv.RequestError, match=r"covariates.reshape\(-1, 1\)"):
+        load_data(str(tmp_path / "a.npz"))
+
+
+def test_names_of_folders_are_kept(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "pyro_vae")
+    data = load_data(folder(tmp_path / "pets", classes=("dog", "cat")))
+    assert data.classes == data.test.classes == data.test[:2].to("cpu").classes == ("cat", "dog")
+    assert caplog.messages.count("pets: classes 0 = cat, 1 = dog") == 1
+    assert pv.load_images(str(tmp_path / "pets")).classes == ("cat", "dog")
+
+
+def test_photos_are_turned_upright(tmp_path):
+    upright = Image.new("L", (6, 4))
+    upright.putpixel((0, 0), 255)
+    for i in range(12):
+        exif = upright.getexif()
+        exif[0x0112] = 6  # stored a quarter turn anticlockwise
+        stored = upright.transpose(Image.Transpose.ROTATE_90)
+        stored.save(tmp_path / f"{i}.jpg", exif=exif, quality=100)
+    data = load_data(str(tmp_path))
+    assert data.shape == (1, 4, 6)
+    assert data.train.x[0, 0].argmax() == 0
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr"])
+def test_other_colours_become_rgb(tmp_path, mode):
+    for i in range(12):
+        Image.new("RGB", (4, 4), (250, 10, 10)).convert(mode).save(tmp_path / f"{i}.jpg")
+    colour = load_data(str(tmp_path)).train.x.float().mean((0, 2, 3))
+    torch.testing.assert_close(colour, torch.tensor([250.0, 10.0, 10.0]), atol=4, rtol=0)
+
+
+def test_palettes_become_rgb(tmp_path):
+    for i in range(12):
+        Image.new("RGB", (4, 4), (250, 10, 90)).quantize(4).save(tmp_path / f"{i}.png")
+    assert load_data(str(tmp_path)).train.x[0, :, 0, 0].tolist() == [250, 10, 90]
 
 
 def refused(path, part):
@@ -258,7 +415,7 @@ def test_a_newline_in_the_name_of_an_image(tmp_path):
 
 @pytest.fixture
 def nested(tmp_path):
-    """A folder of two classes that contains 1,500 nested folders, which Python's own functions cannot remove."""
+    """Two classes and 1,500 nested folders, which Python's own functions cannot remove."""
     path = folder(tmp_path / "top", classes=("a", "b"))
 
     def nest(name):
@@ -374,3 +531,20 @@ def test_a_header_larger_than_its_data(tmp_path):
 def test_files_without_an_array_are_refused(tmp_path, content, suffix):
     (tmp_path / f"a{suffix}").write_bytes(content)
     refused(tmp_path / f"a{suffix}", f"a{suffix}")
+
+
+@pytest.mark.parametrize(
+    "bad", ["labels=-1", "labels=1000000", "covariates=nan", "covariates=(12,)"]
+)
+def test_bad_labels_in_a_file(bad, tmp_path, capfd):
+    arrays = {
+        "labels=-1": {"labels": np.full(40, -1)},
+        "labels=1000000": {"labels": np.arange(40) * 1_000_000},
+        "covariates=nan": {"covariates": np.full((40, 2), np.nan)},
+        "covariates=(12,)": {"covariates": np.zeros(40)},
+    }
+    np.savez(tmp_path / "data.npz", images=np.zeros((40, 4, 4), np.uint8), **arrays[bad])
+    assert main(["train", "--data", str(tmp_path / "data.npz"), "--model", "ConditionalVAE"]) == 2
+    _, err = capfd.readouterr()
+    assert bad.split("=")[0] in err
+    assert len(err.splitlines()) == 1

@@ -3,21 +3,36 @@ import io
 import itertools
 import json
 import logging
+from dataclasses import replace
+from functools import partial
+from itertools import cycle
 
 import numpy as np
 import pyro
 import pytest
 import torch
-from families import OBJECTIVES, make_vae
+from families import (
+    LIKELIHOODS,
+    NETWORKS,
+    OBJECTIVES,
+    POSTERIORS,
+    PRIORS,
+    SHAPE,
+    make_conditional,
+    make_vae,
+)
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 from torch.optim import SGD, Adam
 from tqdm import tqdm
 
 import pyro_vae as pv
+from pyro_vae.data.host import on_host
+from pyro_vae.engine import distributed
 from pyro_vae.engine.graphs import has_compiler
 from pyro_vae.engine.importance import terms
 from pyro_vae.engine.programs import Batch
+from pyro_vae.evaluation.metrics import score_images
 from pyro_vae.training import fit as fit_module
 
 ENGINES = [
@@ -328,7 +343,7 @@ def test_gradients_are_normalized(digits, engine):
 
 
 def test_patience(digits):
-    """With a negligible learning rate the ELBO is noise: training stops three epochs after the best."""
+    """With a negligible rate the ELBO is noise: training stops three epochs after the best."""
     training = pv.fit(
         build(digits),
         digits,
@@ -449,7 +464,7 @@ def test_another_engine_can_resume(digits, before, after):
 
 
 def test_active_units(digits):
-    """Two dimensions encode a pixel and two are constant; without a closed-form mean, it is estimated from draws."""
+    """Two dimensions encode a pixel, two are constant; a mean may be estimated from draws."""
 
     class Means(torch.nn.Module):
         def forward(self, x):
@@ -602,7 +617,7 @@ def denormals(training):
 
 
 def test_the_optimizers_state_has_no_denormals(digits, monkeypatch):
-    """Some pixels are rarely above zero, so that their gradients are exactly zero for hundreds of steps."""
+    """Some pixels are rarely above zero: their gradients are zero for hundreds of steps."""
     training = pv.fit(build(digits), digits, epochs=20, batch_size=32, engine="traced")
     assert [denormals(training) for _ in training] == [0] * 20
     monkeypatch.setattr(fit_module, "FLUSH_STEPS", 10**9)
@@ -630,3 +645,319 @@ def test_the_bar_shows_metrics_and_the_time_left(digits, monkeypatch):
     (before,) = [line for line in lines if "50%" in line and "active" in line][:1]
     shown = f"ELBO {first['elbo']:.1f}, KL {first['kl']:.1f}, {first['active_units']} active"
     assert before.endswith(shown)
+
+
+# ---- Learning-rate schedulers that look at the ELBO
+
+
+def flat(rate=1e-12):
+    """An optimizer that changes nothing."""
+    return lambda params: SGD(params, lr=rate)
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_plateau_scheduler_receives_a_metric_of_its_own_sense(digits, mode):
+    """While the ELBO rises the rate stays, whatever the mode; where nothing is learned it falls."""
+    plateau = partial(
+        torch.optim.lr_scheduler.ReduceLROnPlateau, mode=mode, patience=0, threshold_mode="abs"
+    )
+    training = pv.fit(build(digits), digits, epochs=4, lr_scheduler=plateau, seed=0)
+    rising = list(training)
+    elbos = [record["validation_elbo"] for record in rising]
+    assert elbos == sorted(elbos)
+    assert [record["learning_rate"] for record in rising] == [1e-3] * 4
+    sign = 1 if mode == "max" else -1
+    assert training.loop.scheduler.best == sign * elbos[-1]
+    demanding = partial(plateau, threshold=1e9)
+    training = pv.fit(build(digits), digits, epochs=3, lr_scheduler=demanding, optimizer=flat(1.0))
+    training.loop.svi.update = lambda *args: None
+    assert [record["learning_rate"] for record in training] == pytest.approx([1.0, 1.0, 0.1])
+
+
+# ---- More epochs than a training was started with
+
+
+@pytest.mark.parametrize(
+    ("options", "end"),
+    [
+        (lambda: {"beta": pv.schedules.Linear()}, [1.0]),
+        (lambda: {"beta": pv.Cyclical(cycles=2)}, [1.0]),
+        (lambda: {"objective": pv.CapacityELBO(10.0, pv.schedules.Linear(end=3.0))}, [1.0, 3.0]),
+    ],
+    ids=["Linear", "Cyclical", "capacity"],
+)
+def test_more_epochs_keep_the_length_of_a_schedule(digits, options, end):
+    """Of half of the training by default: 2 of 4 epochs, also when 12 more follow in two parts."""
+
+    def values(training, count):
+        schedules = [training.loop.schedule]
+        if hasattr(training.loop.objective, "schedule"):
+            schedules.append(training.loop.objective.schedule)
+        seen = []
+        for _ in range(count):
+            next(training)
+            seen.append([schedule(training.loop.step - 1) for schedule in schedules])
+        return seen
+
+    few = pv.Data("few", digits.train[:100], digits.validation[:20], digits.test)
+    first = pv.fit(build(few), few, epochs=4, batch_size=50, **options())
+    assert values(first, 4)[-1] == end
+    state = first.state_dict()
+    for epochs in (10, 16):
+        longer = pv.fit(build(few), few, epochs=epochs, batch_size=50, **options())
+        longer.load_state_dict(state)
+        assert values(longer, 6) == [end] * 6
+        state = longer.state_dict()
+
+
+# ---- Parameters that require no gradient
+
+
+@pytest.mark.parametrize("engine", ENGINES[:2])
+def test_frozen_parts_are_not_touched(digits, engine):
+    """A pretrained decoder keeps its last bias, and a prior's frozen pseudo-inputs their values."""
+    vae = build(digits)
+    vae.prior = pv.VampPrior(vae.encoder, vae.posterior, digits.shape, components=5, start="data")
+    vae.decoder.requires_grad_(False)
+    vae.prior.inputs.requires_grad_(False)
+    before = copy.deepcopy(vae.state_dict())
+    list(pv.fit(vae, digits, epochs=1, engine=engine))
+    for name, value in vae.state_dict().items():
+        frozen = name.startswith("decoder") or name == "prior.inputs"
+        assert torch.equal(value, before[name]) == frozen, name
+
+
+def test_a_frozen_last_bias_does_not_pass_its_value_to_another(digits):
+    vae = build(digits)
+    *_, last = vae.decoder.parameters()
+    last.requires_grad_(False)
+    before = copy.deepcopy(vae.state_dict())
+    pv.fit(vae, digits, epochs=1)
+    assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
+
+
+# ---- Batch normalization
+
+
+class NormalizedImages(nn.Module):
+    """Images with batch normalization over their positions."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, int(np.prod(outputs)))
+        )
+        self.outputs = outputs
+
+    def forward(self, x):
+        return self.layers(x).unflatten(1, self.outputs)
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_size", "processes"), [(21, 10, 1), (129, None, 1), (5, 1, 1), (22, 10, 2)]
+)
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_one_image_cannot_be_normalized(digits, part, rows, batch_size, processes, monkeypatch):
+    few = pv.Data("few", digits.train[:rows], digits.validation[:8], digits.test)
+    networks = {
+        "encoder": Normalized(digits.shape, (2, 3)),
+        "decoder": Normalized((3,), (1, *digits.shape)),
+    }
+    vae = build(few, **{part: networks[part]})
+    before = copy.deepcopy(vae.decoder.state_dict())
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    monkeypatch.setattr(distributed, "broadcast", lambda tensor: tensor)
+    vae.initialized = True
+    with pytest.raises(pv.RequestError, match=f"batch_size={batch_size or 128} leaves") as caught:
+        pv.fit(vae, few, epochs=1, batch_size=batch_size)
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(value, before[name]) for name, value in vae.decoder.state_dict().items())
+    if processes > 1:
+        return
+    size = int(str(caught.value).rpartition(" ")[2])
+    (record,) = pv.fit(vae, few, epochs=1, batch_size=size)
+    assert record["elbo"] > -200
+
+
+@pytest.mark.parametrize("kind", ["positions", "evaluated", "two images"])
+def test_one_image_is_enough_without_statistics_of_it(digits, kind):
+    class Evaluated(Normalized):
+        def train(self, mode=True):
+            super().train(mode)
+            self.layers[1].eval()
+            return self
+
+    encoder = {
+        "positions": lambda: NormalizedImages((2, 3)),
+        "evaluated": lambda: Evaluated(digits.shape, (2, 3)),
+        "two images": lambda: Normalized(digits.shape, (2, 3)),
+    }[kind]()
+    rows = 22 if kind == "two images" else 21
+    few = pv.Data("few", digits.train[:rows], digits.validation[:8], digits.test)
+    (record,) = pv.fit(build(few, encoder=encoder), few, epochs=1, batch_size=10)
+    assert record["step"] == 3
+
+
+# ---- What a model must declare
+
+
+class Undeclared(pv.Model):
+    def model(self, x, y=None, beta=1.0):
+        self.register()
+        with pyro.plate("images", len(x)):
+            z = pyro.sample("z", pyro.distributions.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", self.decode(z), obs=x)
+
+    def guide(self, x, y=None, beta=1.0):
+        self.register()
+        with pyro.plate("images", len(x)):
+            pyro.sample("z", self.encode(x))
+
+
+class Renamed(Undeclared):
+    latent_dim = 3
+
+    def model(self, x, y=None, beta=1.0):
+        self.register()
+        with pyro.plate("images", len(x)):
+            code = pyro.sample("code", pyro.distributions.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", self.decode(code), obs=x)
+
+
+@pytest.mark.parametrize(("model", "named"), [(Undeclared, "latent_dim"), (Renamed, "site z")])
+def test_a_model_that_declares_too_little(digits, model, named):
+    parts = build(digits)
+    vae = model(parts.encoder, parts.posterior, parts.decoder, parts.likelihood)
+    with pytest.raises(pv.RequestError, match=named) as caught:
+        pv.fit(vae, digits, epochs=1)
+    assert "\n" not in str(caught.value)
+
+
+# ---- Models of images with labels
+
+
+def noisy_brightness(rows=300, scale=1.0, shift=0.0):
+    """Images whose brightness is a covariate, in other units, and a constant one."""
+    generator = torch.Generator().manual_seed(0)
+    level = torch.rand(rows, 1, generator=generator)
+    x = (level[:, :, None, None] * 255 * torch.ones(1, 1, 4, 4)).to(torch.uint8)
+    constant = torch.full_like(level, 7.0)
+    split = pv.Split(x, covariates=torch.cat([shift + scale * level, constant], 1))
+    return pv.Data("brightness", split[:200], split[200:250], split[250:])
+
+
+@pytest.mark.parametrize("host", [False, True])
+def test_covariates_in_any_units_give_the_same_model(host, caplog):
+    """They are standardized by the training images; the constants are saved with the model."""
+    caplog.set_level(logging.INFO, "pyro_vae")
+    elbos, models = [], []
+    for scale, shift in ((1.0, 0.0), (8.0, -3.0)):
+        data = noisy_brightness(scale=scale, shift=shift)
+        if host:
+            every = torch.arange(len(data.train))
+            data = replace(data, train=on_host(data.train).only(every))
+        pyro.set_rng_seed(0)
+        vae = make_conditional(2, likelihood="Normal")
+        elbos.append([record["validation_elbo"] for record in pv.fit(vae, data, epochs=4, seed=0)])
+        models.append(vae)
+    assert elbos[0] == pytest.approx(elbos[1], rel=1e-4)
+    y = data.train.covariates
+    assert models[1].label_mean.tolist() == pytest.approx([y[:, 0].mean().item(), 7.0])
+    assert models[1].label_scale.tolist() == pytest.approx([y[:, 0].std(correction=0).item(), 1.0])
+    lines = [line for line in caplog.messages if line.startswith("covariates: standardized")]
+    assert len(lines) == 2
+    other = make_conditional(2, likelihood="Normal")
+    other.load_state_dict(models[1].state_dict())
+    assert torch.equal(other.code(y), models[1].code(y))
+    before = other.label_mean.clone()
+    pv.fit(other, noisy_brightness(), epochs=1)
+    assert torch.equal(other.label_mean, before)
+
+
+def test_classes_are_not_standardized(digits, caplog):
+    caplog.set_level(logging.INFO, "pyro_vae")
+    encoder, decoder = pv.MLP(digits.shape, (2, 2), (8,)), pv.MLP((12,), (1, *digits.shape), (8,))
+    parts = (pv.StandardNormal(2), encoder, pv.DiagonalNormal(), decoder, pv.Bernoulli())
+    vae = pv.ConditionalVAE(*parts, data_shape=digits.shape, label_dim=10)
+    list(pv.fit(vae, digits, epochs=1))
+    assert torch.equal(vae.code(torch.arange(10)), torch.eye(10))
+    assert "standardized" not in caplog.text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_covariates_must_be_finite(value):
+    data = noisy_brightness()
+    data.train.covariates[3, 0] = value
+    with pytest.raises(pv.RequestError, match="covariates must be finite"):
+        pv.fit(make_conditional(2, likelihood="Normal"), data, epochs=1)
+
+
+def train_on_digits(data, model):
+    """log p(x) or log p(x | y) of each test image after 30 epochs."""
+    pyro.set_rng_seed(0)
+    labels = 10 if model is pv.ConditionalVAE else 0
+    networks = {
+        "encoder": pv.MLP(data.shape, (2, 5), (64,)),
+        "decoder": pv.MLP((5 + labels,), (1, *data.shape), (64,)),
+    }
+    parts = {
+        "prior": pv.StandardNormal(5),
+        "posterior": pv.DiagonalNormal(),
+        "likelihood": pv.Bernoulli(),
+        **networks,
+    }
+    vae = model(**parts, **({"data_shape": data.shape, "label_dim": 10} if labels else {}))
+    list(
+        pv.fit(
+            vae, data, epochs=30, seed=0, optimizer=lambda params: torch.optim.Adam(params, 3e-3)
+        )
+    )
+    return score_images(vae, data.test, 200).log_likelihood, vae
+
+
+def test_labels_help_unless_they_are_shuffled(digits):
+    def shuffled(split):
+        return replace(split, labels=split.labels[torch.randperm(len(split))])
+
+    plain, _ = train_on_digits(digits, pv.VAE)
+    given, vae = train_on_digits(digits, pv.ConditionalVAE)
+    given_noise, _ = train_on_digits(digits.map(shuffled), pv.ConditionalVAE)
+    gain, no_gain = (given - plain), (given_noise - plain)
+    assert gain.mean() > 0.3 + 3 * gain.std() / len(gain) ** 0.5
+    assert no_gain.mean() < 3 * no_gain.std() / len(gain) ** 0.5
+    accuracy = pv.bayes_classifier(vae, digits.test, 10, num_samples=20)
+    assert accuracy.num_images == len(digits.test)
+    assert accuracy.accuracy > 0.75
+
+
+CLASSES = 3
+PARTS = list(zip(cycle(PRIORS), cycle(POSTERIORS), LIKELIHOODS, cycle(NETWORKS), strict=False))
+
+
+@pytest.mark.parametrize("parts", PARTS, ids=" x ".join)
+def test_every_conditional_part_traced(parts):
+    """One epoch with labels, the last batch smaller, by the traced engine as by the eager one."""
+    images = (256 * torch.rand(20, *SHAPE)).clamp(max=255).to(torch.uint8)
+    split = pv.Split(images, torch.arange(20) % CLASSES)
+    data = pv.Data("noise", split, split[:6], split[:6])
+    losses = []
+    for engine in ("eager", "traced"):
+        pyro.set_rng_seed(0)
+        vae = make_conditional(CLASSES, *parts)
+        losses += [
+            record["loss"]
+            for record in pv.fit(vae, data, epochs=1, batch_size=8, engine=engine, seed=1)
+        ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_given_labels(name, digits):
+    options = {"num_particles": 2} if "Capacity" not in name and "Free" not in name else {}
+    encoder, decoder = pv.MLP(digits.shape, (2, 2), (8,)), pv.MLP((12,), (1, *digits.shape), (8,))
+    parts = (pv.StandardNormal(2), encoder, pv.DiagonalNormal(), decoder, pv.Bernoulli())
+    vae = pv.ConditionalVAE(*parts, data_shape=digits.shape, label_dim=10)
+    (record,) = pv.fit(
+        vae, digits, epochs=1, objective=OBJECTIVES[name](**options), engine="traced"
+    )
+    assert -60 < record["elbo"] < 0

@@ -57,7 +57,7 @@ def read_only(run_dir, tmp_path, monkeypatch):
     path, make = tmp_path / "run", tempfile.TemporaryFile
     shutil.copytree(run_dir, path)
 
-    def refuse(*args, dir=None, **options):  # noqa: A002
+    def refuse(*args, dir=None, **options):
         if dir == path:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         return make(*args, dir=dir, **options)

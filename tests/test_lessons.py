@@ -1,4 +1,4 @@
-"""Each lesson runs from a clean state with the solutions of its exercises, and is stored with its outputs."""
+"""Each lesson runs with the solutions of its exercises, and is stored with its outputs."""
 
 from __future__ import annotations
 

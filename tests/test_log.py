@@ -11,7 +11,6 @@ from run_folders import epochs, trained
 from pyro_vae.runs.folder import Run
 from pyro_vae.runs.log import add_record, keep_records, read_records
 
-
 GARBAGE = {
     "text": lambda lines: ["what?", *lines],
     "an empty line": lambda lines: ["", *lines],

@@ -8,9 +8,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import pyro_vae as pv
 from pyro_vae.cli.main import main
+from pyro_vae.reporting import views
 
 MINE = '''
 import pyro.distributions as dist
@@ -197,7 +199,7 @@ BAD = [
 
 @pytest.mark.parametrize("flags", BAD)
 def test_an_error_in_the_users_class_keeps_its_traceback(folder, flags):
-    with pytest.raises(Exception) as caught:  # noqa: PT011
+    with pytest.raises(Exception) as caught:
         main([*TRAIN, *flags.split()])
     assert not isinstance(caught.value, pv.RequestError)
     assert any("mine.py" in str(entry.path) for entry in caught.traceback)
@@ -274,7 +276,7 @@ def stranger(folder, run_dir):
         os.chdir(folder / "r")
         kept, replaced = [], {line.split(":")[0] for line in text.splitlines() if line[0].isalpha()}
         for line in (run_dir / "config.yaml").read_text().splitlines():
-            skipped = line.split(":")[0] in replaced if line[0].isalpha() else skipped  # noqa: F821
+            skipped = line.split(":")[0] in replaced if line[0].isalpha() else skipped
             kept += [] if skipped else [line]
         (folder / "r" / "config.yaml").write_text("\n".join([*kept, text, ""]))
         for place in (folder, folder / "r"):
@@ -406,3 +408,56 @@ def test_known_classes_need_no_trust(folder, images, flags):
     )
     assert pv.load_run("r") is not None
     assert main(["train", "--run_dir", "r", "--resume", "--epochs", "2"]) == 0
+
+
+OWN = '''
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+
+import pyro_vae as pv
+
+
+class ClassPrior(pv.Model):
+    """Each class has a prior of its own; the likelihood does not see the class."""
+
+    needs_labels = True
+
+    def __init__(self, encoder, posterior, decoder, likelihood, latent_dim: int, label_dim: int):
+        super().__init__(encoder, posterior, decoder, likelihood)
+        self.latent_dim = latent_dim
+        self.loc = torch.nn.Parameter(torch.randn(label_dim, latent_dim))
+
+    def model(self, x, y=None, beta=1.0):
+        self.register()
+        with pyro.plate("images", len(x)):
+            with poutine.scale(scale=beta):
+                z = pyro.sample("z", dist.Normal(self.loc[y], 1.0).to_event(1))
+            pyro.sample("x", self.decode(z), obs=x)
+
+    def guide(self, x, y=None, beta=1.0):
+        self.register()
+        with pyro.plate("images", len(x)), poutine.scale(scale=beta):
+            pyro.sample("z", self.encode(x))
+'''
+
+
+def test_a_model_of_the_users_own_with_a_prior_per_class(tmp_path, monkeypatch):
+    """One class with two programs trains, is evaluated, generates and comes back."""
+    (tmp_path / "classprior.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    run = str(tmp_path / "r")
+    options = ["--model", "classprior.ClassPrior", "--latent_dim", "2", "--epochs", "2"]
+    assert main(["train", "--data", "digits", "--run_dir", run, *options]) == 0
+    assert main(["evaluate", run, "--trust", "--num_samples", "50", "--classify_images", "20"]) == 0
+    for kind in ("samples", "analogies", "manifold --label 3"):
+        assert main(["generate", run, "--trust", *kind.split()]) == 0
+    vae = pv.load_run(run, trust=True)
+    assert vae.latent_dim == 2
+    assert torch.allclose(
+        vae.sample_codes(4000, torch.full((4000,), 3)).mean(0), vae.loc[3], atol=0.1
+    )
+    assert main(["generate", run, "--trust", "samples", "--label", "-1"]) == 2
+    rows = views.analogies(vae, torch.arange(10), 3)
+    assert not torch.equal(rows[0], rows[1])

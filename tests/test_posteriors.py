@@ -6,7 +6,9 @@ from scipy import stats
 
 import pyro_vae as pv
 
-PARAMS, Z = torch.randn(5, 6, 3).double(), torch.randn(5, 3).double()
+SEEDED = torch.Generator().manual_seed(0)
+PARAMS = torch.randn(5, 6, 3, generator=SEEDED).double()
+Z = torch.randn(5, 3, generator=SEEDED).double()
 
 
 def test_diagonal_normal_against_scipy():
@@ -40,8 +42,22 @@ def test_full_rank_normal_against_scipy():
     against_scipy(q, PARAMS[:, 0], [a @ a.T for a in lower])
 
 
+@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize("length", [1.0, 300.0])
+def test_low_rank_normal_in_float32(rank, length):
+    """Long columns make squares that cancel: 0.7 nats and more in float32."""
+    posterior = pv.LowRankNormal(5, rank=rank)
+    params = torch.randn(200, posterior.num_params, 5)
+    params[:, 2:] *= length
+    z = posterior(params).sample()
+    exact = posterior(params.double()).log_prob(z.double())
+    torch.testing.assert_close(posterior(params).log_prob(z).double(), exact, rtol=1e-5, atol=1e-3)
+    q = posterior(params[:1])
+    assert q.expand(torch.Size([7])).log_prob(z[:7]).dtype == torch.float32
+
+
 def test_flow_posterior_is_the_change_of_variables():
-    """log q(z) = log N(u; mu, sigma) - log |det dz / du|, with the determinant by automatic differentiation."""
+    """log q(z) = log N(u; mu, sigma) - log |det dz / du|, differentiated automatically."""
     posterior = POSTERIORS["FlowPosterior"](3).double()
     loc, log_scale, features = PARAMS[0, :3]
     transform = posterior.transform(features).inv

@@ -1,4 +1,4 @@
-"""The tests for CUDA pass on a pretended device, in a process of its own: the pretence replaces parts of torch."""
+"""The tests for CUDA pass on a pretended device, in a process of its own."""
 
 import os
 import subprocess

@@ -15,9 +15,10 @@ from pyro import poutine
 import pyro_vae as pv
 from pyro_vae import testing
 from pyro_vae.cli.options import parse_training
-from pyro_vae.runs.recipe import build_training
+from pyro_vae.runs.build import build_training
 
-NAMES = {"dist": dist, "nn": torch.nn, "poutine": poutine, "pyro": pyro, "torch": torch, **vars(pv)}
+PUBLIC = {name: getattr(pv, name) for name in pv.__all__}
+NAMES = {"dist": dist, "nn": torch.nn, "poutine": poutine, "pyro": pyro, "torch": torch, **PUBLIC}
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 FILES = [path for path in sorted(FOLDER.rglob("*.yaml")) if "results" not in path.parts]

@@ -10,8 +10,8 @@ import torch
 from run_folders import equal, trained
 
 import pyro_vae as pv
-from pyro_vae.runs.log import read_records
 from pyro_vae.runs.load import open_run
+from pyro_vae.runs.log import read_records
 
 RECIPE = pv.Recipe(data="digits", latent_dim=2, device="cpu")
 
@@ -58,9 +58,7 @@ def test_a_model_of_fit_is_resumed(digits, tmp_path):
     vae = pv.load_run(tmp_path / "whole")
     training = pv.fit(vae, digits, epochs=1, seed=0, engine="eager")
     records = list(training)
-    path = pv.save_run(
-        vae, tmp_path / "run", RECIPE, digits, training=training, records=records
-    )
+    path = pv.save_run(vae, tmp_path / "run", RECIPE, digits, training=training, records=records)
     assert read_records(open_run(path).run) == records
     deque(again := pv.fit(vae, digits, epochs=1, seed=1, engine="eager"), 0)
     assert again.epoch == 1

@@ -1,3 +1,7 @@
+import logging
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
@@ -61,3 +65,168 @@ def test_the_fingerprint_depends_on_the_images(digits):
 def test_unknown_kinds_of_pixels_are_refused():
     with pytest.raises(pv.RequestError, match="pixels must be one of"):
         to_pixels(torch.rand(2, 1, 3, 3), "grey")
+
+
+BYTES = torch.arange(64 * 4).remainder(256).to(torch.uint8).reshape(4, 1, 8, 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_floats_become_float32(dtype):
+    x = (BYTES > 100).to(dtype)
+    split = pv.Split(x)
+    assert split.x.dtype == torch.float32
+    assert torch.equal(split.scored("binary"), x.float())
+
+
+@pytest.mark.parametrize(
+    "x",
+    [BYTES.long(), BYTES.int(), BYTES.numpy().astype(np.uint16), BYTES.numpy().astype(">i8")],
+    ids=["int64", "int32", "uint16", "big-endian"],
+)
+def test_integers_become_bytes(x):
+    assert torch.equal(pv.Split(x).x, BYTES)
+    assert pv.Split(x).x.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float64])
+def test_0_and_1_are_binary(dtype):
+    x = torch.rand(50, 1, 8, 8) < 0.5
+    for split in (pv.Split(x.to(dtype)), pv.Split(x.numpy()), pv.Split(x.to(dtype)[:, 0])):
+        assert torch.equal(split.scored("binary"), x.float())
+        assert torch.equal(split[:10].scored("unit"), x[:10].float())
+    assert torch.equal(to_pixels(x, "binary"), x.float())
+
+
+def test_a_slice_is_not_converted_again():
+    """Black images with one pixel of value 1 are bytes if the others are."""
+    x = BYTES.clone()
+    x[0] = 0
+    x[0, 0, 0, 0] = 1
+    split = pv.Split(x)[:1].with_fixed_noise().to("cpu").only(torch.tensor([0])).subset(1)
+    assert split.x.max() == 1
+
+
+NAN = torch.full((3, 1, 4, 4), 0.5)
+NAN[1, 0, 2, 2] = torch.nan
+BAD = {
+    "scaled": (torch.rand(600, 8, 8) * 255, r"float32 from \S+ to 25\S+, .*: use x / 255"),
+    "whole": (BYTES.float(), r"float32 from 0 to 255, .*: use x.to\(torch.uint8\)"),
+    "array": (BYTES.double().numpy(), r"float64 from 0 to 255, .*: use x.astype\(np.uint8\)"),
+    "centred": (torch.linspace(-1, 1, 64).reshape(1, 8, 8), r"-1 to 1, .*: use \(x \+ 1\) / 2"),
+    "rounded": (torch.tensor([[[0.0, 1.00001]]]), r"use x.clip\(0, 1\)"),
+    "16 bits": (torch.arange(2**16).reshape(1, 256, 256), "int64 from 0 to 65535, .*: use x / 655"),
+    "standardized": (torch.randn(5, 8, 8), r"use \(x - x.min\(\)\) / \(x.max\(\) - x.min\(\)\)"),
+    "NaN": (NAN, r"x holds 1 values that are NaN.*nan_to_num\(x\)"),
+    "infinite": (1 / (BYTES[:, :, 0] > 0), "float32 from 1 to inf, .*: use finite numbers"),
+    "negative": (BYTES.long() - 1, "int64 from -1 to 254"),
+    "complex": (BYTES + 0j, "complex64"),
+    "flat": (torch.rand(9, 784), r"shape \(9, 784\), .*: use x.reshape\(-1, 28, 28\)"),
+    "flat colours": (torch.rand(9, 3072), r"use x.reshape\(-1, 3, 32, 32\)"),
+    "too many dimensions": (torch.rand(2, 1, 1, 4, 4), "has shape"),
+    "no pixels": (torch.rand(2, 0, 4), "has shape"),
+    "a list": ([[1.0]], "x is of type list"),
+    "strings": (np.array([[["a"]]]), "x holds <U1: use numbers"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_other_values_are_refused_with_the_conversion(name):
+    x, message = BAD[name]
+    with pytest.raises(pv.RequestError, match=message) as caught:
+        pv.Split(x)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["scaled", "whole", "centred", "16 bits", "standardized"])
+def test_the_conversion_that_is_advised_helps(name):
+    x, _ = BAD[name]
+    with pytest.raises(pv.RequestError) as caught:
+        pv.Split(x)
+    advice = str(caught.value).rpartition(": use ")[2]
+    assert len(pv.Split(eval(advice, {"x": x, "torch": torch}))) == len(x)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"labels": torch.arange(3)}, "one integer per image"),
+        ({"labels": torch.arange(4.0)}, r"labels.astype\(int\)"),
+        ({"covariates": torch.arange(4.0)}, r"covariates.reshape\(-1, 1\)"),
+        ({"covariates": torch.full((4, 1), torch.nan)}, "NaN or infinite"),
+        ({"noise": torch.rand(4, 8, 8)}, "noise has shape"),
+        ({"labels": torch.arange(4), "classes": ("a", "b")}, "names of 2 classes"),
+    ],
+)
+def test_other_fields_are_checked(fields, message):
+    with pytest.raises(pv.RequestError, match=message):
+        pv.Split(BYTES, **fields)
+
+
+def labelled(labels, classes=None):
+    labels = torch.as_tensor(labels)
+    return pv.Split(torch.rand(len(labels), 1, 4, 4), labels, classes=classes)
+
+
+def test_classes_are_those_of_training(caplog):
+    caplog.set_level(logging.INFO, "pyro_vae")
+    data = pv.Data("few", labelled([10, 40, 0]), labelled([40]), labelled([0, 10]))
+    assert (data.label_dim, data.classes) == (3, ("0", "10", "40"))
+    assert [split.labels.tolist() for split in data.splits] == [[1, 2, 0], [2], [0, 1]]
+    assert caplog.messages == ["few: classes 0 = 0, 1 = 10, 2 = 40"]
+    again = data.map(lambda split: split).to("cpu")
+    assert (again.classes, again.label_fingerprint) == (data.classes, data.label_fingerprint)
+    assert len(caplog.messages) == 1
+
+
+def test_an_absent_class_is_not_counted():
+    data = pv.Data("few", labelled([0, 2, 0], ("cat", "dog", "eel")), *[labelled([0])] * 2)
+    with pytest.raises(pv.RequestError, match="no training images of the classes 0"):
+        _ = data.label_dim  # the other splits have a class called 0
+    held_out = labelled([2], ("cat", "dog", "eel"))
+    data = pv.Data("few", labelled([0, 2, 0], held_out.classes), held_out, held_out)
+    assert (data.label_dim, data.classes) == (2, ("cat", "eel"))
+    assert data.test.labels.tolist() == [1]
+
+
+def test_classes_that_training_lacks_come_last_and_are_refused_for_labels():
+    data = pv.Data("few", labelled([1, 3]), labelled([3]), labelled([0, 3]))
+    assert data.classes == ("1", "3", "0")
+    assert data.test.labels.tolist() == [2, 1]
+    with pytest.raises(pv.RequestError, match="no training images of the classes 0; use"):
+        _ = data.label_dim
+
+
+def test_classes_of_a_model_number_new_images():
+    split = labelled([0, 1, 0], ("cat", "dog")).with_classes(("ant", "dog", "cat"))
+    assert split.labels.tolist() == [2, 1, 2]
+    assert split.class_names() == ["dog", "cat"]
+    with pytest.raises(pv.RequestError, match="unknown classes: eel"):
+        labelled([0], ("eel",)).with_classes(("cat",))
+
+
+def test_negative_labels_are_no_classes():
+    data = pv.Data("few", labelled([-1, 5]), labelled([5]), labelled([5]))
+    assert data.train.labels.tolist() == [-1, 5]
+    with pytest.raises(pv.RequestError, match="labels are from -1 to 5"):
+        _ = data.label_dim
+
+
+def test_images_of_different_shapes_are_refused():
+    with pytest.raises(pv.RequestError, match=r"shape \(1, 8, 8\), but those of test \(1, 4, 4\)"):
+        pv.Data("mixed", pv.Split(BYTES), pv.Split(BYTES), labelled([0]))
+
+
+def test_held_out_splits_made_by_hand_have_fixed_noise(digits):
+    parts = [replace(split, noise=None) for split in digits.splits]
+    data = pv.Data("by hand", *parts)
+    assert data.train.noise is None
+    for split, loaded in zip(data.splits[1:], digits.splits[1:], strict=True):
+        assert torch.equal(split.scored("binary"), loaded.scored("binary"))
+
+
+def test_noise_is_fixed_once(digits):
+    split = replace(digits.test, noise=None)
+    first, second = split.with_fixed_noise(), split.with_fixed_noise()
+    assert torch.equal(first.scored("binary"), second.scored("binary"))
+    assert first.with_fixed_noise() is first
+    assert torch.equal(first[5:9].scored("binary"), first.scored("binary")[5:9])

@@ -372,7 +372,7 @@ def test_evaluate(run_dir, capfd):
 
 
 def test_evaluate_overwrites_no_results_of_other_settings(run_dir, capfd, monkeypatch):
-    monkeypatch.setattr("pyro_vae.report.figures.png", lambda figure: b"")
+    monkeypatch.setattr("pyro_vae.reporting.figures.png", lambda figure: b"")
     others = [
         "",
         "--num_samples 21",

@@ -1,4 +1,4 @@
-"""The programs against densities by hand, what the methods return, and models that are copied, saved and deleted."""
+"""The programs against densities by hand, and models that are copied, saved and deleted."""
 
 import copy
 import gc
@@ -7,12 +7,21 @@ import io
 import pyro
 import pytest
 import torch
-from families import SHAPE, make_hierarchical, make_vae
+from families import (
+    POSTERIORS,
+    SHAPE,
+    make_conditional,
+    make_conditional_oracle,
+    make_hierarchical,
+    make_vae,
+)
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 import pyro_vae as pv
+from pyro_vae import networks
+from pyro_vae.engine.programs import Batch
 from pyro_vae.vae import default_batch_size
 
 
@@ -62,7 +71,7 @@ def test_the_hierarchical_programs_are_p_and_q(hvae, x):
 
 @pytest.mark.parametrize("beta", [0.3, 1.0, 4.0, torch.tensor(2.5)])
 def test_beta_weighs_the_kl(vae, x, beta):
-    """Trace_ELBO gives E log p(x | z) - beta KL; TraceMeanField_ELBO the same with the closed form of KL."""
+    """Trace_ELBO gives E log p(x | z) - beta KL; TraceMeanField_ELBO with the KL in closed form."""
     pyro.set_rng_seed(1)
     guide = poutine.trace(vae.guide).get_trace(x)
     z, q = guide.nodes["z"]["value"], normal(vae.encoder(x))
@@ -267,3 +276,155 @@ def test_the_decoder_can_be_exported(network):
     decoder, z = network((3,), (1, 1, 8, 8)), torch.randn(5, 3)
     exported = torch.export.export(decoder.eval(), (z,)).module()
     torch.testing.assert_close(exported(z), decoder(z))
+
+
+# ---- Labels
+
+CLASSES = 3
+Y = torch.tensor([0, 1, 2, 2, 1, 0, 1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("y", [Y, torch.randn(7, CLASSES).double()], ids=["classes", "covariates"])
+def test_log_p_of_images_given_labels_in_closed_form(y):
+    """p(x | y) is p(x) moved by a linear function of y; each exact weight is p(x | y)."""
+    vae, plain = make_conditional_oracle(CLASSES)
+    x = torch.randn(7, *SHAPE).double()
+    code = y if y.is_floating_point() else torch.eye(CLASSES).double()[y]
+    exact = plain.log_p(x + torch.tensordot(code, vae.embedding, 1))
+    weights = pv.log_weights(vae.model, vae.guide, x, y, num_samples=5)
+    assert weights == pytest.approx(exact.expand(5, -1), abs=1e-8)
+
+
+@torch.no_grad()
+def test_with_one_class_it_is_a_vae():
+    """The embedding and the decoder's last input are biases."""
+    x = torch.rand(7, *SHAPE).round()
+    vae = make_conditional(label_dim=1)
+    first, *_ = vae.encoder.parameters()
+    plain = make_vae()
+    plain.encoder, plain.decoder, decoder = (
+        vae.encoder,
+        networks.MLP((2,), (1, *SHAPE)),
+        vae.decoder,
+    )
+    for mine, theirs in zip(plain.decoder.parameters(), decoder.parameters(), strict=True):
+        mine.copy_(theirs[:, : mine.shape[1]] if mine.ndim == 2 else theirs)
+    list(plain.decoder.parameters())[1].add_(next(decoder.parameters())[:, -1])
+    y = torch.zeros(len(x), dtype=torch.int64)
+    pyro.set_rng_seed(0)
+    conditioned = pv.log_weights(vae.model, vae.guide, x, y, num_samples=9)
+    list(vae.encoder.parameters())[1].add_(first @ vae.embedding.flatten())
+    pyro.set_rng_seed(0)
+    assert conditioned == pytest.approx(
+        pv.log_weights(plain.model, plain.guide, x, num_samples=9), abs=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    "y", [None, torch.tensor([0, 3]), torch.tensor([-1, 0]), torch.rand(2, 4), torch.rand(2)]
+)
+def test_labels_that_do_not_fit_are_rejected(y):
+    with pytest.raises(pv.RequestError, match=r"label|covariates"):
+        pv.codes(make_conditional(), Batch(torch.zeros(2, *SHAPE), y))
+
+
+def test_labels_change_what_is_generated():
+    vae = make_conditional(11)
+    seven, one = (vae.p_x(torch.zeros(1, 2), torch.tensor([label])).mean for label in (7, 1))
+    assert (seven - one).abs().max() > 0.01
+    assert vae.sample(3, y=torch.tensor([1, 2, 3])).shape == (3, *SHAPE)
+
+
+def test_labels_that_do_not_fit_the_images():
+    vae = make_conditional(11)
+    for y in (None, torch.tensor([1, 2]), torch.tensor([1, 2, 11])):
+        with pytest.raises(pv.RequestError, match="label"):
+            vae.sample(3, y)
+
+
+# ---- Export
+
+
+@pytest.mark.parametrize(
+    ("posterior", "likelihood", "labels"),
+    [
+        *((name, "Binomial", "classes") for name in sorted(set(POSTERIORS) - {"FlowPosterior"})),
+        ("DiagonalNormal", "Bernoulli", None),
+        ("DiagonalNormal", "Bernoulli", "covariates"),
+    ],
+)
+def test_the_moments_of_the_posterior_can_be_exported(posterior, likelihood, labels):
+    """Whole: with the labels, and from bytes to the encoder's grey values; for any batch."""
+    x = torch.randint(0, 2, (5, *SHAPE)).float()
+    if likelihood == "Binomial":
+        x = 255 * x
+    if labels is None:
+        vae = make_vae(posterior=posterior, likelihood=likelihood)
+        args = (x,)
+    else:
+        vae = make_conditional(posterior=posterior, likelihood=likelihood)
+        y = torch.tensor([0, 1, 2, 1, 0])
+        if labels == "covariates":
+            y = 5 * torch.randn(5, CLASSES) + 3
+            vae.initialize_labels(y)
+        args = (x, y)
+    loc, scale = pv.codes(vae, Batch(*args))
+    names = sorted(pyro.get_param_store().keys())
+    rows = torch.export.Dim("rows")
+    program = torch.export.export(
+        pv.PosteriorMoments(vae), args, dynamic_shapes=tuple({0: rows} for _ in args)
+    ).module()
+    torch.testing.assert_close(program(*args), (loc, scale))
+    few = [arg[:3] for arg in args]
+    torch.testing.assert_close(program(*few), (loc[:3], scale[:3]))
+    assert sorted(pyro.get_param_store().keys()) == names
+
+
+def test_the_moments_in_onnx(tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    vae, x = make_conditional(likelihood="Binomial"), 255 * torch.rand(5, *SHAPE).round()
+    y = torch.tensor([0, 1, 2, 1, 0])
+    torch.onnx.export(pv.PosteriorMoments(vae), (x, y), tmp_path / "a.onnx", dynamo=True)
+    session = runtime.InferenceSession(str(tmp_path / "a.onnx"))
+    inputs = dict(zip([node.name for node in session.get_inputs()], (x, y), strict=True))
+    outputs = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    for found, expected in zip(outputs, pv.codes(vae, Batch(x, y)), strict=True):
+        torch.testing.assert_close(torch.from_numpy(found), expected)
+
+
+def test_moments_without_a_closed_form_are_refused():
+    vae = make_vae(posterior="FlowPosterior")
+    with pytest.raises(pv.RequestError, match="FlowPosterior has no closed form"):
+        pv.PosteriorMoments(vae)(torch.zeros(2, *SHAPE))
+
+
+# ---- latent_dim
+
+
+def test_a_prior_is_measured_without_effects():
+    """Once, in evaluation mode: its encoder may have batch normalization and dropout."""
+    norm = torch.nn.BatchNorm1d(16)
+    encoder = torch.nn.Sequential(
+        torch.nn.Flatten(), norm, torch.nn.Dropout(), pv.MLP((16,), (2, 3), (8,))
+    )
+    posterior = pv.DiagonalNormal()
+    prior = pv.VampPrior(encoder, posterior, SHAPE, components=4)
+    encoder[2].eval()
+    decoder = pv.MLP((3,), (1, *SHAPE))
+    state = torch.get_rng_state()
+    vae = pv.VAE(prior, encoder, posterior, decoder, pv.Bernoulli())
+    assert vae.latent_dim == 3
+    assert norm.num_batches_tracked == 0
+    assert (norm.training, encoder[2].training, prior.training) == (True, False, True)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_prior_over_scalars_is_refused(vae):
+    class Scalars(pv.Prior):
+        def forward(self):
+            return pyro.distributions.Normal(torch.zeros(3), 1.0)
+
+    with pytest.raises(pv.RequestError, match="use to_event"):
+        pv.VAE(Scalars(), vae.encoder, vae.posterior, vae.decoder, vae.likelihood)

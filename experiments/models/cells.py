@@ -1,4 +1,4 @@
-"""A factor model of spatial gene counts: known signatures of cell types, unknown abundances in each spot."""
+"""A factor model of spatial gene counts: the abundances of known cell types in each spot."""
 
 from typing import Any
 

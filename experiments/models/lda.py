@@ -1,4 +1,4 @@
-"""Latent Dirichlet allocation: topics of words are summed out, a network infers the topics of each document."""
+"""Latent Dirichlet allocation: word topics are summed out, a network infers document topics."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Bayesian linear regression as a PyroModule with priors on its weights, and a guide with independent normals."""
+"""Bayesian linear regression: a PyroModule with priors on its weights, a mean-field guide."""
 
 from typing import Any
 

@@ -2,10 +2,11 @@
 
     python experiments/models/speed.py --out experiments/results
 
-Each module beside this one is a model. The losses of `pyro.infer.SVI` and of `pyro_vae.SVI` are compared with equal noise:
-in float64 traced, in float32 also compiled. Then the contestants take turns in one process with one thread, each with
-parameters of its own, in float32. All have Adam from torch, Pyro's through `pyro.optim`. Times are those of the processor;
-ratios are medians of the ratios within a round.
+Each module beside this one is a model. The losses of `pyro.infer.SVI` and of `pyro_vae.SVI` are
+compared with equal noise: in float64 traced, in float32 also compiled. Then the contestants take
+turns in one process with one thread, each with parameters of its own, in float32. All have Adam
+from torch, Pyro's through `pyro.optim`. Times are those of the processor; ratios are medians of the
+ratios within a round.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ CONTESTANTS: dict[str, Callable[..., Any]] = {
 
 
 def largest_difference(name: str, engine: str, steps: int = 10) -> float:
-    """The largest relative difference of losses to those of Pyro's SVI, with equal noise in float64."""
+    """The largest relative difference of losses to Pyro's SVI, with equal noise in float64."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:

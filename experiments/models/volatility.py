@@ -1,4 +1,4 @@
-"""Stochastic volatility: daily returns whose log-variance is a random walk, with a low-rank guide."""
+"""Stochastic volatility: the log-variance of daily returns is a random walk."""
 
 from typing import Any
 

@@ -21,7 +21,7 @@ from pyro_vae.cli.options import (
     up_to,
 )
 from pyro_vae.cli.tables import table
-from pyro_vae.data.split import Split
+from pyro_vae.data.split import Split, unknown_classes
 from pyro_vae.engine import distributed
 from pyro_vae.engine.graphs import AnyEngine, logger
 from pyro_vae.engine.importance import log_likelihood
@@ -38,10 +38,10 @@ from pyro_vae.evaluation.diagnostics import (
 )
 from pyro_vae.evaluation.metrics import Metrics, Scores, score_images, summarize, summary
 from pyro_vae.evaluation.quadrature import latent_shapes
-from pyro_vae.report import figures, views
+from pyro_vae.reporting import figures, views
+from pyro_vae.runs.build import pick_device
 from pyro_vae.runs.folder import Run, check_writable
 from pyro_vae.runs.load import open_run
-from pyro_vae.runs.recipe import pick_device
 from pyro_vae.runs.store import npz, write
 from pyro_vae.vae import Model
 
@@ -58,7 +58,7 @@ def evaluate(argv: list[str]) -> None:
         saved = open_run(config.run_dir, config.checkpoint, device, config.trust)
         if not config.per_image:  # which can be written elsewhere
             check_writable(saved.run.path)
-        vae = saved.vae
+        run, checkpoint, vae = saved.run, saved.checkpoint, saved.vae
         with distributed.main_process_first():
             name, split, train = saved.images(
                 config.split, config.data, config.data_dir, config.image_size
@@ -70,16 +70,17 @@ def evaluate(argv: list[str]) -> None:
         scores = score_images(vae, images, config.num_samples, config.batch_size, config.engine)
         results = _results(vae, split, images, scores, config)
         pyro.set_rng_seed(config.seed)
-        if train is not None and train.labels is not None and len(train.labels.unique()) > 1:
+        has_classes = train is not None and len(train.class_names()) > 1
+        if train is not None and has_classes and not unknown_classes(train, split):
             results["linear_probe"] = linear_probe(vae, train[:PROBED], split[:PROBED])._asdict()
-        if config.classify_images and saved.checkpoint.label_dim and split.covariates is None:
+        if config.classify_images and checkpoint.label_dim and split.covariates is None:
             chosen = split.subset(min(config.classify_images, len(split)))
             results["bayes_classifier"] = bayes_classifier(
-                vae, chosen, saved.checkpoint.label_dim
+                vae, chosen, checkpoint.label_dim
             )._asdict()
         if distributed.is_main_process():
             logger.info(table(results, f"{name}, {config.checkpoint} checkpoint", vae.likelihood))
-            _write(vae, images, index, scores, results, saved.run, config)
+            _write(vae, images, index, scores, results, run, config)
 
 
 def _parser() -> ArgumentParser:

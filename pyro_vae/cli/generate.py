@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from functools import cache
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from logging import getLogger
 from math import isfinite
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -24,211 +27,311 @@ from pyro_vae.cli.options import (
     up_to,
 )
 from pyro_vae.data.split import Split
-from pyro_vae.engine.graphs import logger
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.codes import codes
-from pyro_vae.report import figures, views
+from pyro_vae.reporting import figures, views
+from pyro_vae.runs.build import pick_device
 from pyro_vae.runs.folder import Run
 from pyro_vae.runs.load import open_run
-from pyro_vae.runs.recipe import pick_device
 from pyro_vae.runs.store import npz, write
 from pyro_vae.vae import Model
+
+logger = getLogger("pyro_vae")
+
+Format = Literal["png", "npz"]
+
+SAMPLES = 64
+IMAGES = 10
+STEPS = 10
+# Images whose codes say which dimensions are active, and in which range.
+RANGE_IMAGES = 1000
+# Longest part of a file name that a label makes.
+LABEL_LENGTH = 60
+# Classes and dimensions that a message lists.
+LISTED = 20
 
 
 class Output(NamedTuple):
     """Arrays, and a function that draws them."""
 
-    arrays: dict[str, Tensor | None]
+    arrays: Mapping[str, Tensor | None]
     figure: Callable[[], figures.Figure]
 
 
-Images = Callable[[], Split]
+@dataclass(frozen=True)
+class Request:
+    """What the command is asked for.
+
+    Attributes:
+        vae: The model.
+        config: The options.
+        format: Whether to write a picture or arrays.
+        load: Loads the images, which not all kinds need.
+    """
+
+    vae: Model
+    config: Namespace
+    format: Format
+    load: Callable[[], Split]
+
+    @cached_property
+    def images(self) -> Split:
+        """All images to choose from."""
+        return self.load()
+
+    @cached_property
+    def label(self) -> Tensor | None:
+        """The label of --label, shape `(1,)` or `(1, C)`; None if it is not given.
+
+        Raises:
+            RequestError: If the model cannot decode with it.
+        """
+        if self.config.label is None:
+            return None
+        if not self.vae.needs_labels:
+            name = type(self.vae).__name__
+            raise RequestError(
+                f"--label is for models that use labels, which {name} does not; leave it out"
+            )
+        if self.config.kind in ("analogies", "codes"):
+            raise RequestError(
+                f"{self.config.kind} are not decoded with one label; leave out --label"
+            )
+        self.vae.check_labels(self.images.y)
+        if self.images.covariates is not None:
+            return _covariates(self.config.label, self.images.covariates)
+        return _class(self.config.label, self.images)
+
+    def y(self, rows: int) -> Tensor | None:
+        """The label of --label, for each of some rows; None if it is not given."""
+        return None if self.label is None else self.label.repeat_interleave(rows, 0)
+
+    def some(self, each: int = 1) -> Split:
+        """A seeded choice of --count times `each` images; by default ten times, or all."""
+        count = self.config.count
+        asked = each * count if count else min(each * IMAGES, len(self.images))
+        if asked > len(self.images):
+            raise RequestError(
+                f"--count needs {asked:,} images, but the split has {len(self.images):,};"
+                " use a smaller count"
+            )
+        return self.images.subset(asked)
+
+    @property
+    def named(self) -> str:
+        """What titles call the images."""
+        if self.config.data is None:
+            return f"{self.config.split} images"
+        return f"images of {Path(self.config.data).name}"
 
 
 def generate(argv: list[str]) -> None:
     """Run the command."""
     config = parse(_parser(), argv)
+    run = Run.open(config.run_dir)
     device = pick_device(config.device)
-    file = _file(config, Run.open(config.run_dir))
+    kind: Format = _format(config)
+    file = _file(config, run, kind)
     saved = open_run(config.run_dir, config.checkpoint, device, config.trust)
     vae = saved.vae
-
-    if config.data is not None and (
-        config.kind == "manifold" or (config.kind == "samples" and not vae.needs_labels)
-    ):
+    needs_no_images = config.kind == "manifold" or (
+        config.kind == "samples" and not vae.needs_labels
+    )
+    if config.data is not None and needs_no_images:
         raise RequestError(f"{config.kind} use no images; leave out --data")
-
-    @cache
-    def images() -> Split:
-        images = saved.images(config.split, config.data, config.data_dir, config.image_size)
-        return images.split.to(device)
-
     pyro.set_rng_seed(config.seed)
-    if config.label is not None:
-        _check_label(vae, images, config)
-    output = KINDS[config.kind](vae, images, config)
-    content = _picture(output, config) if file.suffix == ".png" else npz(output.arrays)
+    asked = (config.split, config.data, config.data_dir, config.image_size)
+    request = Request(vae, config, kind, lambda: saved.images(*asked).split.to(device))
+    output = KINDS[config.kind](request)
+    content = _picture(output, config) if kind == "png" else npz(output.arrays)
     logger.info("written to %s", write(file, content))
 
 
 def _parser() -> ArgumentParser:
     parser = run_parser("generate", "Write images or arrays from a saved run.")
     parser.add_argument("kind", type=Literal[tuple(KINDS)], help="What to write.")  # type: ignore[valid-type]
-    add(parser, "format", Literal["png", "npz"], None, "Picture or arrays; png, but npz for codes.")
-    add(
-        parser,
-        "count",
-        up_to(1_000_000),
-        None,
-        "Number of images or rows; 64 samples, 10 of others.",
-    )
-    add(
-        parser,
-        "mean",
-        bool,
-        None,
-        "Samples: means of p(x | z) or draws; means for png, draws for npz.",
-    )
+    add(parser, "format", Format, None, "Picture or arrays; png, but npz for codes.")
+    text = "Number of images or rows; 64 samples, 10 of others."
+    add(parser, "count", up_to(1_000_000), None, text)
+    text = "Samples: means of p(x | z) or draws; means for png, draws for npz."
+    add(parser, "mean", bool, None, text)
     add(parser, "columns", up_to(100), None, "Columns of a grid of samples or of the manifold.")
-    add(parser, "dimension", NonNegativeInt, 0, "Latent dimension of a traversal.")
-    text = "Models that use labels: a class, or a list of covariates, to decode with; those of the images by default."
-    add(parser, "label", int | list[float], None, text)
+    text = "Latent dimension of a traversal; the most active one by default."
+    add(parser, "dimension", NonNegativeInt, None, text)
+    text = (
+        "Models that use labels: a class by its name or number, or a number or list of covariates,"
+        " to decode with; those of the images by default."
+    )
+    add(parser, "label", str, None, text)
     add(parser, "out", str, None, "File to write; RUN_DIR/generated/KIND.FORMAT by default.")
     return parser
 
 
-def _file(config: Namespace, run: Run) -> Path:
-    """The file to write; its suffix is the format."""
-    label = (
-        ""
-        if config.label is None
-        else f"-label-{config.label}".translate(str.maketrans(" .", "_p", "[],"))
-    )
-    other = "" if config.data is None else f"-{source(config)}"
-    path = (
-        Path(config.out) if config.out else run.path / "generated" / f"{config.kind}{label}{other}"
-    )
-    default = "npz" if config.kind == "codes" else "png"
-    config.format = config.format or {".png": "png", ".npz": "npz"}.get(path.suffix, default)
-    if path.suffix not in ("", f".{config.format}") or os.path.isdir(path) or "\0" in str(path):
+def _format(config: Namespace) -> Format:
+    """What --format says, or else the name of the file."""
+    if config.format is not None:
+        return config.format
+    suffix = Path(config.out).suffix if config.out else ""
+    if suffix == ".png":
+        return "png"
+    if suffix == ".npz" or config.kind == "codes":
+        return "npz"
+    return "png"
+
+
+def _file(config: Namespace, run: Run, kind: Format) -> Path:
+    """The file to write."""
+    if config.out:
+        path = Path(config.out)
+    else:
+        name = config.kind
+        if config.label is not None:
+            name += f"-label-{_in_file_name(config.label)}"
+        if config.data is not None:
+            name += f"-{source(config)}"
+        path = run.path / "generated" / name
+    if path.suffix not in ("", f".{kind}") or os.path.isdir(path) or "\0" in str(path):
         raise RequestError(
             f"--out {path} must be a file that ends in .png or .npz, as --format says"
         )
-    return path.with_suffix(f".{config.format}")
+    return path.with_suffix(f".{kind}")
 
 
-def _check_label(vae: Model, images: Images, config: Namespace) -> None:
-    """Raise `RequestError` unless the model can decode with --label: one of the classes, or as many covariates as it has."""
-    if not vae.needs_labels:
-        raise RequestError(
-            f"--label is for models that use labels, which {type(vae).__name__} does not; leave it out"
-        )
-    if config.kind in ("analogies", "codes"):
-        raise RequestError(f"{config.kind} are not decoded with one label; leave out --label")
-    known = images().y
-    vae.check_labels(known)
-    if known is not None and known.is_floating_point():
-        count = known.shape[1]
-        if not (
-            isinstance(config.label, list)
-            and len(config.label) == count
-            and all(map(isfinite, config.label))
-        ):
-            raise RequestError(
-                f"--label must be a list of {count} covariates, such as [{', '.join(['0.5'] * count)}]"
-            )
-    elif known is not None and (
-        isinstance(config.label, list) or config.label not in known.unique().tolist()
-    ):
-        classes = ", ".join(map(str, known.unique().tolist()[:20]))
-        raise RequestError(f"--label must be one of the classes {classes}, but is {config.label}")
+def _in_file_name(label: str) -> str:
+    """A label as a part of a file name: the covariates [0.5, 1] are 0p5_1."""
+    text = label.translate(str.maketrans(" .", "_p", "[],"))
+    return re.sub(r"[^\w-]", "_", text)[:LABEL_LENGTH]
+
+
+def _class(label: str, images: Split) -> Tensor:
+    """The number of a class, which is given by its name or number."""
+    known = images.labels
+    assert known is not None
+    numbers = known[known >= 0].unique().tolist()
+    names = {figures.class_name(number, images.classes): number for number in numbers}
+    if label in names:
+        number = names[label]
+    elif label.isdecimal() and int(label) in numbers:
+        number = int(label)
+    else:
+        listed = ", ".join(list(names)[:LISTED])
+        raise RequestError(f"--label must be one of the classes {listed}, but is {label}")
+    return torch.tensor([number], device=known.device)
+
+
+def _covariates(label: str, known: Tensor) -> Tensor:
+    """Covariates, which are given as a list or, if there is one, as a number."""
+    count = known.shape[1]
+    try:
+        values = [float(part) for part in label.strip(" []").split(",")]
+    except ValueError:
+        values = []
+    if len(values) != count or not all(map(isfinite, values)):
+        example = f"[{', '.join(['0.5'] * count)}]"
+        raise RequestError(f"--label must be a list of {count} covariates, such as {example}")
+    return torch.tensor([values], dtype=known.dtype, device=known.device)
 
 
 def _picture(output: Output, config: Namespace) -> bytes:
     figure = output.figure()
     if config.label is not None:
-        figure.axes[0].set_title(
-            f"{figure.axes[0].get_title()}, given y = {config.label}", fontsize=11
-        )
+        figures.add_to_title(figure, f"given y = {config.label}")
     return figures.png(figure)
 
 
-def _samples(vae: Model, images: Images, config: Namespace) -> Output:
-    mean = config.format == "png" if config.mean is None else config.mean
-    count = config.count or 64
-    y = _asked_y(vae, config, count)
+def _samples(request: Request) -> Output:
+    vae, config = request.vae, request.config
+    mean = request.format == "png" if config.mean is None else config.mean
+    count = config.count or SAMPLES
+    y = request.y(count)
     if vae.needs_labels and y is None:
-        y = views.random_labels(vae, images(), count)
+        y = views.random_labels(vae, request.images, count)
     made = views.samples(vae, count, mean, y)
     return Output(
         {"images": _bytes(made), "y": y}, lambda: figures.samples(made, mean, config.columns)
     )
 
 
-def _reconstructions(vae: Model, images: Images, config: Namespace) -> Output:
-    split = _some(images(), config.count)
-    made = views.reconstructions(vae, split, _asked_y(vae, config, len(split)))
+def _reconstructions(request: Request) -> Output:
+    split = request.some()
+    made = views.reconstructions(request.vae, split, request.y(len(split)))
     arrays = {
         "images": _bytes(made[:, 0]),
         "reconstructions": _bytes(made[:, 1]),
         "labels": split.labels,
     }
-    return Output(
-        arrays, lambda: figures.reconstructions(made, f"{_named(config)} and reconstructions")
-    )
+    title = f"{request.named} and reconstructions"
+    return Output(arrays, lambda: figures.reconstructions(made, title))
 
 
-def _interpolations(vae: Model, images: Images, config: Namespace) -> Output:
-    chosen = _some(images(), config.count, 2)
+def _interpolations(request: Request) -> Output:
+    chosen = request.some(each=2)
     if len(chosen) < 2:
         raise RequestError(
             "an interpolation needs two images; use data with more images, or a larger --count"
         )
     pairs = chosen[: 2 * (len(chosen) // 2)]
-    made = views.interpolations(vae, pairs, _asked_y(vae, config, len(pairs)))
+    made = views.interpolations(request.vae, pairs, request.y(len(pairs)))
     return Output({"images": _bytes(made)}, lambda: figures.interpolations(made))
 
 
-def _traversals(vae: Model, images: Images, config: Namespace) -> Output:
-    split = _some(images(), config.count)
-    y = _asked_y(vae, config, len(split))
-    made = views.traversals(vae, split, config.dimension, y)
-    return Output({"images": _bytes(made)}, lambda: figures.traversals(made, config.dimension))
+def _traversals(request: Request) -> Output:
+    vae, split = request.vae, request.some()
+    many = request.images.subset(min(RANGE_IMAGES, len(request.images)))
+    active = views.active_dimensions(vae, many)
+    listed = ", ".join(map(str, active[:LISTED]))
+    logger.info("active dimensions, the most active first: %s", listed)
+    dimension = request.config.dimension
+    if dimension is None:
+        dimension = active[0]
+    if dimension >= vae.latent_dim:
+        raise RequestError(
+            f"--dimension {dimension} is out of range; choose 0 to {vae.latent_dim - 1}"
+        )
+    low, high = views.code_range(vae, many)[:, dimension].tolist()
+    values = torch.linspace(low, high, STEPS)
+    made = views.traversals(vae, split, dimension, values, request.y(len(split)))
+    arrays = {"images": _bytes(made), "dimension": torch.tensor(dimension), "z": values}
+    return Output(arrays, lambda: figures.traversals(made, dimension, values))
 
 
-def _manifold(vae: Model, images: Images, config: Namespace) -> Output:
+def _manifold(request: Request) -> Output:
+    vae, config = request.vae, request.config
     if vae.needs_labels and config.label is None and vae.latent_dim == 2:
         raise RequestError("the manifold of a model that uses labels needs one: add --label")
-    made, z = views.manifold(vae, config.columns or 20, _asked_y(vae, config, 1))
+    made, z = views.manifold(vae, config.columns or 20, request.label)
     return Output({"images": _bytes(made), "z": z}, lambda: figures.manifold(made, z))
 
 
-def _codes(vae: Model, images: Images, config: Namespace) -> Output:
-    split = images()
-    split = split if config.count is None else _some(split, config.count)
-    loc, scale = codes(vae, split)
-    return Output(
-        {"loc": loc, "scale": scale, "labels": split.labels},
-        lambda: figures.latent(loc, split.labels, f"posterior means of {_named(config)}"),
-    )
+def _codes(request: Request) -> Output:
+    split = request.images if request.config.count is None else request.some()
+    loc, scale = codes(request.vae, split)
+    arrays = {"loc": loc, "scale": scale, "labels": split.labels}
+    title = f"posterior means of {request.named}"
+    return Output(arrays, lambda: figures.latent(loc, split.labels, title, split.classes))
 
 
-def _analogies(vae: Model, images: Images, config: Namespace) -> Output:
-    split = images()
-    if not vae.needs_labels:
+def _analogies(request: Request) -> Output:
+    if not request.vae.needs_labels:
         raise RequestError(
-            "analogies need a model that uses labels, such as one trained with --model ConditionalVAE"
+            "analogies need a model that uses labels, such as one trained with"
+            " --model ConditionalVAE"
         )
+    split = request.images
     if split.covariates is not None or split.labels is None:
         raise RequestError(
             "analogies need classes, but this model uses covariates; use samples with --label"
         )
     y = split.labels.unique()
-    made = views.analogies(vae, y, config.columns or config.count or 10)
-    return Output({"images": _bytes(made), "labels": y}, lambda: figures.analogies(made, y))
+    columns = request.config.columns or request.config.count or IMAGES
+    made = views.analogies(request.vae, y, columns)
+    return Output(
+        {"images": _bytes(made), "labels": y},
+        lambda: figures.analogies(made, y, split.classes),
+    )
 
 
-KINDS: dict[str, Callable[[Model, Images, Namespace], Output]] = {
+KINDS: dict[str, Callable[[Request], Output]] = {
     "samples": _samples,
     "reconstructions": _reconstructions,
     "interpolations": _interpolations,
@@ -237,31 +340,6 @@ KINDS: dict[str, Callable[[Model, Images, Namespace], Output]] = {
     "manifold": _manifold,
     "codes": _codes,
 }
-
-
-def _asked_y(vae: Model, config: Namespace, rows: int) -> Tensor | None:
-    """The label of --label, for each of some rows; None if it is not given."""
-    if config.label is None:
-        return None
-    return torch.tensor([config.label], device=next(vae.parameters()).device).repeat_interleave(
-        rows, 0
-    )
-
-
-def _some(split: Split, count: int | None, each: int = 1) -> Split:
-    """A seeded choice of `count` times `each` images; ten times, or as many as there are, by default."""
-    asked = each * count if count else min(10 * each, len(split))
-    if asked > len(split):
-        raise RequestError(
-            f"--count needs {asked:,} images, but the split has {len(split):,}; use a smaller count"
-        )
-    return split.subset(asked)
-
-
-def _named(config: Namespace) -> str:
-    return (
-        f"{config.split} images" if config.data is None else f"images of {Path(config.data).name}"
-    )
 
 
 def _bytes(images: Tensor) -> Tensor:

@@ -30,9 +30,10 @@ from jsonargparse import (
 from jsonargparse.typing import NonNegativeInt, PositiveInt, restricted_number_type
 from torch.optim import Adam
 
-from pyro_vae.data.datasets import NAMED
+from pyro_vae.data.datasets import NAMED, stored_name
 from pyro_vae.errors import RequestError
-from pyro_vae.runs.recipe import PARTS, Device, Part, Recipe
+from pyro_vae.runs.parts import PARTS, Part
+from pyro_vae.runs.recipe import Device, Recipe
 from pyro_vae.runs.store import parse_yaml, read_yaml
 
 __all__ = ["ArgumentParser", "Namespace", "NonNegativeInt", "PositiveInt"]
@@ -188,7 +189,7 @@ def source(config: Namespace) -> str:
         return config.split
     if config.data in NAMED:
         return f"data-{config.data}"
-    path = os.path.abspath(config.data)
+    path = stored_name(config.data)
     return f"data-{Path(path).name.replace('.', '_')}-{sha256(path.encode()).hexdigest()[:6]}"
 
 
@@ -231,7 +232,7 @@ def parse_training(argv: list[str]) -> Asked:
     """The options of `train`; raises as `parse`."""
     config = parse(train_parser(), [*_defaults(), *argv])
     values = Namespace({key: value for key, value in config.items() if key not in NOT_STORED})
-    plain = parse_yaml(train_parser().dump(values, skip_unset=False, skip_validation=True))
+    plain = json.loads(train_parser().dump(values, "json", skip_unset=False, skip_validation=True))
     for name, part in PARTS.items():
         if part.default and plain[name] is None:
             raise RequestError(f"{name} must be a class, but is null; choose from {part.choices}")
@@ -265,7 +266,7 @@ def parse_resumed(stored: Recipe, argv: list[str], where: Path) -> Recipe:
     """
     as_flags = ["--config", json.dumps(stored.plain())]
     before, asked = parse_training(as_flags).recipe, parse_training([*as_flags, *argv]).recipe
-    if asked.data == "auto" or os.path.abspath(asked.data) == stored.data:
+    if asked.data == "auto" or stored_name(asked.data) == stored.data:
         asked.data = stored.data
     fixed = [
         name

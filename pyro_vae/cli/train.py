@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
-from itertools import chain, count
+from logging import getLogger
 from pathlib import Path
 from shlex import quote
-from timeit import repeat
 
 import torch
 
@@ -18,26 +19,33 @@ from pyro_vae.cli.report import save_report
 from pyro_vae.cli.tables import epoch_line, table
 from pyro_vae.data.split import Data
 from pyro_vae.engine import distributed
-from pyro_vae.engine.graphs import logger
+from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import NotFiniteError, RequestError
-from pyro_vae.evaluation.codes import codes, scored
-from pyro_vae.evaluation.metrics import evaluate
-from pyro_vae.report import figures, views
+from pyro_vae.evaluation.metrics import Metrics, evaluate, score_images
+from pyro_vae.reporting import figures
+from pyro_vae.runs.build import build_training, pick_device
 from pyro_vae.runs.checkpoints import load_checkpoint, resume, save_checkpoint
 from pyro_vae.runs.folder import Run
 from pyro_vae.runs.log import add_record, keep_records, read_records
-from pyro_vae.runs.recipe import Recipe, build_training, pick_device
+from pyro_vae.runs.recipe import Recipe
 from pyro_vae.runs.store import write
 from pyro_vae.training.fit import Record, Training
 from pyro_vae.vae import Model
 
-TEST_SAMPLES = 1000
-TEST_IMAGES = 1000
-LATENT_IMAGES = 5000
 # About how many epochs are printed.
 LINES = 20
-# Consecutive steps with a collapsed posterior after which it is reported: it may recover in the first ones.
+# Consecutive steps with a collapsed posterior after which it is reported: it may recover in the
+# first ones.
 COLLAPSED_STEPS = 1000
+# Test images that are scored to estimate the time for all.
+TIMED = 4
+
+COLLAPSED = (
+    "the posterior has collapsed: %d of %d latent dimensions are active; try more epochs, a warm-up"
+    " (--beta Linear), free bits (--objective FreeBitsELBO) or a smaller --beta.value"
+)
+
+logger = getLogger("pyro_vae")
 
 
 def train(argv: list[str]) -> None:
@@ -50,7 +58,8 @@ def train(argv: list[str]) -> None:
     run_exists = asked.run_dir is not None and Run(Path(asked.run_dir)).exists()
     if asked.resume == "never" and run_exists:
         raise RequestError(
-            f"{asked.run_dir} holds a run already; add --resume to continue it, or use another run_dir"
+            f"{asked.run_dir} exists already; add --resume to continue its run, or use another"
+            " run_dir"
         )
     with distributed.process_group(pick_device(asked.recipe.device)):
         if asked.resume == "always" or (asked.resume == "auto" and run_exists):
@@ -65,7 +74,7 @@ def _start(recipe: Recipe, run_dir: str | None) -> None:
     with run.lock() if run else nullcontext():
         if run:
             save_checkpoint(run, "last", training, data)
-            _save_recipe(run, recipe)  # last: with it, the folder holds a run that can be resumed
+            recipe.save(run.recipe_file)  # last: with it, the run can be resumed
         with _how_to_resume(run, recipe):
             _finish(vae, data, training, run, recipe)
 
@@ -81,19 +90,15 @@ def _resume(asked: Asked, argv: list[str]) -> None:
         resume(training, data, checkpoint, stored.epochs or training.epochs)
         logger.info("resuming after epoch %d of %d", training.epoch, training.epochs)
         if distributed.is_main_process():
-            _save_recipe(run, recipe)
+            recipe.save(run.recipe_file)
             keep_records(run, training.epoch)
         with _how_to_resume(run, recipe):
             _finish(vae, data, training, run if distributed.is_main_process() else None, recipe)
 
 
-def _save_recipe(run: Run, recipe: Recipe) -> None:
-    write(run.recipe_file, recipe.to_yaml().encode())
-
-
 @contextmanager
 def _how_to_resume(run: Run | None, recipe: Recipe) -> Iterator[None]:
-    """Add to an interruption how to continue; a loss that is not finite would only become so again."""
+    """Add to an interruption how to continue, unless the loss would only become NaN again."""
     try:
         yield
     except BaseException as error:
@@ -105,89 +110,79 @@ def _how_to_resume(run: Run | None, recipe: Recipe) -> Iterator[None]:
 
 
 def _run_dir(asked: str | None, data: Data) -> Path:
-    stem = f"runs/{Path(data.name).stem}-{datetime.now():%Y-%m-%d-%H%M%S}"
-    numbered = (Path(f"{stem}-{number}") for number in count(2))
-    return (
-        Path(asked)
-        if asked
-        else next(path for path in chain([Path(stem)], numbered) if not path.exists())
-    )
+    """The folder that was asked for, or a new one that is named after the data and the time."""
+    if asked:
+        return Path(asked)
+    first = path = Path(f"runs/{Path(data.name).stem}-{datetime.now():%Y-%m-%d-%H%M%S}")
+    number = 1
+    while path.exists():
+        number += 1
+        path = first.with_name(f"{first.name}-{number}")
+    return path
 
 
 def _finish(vae: Model, data: Data, training: Training, run: Run | None, recipe: Recipe) -> None:
     """Train to the end, score and draw; only the main process has a run folder."""
     _summarize(vae, data, training)
-    with (
-        tensorboard(run.path / "tensorboard", vae, data, training.epoch)
-        if run and recipe.logger
-        else nullcontext() as log
-    ):
+    log_epochs: AbstractContextManager[Log | None] = nullcontext()
+    if run and recipe.logger:
+        log_epochs = tensorboard(run.path / "tensorboard", vae, data, training.epoch)
+    with log_epochs as log:
         _train(data, training, run, recipe, log)
-    results = evaluate(vae, data.test, TEST_SAMPLES, min(TEST_IMAGES, len(data.test)))
+    if recipe.test_samples:
+        results = score(vae, data, recipe)
+        if run:
+            run.save_results(results)
+            logger.info(table(results, f"\n{data.name}, test set", vae.likelihood))
     if run:
-        run.save_results(results)
-        logger.info(table(results, f"\n{data.name}, test set", vae.likelihood))
-        files = [
-            *draw(vae, data, run),
-            *(save_report(run, vae, data.test) if recipe.report else []),
-        ]
+        files = draw(vae, data, run)
+        if recipe.report:
+            files += save_report(run, vae, data.test)
         logger.info("\n  ".join([f"\nrun folder: {run.path}", *map(str, files)]))
 
 
 def _summarize(vae: Model, data: Data, training: Training) -> None:
-    parameters = sum(param.numel() for param in vae.parameters())
+    """Log what is trained, on what."""
     sizes = " + ".join(f"{len(split):,}" for split in (data.train, data.validation, data.test))
     shape = "x".join(map(str, data.shape))
     logger.info("%s: %s images of %s (training + validation + test)", data.name, sizes, shape)
-    kind, device = type(vae).__name__, training.loop.device
-    logger.info(
-        "%s: %s parameters, on %s, engine %s", kind, f"{parameters:,}", device, training.engine
-    )
-    if (
-        device.type == "cpu"
-        and torch.get_num_threads() > 1
-        and _product_seconds() > 2 * _product_seconds(1)
-    ):
+    kind = type(vae).__name__
+    parameters = sum(param.numel() for param in vae.parameters())
+    device = training.loop.device
+    text = "%s: %s parameters, on %s, engine %s"
+    logger.info(text, kind, f"{parameters:,}", device, training.engine)
+    if device.type == "cpu" and torch.get_num_threads() > 1 and _cores_are_busy():
         logger.warning("other processes use the cores; OMP_NUM_THREADS=1 may be many times faster")
 
 
-def _product_seconds(threads: int | None = None) -> float:
-    """Seconds of a product as in training, with torch's number of threads or another."""
-    before, x = torch.get_num_threads(), torch.ones(128, 784)
-    torch.set_num_threads(threads or before)
-    try:
-        return min(repeat(lambda: x @ x.T, number=20, repeat=3))
-    finally:
-        torch.set_num_threads(before)
+def _cores_are_busy() -> bool:
+    """Whether as many processes ran in the last minute as there are cores."""
+    return hasattr(os, "getloadavg") and os.getloadavg()[0] >= (os.cpu_count() or 1)
 
 
 def _train(
     data: Data, training: Training, run: Run | None, recipe: Recipe, log: Log | None
 ) -> None:
+    """Train to the end; save and print the epochs."""
     if recipe.keep_every and recipe.keep_every > training.epochs:
-        logger.warning(
-            "--keep_every %d keeps none of %d epochs", recipe.keep_every, training.epochs
-        )
-    latent_dim, last_active, warned = recipe.latent_dim, training.loop.step, False
+        text = "--keep_every %d keeps none of %d epochs"
+        logger.warning(text, recipe.keep_every, training.epochs)
+    printed = {1, *range(0, training.epochs, max(1, training.epochs // LINES))}
+    last_active = training.loop.step
+    warned = False
     for record in training:
         if run:
             _save(training, record, run, data, recipe)
         if log:
             log(record)
-        if training.ended or record["epoch"] in {
-            1,
-            *range(0, training.epochs, max(1, training.epochs // LINES)),
-        }:
+        if training.ended or record["epoch"] in printed:
             logger.info(epoch_line(record, training.epochs))
-        collapsed = record["active_units"] <= latent_dim // 10
-        last_active = last_active if collapsed else record["step"]
-        if (
-            collapsed
-            and not warned
-            and (training.ended or record["step"] - last_active >= COLLAPSED_STEPS)
-        ):
-            logger.warning(COLLAPSED, record["active_units"], latent_dim)
-            warned = True
+        if record["active_units"] > recipe.latent_dim // 10:
+            last_active = record["step"]
+        elif not warned:
+            warned = training.ended or record["step"] - last_active >= COLLAPSED_STEPS
+            if warned:
+                logger.warning(COLLAPSED, record["active_units"], recipe.latent_dim)
 
 
 def _save(training: Training, record: Record, run: Run, data: Data, recipe: Recipe) -> None:
@@ -201,33 +196,27 @@ def _save(training: Training, record: Record, run: Run, data: Data, recipe: Reci
         save_checkpoint(run, "last", training, data)
 
 
-COLLAPSED = (
-    "the posterior has collapsed: %d of %d latent dimensions are active; try more epochs, a warm-up (--beta Linear), free bits"
-    " (--objective FreeBitsELBO) or a smaller --beta.value"
-)
+def score(vae: Model, data: Data, recipe: Recipe) -> Metrics:
+    """The metrics on the test set; says before how long they take."""
+    images = min(recipe.test_images, len(data.test))
+    with forked_rng():
+        start = time.perf_counter()
+        few = data.test[: max(TIMED, distributed.world_size())]
+        score_images(vae, few, recipe.test_samples)
+        seconds = (time.perf_counter() - start) * images / len(few)
+    logger.info(
+        "\nscoring %s test images with %s importance samples each, about %s"
+        " (--test_samples, --test_images)",
+        f"{images:,}",
+        f"{recipe.test_samples:,}",
+        f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min",
+    )
+    return evaluate(vae, data.test, recipe.test_samples, images)
 
 
 def draw(vae: Model, data: Data, run: Run) -> list[Path]:
     """Write the figures of a trained model; their paths."""
-    images = data.test[:LATENT_IMAGES]
-    batch = scored(vae, images)
-    y = batch.y
-    drawn = {
-        "curves": figures.curves(read_records(run)),
-        "reconstructions": figures.reconstructions(
-            views.reconstructions(vae, batch[:10]), "test images and reconstructions"
-        ),
-        "samples": figures.samples(views.samples(vae, 64, y=views.random_labels(vae, images, 64))),
-        "latent": figures.latent(
-            codes(vae, batch).loc, images.labels, "posterior means of test images"
-        ),
-    }
-    if vae.needs_labels and y is not None and not y.is_floating_point():
-        classes = y.unique()
-        drawn["analogies"] = figures.analogies(views.analogies(vae, classes), classes)
-    if vae.latent_dim == 2 and not vae.needs_labels:
-        drawn["manifold"] = figures.manifold(*views.manifold(vae))
-    return [
-        write(run.path / "figures" / f"{name}.png", figures.png(figure))
-        for name, figure in drawn.items()
-    ]
+    files = []
+    for name, figure in figures.figures_of(vae, data, read_records(run)).items():
+        files.append(write(run.path / "figures" / f"{name}.png", figures.png(figure)))
+    return files

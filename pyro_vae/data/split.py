@@ -2,64 +2,149 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from pyro_vae.data.values import Classes, as_covariates, as_images, as_labels
 from pyro_vae.errors import RequestError, check_choice
 from pyro_vae.likelihoods import Pixels
 
+logger = logging.getLogger("pyro_vae")
+
 # Seed of splits, noise and static binarization, independent of the run's seed.
 SEED = 0
-# Optional fields of a split.
+# The tensors of a split that a model does not need.
 EXTRAS = ("labels", "noise", "covariates")
 MAX_CLASSES = 10_000
+# Classes that a message names.
+NAMED_CLASSES = 10
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images with their labels, covariates and noise. Supports `len`, `to`, and indexing by a slice or a tensor.
+    """Images with their labels, covariates and noise.
+
+    Supports `len`, `to`, and indexing by a slice or a tensor. Values are converted or refused, see
+    `pyro_vae.data.values`: bools are binary pixels, other floats become float32.
 
     Attributes:
-        x: Images, uint8, or float32 in [0, 1], shape `(N, channels, height, width)`.
-        labels: Classes, shape `(N,)`, or None.
+        x: Images, uint8, or float32 in [0, 1], shape `(N, *data_shape)`.
+        labels: Classes, int64, shape `(N,)`, or None.
         noise: Fixed uniform noise, shape of `x`, or None to draw it anew each time.
         covariates: Real numbers, shape `(N, C)`, or None.
+        classes: The names of classes 0, 1, ..., or None if the numbers are their names.
+
+    Example:
+        >>> split = Split(torch.rand(5, 8, 8) < 0.5, torch.arange(5), classes=tuple("abcde"))
+        >>> split[1:3]
+        Split(2 images of shape (1, 8, 8), torch.uint8, labels)
     """
 
     x: Tensor
     labels: Tensor | None = None
     noise: Tensor | None = None
     covariates: Tensor | None = None
+    classes: Classes | None = None
+
+    def __post_init__(self) -> None:
+        x = as_images(self.x, "x")
+        self._set("x", x)
+        if self.labels is not None:
+            labels, classes = as_labels(self.labels, len(x), "labels")
+            self._set("labels", labels)
+            self._set("classes", self.classes or classes)
+            _check_classes(labels, self.classes)
+        if self.covariates is not None:
+            self._set("covariates", as_covariates(self.covariates, len(x), "covariates"))
+        if self.noise is not None and self.noise.shape != x.shape:
+            raise RequestError(
+                f"noise has shape {tuple(self.noise.shape)}, but needs the shape of x,"
+                f" {tuple(x.shape)}"
+            )
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
     @property
     def y(self) -> Tensor | None:
-        """What conditional models are conditioned on: the covariates if there are any, otherwise the labels, or None."""
+        """What conditional models are conditioned on.
+
+        The covariates if there are any, otherwise the labels, or None.
+        """
         return self.labels if self.covariates is None else self.covariates
 
     def __len__(self) -> int:
         return len(self.x)
 
     def __getitem__(self, index: slice | Tensor) -> Split:
-        return self._map(lambda tensor: tensor[index])
+        return self._changed(self._mapped(lambda tensor: tensor[index]))
 
     def __repr__(self) -> str:
         extras = "".join(f", {name}" for name in EXTRAS if getattr(self, name) is not None)
-        return (
-            f"Split({len(self)} images of shape {tuple(self.x.shape[1:])}, {self.x.dtype}{extras})"
-        )
+        shape = tuple(self.x.shape[1:])
+        return f"Split({len(self)} images of shape {shape}, {self.x.dtype}{extras})"
 
     def to(self, device: torch.device | str) -> Split:
         """The same split on another device."""
-        return self._map(lambda tensor: tensor.to(device))
+        return self._changed(self._mapped(lambda tensor: tensor.to(device)))
 
     def scored(self, pixels: Pixels) -> Tensor:
-        """The images as the pixels that a likelihood scores: `to_pixels` with the split's noise."""
+        """The pixels that a likelihood scores: `to_pixels` with the split's noise."""
         return to_pixels(self.x, pixels, self.noise)
+
+    def with_fixed_noise(self, stream: int = 0) -> Split:
+        """The same split with fixed noise, so that every call scores the same pixels.
+
+        Noise that there is already is kept. The noise depends on the position of an image in the
+        split: fix it before taking a subset.
+
+        Arguments:
+            stream: Splits of one data set have different streams.
+        """
+        if self.noise is not None:
+            return self
+        noise = torch.rand(self.x.shape, generator=generator(stream))
+        return self._changed({"noise": noise.to(self.x.device)})
+
+    def with_x(self, x: Tensor) -> Self:
+        """The same split with other images, whose values are not checked."""
+        noise = self.noise
+        if x.shape != self.x.shape:
+            noise = None
+        return self._changed({"x": x, "noise": noise})
+
+    def with_classes(self, classes: Classes) -> Split:
+        """The same split with labels that are the positions of their classes in `classes`.
+
+        Raises:
+            RequestError: If there is a label of another class.
+        """
+        if self.labels is None:
+            return self
+        present = self.labels.unique()
+        names = self.class_names()
+        if unknown := [name for name in names if name not in classes]:
+            raise RequestError(f"labels of unknown classes: {_listed(unknown)}; remove the images")
+        number = {name: position for position, name in enumerate(classes)}
+        numbers = torch.tensor([number[name] for name in names], device=present.device)
+        labels = numbers[torch.searchsorted(present, self.labels)]
+        return self._changed({"labels": labels, "classes": tuple(classes)})
+
+    def class_names(self) -> list[str]:
+        """The names of the classes that have images, in the order of their numbers."""
+        if self.labels is None:
+            return []
+        numbers = self.labels.unique().tolist()
+        if self.classes is None:
+            return [str(number) for number in numbers]
+        return [self.classes[number] for number in numbers]
 
     def only(self, index: Tensor) -> Split:
         """The split of the images at `index`, which are not read yet if they are on disk."""
@@ -79,24 +164,60 @@ class Split:
             raise RequestError(
                 f"{count} images requested, but the split has {len(self)}; request 1 to {len(self)}"
             )
-        index = torch.arange(count) if count == len(self) else shuffled(len(self))[:count]
-        return index.to(self.x.device)
+        if count == len(self):
+            return torch.arange(count, device=self.x.device)
+        return shuffled(len(self))[:count].to(self.x.device)
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> Split:
-        extras = {
-            name: function(tensor) for name in EXTRAS if (tensor := getattr(self, name)) is not None
-        }
-        return Split(function(self.x), **extras)
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """The results of a function for each tensor that there is."""
+        tensors = {name: getattr(self, name) for name in ("x", *EXTRAS)}
+        return {name: function(tensor) for name, tensor in tensors.items() if tensor is not None}
+
+    def _changed(self, fields: dict[str, Any]) -> Self:
+        """A copy with other fields, whose values are not checked again."""
+        copy = object.__new__(type(self))
+        copy.__dict__.update(vars(self) | fields)
+        return copy
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set in three splits: for training, model selection and reporting."""
+    """A data set in three splits: for training, model selection and reporting.
+
+    Validation and test images without noise get fixed noise. Classes are numbered from 0 as they
+    occur in the training images; those that only other images have come last. A message says so if
+    the numbers change.
+    """
 
     name: str
     train: Split
     validation: Split
     test: Split
+
+    def __post_init__(self) -> None:
+        for part in ("validation", "test"):
+            shape = tuple(getattr(self, part).x.shape[1:])
+            if shape != self.shape:
+                raise RequestError(
+                    f"the training images have shape {self.shape}, but those of {part} {shape};"
+                    " use images of one shape"
+                )
+        object.__setattr__(self, "validation", self.validation.with_fixed_noise(1))
+        object.__setattr__(self, "test", self.test.with_fixed_noise(0))
+        self._number_classes()
+
+    def _number_classes(self) -> None:
+        if self.train.labels is None or _has_negative(self.splits):
+            return
+        classes = self.train.class_names()
+        for split in (self.validation, self.test):
+            known = set(classes)
+            classes += [name for name in split.class_names() if name not in known]
+        if len(classes) > MAX_CLASSES or all(_is_numbered(split, classes) for split in self.splits):
+            return
+        logger.info("%s: %s", self.name, class_message(classes))
+        for part in ("train", "validation", "test"):
+            object.__setattr__(self, part, getattr(self, part).with_classes(tuple(classes)))
 
     def __repr__(self) -> str:
         counts = (
@@ -110,22 +231,31 @@ class Data:
         return tuple(self.train.x.shape[1:])
 
     @property
+    def classes(self) -> Classes | None:
+        """The names of classes 0, 1, ..., or None if the numbers are their names."""
+        return self.train.classes
+
+    @property
     def label_dim(self) -> int:
-        """Number of covariates, or of classes if there are none.
+        """Number of covariates, or of classes of the training images if there are none.
 
         Raises:
-            ValueError: If there are no labels, or they do not number classes from 0.
+            RequestError: If there are no labels, or other splits have classes that the training
+                images lack.
         """
-        y = [split.y for split in self.splits if split.y is not None]
-        if not y:
+        y = self.train.y
+        if y is None:
             raise RequestError(f"{self.name} has no labels; use data with labels or covariates")
-        if y[0].is_floating_point():
-            return y[0].shape[1]
-        low, high = min(int(part.min()) for part in y), max(int(part.max()) for part in y)
-        if low < 0 or high >= MAX_CLASSES:
+        if y.is_floating_point():
+            return y.shape[1]
+        low, high = int(y.min()), int(y.max())
+        if low < 0 or high >= MAX_CLASSES or _has_negative(self.splits):
             raise RequestError(
-                f"labels are from {low} to {high}; number the classes from 0, up to {MAX_CLASSES - 1}"
+                f"labels are from {low} to {high}; number the classes from 0, up to"
+                f" {MAX_CLASSES - 1}"
             )
+        for split in (self.validation, self.test):
+            check_known_classes(self.train, split)
         return high + 1
 
     @property
@@ -144,15 +274,72 @@ class Data:
         return _digest(split.y for split in self.splits if split.y is not None)
 
     def to(self, device: torch.device | str) -> Data:
-        """The same data on another device; training images that need over half of its free memory stay on the host."""
+        """The same data on another device.
+
+        Training images that need over half of its free memory stay on the host.
+        """
         from pyro_vae.data.host import fits, on_host  # a HostSplit is a Split
 
-        train = self.train if fits(self.train.x, torch.device(device)) else on_host(self.train)
+        train = self.train
+        if not fits(train.x, torch.device(device)):
+            train = on_host(train)
         return Data(self.name, train.to(device), self.validation.to(device), self.test.to(device))
 
     def map(self, function: Callable[[Split], Split]) -> Data:
         """Apply a function to each split."""
         return Data(self.name, *map(function, self.splits))
+
+
+def unknown_classes(train: Split, other: Split) -> list[str]:
+    """The names of classes that have images in `other`, but none in `train`."""
+    known = set(train.class_names())
+    return [name for name in other.class_names() if name not in known]
+
+
+def check_known_classes(train: Split, other: Split) -> None:
+    """Raise `RequestError` if `other` has classes that the training images lack."""
+    if unknown := unknown_classes(train, other):
+        raise RequestError(
+            f"there are no training images of the classes {_listed(unknown)}; use images of the"
+            " same classes for training and test, or a model without labels"
+        )
+
+
+def class_message(classes: Iterable[str]) -> str:
+    """Which number stands for which class."""
+    return f"classes {_listed([f'{number} = {name}' for number, name in enumerate(classes)])}"
+
+
+def _listed(names: list[str]) -> str:
+    if len(names) <= NAMED_CLASSES:
+        return ", ".join(names)
+    return f"{', '.join(names[:NAMED_CLASSES])} and {len(names) - NAMED_CLASSES} more"
+
+
+def _check_classes(labels: Tensor, classes: Classes | None) -> None:
+    if classes is None or len(labels) == 0:
+        return
+    if not (labels.min() >= 0 and labels.max() < len(classes)):
+        raise RequestError(
+            f"labels are from {labels.min()} to {labels.max()}, but there are names of"
+            f" {len(classes)} classes; give one name for each class"
+        )
+
+
+def _has_negative(splits: Iterable[Split]) -> bool:
+    """Whether there are negative labels, which number no class."""
+    labels = [split.labels for split in splits if split.labels is not None]
+    return any(bool((part < 0).any()) for part in labels)
+
+
+def _is_numbered(split: Split, classes: list[str]) -> bool:
+    """Whether the labels of a split are the positions of their classes."""
+    if split.labels is None:
+        return True
+    numbers = split.labels.unique().tolist()
+    if numbers and numbers[-1] >= len(classes):
+        return False
+    return [classes[number] for number in numbers] == split.class_names()
 
 
 def _digest(tensors: Iterable[Tensor]) -> str:
@@ -168,34 +355,40 @@ def to_pixels(images: Tensor, pixels: Pixels, noise: Tensor | None = None) -> Te
     """Convert images to the pixels that a likelihood scores, float32.
 
     Arguments:
-        images: uint8, or float32 in [0, 1].
-        pixels: "binary" (1 with probability grey / 255), "unit" (grey / 255), "dequantized" ((byte + u) / 256) or "byte".
+        images: uint8, bool, or float32 in [0, 1].
+        pixels: "binary" (1 with probability grey / 255), "unit" (grey / 255), "dequantized"
+            ((byte + u) / 256) or "byte".
         noise: Uniform noise of the images' shape, for "binary" and "dequantized"; drawn if None.
 
     Raises:
         RequestError: If `pixels` is none of these, or is "byte" for float images.
     """
     check_choice("pixels", pixels, Pixels)
+    if images.dtype == torch.bool:
+        images = images.to(torch.uint8) * 255
     if pixels == "byte":
         if images.is_floating_point():
             raise RequestError(
-                "a likelihood on bytes needs uint8 images, but these are floats: save them as uint8, 0 to 255"
+                "a likelihood on bytes needs uint8 images, but these are floats: save them as"
+                " uint8, 0 to 255"
             )
         return images.float()
     unit = images if images.is_floating_point() else images / 255
     if pixels == "unit":
         return unit
-    noise = torch.rand_like(unit) if noise is None else noise
+    if noise is None:
+        noise = torch.rand_like(unit)
     if pixels == "binary":
         return (noise < unit).to(unit.dtype)
-    return ((255 * unit + noise) / 256).clamp(
-        2**-33, 1 - 2**-24
-    )  # float32 rounds some to 0 or 1, where densities are infinite
+    # float32 rounds some to 0 or 1, where densities are infinite
+    return ((255 * unit + noise) / 256).clamp(2**-33, 1 - 2**-24)
 
 
 def shuffled(count: int) -> Tensor:
+    """The seeded random order of `count` images."""
     return torch.randperm(count, generator=generator(0))
 
 
 def generator(stream: int) -> torch.Generator:
+    """A random number generator that does not depend on the run's seed."""
     return torch.Generator().manual_seed(SEED + stream)

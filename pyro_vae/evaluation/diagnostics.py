@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from pyro_vae.data.split import Split
+from pyro_vae.data.split import Split, check_known_classes
 from pyro_vae.engine.graphs import AnyEngine, Graph, pick_engine
 from pyro_vae.engine.importance import log_likelihood, log_weights, monte_carlo_error
 from pyro_vae.engine.precision import products
@@ -100,7 +100,7 @@ def linear_probe(vae: Model, train: Split, test: Split) -> Accuracy:
     """Logistic regression from the posterior means of labelled training images, scored on test images.
 
     Raises:
-        RequestError: If there are no labels, or only one class.
+        RequestError: If there are no labels, or only one class, or test images of other classes.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -112,6 +112,7 @@ def linear_probe(vae: Model, train: Split, test: Split) -> Accuracy:
         )
     if len(train.labels.unique()) < 2:
         raise RequestError("a linear probe needs images of at least two classes")
+    check_known_classes(train, test)
     seen, unseen = (codes(vae, split).loc.cpu().double().numpy() for split in (train, test))
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000, tol=1e-3))
     predicted = classifier.fit(seen, train.labels.cpu().numpy()).predict(unseen)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from logging import getLogger
@@ -12,13 +11,14 @@ from typing import NamedTuple
 
 import torch
 
-from pyro_vae.data.datasets import TORCHVISION, load_data, load_images
+from pyro_vae.data.datasets import TORCHVISION, load_data, load_images, stored_name
 from pyro_vae.data.split import Data, Split
 from pyro_vae.errors import RequestError, check_choice
 from pyro_vae.networks import Shape
+from pyro_vae.runs.build import build_stored_model, pick_binarization
 from pyro_vae.runs.checkpoints import Checkpoint, load_checkpoint, load_parameters
 from pyro_vae.runs.folder import Run, Which
-from pyro_vae.runs.recipe import Recipe, build_model, pick_binarization
+from pyro_vae.runs.recipe import Recipe
 from pyro_vae.vae import Model
 
 logger = getLogger("pyro_vae")
@@ -75,7 +75,8 @@ def open_run(
     run = Run.open(path)
     recipe = Recipe.load(run.recipe_file, trust)
     loaded = load_checkpoint(run, checkpoint)
-    vae = build_model(recipe, loaded.shape, loaded.label_dim)
+    size = loaded.file.stat().st_size
+    vae = build_stored_model(recipe, loaded.shape, loaded.label_dim, size)
     return SavedRun(run, recipe, loaded, load_parameters(vae, loaded).to(device))
 
 
@@ -152,7 +153,7 @@ class SavedRun:
             download=data_dir is not None,
         )
         self._check_shape(data, tuple(images.x.shape[1:]))
-        same = recipe.data in (data, os.path.abspath(data))
+        same = recipe.data in (data, stored_name(data))
         if same and recipe.data not in TORCHVISION:  # whose official test images were loaded
             logger.warning(
                 "%s was trained on images of --data; leave it out to use the test images",
@@ -161,7 +162,7 @@ class SavedRun:
         return Images(Path(data).name, images, None)
 
     def earlier(self) -> Iterator[tuple[str, Model]]:
-        """Models of epochs that were kept before the checkpoint, evenly spaced, with their names."""
+        """Models of epochs that were kept before the checkpoint, evenly spaced, with names."""
         kept = []
         for file in (self.run.path / "epochs").glob("*.pt"):
             epoch = int(file.stem) if file.stem.isdecimal() else 0

@@ -20,16 +20,11 @@ from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.codes import scored
 from pyro_vae.runs import strict
+from pyro_vae.runs.build import build_model, needs_labels, pick_binarization, stored_data
 from pyro_vae.runs.checkpoints import data_identity, write_content
 from pyro_vae.runs.folder import Run
 from pyro_vae.runs.log import write_records
-from pyro_vae.runs.recipe import (
-    Recipe,
-    build_model,
-    needs_labels,
-    pick_binarization,
-    stored_data,
-)
+from pyro_vae.runs.recipe import Recipe
 from pyro_vae.runs.store import write
 from pyro_vae.training.fit import Record, Training
 from pyro_vae.vae import Model
@@ -110,7 +105,7 @@ def save_run(
         for which in ("last", "best"):
             write_content(run.checkpoint_file(which), {**identity, "training": state})
         write_records(run, list(records))
-        write(run.recipe_file, recipe.to_yaml().encode())  # last: with it, the folder holds a run
+        recipe.save(run.recipe_file)  # last: with it, the folder holds a run
     return folder
 
 

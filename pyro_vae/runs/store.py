@@ -139,7 +139,7 @@ def _check_events(text: str) -> None:
 class _Loader(yaml.SafeLoader):
     """Reads 1e-3 as a number, which YAML 1.1 takes for text, and dates as text."""
 
-    yaml_implicit_resolvers = {}  # noqa: RUF012
+    yaml_implicit_resolvers = {}
 
 
 for _first, _resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items():

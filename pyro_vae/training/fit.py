@@ -1,4 +1,4 @@
-"""The training loop: `fit` returns an iterator with one record per epoch, which can be stopped and resumed."""
+"""The training loop: `fit` returns an iterator with one record per epoch; it can be resumed."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
+from logging import getLogger
 from typing import Any, Literal, TypedDict
 
 import pyro
 import torch
 from pyro.infer import ELBO, Trace_ELBO
-from torch import Tensor, nn
+from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
-from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
@@ -24,7 +22,7 @@ from tqdm import tqdm
 from pyro_vae.data.host import HostSplit, prefetch
 from pyro_vae.data.split import Data, Split, to_pixels
 from pyro_vae.engine import distributed
-from pyro_vae.engine.graphs import AnyEngine, Engine, logger, pick_engine
+from pyro_vae.engine.graphs import AnyEngine, Engine, pick_engine
 from pyro_vae.engine.importance import traces
 from pyro_vae.engine.precision import Precision, products
 from pyro_vae.engine.programs import Batch
@@ -35,13 +33,16 @@ from pyro_vae.errors import NotFiniteError, RequestError, check_choice, check_co
 from pyro_vae.evaluation.codes import ACTIVE, activity
 from pyro_vae.objectives import ScheduledELBO, check_objective
 from pyro_vae.schedules import Constant, Schedule, value_at
+from pyro_vae.training.checks import check_model, check_normalization, pick_batch_size
+from pyro_vae.training.gradients import FLUSH_STEPS, change_gradients, flush
 from pyro_vae.training.meter import Meter
 from pyro_vae.vae import Model, default_batch_size
+
+logger = getLogger("pyro_vae")
 
 MakeScheduler = Callable[[Optimizer], LRScheduler]
 OnNaN = Literal["stop", "rewind"]
 
-BATCH_SIZE = 128
 EPOCHS = 20
 # Default minimum number of steps: 20 epochs are too few for small data sets.
 STEPS = 3000
@@ -50,20 +51,15 @@ FIRST_PIXELS = 50_000_000
 # Time between checks for a loss that is not finite, which wait for the device.
 CHECK_SECONDS = 1.0
 REWINDS = 3
-# Steps between flushes of the optimizer's state. Averages of gradients that are exactly zero (dead units, constant pixels)
-# decay into denormal floats, which are slow on CPUs; in so many steps of Adam 1e-30 decays to 1e-35, which is still normal.
-FLUSH_STEPS = 100
-SMALLEST_STATE = 1e-30
-# Attributes of `Training` in its `state_dict`.
-COUNTERS = ("epoch", "best", "waited", "rewinds")
 
 
 class Record(TypedDict):
     """Metrics of one epoch; losses, ELBO and its terms in nats per image.
 
-    `elbo` = `reconstruction` - `kl` is at beta = 1, `loss` is the value that was minimized; they are means over the epoch's
-    steps. `beta` and `learning_rate` are those of the last step. `active_units` counts the latent dimensions whose posterior
-    mean varies over the validation images by more than 0.01.
+    `elbo` = `reconstruction` - `kl` is at beta = 1, `loss` is the value that was minimized; they
+    are means over the epoch's steps. `beta` and `learning_rate` are those of the last step.
+    `active_units` counts the latent dimensions whose posterior mean varies over the validation
+    images by more than 0.01.
     """
 
     epoch: int
@@ -104,32 +100,44 @@ def fit(
 ) -> Training:
     """Train a model on the device that it is on. The test set is not used.
 
-    With the same seed before the model is built (`pyro.set_rng_seed(seed)`) and as `seed`, the parameters equal those of
-    `python -m pyro_vae.train` with the same options, bit for bit.
+    With the same seed before the model is built (`pyro.set_rng_seed(seed)`) and as `seed`, the
+    parameters equal those of `python -m pyro_vae.train` with the same options, bit for bit.
 
-    Several processes, started by `torchrun`, share the images of each batch and sum their gradients. All start from the main
-    process's parameters and take the same order of images. Each draws noise of its own: in each epoch the main process draws a
-    seed, to which each process adds its rank. A run is reproducible for a given number of processes; without noise the
-    parameters equal those of one process, to rounding. Batch normalization uses the statistics of each process's share in
-    training, and the main process's running averages in validation.
+    Several processes, started by `torchrun`, share the images of each batch and sum their
+    gradients. All start from the main process's parameters and take the same order of images. Each
+    draws noise of its own: in each epoch the main process draws a seed, to which each process adds
+    its rank. A run is reproducible for a given number of processes; without noise the parameters
+    equal those of one process, to rounding. Batch normalization uses the statistics of each
+    process's share in training, and the main process's running averages in validation.
 
     Arguments:
-        vae: The model and the guide. They are initialized from the training images first (`Model.initialize`), unless they
-            were before, or a state_dict was loaded.
+        vae: The model and the guide. They are initialized from the training images first
+            (`Model.initialize`), unless they were before, or a state_dict was loaded. Parameters
+            that require no gradient are left as they are.
         data: The `train` split is fitted, the `validation` split is scored after each epoch.
-        epochs: Passes over the training images; by default 20 epochs, or more if they have fewer than 3,000 steps.
+        epochs: Passes over the training images; by default 20 epochs, or more if they have fewer
+            than 3,000 steps.
         batch_size: Images per step; None is 128, or all training images if there are fewer.
         seed: Seed of torch's, NumPy's and Python's global generators; None leaves them as they are.
-        optimizer: Makes a torch optimizer from a list of parameters; None is fused Adam with learning rate 1e-3.
+        optimizer: Makes a torch optimizer from a list of parameters; None is fused Adam with
+            learning rate 1e-3.
         objective: The loss; None is `pyro.infer.Trace_ELBO()`.
         beta: Weight of the KL at each step; None is 1.
-        lr_scheduler: Makes one of torch's learning-rate schedulers from the optimizer; it is stepped after each epoch.
+        lr_scheduler: Makes one of torch's learning-rate schedulers from the optimizer; it is
+            stepped after each epoch. ReduceLROnPlateau receives minus the validation ELBO at
+            beta = 1 with mode "min", and the validation ELBO with mode "max"; use
+            threshold_mode "abs", in nats, because "rel" assumes positive values.
         clip_grad_norm: Maximum norm of the gradient over all parameters; None does not clip.
-        normalize_gradients: Scale the gradient of each parameter tensor to norm 1, after any clipping.
-        patience: Number of epochs without a better validation ELBO (at beta = 1) after which training stops; None never stops.
-        engine: What runs the steps, see `SVI`; "auto" depends on the device and the number of steps.
-        precision: Precision of matrix products in training, see `products`; validation uses float32.
-        on_nan: If the loss is not finite, "stop", or "rewind" to the previous epoch with half the learning rate, up to 3 times.
+        normalize_gradients: Scale the gradient of each parameter tensor to norm 1, after any
+            clipping.
+        patience: Number of epochs without a better validation ELBO (at beta = 1) after which
+            training stops; None never stops.
+        engine: What runs the steps, see `SVI`; "auto" depends on the device and the number of
+            steps.
+        precision: Precision of matrix products in training, see `products`; validation uses
+            float32.
+        on_nan: If the loss is not finite, "stop", or "rewind" to the previous epoch with half the
+            learning rate, up to 3 times.
 
     Returns:
         An iterator that trains one epoch per record.
@@ -143,7 +151,8 @@ def fit(
         >>> pyro.set_rng_seed(0)
         >>> data = pv.load_data("digits")
         >>> encoder, decoder = pv.MLP(data.shape, (2, 5)), pv.MLP((5,), (1, *data.shape))
-        >>> vae = pv.VAE(pv.StandardNormal(5), encoder, pv.DiagonalNormal(), decoder, pv.Bernoulli())
+        >>> prior, posterior = pv.StandardNormal(5), pv.DiagonalNormal()
+        >>> vae = pv.VAE(prior, encoder, posterior, decoder, pv.Bernoulli())
         >>> first, *_, last = pv.fit(vae, data, epochs=10, seed=0)
         >>> first["validation_elbo"] < last["validation_elbo"]
         True
@@ -158,18 +167,27 @@ def fit(
         check_choice(name, value, choices)
     if seed is not None:
         pyro.set_rng_seed(seed)
-    batch_size = _batch_size(batch_size, len(data.train), len(data.validation))
+    batch_size = pick_batch_size(batch_size, len(data.train), len(data.validation))
     steps_per_epoch = math.ceil(len(data.train) / batch_size)
-    epochs = epochs or max(EPOCHS, math.ceil(STEPS / steps_per_epoch))
-    objective, beta = objective or Trace_ELBO(), beta or Constant()
+    if epochs is None:
+        epochs = max(EPOCHS, math.ceil(STEPS / steps_per_epoch))
+    beta = beta or Constant()
     if not isinstance(beta, Schedule):
         raise RequestError(f"beta must be a Schedule, such as Constant(4.0), but is {beta!r}")
-    for schedule in [beta, objective.schedule] if isinstance(objective, ScheduledELBO) else [beta]:
-        schedule.set_training_length(steps_per_epoch, epochs)
-    engine = pick_engine(engine, next(vae.parameters()).device, epochs * steps_per_epoch)
-    optimizer = optimizer or partial(Adam, fused=True)
-    loop = Loop(vae, data, batch_size, objective, beta, optimizer, lr_scheduler, engine, precision)
-    _change_gradients(loop.optimizer, clip_grad_norm, normalize_gradients)
+    device = next(vae.parameters()).device
+    loop = Loop(
+        vae,
+        data.to(device),
+        batch_size,
+        objective=objective or Trace_ELBO(),
+        schedule=beta,
+        schedule_epochs=epochs,
+        optimizer=optimizer or partial(Adam, fused=True),
+        lr_scheduler=lr_scheduler,
+        engine=pick_engine(engine, device, epochs * steps_per_epoch),
+        precision=precision,
+    )
+    change_gradients(loop.optimizer, clip_grad_norm, normalize_gradients)
     return Training(loop, epochs, patience, on_nan)
 
 
@@ -186,8 +204,14 @@ class Training(Iterator[Record]):
     """
 
     def __init__(self, loop: Loop, epochs: int, patience: int | None, on_nan: OnNaN) -> None:
-        self.loop, self.epochs, self.patience, self.on_nan = loop, epochs, patience, on_nan
-        self.epoch, self.best, self.waited, self.rewinds = 0, -math.inf, 0, 0
+        self.loop = loop
+        self.epochs = epochs
+        self.patience = patience
+        self.on_nan = on_nan
+        self.epoch = 0
+        self.best = -math.inf
+        self.waited = 0
+        self.rewinds = 0
 
     @property
     def improved(self) -> bool:
@@ -195,9 +219,9 @@ class Training(Iterator[Record]):
 
     @property
     def ended(self) -> bool:
-        return self.epoch >= self.epochs or (
-            self.patience is not None and self.waited >= self.patience
-        )
+        if self.patience is not None and self.waited >= self.patience:
+            return True
+        return self.epoch >= self.epochs
 
     @property
     def engine(self) -> Engine:
@@ -207,19 +231,25 @@ class Training(Iterator[Record]):
         if self.ended:
             raise StopIteration
         before = copy.deepcopy(self.state_dict()) if self.on_nan == "rewind" else None
-        label, images = f"epoch {self.epoch + 1}/{self.epochs}", len(self.loop.train)
-        try:  # the bar shows the part done of all epochs, and the time left for them
-            with progress_bar(
-                self.epochs * images, label, initial=self.epoch * images, bar_format=TRAINING
-            ) as progress:
+        label = f"epoch {self.epoch + 1}/{self.epochs}"
+        images = len(self.loop.train)
+        # The bar shows the part done of all epochs, and the time left for them.
+        bar = progress_bar(
+            self.epochs * images, label, initial=self.epoch * images, bar_format=TRAINING
+        )
+        try:
+            with bar as progress:
                 metrics = self.loop.epoch(label, progress)
         except NotFiniteError as error:
             if before is None or self.rewinds == REWINDS:
                 raise
             return self._rewind(before, error)
         self.epoch += 1
-        self.waited = 0 if metrics["validation_elbo"] > self.best else self.waited + 1
-        self.best = max(self.best, metrics["validation_elbo"])
+        if metrics["validation_elbo"] > self.best:
+            self.best = metrics["validation_elbo"]
+            self.waited = 0
+        else:
+            self.waited += 1
         return {"epoch": self.epoch, **metrics, "rewinds": self.rewinds}  # type: ignore[typeddict-item]
 
     def _rewind(self, before: Mapping[str, Any], error: NotFiniteError) -> Record:
@@ -230,18 +260,43 @@ class Training(Iterator[Record]):
         return next(self)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state after the last epoch, as tensors and plain values; on a CPU, training continues from it bit for bit."""
-        return {**{name: getattr(self, name) for name in COUNTERS}, **self.loop.state_dict()}
+        """The state after the last epoch, as tensors and plain values.
+
+        On a CPU, training continues from it bit for bit. With more `epochs`, schedules whose length
+        is a share of the training keep the length that they were started with.
+        """
+        return {
+            "epoch": self.epoch,
+            "best": self.best,
+            "waited": self.waited,
+            "rewinds": self.rewinds,
+            **self.loop.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a `state_dict`."""
         self.loop.load_state_dict(state)
-        for name in COUNTERS:
-            setattr(self, name, state[name])
+        self.epoch = state["epoch"]
+        self.best = state["best"]
+        self.waited = state["waited"]
+        self.rewinds = state["rewinds"]
 
 
 class Loop:
-    """One epoch at a time: the training steps, then the validation."""
+    """One epoch at a time: the training steps, then the validation.
+
+    Arguments:
+        vae: The model, which is initialized from the training images.
+        data: The data, on the model's device.
+        batch_size: Images per step, of all processes.
+        objective: The loss.
+        schedule: The value of beta at each step.
+        schedule_epochs: The length of the training, for schedules that depend on it.
+        optimizer: Makes the optimizer.
+        lr_scheduler: Makes the learning-rate scheduler, if there is one.
+        engine: What runs the steps.
+        precision: Precision of matrix products in training.
+    """
 
     def __init__(
         self,
@@ -249,141 +304,163 @@ class Loop:
         data: Data,
         batch_size: int,
         objective: ELBO,
-        beta: Schedule,
+        schedule: Schedule,
+        schedule_epochs: int,
         optimizer: MakeOptimizer,
         lr_scheduler: MakeScheduler | None,
         engine: Engine,
         precision: Precision,
     ) -> None:
-        self.vae, self.batch_size, self.objective, self.schedule, self.precision = (
-            vae,
-            batch_size,
-            objective,
-            beta,
-            precision,
-        )
+        self.vae = vae
+        self.train = data.train
+        self.validation = Batch(data.validation.scored(vae.pixels), data.validation.y)
+        self.batch_size = batch_size
+        self.objective = objective
+        self.schedule = schedule
+        self.precision = precision
         self.device = next(vae.parameters()).device
-        data = data.to(self.device)
-        self.train, validation = data.train, data.validation
-        self.validation = replace(validation, x=validation.scored(vae.pixels))
+        self.step = 0
+        self.beta = torch.ones((), device=self.device)
+        # The reconstruction and the KL, summed since they were cleared.
+        self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self.shown: dict[str, Any] = {}
+        self._set_schedule_length(schedule_epochs)
         _initialize(vae, self.train)
         self._synchronize()
-        self.beta, self.step = torch.ones((), device=self.device), 0
-        self.sums = torch.zeros(
-            2, dtype=torch.float64, device=self.device
-        )  # the reconstruction and the KL
-        self.shown: dict[str, Any] = {}
-        self._set_step()
-        if objective.max_plate_nesting == math.inf:
-            objective.max_plate_nesting = 1 + (
-                objective.vectorize_particles and objective.num_particles > 1
-            )
-        model, guide = Meter(self.sums, sign=-1)(vae.model), Meter(self.sums, sign=1)(vae.guide)
-        self.svi = SVI(
-            model, guide, optimizer, objective, mean=True, prepare=self._batch, engine=engine
-        )
-        self.svi.dry_run(
-            *next(self._steps(torch.arange(batch_size, device=self.train.x.device))),
-            check=self._check,
-        )
+        self.svi = self._make_svi(optimizer, engine)
         assert self.svi.optimizer is not None  # the dry run has made it
         self.optimizer = self.svi.optimizer
         self.scheduler = None if lr_scheduler is None else lr_scheduler(self.optimizer)
 
     def epoch(self, label: str, progress: tqdm[Any]) -> dict[str, Any]:
-        """Train one epoch and score the validation images."""
-        order = distributed.broadcast(torch.randperm(len(self.train), device=self.train.x.device))
+        """Train one epoch and score the validation images; the metrics of both."""
+        order = torch.randperm(len(self.train), device=self.train.x.device)
+        order = distributed.broadcast(order)
         try:
             with distributed.own_noise(self.device):
-                trained, validated = self._train(label, order, progress), self._validate(label)
+                trained = self._train(label, order, progress)
+                validated = self._validate(label)
         except LinAlgError as error:  # a matrix with NaN cannot be factorized
             raise self._not_finite(label) from error
-        metrics = {
+        self.shown = {
             "step": self.step,
             "beta": value_at(self.schedule, self.step - 1),
             "learning_rate": self._learning_rate(),
             **trained,
             **validated,
         }
-        if isinstance(self.scheduler, ReduceLROnPlateau):
-            self.scheduler.step(-validated["validation_elbo"])
-        elif self.scheduler is not None:
-            self.scheduler.step()
-        self.shown = metrics
-        return metrics
+        self._step_scheduler(validated["validation_elbo"])
+        return self.shown
 
     def _train(self, label: str, order: Tensor, progress: tqdm[Any]) -> dict[str, float]:
+        """Take the steps of an epoch, on the images in this order."""
         self.vae.train()
         self._clear_sums()
-        start = checked = time.perf_counter()
         rows = 0
+        start = checked = time.perf_counter()
         progress.set_postfix_str(live(self.shown))
         with products(self.precision):
-            for args in self._steps(order):
+            for args in self._batches(order):
                 self._set_step()
                 self.svi.update(*args)
                 self.step += 1
+                if self.step % FLUSH_STEPS == 0:
+                    flush(self.optimizer)
                 rows += len(args[0])
                 progress.update(len(args[0]))
-                if self.step % FLUSH_STEPS == 0:
-                    _flush(self.optimizer)
                 if time.perf_counter() - checked > CHECK_SECONDS and distributed.world_size() == 1:
-                    progress.set_postfix_str(
-                        live({**self.shown, **self._read(label, rows)}), refresh=False
-                    )
+                    metrics = {**self.shown, **self._means(label, rows)}
+                    progress.set_postfix_str(live(metrics), refresh=False)
                     checked = time.perf_counter()
-        means, seconds = self._read(label, len(self.train)), time.perf_counter() - start
-        return {**means, "seconds": seconds, "images_per_second": len(self.train) / seconds}
+        means = self._means(label, rows)
+        seconds = time.perf_counter() - start
+        return {**means, "seconds": seconds, "images_per_second": rows / seconds}
 
     def _validate(self, label: str) -> dict[str, float]:
+        """Score the validation images."""
         self.vae.eval()
         self._clear_sums()
         self._synchronize()
         with products("float32"):
-            for chunk in self._chunks():
-                part = chunk[distributed.shard(len(chunk))]
-                self.svi.total += len(part) * self.svi.evaluate_loss(part.x, part.y, self.beta)
-            means = self._read(f"{label}, validation", len(self.validation))
-            active = int(
-                (activity(self.vae, Batch(self.validation.x, self.validation.y)) > ACTIVE).sum()
-            )
-        return {
-            **{f"validation_{name}": value for name, value in means.items()},
-            "active_units": active,
-        }
+            for batch in self._validation_batches():
+                part = batch[distributed.shard(len(batch))]
+                self.svi.total += len(part) * self.svi.evaluate_loss(*part, self.beta)
+            means = self._means(f"{label}, validation", len(self.validation))
+            active = activity(self.vae, self.validation) > ACTIVE
+        metrics = {f"validation_{name}": value for name, value in means.items()}
+        return {**metrics, "active_units": int(active.sum())}
 
-    def _chunks(self) -> Iterator[Split]:
-        """The validation images of each pass: at least one for each process, because all take part in it."""
+    def _batches(self, order: Tensor) -> Iterator[tuple[Any, ...]]:
+        """The arguments of each step, the first with a row for each image of the batch.
+
+        They are the positions of the images, which are looked up as a part of the step. Images that
+        are not on the device are read one step ahead, and are further arguments, with their labels.
+        """
+        indices = order.split(self.batch_size)
+        if isinstance(self.train, HostSplit):
+            return prefetch(self._read, indices)
+        return ((index,) for index in indices)
+
+    def _read(self, index: Tensor) -> tuple[Any, ...]:
+        share = self._share(index).map(lambda tensor: tensor.to(self.device))
+        return index.to(self.device), *share
+
+    def _share(self, index: Tensor) -> Batch:
+        """This process's share of the images at these positions, and their labels."""
+        part = self.train[index[distributed.shard(len(index))]]
+        return Batch(part.x, part.y)
+
+    def _arguments(self, index: Tensor, *read: Any) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The arguments of the programs, from those of a step: images, labels and beta."""
+        share = Batch(*read) if read else self._share(index)
+        return to_pixels(share.x, self.vae.pixels), share.y, self.beta
+
+    def _validation_batches(self) -> Iterator[Batch]:
+        """The validation images of each pass.
+
+        There is at least one for each process, because all take part in it.
+        """
         rows = len(self.validation)
-        size = max(
-            1, default_batch_size(self.vae, self.validation.x) // self.objective.num_particles
-        )
-        starts = range(0, rows - distributed.world_size() + 1, size)
+        size = default_batch_size(self.vae, self.validation.x) // self.objective.num_particles
+        starts = range(0, rows - distributed.world_size() + 1, max(1, size))
         for start, end in zip(starts, (*starts[1:], rows), strict=True):
             yield self.validation[start:end]
 
-    def _steps(self, order: Tensor) -> Iterator[tuple[Any, ...]]:
-        """The arguments of each step: the indices of a batch, and its images and labels if they are not on the device."""
-        batches = order.split(self.batch_size)
-        return (
-            prefetch(self._read_batch, batches)
-            if isinstance(self.train, HostSplit)
-            else zip(batches)
+    def _make_svi(self, optimizer: MakeOptimizer, engine: Engine) -> SVI:
+        """What takes the steps, after a dry run that checks the parts."""
+        self._set_step()
+        if self.objective.max_plate_nesting == math.inf:
+            several = self.objective.vectorize_particles and self.objective.num_particles > 1
+            self.objective.max_plate_nesting = 2 if several else 1
+        svi = SVI(
+            Meter(self.sums, sign=-1)(self.vae.model),
+            Meter(self.sums, sign=1)(self.vae.guide),
+            optimizer,
+            self.objective,
+            mean=True,
+            prepare=self._arguments,
+            engine=engine,
         )
+        first = torch.arange(self.batch_size, device=self.train.x.device)
+        svi.dry_run(*next(self._batches(first)), check=self._check)
+        return svi
 
-    def _read_batch(self, index: Tensor) -> tuple[Any, ...]:
-        images, y = self._share(index)
-        return index.to(self.device), images.to(self.device), y if y is None else y.to(self.device)
+    def _check(self, x: Tensor, y: Tensor | None, beta: Tensor) -> None:
+        """Raise `RequestError` if the parts do not fit together."""
+        batch = Batch(x, y)
+        self.vae.check_labels(self.train.y)
+        self.vae.check_labels(self.validation.y)
+        check_model(self.vae, batch)
+        check_normalization(self.vae, batch, self.batch_size, len(self.train))
+        p, q = traces(self.vae.model, self.vae.guide, batch, 1)
+        check_objective(self.objective, self.schedule, p, q)
 
-    def _share(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The images and labels of this process's share of a batch."""
-        part = self.train[index[distributed.shard(len(index))]]
-        return part.x, part.y
-
-    def _batch(self, index: Tensor, *read: Any) -> tuple[Tensor, Tensor | None, Tensor]:
-        """The arguments of the programs for this process's share of a batch: images, labels and beta."""
-        images, y = read or self._share(index)
-        return to_pixels(images, self.vae.pixels), y, self.beta
+    def _set_schedule_length(self, epochs: int) -> None:
+        self.schedule_epochs = epochs
+        steps_per_epoch = math.ceil(len(self.train) / self.batch_size)
+        self.schedule.set_training_length(steps_per_epoch, epochs)
+        if isinstance(self.objective, ScheduledELBO):
+            self.objective.schedule.set_training_length(steps_per_epoch, epochs)
 
     def _set_step(self) -> None:
         """Update what is scheduled in place, so that graphs stay valid."""
@@ -391,7 +468,14 @@ class Loop:
         if isinstance(self.objective, ScheduledELBO):
             self.objective.set_step(self.step)
 
-    def _read(self, label: str, rows: int) -> dict[str, float]:
+    def _step_scheduler(self, validation_elbo: float) -> None:
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            sign = 1 if self.scheduler.mode == "max" else -1
+            self.scheduler.step(sign * validation_elbo)
+        elif self.scheduler is not None:
+            self.scheduler.step()
+
+    def _means(self, label: str, rows: int) -> dict[str, float]:
         """Metrics per row since the sums were cleared."""
         sums, total = distributed.all_reduce([self.sums, self.svi.total])
         if not math.isfinite(total.item() + sums.sum().item()):
@@ -411,27 +495,17 @@ class Loop:
 
     def _not_finite(self, label: str) -> NotFiniteError:
         return NotFiniteError(
-            f"the loss became NaN or infinite in {label}, at or before step {self.step}; lower the learning rate"
-            " (optimizer.lr), set clip_grad_norm=100, or use on_nan=rewind"
+            f"the loss became NaN or infinite in {label}, at or before step {self.step}; lower the"
+            " learning rate (optimizer.lr), set clip_grad_norm=100, or use on_nan=rewind"
         )
 
     def _synchronize(self) -> None:
-        """Copy the main process's parameters, and the buffers that batch normalization updates, to all processes."""
+        """Copy the main process's parameters and buffers to all processes.
+
+        Batch normalization updates buffers.
+        """
         for tensor in (*self.vae.parameters(), *self.vae.buffers()):
             distributed.broadcast(tensor)
-
-    def _check(self, x: Tensor, y: Tensor | None, beta: Tensor) -> None:
-        """Raise `RequestError` if the parts do not fit together."""
-        self.vae.check_labels(self.train.y)
-        self.vae.check_labels(self.validation.y)
-        if any(param.isnan().any() for param in self.vae.parameters()):
-            raise RequestError(
-                "the model has parameters that are NaN; build it anew, or load a state_dict before training"
-            )
-        _check_shapes(self.vae, x, y)
-        check_objective(
-            self.objective, self.schedule, *traces(self.vae.model, self.vae.guide, Batch(x, y), 1)
-        )
 
     def _learning_rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
@@ -446,9 +520,10 @@ class Loop:
         return self._learning_rate()
 
     def state_dict(self) -> dict[str, Any]:
-        """The step, the parameters, the optimizer, the scheduler and the random state."""
+        """The step, the parameters, the optimizer, the schedules and the random state."""
         return {
             "step": self.step,
+            "schedule_epochs": self.schedule_epochs,
             "vae": self.vae.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
@@ -458,6 +533,7 @@ class Loop:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a `state_dict`."""
         self.step = state["step"]
+        self._set_schedule_length(state["schedule_epochs"])
         self.vae.load_state_dict(state["vae"])
         self.svi.load_optimizer(state["optimizer"])
         if self.scheduler is not None:
@@ -465,84 +541,16 @@ class Loop:
         set_random_state(state["random"], self.device)
 
 
-def _batch_size(asked: int | None, images: int, validation: int) -> int:
-    if asked is not None and asked > images:
-        raise RequestError(
-            f"batch_size={asked} exceeds the {images} training images; use a smaller batch_size"
-        )
-    if asked is None and images < BATCH_SIZE:
-        logger.info("batch_size: using all %d training images", images)
-    size, processes = asked or min(BATCH_SIZE, images), distributed.world_size()
-    if min(size, images % size or size, validation) < processes:
-        raise RequestError(
-            f"batch_size={size} leaves a batch with fewer images than the {processes} processes; change it"
-        )
-    return size
-
-
 def _initialize(vae: Model, train: Split) -> None:
-    """Initialize a model that was not before from the training images."""
-    if not vae.initialized:
-        first = train[: max(1, FIRST_PIXELS // train.x[0].numel())].x.to(
-            next(vae.parameters()).device
-        )
-        vae.initialize(to_pixels(first, vae.pixels))
-        vae.initialized = True
-
-
-def _check_shapes(vae: Model, x: Tensor, y: Tensor | None) -> None:
-    """Raise `RequestError` if a network's outputs have a wrong shape, and leave the model in training mode."""
-    vae.eval()  # in training mode, batch normalization rejects a single image
-    with _outputs("decoder", vae.decoder, (vae.likelihood.num_params, *x.shape[1:])):
-        vae.sample(1, y if y is None else y[:1])
-    with _outputs("encoder", vae.encoder, (vae.posterior.num_params, vae.latent_dim)):
-        vae.guide(x, y)
-    vae.train()
-
-
-@contextmanager
-def _outputs(name: str, network: nn.Module, wanted: tuple[int, ...]) -> Iterator[None]:
-    """If an output has another shape, raise `RequestError`, which replaces any exception of the block."""
-    shapes: list[tuple[int, ...]] = []
-    try:
-        with network.register_forward_hook(
-            lambda module, args, output: shapes.append(tuple(output.shape[1:]))
-        ):
-            yield
-    finally:
-        for shape in shapes:
-            if shape != wanted:
-                raise RequestError(
-                    f"{name} returns shape {shape} per image, but must return {wanted}"
-                )
-
-
-@torch.no_grad()
-def _flush(optimizer: Optimizer) -> None:
-    """Set to zero what is negligible in an optimizer's state."""
-    for state in optimizer.state.values():
-        for value in state.values():
-            if isinstance(value, Tensor) and value.is_floating_point():
-                value.masked_fill_(value.abs() < SMALLEST_STATE, 0)
-
-
-def _change_gradients(optimizer: Optimizer, clip_grad_norm: float | None, normalize: bool) -> None:
-    """Clip and normalize the gradients before each step, if asked."""
-    if clip_grad_norm:
-        optimizer.register_step_pre_hook(partial(_clip, norm=clip_grad_norm))
-    if normalize:
-        optimizer.register_step_pre_hook(_normalize)
-
-
-def _clip(optimizer: Optimizer, *_: Any, norm: float) -> None:
-    clip_grad_norm_([param for group in optimizer.param_groups for param in group["params"]], norm)
-
-
-def _normalize(optimizer: Optimizer, *_: Any) -> None:
-    for grad in (
-        param.grad
-        for group in optimizer.param_groups
-        for param in group["params"]
-        if param.grad is not None
-    ):
-        grad /= grad.norm().clamp(min=1e-12)  # gradients may be zero
+    """Initialize a model that was not before from the training images and their labels."""
+    if vae.initialized:
+        return
+    device = next(vae.parameters()).device
+    first = train[: max(1, FIRST_PIXELS // train.x[0].numel())]
+    vae.initialize(to_pixels(first.x.to(device), vae.pixels))
+    y = train.y
+    if y is not None:
+        if isinstance(train, HostSplit):
+            y = y[train.rows]
+        vae.initialize_labels(y.to(device))
+    vae.initialized = True

@@ -1,4 +1,4 @@
-"""The images of `views` are the ones that they say, and figures show them with the right labels."""
+"""Figures show the images and metrics that they say, with the right labels."""
 
 from __future__ import annotations
 
@@ -11,33 +11,17 @@ import torch
 from PIL import Image
 
 import pyro_vae as pv
-from pyro_vae.evaluation.diagnostics import codes
-from pyro_vae.report import figures, views
+from pyro_vae.reporting import figures
 
 SHAPE = (1, 4, 5)
 
 
-def make(latent_dim=2, prior=None, likelihood=None):
-    prior, likelihood = prior or pv.StandardNormal(latent_dim), likelihood or pv.Bernoulli()
+def make(latent_dim=2):
     encoder = pv.MLP(SHAPE, (2, latent_dim), hidden=(8,))
-    decoder = pv.MLP((latent_dim,), (likelihood.num_params, *SHAPE), hidden=(8,))
-    return pv.VAE(prior, encoder, pv.DiagonalNormal(), decoder, likelihood)
-
-
-def hierarchical():
-    encoder, decoder = pv.MLP(SHAPE, (2, 2), hidden=(8,)), pv.MLP((2,), (1, *SHAPE), hidden=(8,))
-    parts = pv.StandardNormal(3), encoder, pv.DiagonalNormal(), decoder, pv.Bernoulli()
-    return pv.HierarchicalVAE(*parts, latent_dim=2, prior_dim=3, hidden=(8,))
-
-
-@pytest.fixture
-def x():
-    return torch.bernoulli(torch.full((6, *SHAPE), 0.3))
-
-
-def means(vae, z):
-    with torch.no_grad():
-        return vae.decode(z).mean
+    decoder = pv.MLP((latent_dim,), (1, *SHAPE), hidden=(8,))
+    return pv.VAE(
+        pv.StandardNormal(latent_dim), encoder, pv.DiagonalNormal(), decoder, pv.Bernoulli()
+    )
 
 
 def shown(figure):
@@ -51,114 +35,6 @@ def labels(axis):
 
 def opened(figure):
     return Image.open(BytesIO(figures.png(figure))).convert("RGB")
-
-
-# --- views ------------------------------------------------------------------------------------------------------------
-
-
-def test_bytes_become_grey_values():
-    grey = views.to_grey(make(likelihood=pv.Categorical()), torch.tensor([0.0, 51.0, 255.0]))
-    torch.testing.assert_close(grey, torch.tensor([0.0, 0.2, 1.0]))
-
-
-def test_samples_are_means_or_draws():
-    vae = make()
-    mean, draws = views.samples(vae, 7), views.samples(vae, 7, mean=False)
-    assert mean.shape == draws.shape == (7, *SHAPE)
-    assert ((mean > 0) & (mean < 1)).all()
-    assert ((draws == 0) | (draws == 1)).all()
-
-
-def test_many_samples_take_small_passes(monkeypatch):
-    vae, rows = make(), []
-    decode = vae.decode
-    monkeypatch.setattr(vae, "decode", lambda z: rows.append(len(z)) or decode(z))
-    assert len(views.samples(vae, 2001)) == 2001
-    assert views.decode_mean(vae, torch.zeros(3, 700, 2)).shape == (3, 700, *SHAPE)
-    assert max(rows) <= 1000
-
-
-def test_reconstructions_stand_beside_their_images(x):
-    pairs = views.reconstructions(make(), x)
-    torch.testing.assert_close(pairs[:, 0], x)
-    assert pairs[:, 1].shape == x.shape
-    assert ((pairs[:, 1] > 0) & (pairs[:, 1] < 1)).all()
-
-
-def test_interpolations_go_from_image_to_image(x):
-    vae, (first, second) = make(3), x.chunk(2)
-    made = views.interpolations(vae, x, steps=5)
-    assert made.shape == (3, 7, *SHAPE)
-    torch.testing.assert_close(made[:, 0], first)
-    torch.testing.assert_close(made[:, -1], second)
-    start, end = codes(vae, first).loc, codes(vae, second).loc
-    for step in range(5):
-        torch.testing.assert_close(made[:, 1 + step], means(vae, start + step / 4 * (end - start)))
-
-
-def test_traversals_change_one_dimension(x):
-    vae = make(3)
-    made = views.traversals(vae, x, dimension=1, steps=3, width=2.0)
-    torch.testing.assert_close(made[:, 0], x)
-    for step, value in enumerate([-2.0, 0.0, 2.0], start=1):
-        z = codes(vae, x).loc.clone()
-        z[:, 1] = value
-        torch.testing.assert_close(made[:, step], means(vae, z))
-
-
-@pytest.mark.parametrize("dimension", [-1, 3])
-def test_a_missing_dimension_is_refused(x, dimension):
-    with pytest.raises(pv.RequestError, match="0 to 2"):
-        views.traversals(make(3), x, dimension)
-
-
-def test_the_manifold_grows_to_the_right_and_upwards():
-    vae = make()
-    images, z = views.manifold(vae, 4)
-    levels = torch.tensor([0.125, 0.375, 0.625, 0.875])
-    exact = torch.special.ndtri(levels)
-    error = (levels * (1 - levels) / views.PRIOR_DRAWS).sqrt() / torch.distributions.Normal(
-        0.0, 1.0
-    ).log_prob(exact).exp()
-    assert ((z - exact).abs() < 5 * error).all()
-    for row, column in ((0, 3), (2, 1)):
-        torch.testing.assert_close(
-            images[row, column], means(vae, torch.stack([z[0, column], z[1, 3 - row]])[None])[0]
-        )
-
-
-def shifted():
-    prior = pv.priors.Normal(2)
-    prior.loc.data, prior.log_scale.data = torch.tensor([5.0, -3.0]), torch.tensor([-1.0, 1.0])
-    return make(prior=prior)
-
-
-MODELS = [
-    shifted,
-    lambda: make(prior=pv.GaussianMixture(2, 3)),
-    lambda: make(prior=pv.StudentT(2)),
-    hierarchical,
-]
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_the_manifold_is_spaced_by_the_quantiles_of_any_prior(model, monkeypatch):
-    """Of the codes that the decoder reads: in a hierarchy the prior is over another space."""
-    vae, drawn = model(), []
-    _, z = views.manifold(vae, 5)
-    decode = vae.decode
-    monkeypatch.setattr(vae, "decode", lambda z: drawn.append(z) or decode(z))
-    vae.sample(20_000)
-    below = (drawn[0] < z.T[:, None]).double().mean(1)
-    assert (below - torch.tensor([[0.1], [0.3], [0.5], [0.7], [0.9]])).abs().max() < 0.03
-
-
-def test_the_manifold_needs_two_dimensions():
-    with pytest.raises(pv.RequestError, match="latent_dim=2"):
-        views.manifold(make(3))
-
-
-# --- figures of images ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
@@ -183,7 +59,7 @@ def test_pictures_of_any_shape_are_of_a_size_to_look_at(shape):
         figures.samples(rows[:, 0]),
         figures.reconstructions(rows[:, :2], "pairs"),
         figures.interpolations(rows),
-        figures.traversals(rows, 0),
+        figures.traversals(rows, 0, torch.linspace(-3, 3, 10)),
     ]
     for figure in drawn:
         width, height = opened(figure).size
@@ -198,7 +74,7 @@ def test_samples_say_whether_they_are_means():
 
 
 def test_columns_name_the_originals_and_the_values():
-    axes = figures.traversals(torch.rand(2, 4, *SHAPE), dimension=0, width=2.0).axes[0]
+    axes = figures.traversals(torch.rand(2, 4, *SHAPE), 0, torch.tensor([-2.0, 0.0, 2.0])).axes[0]
     assert labels(axes.xaxis) == ["image", "-2", "0", "2"]
     axes = figures.interpolations(torch.rand(2, 5, *SHAPE)).axes[0]
     assert labels(axes.xaxis) == ["image", "0", "0.5", "1", "image"]
@@ -212,9 +88,6 @@ def test_the_manifolds_labels_are_the_values_of_z():
     assert labels(axes.yaxis) == ["30", "20", "10"]
     column, row = round(axes.get_xticks()[2]), round(axes.get_yticks()[0])
     assert shown(figure)[row, column, 0] in 1 - images[0, 2].numpy()
-
-
-# --- figures of metrics -----------------------------------------------------------------------------------------------
 
 
 def record(epoch, active_units=3, beta=1.0):
@@ -365,3 +238,55 @@ def test_equal_figures_are_equal_bytes():
     first, second = (figures.png(figures.grid(torch.ones(2, *SHAPE), "ones")) for _ in range(2))
     assert first == second
     assert first.startswith(b"\x89PNG")
+
+
+HARD = ["a$x^{$b.npz", r"$\frac$", "$", "$$", r"a\$b", "猫", "a\x07b", "\ud800", "_under", "🐈$^$"]
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_names_are_text_and_no_mathematics(name):
+    """In titles, tick labels, legends and annotations; without matplotlib's warnings."""
+    opened(figures.grid(torch.rand(2, *SHAPE), name, 2, [name], [name, f"5\n{name}"]))
+    classes = (name, "other")
+    y = torch.arange(20) % 2
+    figure = figures.latent(torch.randn(20, 2), y, name, classes)
+    opened(figure)
+    assert len(figure.axes[0].get_legend().get_texts()) == 2
+    opened(figures.analogies(torch.rand(2, 3, *SHAPE), torch.tensor([0, 1]), classes))
+    figure = figures.samples(torch.rand(2, *SHAPE))
+    figures.add_to_title(figure, f"given y = {name}")
+    opened(figure)
+
+
+def test_names_without_glyphs_stay_different_and_dollars_stay_dollars():
+    assert figures.plain("猫") != figures.plain("犬")
+    first = figures.png(figures.grid(torch.ones(2, *SHAPE), "5$ 6$"))
+    assert first == figures.png(figures.grid(torch.ones(2, *SHAPE), "5$ 6$"))
+    axes = figures.grid(torch.ones(2, *SHAPE), "5$ 6$").axes[0]
+    assert axes.title._preprocess_math(axes.get_title()) == ("5$ 6$", False)
+
+
+def test_classes_have_the_users_names():
+    y = torch.tensor([0, 1, 1, -1, 2] * 4)
+    axes = figures.latent(torch.randn(20, 2), y, "codes", ("cat", "dog")).axes[0]
+    expected = ["no label", "cat", "dog", "2"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == expected
+    axes = figures.analogies(torch.rand(2, 3, *SHAPE), torch.tensor([1, 0]), ("cat", "dog")).axes[0]
+    assert labels(axes.yaxis) == ["dog", "cat"]
+
+
+def trained_data(n=30):
+    x = torch.bernoulli(torch.full((n, *SHAPE), 0.3))
+    return pv.Data("noise", *(pv.Split(x, torch.arange(n) % 3) for _ in range(3)))
+
+
+def test_the_figures_of_a_model_show_a_random_subset(monkeypatch):
+    """The first test images may be another population."""
+    data = trained_data()
+    monkeypatch.setattr(figures, "LATENT_IMAGES", 20)
+    vae = make()
+    drawn = figures.figures_of(vae, data, [record(1)])
+    assert list(drawn) == ["curves", "reconstructions", "samples", "latent", "manifold"]
+    points = drawn["latent"].axes[0].collections[0].get_offsets()
+    np.testing.assert_allclose(points, pv.codes(vae, data.test.subset(20)).loc, rtol=1e-5)
+    assert "curves" not in figures.figures_of(vae, data)

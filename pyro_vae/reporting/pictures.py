@@ -5,17 +5,29 @@ from __future__ import annotations
 import base64
 import io
 from math import sqrt
-from typing import Any
+from typing import TypedDict
 
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.utils import make_grid
 
-# Bytes of the pixels of all pictures, and of all tiles of the atlas, above which they are made smaller.
+from pyro_vae.reporting.figures import shown
+
+# Bytes of the pixels of all pictures, and of all tiles of the atlas, above which they are made
+# smaller.
 PICTURES, ATLAS = 500_000, 1_000_000
 # Tiles per row of the atlas.
 COLUMNS = 32
+
+
+class Atlas(TypedDict):
+    """Images of equal size in one picture: its URL, and width, height and columns of the tiles."""
+
+    url: str
+    width: int
+    height: int
+    columns: int
 
 
 def pictures(images: Tensor) -> list[str]:
@@ -23,17 +35,17 @@ def pictures(images: Tensor) -> list[str]:
     return [_url(pixels) for pixels in _pixels(images, PICTURES)]
 
 
-def atlas(images: Tensor) -> dict[str, Any]:
-    """All images as tiles of one PNG file in a URL, row by row."""
+def atlas(images: Tensor) -> Atlas:
+    """All images as tiles of one picture, row by row."""
     tiles = _pixels(images, ATLAS)
     channels, height, width = tiles.shape[1:]
     whole = make_grid(tiles, COLUMNS, padding=0)[:channels]  # it repeats a grey channel
-    return {"atlas": _url(whole), "tile": {"width": width, "height": height, "columns": COLUMNS}}
+    return {"url": _url(whole), "width": width, "height": height, "columns": COLUMNS}
 
 
 def _pixels(images: Tensor, limit: int) -> Tensor:
-    """Bytes of shape `(N, 1, height, width)`, grey images inverted as in the figures, or `(N, 3, height, width)`."""
-    images = images[:, :3] if images.shape[1] in (3, 4) else 1 - images.mean(1, keepdim=True)
+    """Bytes of shape `(N, 1, height, width)` or `(N, 3, height, width)`."""
+    images = shown(images)
     scale = sqrt(limit / images.numel())
     if scale < 1:
         images = interpolate(images, scale_factor=scale, mode="area")

@@ -1,0 +1,251 @@
+"""What users bring, as tensors: pixels, labels and covariates, converted or refused in a line."""
+
+from __future__ import annotations
+
+import logging
+from math import isqrt
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.errors import RequestError
+
+logger = logging.getLogger("pyro_vae")
+
+Array = Tensor | np.ndarray
+Classes = tuple[str, ...]
+
+# Minimum height and width for a last dimension of 1, 3 or 4 to count as channels in images that
+# are not square.
+MIN_SIZE = 8
+# Bytes with a smaller maximum are probably levels from 0 to that maximum.
+DARK = 32
+# Distance from [0, 1] that rounding explains.
+ROUNDING = 1e-3
+
+
+def as_images(values: Array, name: str) -> Tensor:
+    """Images as bytes, or as float32 in [0, 1], shape `(N, channels, height, width)`.
+
+    Bools, and bytes that are 0 or 1, are binary pixels: they become 0 and 255. Other integers from
+    0 to 255 become bytes.
+
+    Arguments:
+        values: Images of any dtype, shape `(N, height, width)` or with channels.
+        name: What messages call them.
+
+    Raises:
+        RequestError: If they have another shape, or other values.
+
+    Example:
+        >>> as_images(torch.eye(4, dtype=torch.bool)[None], "x").unique()
+        tensor([  0, 255], dtype=torch.uint8)
+        >>> as_images(torch.tensor([[[-1.0, 1.0]]]), "x")
+        Traceback (most recent call last):
+        pyro_vae.errors.RequestError: x holds torch.float32 from -1 to 1, but images are bytes from
+        0 to 255 or floats from 0 to 1: use (x + 1) / 2
+    """
+    tensor = with_channels(as_tensor(values, name), name)
+    if tensor.numel() == 0:
+        return tensor
+    if tensor.dtype == torch.bool:
+        return tensor.to(torch.uint8) * 255
+    low, high = (value.item() for value in tensor.aminmax())
+    check_range(values.dtype, low, high, tensor, name)
+    if tensor.is_floating_point():
+        return tensor.to(torch.float32)
+    tensor = tensor.to(torch.uint8)
+    if high == 1:
+        logger.info("%r has integers 0 and 1: taken as black and white", name)
+        return tensor * 255
+    if 1 < high < DARK:
+        logger.warning(
+            "%r has bytes from %d to %d of 255, nearly black: if these are levels, use x / %d",
+            name,
+            low,
+            high,
+            high,
+        )
+    return tensor
+
+
+def as_tensor(values: Array, name: str) -> Tensor:
+    """A tensor of numbers; integers that torch cannot compute with become int64.
+
+    Raises:
+        RequestError: If the values are not real numbers.
+    """
+    if not isinstance(values, Tensor | np.ndarray):
+        raise RequestError(
+            f"{name} is of type {type(values).__name__}: use a tensor, or an array of NumPy"
+        )
+    if isinstance(values, np.ndarray):
+        if values.dtype.kind not in "biuf":
+            raise RequestError(f"{name} holds {values.dtype}: use numbers or bools")
+        if values.dtype.kind == "u" and values.dtype.itemsize > 1:
+            values = values.astype(np.int64)
+        elif values.dtype.itemsize > 8:
+            values = values.astype(np.float64)
+        elif not values.dtype.isnative or not values.flags.writeable:
+            values = values.astype(values.dtype.newbyteorder("="))
+        values = torch.from_numpy(values)
+    if values.is_complex() or values.is_quantized or values.layout != torch.strided:
+        raise RequestError(f"{name} holds {values.dtype}, {values.layout}: use dense real numbers")
+    if values.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        values = values.to(torch.int64)
+    return values
+
+
+def with_channels(images: Tensor, name: str) -> Tensor:
+    """Images of shape `(N, channels, height, width)`; a view where possible.
+
+    Raises:
+        RequestError: If they have another number of dimensions.
+    """
+    shape = tuple(images.shape)
+    if images.ndim == 3 and 0 not in shape[1:]:
+        return images.unsqueeze(1)
+    if images.ndim != 4 or 0 in shape[1:]:
+        raise RequestError(
+            f"{name} has shape {shape}, but images need (N, height, width) or"
+            f" (N, channels, height, width){_reshape(shape)}"
+        )
+    if channels_are_last(*shape[1:]):
+        logger.info("%r has shape %s: moved the channels from last to first", name, shape)
+        return images.permute(0, 3, 1, 2).contiguous()
+    return images
+
+
+def _reshape(shape: tuple[int, ...]) -> str:
+    """The conversion of flat images that are square."""
+    if len(shape) != 2:
+        return ""
+    side = isqrt(shape[1])
+    if side > 1 and side**2 == shape[1]:
+        return f": use x.reshape(-1, {side}, {side})"
+    side = isqrt(shape[1] // 3)
+    if side > 1 and 3 * side**2 == shape[1]:
+        return f": use x.reshape(-1, 3, {side}, {side})"
+    return ""
+
+
+def channels_are_last(first: int, second: int, last: int) -> bool:
+    """Whether the dimensions of an image are height, width and channels."""
+    if last not in (1, 3, 4) or first in (1, 3, 4):
+        return False
+    return first == second or min(first, second) >= MIN_SIZE
+
+
+def check_range(dtype: object, low: float, high: float, values: Tensor, name: str) -> None:
+    """Raise `RequestError` unless floats are in [0, 1] and integers in 0..255.
+
+    Arguments:
+        dtype: The type that messages name.
+        low: The minimum, NaN if there is one.
+        high: The maximum.
+        values: The values.
+        name: What messages call them.
+    """
+    is_float = values.is_floating_point()
+    if low >= 0 and high <= (1 if is_float else 255):
+        return
+    if low != low:
+        problem, conversion = f"{int(values.isnan().sum()):,} values that are NaN", "nan_to_num(x)"
+    else:
+        problem = f"{dtype} from {low:g} to {high:g}"
+        is_whole = not is_float or bool((values == values.round()).all())
+        cast = ".astype(np.uint8)" if isinstance(dtype, np.dtype) else ".to(torch.uint8)"
+        conversion = _conversion(low, high, cast if is_whole else None)
+    raise RequestError(
+        f"{name} holds {problem}, but images are bytes from 0 to 255 or floats from 0 to 1:"
+        f" use {conversion}"
+    )
+
+
+def _conversion(low: float, high: float, cast: str | None) -> str:
+    """What to apply to values `x` from `low` to `high`; `cast` is for whole numbers."""
+    if low == -torch.inf or high == torch.inf:
+        return "finite numbers"
+    if low >= -ROUNDING and high <= 1 + ROUNDING:
+        return "x.clip(0, 1)"
+    if low >= -1 and high <= 1:
+        return "(x + 1) / 2"
+    if low >= 0 and 127 < high <= 255:
+        return f"x{cast}" if cast else "x / 255"
+    if cast and low >= 0 and 2**15 <= high < 2**16:
+        return "x / 65535"
+    return "(x - x.min()) / (x.max() - x.min())"
+
+
+def as_labels(values: Array, count: int, name: str) -> tuple[Tensor, Classes | None]:
+    """Labels as int64, shape `(count,)`, and the names of the classes if the labels are strings.
+
+    Columns, of shape `(count, 1)`, and one-hot codes are accepted, too.
+
+    Raises:
+        RequestError: If they are not one class per image.
+
+    Example:
+        >>> as_labels(np.array(["dog", "cat", "dog"]), 3, "labels")
+        (tensor([1, 0, 1]), ('cat', 'dog'))
+    """
+    if isinstance(values, np.ndarray) and values.dtype.kind in "USO":
+        return _named_labels(values, count, name)
+    labels = as_tensor(values, name)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    elif labels.ndim == 2 and _is_one_hot(labels):
+        labels = labels.long().argmax(1)
+    if labels.shape != (count,) or labels.is_floating_point():
+        raise RequestError(
+            f"{name} has shape {tuple(values.shape)} and type {values.dtype}, but labels are one"
+            f" integer per image, shape ({count},){_label_conversion(labels, count)}"
+        )
+    return labels.long(), None
+
+
+def _label_conversion(labels: Tensor, count: int) -> str:
+    if len(labels.shape) == 0 or len(labels) != count:
+        return ""
+    if labels.ndim > 2:
+        return ": use labels.reshape(len(labels), -1), then one column"
+    if labels.ndim == 2 and bool(((labels >= 0).all(1) & (labels > 0).any(1)).all()):
+        return ": use labels.argmax(1) for the most likely class, or give them as covariates"
+    if labels.ndim == 1 and bool((labels == labels.round()).all()):
+        return ": use labels.astype(int)"
+    return ": give real numbers as covariates"
+
+
+def _is_one_hot(labels: Tensor) -> bool:
+    is_binary = (labels == 0) | (labels == 1)
+    return bool(is_binary.all() and (labels.sum(1) == 1).all())
+
+
+def _named_labels(values: np.ndarray, count: int, name: str) -> tuple[Tensor, Classes]:
+    names = values.astype(str)
+    if names.shape not in ((count,), (count, 1)):
+        raise RequestError(
+            f"{name} has shape {names.shape}, but labels are one name per image, shape ({count},)"
+        )
+    classes, numbers = np.unique(names.ravel(), return_inverse=True)
+    return torch.from_numpy(numbers.astype(np.int64)), tuple(classes.tolist())
+
+
+def as_covariates(values: Array, count: int, name: str) -> Tensor:
+    """Covariates as float32, shape `(count, C)`.
+
+    Raises:
+        RequestError: If they have another shape, or are not finite.
+    """
+    covariates = as_tensor(values, name)
+    shape = tuple(covariates.shape)
+    if covariates.ndim != 2 or shape[0] != count or shape[1] == 0:
+        advice = f": use {name.rsplit(maxsplit=1)[-1]}.reshape(-1, 1)" if shape == (count,) else ""
+        raise RequestError(
+            f"{name} has shape {shape}, but covariates need ({count}, number of covariates){advice}"
+        )
+    covariates = covariates.float()
+    if not covariates.isfinite().all():
+        raise RequestError(f"{name} has covariates that are NaN or infinite: use finite numbers")
+    return covariates

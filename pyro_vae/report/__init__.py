@@ -1,1 +1,0 @@
-"""Pictures of a trained VAE: `views` computes images, `figures` draws them with matplotlib."""

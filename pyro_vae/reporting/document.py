@@ -1,0 +1,408 @@
+"""The JSON document that a page's script reads: everything that it can show, computed beforehand.
+
+The types below are the contract with `templates/page.js`. A key of a `...Models` type is the name
+of a Bokeh model on the page, and its value the properties that the script sets, where `data` are
+columns of a source. A key of a `...Text` type is the id of the element whose text is set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from math import floor, inf, isfinite, log10
+from typing import Any, NamedTuple, TypedDict
+
+import numpy as np
+import torch
+from contourpy import contour_generator
+from torch import Tensor
+
+from pyro_vae.evaluation.codes import ACTIVE
+from pyro_vae.reporting.explorer import Draws, ExploredPosterior, Grid, Paths, Snapshot
+from pyro_vae.reporting.figures import BLUE, COLOURS, ORANGE, class_name
+from pyro_vae.reporting.overview import Overview
+from pyro_vae.reporting.pictures import Atlas, atlas
+
+# Shares of the mass inside the contours, and how opaque the areas between them are.
+MASSES = (0.99, 0.9, 0.5)
+SHADES = (0.2, 0.45, 0.8)
+# Side in pixels of a draw with all of the weight.
+DRAW_SIZE = 60
+
+APPROXIMATION, AMORTIZATION = BLUE, ORANGE
+
+
+# --- the contract ---------------------------------------------------------------------------------
+
+
+class Source(TypedDict):
+    """Columns of a Bokeh source."""
+
+    data: dict[str, list[Any]]
+
+
+class Ends(TypedDict):
+    """The ends of a Bokeh range."""
+
+    start: float
+    end: float
+
+
+class SnapshotModels(TypedDict):
+    """What an epoch shows around its images."""
+
+    points: Source
+    medians: Source
+    prior: Source
+    dimensions: Source
+    plane0: Ends
+    plane1: Ends
+
+
+class SnapshotText(TypedDict):
+    """The name of an epoch."""
+
+    epoch_name: str
+
+
+class PlaneState(TypedDict):
+    """The tiles of the decoded plane: ends of both axes, tiles per side, and the first tile."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    side: int
+    first: int
+
+
+class ImageModels(TypedDict):
+    """One image's posterior, its approximations and its bounds."""
+
+    exact: Source
+    guide: Source
+    best: Source
+    z0: Ends
+    z1: Ends
+    gap: Source
+    mean_bound: Source
+    level: Source
+
+
+class ImageText(TypedDict):
+    """One image's log p(x), ELBOs and gaps, in nats."""
+
+    log_p: str
+    best_elbo: str
+    elbo: str
+    approximation: str
+    amortization: str
+    total: str
+
+
+class DrawsModels(TypedDict):
+    """The first K draws, and the bound that they give."""
+
+    draws: Source
+    bound_of_draws: Source
+
+
+class DrawsText(TypedDict):
+    """The numbers of the first K draws."""
+
+    k: str
+    bound: str
+    effective: str
+    k_hat: str
+
+
+class DrawsState(TypedDict):
+    """What a position of the slider over K shows."""
+
+    models: DrawsModels
+    text: DrawsText
+
+
+class ImageState(TypedDict):
+    """What the choice of an image shows; `draws` has the states for K = 1, 2, 4, ..."""
+
+    models: ImageModels
+    text: ImageText
+    draws: list[DrawsState]
+
+
+class SnapshotState(TypedDict):
+    """What the choice of an epoch shows; `images` is empty if posteriors cannot be explored."""
+
+    models: SnapshotModels
+    text: SnapshotText
+    plane: PlaneState
+    images: list[ImageState]
+
+
+class DimensionState(TypedDict):
+    """A latent dimension and the ends of its traversal."""
+
+    name: str
+    low: float
+    high: float
+
+
+class PathsState(TypedDict):
+    """The tiles of traversals, `[image][dimension][step]`, and then of pairs, `[pair][step]`."""
+
+    count: int
+    steps: int
+    dimensions: list[DimensionState]
+    pairs: list[tuple[int, int]]
+
+
+class Document(TypedDict):
+    """Everything: snapshots for two latent dimensions, the last epoch at the end, or paths."""
+
+    atlas: Atlas
+    snapshots: list[SnapshotState]
+    paths: PathsState | None
+
+
+# --- from arrays to the document ------------------------------------------------------------------
+
+
+class Groups(NamedTuple):
+    """The images of an overview in groups that have a name and a colour: their classes.
+
+    Attributes:
+        names: The name of each group.
+        of_image: The group of each image, shape `(N,)`.
+    """
+
+    names: list[str]
+    of_image: Tensor
+
+    @property
+    def labels(self) -> list[str]:
+        """The name of each image's group."""
+        return [self.names[group] for group in self.of_image.tolist()]
+
+    @property
+    def colours(self) -> list[str]:
+        """The colour of each image's group."""
+        return [COLOURS[group] for group in self.of_image.tolist()]
+
+
+def groups_of(overview: Overview) -> Groups:
+    """The classes of the images; one group without a name if there are none, or over ten."""
+    labels = overview.images.labels
+    if labels is None or len(labels.unique()) > len(COLOURS):
+        return Groups([""], torch.zeros(len(overview.codes), dtype=torch.int64))
+    present, of_image = labels.cpu().unique(return_inverse=True)
+    classes = overview.images.classes
+    return Groups([class_name(label, classes) for label in present.tolist()], of_image)
+
+
+def document_of_snapshots(snapshots: Sequence[Snapshot], groups: Groups) -> Document:
+    """The document of a model with two latent dimensions."""
+    states: list[SnapshotState] = []
+    first = 0
+    for snapshot in snapshots:
+        states.append(_snapshot_state(snapshot, first, groups))
+        first += len(snapshot.plane.images)
+    tiles = torch.cat([snapshot.plane.images for snapshot in snapshots])
+    document: Document = {"atlas": atlas(tiles), "snapshots": states, "paths": None}
+    return finite(document)
+
+
+def document_of_paths(paths: Paths) -> Document:
+    """The document of a model with other than two latent dimensions."""
+    count, _, steps = paths.traversals.shape[:3]
+    dimensions: list[DimensionState] = []
+    for dimension, (low, high) in zip(paths.dimensions, paths.ranges.T.tolist(), strict=True):
+        dimensions.append({"name": f"z[{dimension}]", "low": low, "high": high})
+    tiles = [paths.traversals.flatten(0, 2), paths.interpolations.flatten(0, 1)]
+    return {
+        "atlas": atlas(torch.cat(tiles)),
+        "snapshots": [],
+        "paths": {
+            "count": count,
+            "steps": steps,
+            "dimensions": dimensions,
+            "pairs": paths.pairs,
+        },
+    }
+
+
+def finite(value: Any) -> Any:
+    """The same nested value with None, which JSON has, for numbers that are not finite."""
+    if isinstance(value, dict):
+        return {key: finite(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(child) for child in value]
+    if isinstance(value, float) and not isfinite(value):
+        return None
+    return value
+
+
+def _snapshot_state(snapshot: Snapshot, first: int, groups: Groups) -> SnapshotState:
+    grid = snapshot.plane.grid
+    codes = snapshot.codes.cpu().double()
+    x, y = codes.T.tolist()
+    plane0, plane1 = ends(grid)
+    return {
+        "models": {
+            "points": {"data": {"x": _short(x, 0.001), "y": _short(y, 0.001)}},
+            "medians": {"data": medians(codes, groups)},
+            "prior": {"data": contour_lines(snapshot.plane.fine, snapshot.plane.log_prior)},
+            "dimensions": {"data": bars(snapshot.kl, snapshot.activity)},
+            "plane0": plane0,
+            "plane1": plane1,
+        },
+        "text": {"epoch_name": snapshot.name},
+        "plane": {
+            "x": (plane0["start"], plane0["end"]),
+            "y": (plane1["start"], plane1["end"]),
+            "side": len(grid.z0),
+            "first": first,
+        },
+        "images": [_image_state(explored) for explored in snapshot.explored],
+    }
+
+
+def ends(grid: Grid) -> tuple[Ends, Ends]:
+    """The ends of both axes of a grid."""
+    z0: Ends = {"start": float(grid.z0[0]), "end": float(grid.z0[-1])}
+    z1: Ends = {"start": float(grid.z1[0]), "end": float(grid.z1[-1])}
+    return z0, z1
+
+
+def medians(points: Tensor, groups: Groups) -> dict[str, list[Any]]:
+    """The median point of each group."""
+    middle = [points[groups.of_image == n].numpy() for n in range(len(groups.names))]
+    x, y = np.array([np.median(part, 0) for part in middle]).T.tolist()
+    return {"x": x, "y": y}
+
+
+def bars(kl: Tensor | None, activity: Tensor) -> dict[str, list[Any]]:
+    """The KL of each dimension, or its activity, in decreasing order, collapsed ones hatched."""
+    values = (activity if kl is None else kl).cpu()
+    order = values.argsort(descending=True)
+    active = (activity.cpu() > ACTIVE)[order].tolist()
+    labels = []
+    for dimension, on in zip(order.tolist(), active, strict=True):
+        labels.append(f"z[{dimension}]" if on else f"z[{dimension}], collapsed")
+    return {
+        "x": list(range(1, len(order) + 1)),
+        "top": values[order].tolist(),
+        "label": labels,
+        "colour": [BLUE if on else "gray" for on in active],
+        "hatch": [" " if on else "/" for on in active],
+    }
+
+
+def _image_state(explored: ExploredPosterior) -> ImageState:
+    log_p = round(explored.log_likelihood, 2)
+    best_elbo = round(explored.best_elbo, 2)
+    elbo = round(explored.elbo, 2)
+    z0, z1 = ends(explored.grid)
+    curve = explored.draws.curve
+    return {
+        "models": {
+            "exact": {"data": _areas(explored.grid, explored.exact)},
+            "guide": {"data": contour_lines(explored.grid, explored.guide)},
+            "best": {"data": contour_lines(explored.grid, explored.best)},
+            "z0": z0,
+            "z1": z1,
+            "gap": {
+                "data": {
+                    "left": [elbo, best_elbo],
+                    "right": [best_elbo, log_p],
+                    "colour": [AMORTIZATION, APPROXIMATION],
+                }
+            },
+            "mean_bound": {"data": {"x": list(curve), "y": _short(curve.values(), 0.001)}},
+            "level": {"data": {"x": [1, max(curve)], "y": [explored.log_likelihood] * 2}},
+        },
+        "text": {
+            "log_p": _text(log_p),
+            "best_elbo": _text(best_elbo),
+            "elbo": _text(elbo),
+            "approximation": _text(log_p - best_elbo),
+            "amortization": _text(best_elbo - elbo),
+            "total": _text(log_p - elbo),
+        },
+        "draws": [_draws_state(explored.draws, k) for k in curve],
+    }
+
+
+def _draws_state(draws: Draws, k: int) -> DrawsState:
+    """The first k draws; the area of a draw is its normalized weight."""
+    x, y = draws.z[:k].T.tolist()
+    sizes = [DRAW_SIZE * weight**0.5 for weight in draws.weights(k).tolist()]
+    estimates = draws.estimates(k)
+    columns = {"x": _short(x, 0.0001), "y": _short(y, 0.0001), "size": _short(sizes, 0.1)}
+    return {
+        "models": {
+            "draws": {"data": columns},
+            "bound_of_draws": {"data": {"x": [k], "y": [estimates["bound"]]}},
+        },
+        "text": {
+            "k": str(k),
+            "bound": _text(estimates["bound"]),
+            "effective": _text(estimates["effective"]),
+            "k_hat": _text(estimates["k_hat"]),
+        },
+    }
+
+
+def _text(value: float) -> str:
+    return f"{value:.2f}" if isfinite(value) else "-"
+
+
+def _areas(grid: Grid, log_density: Tensor) -> dict[str, list[Any]]:
+    """Polygons of the areas between the contours of `MASSES`."""
+    density, levels = density_levels(grid, log_density)
+    contours = _contours(grid, density)
+    x, y = [], []
+    for low, high in pairwise([*levels, 2.0]):
+        x_of_area, y_of_area = [], []
+        for points, offsets in zip(*contours.filled(low, high), strict=True):
+            rings = [points[start:end] for start, end in pairwise(offsets)]
+            x_of_area.append([_round(ring[:, 0], grid) for ring in rings])
+            y_of_area.append([_round(ring[:, 1], grid) for ring in rings])
+        x.append(x_of_area)
+        y.append(y_of_area)
+    return {"xs": x, "ys": y, "alpha": list(SHADES)}
+
+
+def contour_lines(grid: Grid, log_density: Tensor) -> dict[str, list[Any]]:
+    """Contours that hold the shares `MASSES` of the mass."""
+    density, levels = density_levels(grid, log_density)
+    contours = _contours(grid, density)
+    lines = [line for level in levels for line in contours.lines(level)]
+    return {
+        "xs": [_round(line[:, 0], grid) for line in lines],
+        "ys": [_round(line[:, 1], grid) for line in lines],
+    }
+
+
+def _contours(grid: Grid, density: np.ndarray) -> Any:
+    x, y = (side.cpu().numpy() for side in grid)
+    return contour_generator(x, y, density)  # type: ignore[arg-type,call-arg]
+
+
+def density_levels(
+    grid: Grid, log_density: Tensor, masses: Sequence[float] = MASSES
+) -> tuple[np.ndarray, list[float]]:
+    """A density on a grid, 1 at its maximum; the levels above which it has shares of its mass."""
+    log_density = log_density.double().cpu().nan_to_num(-inf, inf, -inf)
+    density = (log_density - log_density.max()).exp()
+    ordered = density.sort(descending=True).values
+    shares = ordered.cumsum(0) / ordered.sum()
+    levels = [float(ordered[int(torch.searchsorted(shares, mass))]) for mass in masses]
+    return density.unflatten(0, (len(grid.z1), len(grid.z0))).numpy(), levels
+
+
+def _round(values: np.ndarray, grid: Grid) -> list[float]:
+    """To a thousandth of the grid's width, as the size of the page matters."""
+    return np.round(values, 3 - floor(log10(float(grid.z0[-1] - grid.z0[0])))).tolist()
+
+
+def _short(values: Iterable[float], unit: float) -> list[float]:
+    return [round(value, round(-log10(unit))) for value in values]

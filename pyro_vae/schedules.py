@@ -36,6 +36,11 @@ class Schedule(ABC):
         that it was started with.
         """
 
+    @property
+    def uses_training_length(self) -> bool:
+        """Whether `set_training_length` does anything."""
+        return type(self).set_training_length is not Schedule.set_training_length
+
 
 def value_at(schedule: Schedule, step: int) -> float:
     """The value of a schedule at a step.

@@ -77,7 +77,7 @@ sys.exit(main(sys.argv[1:]))
 @posix
 @engines
 def test_killed_at_any_moment(whole, flags, tmp_path):
-    """By SIGKILL while it starts, steps or writes; the same command continues it each time, until it is done."""
+    """By SIGKILL while it starts, steps or writes; the same command continues it each time."""
     path, generator = tmp_path / "run", random.Random(engine_of(whole))
     argv = [
         *flags,
@@ -264,7 +264,8 @@ def test_results_that_cannot_be_written(run_dir, tmp_path, capfd):
 
 def test_a_last_step_that_breaks_the_parameters(tmp_path, capfd):
     """The loss of the step is finite: only the validation after it finds what it did."""
-    flags = "--data digits --batch_size 1349 --latent_dim 3 --optimizer torch.optim.SGD --optimizer.lr 1e38 --epochs 1"
+    flags = "--data digits --batch_size 1349 --latent_dim 3 --epochs 1"
+    flags += " --optimizer torch.optim.SGD --optimizer.lr 1e38"
     assert (
         main(["train", *flags.split(), "--on_nan", "rewind", "--run_dir", str(tmp_path / "r")]) == 1
     )
@@ -326,3 +327,14 @@ def test_resuming_with_other_labels_is_rejected(tmp_path, capfd):
     np.savez(tmp_path / "data.npz", images=images, labels=1 - labels)
     assert main([*argv, "--epochs", "2", "--resume"]) == 2
     assert "changed" in capfd.readouterr().err
+
+
+def test_more_epochs_do_not_move_a_warm_up_backwards(flags, tmp_path):
+    """By default it takes half of the epochs that the run was started with: 2 of 4."""
+    run = tmp_path / "run"
+    trained(*flags, "--epochs", 4, "--beta", "Linear", "--run_dir", run)
+    for more in (6, 8):
+        trained("train", "--run_dir", run, "--resume", "--epochs", more)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    betas = [json.loads(line)["beta"] for line in lines]
+    assert betas == [0.5, *[1.0] * 7]

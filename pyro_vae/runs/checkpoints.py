@@ -154,8 +154,8 @@ def resume(training: Training, data: Data, checkpoint: Checkpoint, epochs: int) 
             " start a new run"
         )
     expected = training.state_dict()
-    if "schedule_epochs" in expected:
-        state.setdefault("schedule_epochs", epochs)
+    depends = expected["schedule_epochs"] is not None
+    state.setdefault("schedule_epochs", epochs if depends else None)
     try:
         _check_state(state, expected, training)
         training.load_state_dict(state)
@@ -172,6 +172,8 @@ def _check_state(state: dict[str, Any], expected: dict[str, Any], training: Trai
     """Raise `MisfitError` unless this is a state of the training."""
     if state.keys() != expected.keys():
         raise strict.MisfitError("it has other entries")
+    if (state["schedule_epochs"] is None) != (expected["schedule_epochs"] is None):
+        raise strict.MisfitError("schedule_epochs is not that of the schedules")
     optimizer = training.loop.optimizer
     scheduler = training.loop.scheduler
     strict.check_parameters(state["vae"], expected["vae"])

@@ -40,7 +40,7 @@ DEVICE = "capturable"
 COUNTS = {"last_epoch", "_step_count", "num_bad_epochs", "cooldown_counter", "T_cur", "T_i"}
 PROGRESS = COUNTS | {"_last_lr", "base_lrs", "best", "_is_initial"}
 
-COUNTERS = ("epoch", "step", "waited", "rewinds", "schedule_epochs")
+COUNTERS = ("epoch", "step", "waited", "rewinds")
 
 
 class MisfitError(ValueError):
@@ -76,6 +76,8 @@ def check_counters(state: Any) -> None:
     for name in COUNTERS:
         if name in state:
             _check_count(name, state[name])
+    if state.get("schedule_epochs") is not None:
+        _check_count("schedule_epochs", state["schedule_epochs"], 1)
     if "best" in state and (type(state["best"]) is not float or not state["best"] < math.inf):
         raise MisfitError("best is not a number")
 

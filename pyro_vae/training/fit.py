@@ -456,11 +456,16 @@ class Loop:
         check_objective(self.objective, self.schedule, p, q)
 
     def _set_schedule_length(self, epochs: int) -> None:
-        self.schedule_epochs = epochs
-        steps_per_epoch = math.ceil(len(self.train) / self.batch_size)
-        self.schedule.set_training_length(steps_per_epoch, epochs)
+        schedules = [self.schedule]
         if isinstance(self.objective, ScheduledELBO):
-            self.objective.schedule.set_training_length(steps_per_epoch, epochs)
+            schedules.append(self.objective.schedule)
+        # The epochs that the schedules were told; None if none of them depends on it.
+        self.schedule_epochs: int | None = None
+        steps_per_epoch = math.ceil(len(self.train) / self.batch_size)
+        for schedule in schedules:
+            if schedule.uses_training_length:
+                schedule.set_training_length(steps_per_epoch, epochs)
+                self.schedule_epochs = epochs
 
     def _set_step(self) -> None:
         """Update what is scheduled in place, so that graphs stay valid."""
@@ -533,7 +538,8 @@ class Loop:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a `state_dict`."""
         self.step = state["step"]
-        self._set_schedule_length(state["schedule_epochs"])
+        if state["schedule_epochs"] is not None:
+            self._set_schedule_length(state["schedule_epochs"])
         self.vae.load_state_dict(state["vae"])
         self.svi.load_optimizer(state["optimizer"])
         if self.scheduler is not None:

@@ -19,7 +19,7 @@ logger = getLogger("pyro_vae")
 
 # Limits of the file, far above those that runs write: about 450 bytes for each epoch.
 BYTES = 2**26
-LINES = 2**20
+LINES = 2**17
 LARGEST = 1e300
 
 

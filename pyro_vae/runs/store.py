@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_vae.errors import RequestError, StorageError
 
 # Limits of a configuration, far above those that runs write.
-YAML_BYTES = 2**20
+YAML_BYTES = 2**17
 YAML_DEPTH = 20
 YAML_SCALAR = 4096
 
@@ -122,7 +122,7 @@ def parse_yaml(text: str) -> Any:
 def _check_events(text: str) -> None:
     """Raise `ValueError` before anything is constructed that takes much memory or time."""
     depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+    for event in yaml.parse(text, Loader=_Safe):
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):

@@ -9,7 +9,8 @@
 `soak` and `fits` report the memory of one long training and of many short ones; they need Linux.
 `damage` changes small run folders as a stranger would (config.yaml, checkpoints, metrics.jsonl,
 names of files), loads, samples and resumes each in this process, and prints those that do not hold:
-neither a right result nor one line, within 10 seconds of CPU time, or with a process, import or file outside.
+neither a right result nor one line within 10 seconds of CPU time, or with a process, an import or a
+file outside.
 """
 
 from __future__ import annotations

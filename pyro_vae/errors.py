@@ -1,19 +1,16 @@
-"""The exceptions that end a command with one line instead of a traceback, and checks that many modules share."""
+"""The exceptions that end a command with one line, without a traceback, and shared checks."""
 
 from math import inf
 from typing import Any, get_args
 
 
 class RequestError(ValueError):
-    """A request that cannot be carried out; the message is one line that says what to do instead. Exit code 2."""
+    """A request that cannot be carried out; one line says what to do instead. Exit code 2."""
 
     def __init__(self, message: str) -> None:
-        line = message.partition("\nTrace Shapes:")[
-            0
-        ]  # Pyro appends them to a ValueError raised in a program
-        super().__init__(
-            "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
-        )
+        # Pyro appends the shapes to a ValueError that is raised in a program.
+        line, _, _ = message.partition("\nTrace Shapes:")
+        super().__init__("".join(map(_printable, line)))
 
 
 class NotFiniteError(ArithmeticError):
@@ -32,9 +29,14 @@ class TerminatedError(BaseException):
     """The process received SIGTERM. Exit code 143."""
 
 
+def _printable(letter: str) -> str:
+    return letter if letter.isprintable() else repr(letter)[1:-1]
+
+
 def first_line(error: Exception) -> str:
     """The first line of an exception's message, or its type."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def check_positive(**values: float | None) -> None:
@@ -59,7 +61,7 @@ def check_count(**values: int | None) -> None:
 
 def check_choice(name: str, value: Any, choices: Any) -> None:
     """Raise `RequestError` unless `value` is one of the values of the Literal type `choices`."""
-    if value not in get_args(choices):
-        raise RequestError(
-            f"{name} must be one of {', '.join(map(str, get_args(choices)))}, but is {value!r}"
-        )
+    allowed = get_args(choices)
+    if value not in allowed:
+        names = ", ".join(map(str, allowed))
+        raise RequestError(f"{name} must be one of {names}, but is {value!r}")

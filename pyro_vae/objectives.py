@@ -29,16 +29,17 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_vae.engine.distributed import mean_over_processes
-from pyro_vae.engine.importance import (
+from pyro_vae.engine.importance import log_likelihood
+from pyro_vae.engine.programs import (
+    Batch,
+    Program,
     Site,
     is_random,
-    log_likelihood,
     log_prob,
     sample_sites,
     site_sum,
     traces,
 )
-from pyro_vae.engine.programs import Batch, Program
 from pyro_vae.errors import RequestError, check_positive
 from pyro_vae.schedules import Constant, Linear, Schedule, value_at
 

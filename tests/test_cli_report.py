@@ -130,7 +130,10 @@ def test_strings_of_a_run_folder_are_escaped(run_dir, tmp_path):
         assert "<img src=x" not in text
 
 
-ODD = '{"elbo": 1e999, "kl": [], "k_curve": {"1": {"mean": NaN}, "x": {"mean": 1}}, "active_units": {"count": "<b>"}}'
+ODD = """
+{"elbo": 1e999, "kl": [], "k_curve": {"1": {"mean": NaN}, "x": {"mean": 1}},
+ "active_units": {"count": "<b>"}}
+"""
 
 
 @pytest.mark.parametrize("results", ["[]", ODD])

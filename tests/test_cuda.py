@@ -14,6 +14,7 @@ from pyro.infer import Trace_ELBO
 from torch.optim import SGD, Adam
 
 import pyro_vae as pv
+from pyro_vae.data.split import to_pixels
 from pyro_vae.engine.graphs import Graph
 from pyro_vae.vae import default_batch_size
 
@@ -35,7 +36,7 @@ def trained(vae, engine, objective=Trace_ELBO, steps=60):
     beta = torch.tensor(1.0, dtype=torch.float64, device="cuda")
 
     def prepare(index):
-        return pv.data.to_pixels(images[index], vae.pixels).double(), None, beta
+        return to_pixels(images[index], vae.pixels).double(), None, beta
 
     svi = pv.SVI(
         twin.model, twin.guide, adam, objective(), mean=True, prepare=prepare, engine=engine

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from pathlib import Path
 
 import numpy as np
+import pyro
+import torch
 
+import pyro_vae as pv
 from pyro_vae import priors
 from pyro_vae.cli.main import main
 from pyro_vae.testing import check_prior
@@ -20,10 +24,18 @@ QUICK = {
     "generate": [],
     "report": [],
 }
+# The lengths of the Python examples, and those in the tests.
+SHORTER = {"epochs=20": "epochs=1", "num_samples=1000": "num_samples=5", "range(20)": "range(2)"}
 
 
 def blocks(name: str) -> list[tuple[str, str]]:
     return re.findall(r"```(sh|python)\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+
+
+def shortened(text: str) -> str:
+    for long, short in SHORTER.items():
+        text = text.replace(long, short)
+    return text
 
 
 def command(line: str) -> list[str] | None:
@@ -41,16 +53,53 @@ def test_readme_and_guide(tmp_path, monkeypatch):
     ran = set()
     for language, text in blocks("README.md") + blocks("GUIDE.md"):
         if language == "python":
-            exec(
-                text.replace("epochs=20", "epochs=1").replace("num_samples=1000", "num_samples=5"),
-                names,
-            )
+            exec(shortened(text), names)
             continue
         for argv in filter(None, map(command, text.splitlines())):
             assert main([argv[0], *argv[1:], *QUICK[argv[0]]]) == 0, argv
             ran.add(argv[0])
     assert ran == set(QUICK)
     assert "MyPrior" in names
+
+
+def test_the_guides_loop_trains_what_fit_trains(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    (loop,) = (text for _, text in blocks("GUIDE.md") if "pv.SVI(" in text)
+    names = {"pv": pv, "torch": torch}
+    exec(shortened(loop), names)
+    assert "epoch 2: validation ELBO" in capfd.readouterr().out
+
+    data = names["data"]
+    pyro.set_rng_seed(0)
+    encoder, decoder = pv.MLP(data.shape, (2, 20)), pv.MLP((20,), (1, *data.shape))
+    vae = pv.VAE(pv.StandardNormal(20), encoder, pv.DiagonalNormal(), decoder, pv.Bernoulli())
+    beta = pv.schedules.Linear(steps=1000)
+    *_, last = pv.fit(vae, data, epochs=2, seed=0, beta=beta, engine="eager")
+    assert last["step"] == names["step"]
+    assert last["active_units"] == names["active"]
+    found = names["vae"].state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in vae.state_dict().items())
+
+
+def programs(text: str) -> dict[str, list[str]]:
+    """The statements of the programs `model` and `guide`, without docstrings, at any depth."""
+    found = {}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef) and node.name in ("model", "guide"):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            found.setdefault(node.name, [ast.unparse(statement) for statement in body])
+    return found
+
+
+def test_the_readme_shows_the_programs_of_the_package():
+    (shown,) = (text for _, text in blocks("README.md") if "def guide" in text)
+    (vae,) = (
+        node
+        for node in ast.parse((ROOT / "pyro_vae" / "vae.py").read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name == "VAE"
+    )
+    assert programs(shown).keys() == {"model", "guide"}
+    assert programs(shown) == programs(ast.unparse(vae))
 
 
 def test_contributing():

@@ -185,7 +185,7 @@ def rgb(colour):
 
 
 def test_labels_differ_even_in_sixty_four_colours():
-    """The README's picture had labels 0 and 2 in one colour, and 1 and 4, because it had been reduced so."""
+    """A picture once had labels 0 and 2 in one colour, and 1 and 4: it had been reduced so."""
     original = opened(figures.latent(torch.randn(4000, 2), torch.arange(4000) % 10, "codes"))
     exact, reduced = (
         np.asarray(original),

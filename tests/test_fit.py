@@ -127,7 +127,7 @@ def test_the_test_set_is_not_used(digits):
         "digits",
         digits.train,
         digits.validation,
-        test=pv.Split(torch.full((5, 1, 8, 8), float("nan"))),
+        test=digits.test.with_x(torch.full(digits.test.x.shape, torch.nan)),
     )
     record = next(iter(pv.fit(build(digits), blind, epochs=1)))
     assert metrics(record) == metrics(next(iter(pv.fit(build(digits), digits, epochs=1))))

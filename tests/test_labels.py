@@ -175,7 +175,8 @@ def test_covariates(tmp_path, capfd):
     assert dark == pytest.approx(0.2, abs=0.1)
     assert bright == pytest.approx(0.8, abs=0.1)
     assert main(["generate", run, "samples", "--label", "[0.3]"]) == 0
-    assert main(["generate", run, "samples", "--label", "1"]) == 2
+    assert main(["generate", run, "samples", "--label", "1"]) == 0
+    assert main(["generate", run, "samples", "--label", "[1, 2]"]) == 2
     assert main(["generate", run, "samples"]) == 0
     assert main(["evaluate", run, "--num_samples", "50"]) == 0
     assert main(["generate", run, "analogies"]) == 2

@@ -363,7 +363,7 @@ def test_the_median_is_the_middle_of_an_even_number(vae, x):
 
 def test_the_monte_carlo_error_does_not_depend_on_k_hat():
     vae, x = oracle("narrow").float(), torch.randn(50, 1, 1, 3)
-    log_p = pv.evaluate(vae, pv.Split(x), num_samples=400)["log_likelihood"]
+    log_p = pv.evaluate(vae, x, num_samples=400)["log_likelihood"]
     assert log_p["share_of_images_with_k_hat_over_0.7"] > 0.6
     assert log_p["monte_carlo_error"] > 0
 
@@ -382,4 +382,4 @@ def test_images_of_a_wrong_type_or_shape_are_refused(vae, images):
         pv.codes(vae, images)
     if images.shape[1:] != (1, 4, 4):
         with pytest.raises(pv.RequestError, match="scored"):
-            score_images(vae, pv.Split(images), 3)
+            score_images(vae, images, 3)

@@ -47,34 +47,6 @@ def test_their_scores_are_those_in_python_and_have_a_name_of_their_own(
     assert results["elbo"]["mean"] == pytest.approx(np.load(scores)["elbo"].mean(), rel=1e-5)
 
 
-def test_their_codes_are_those_in_python(run_dir, new):
-    run("generate", run_dir, "codes", "--data", new)
-    vae = pv.load_run(run_dir)
-    expected = pv.codes(vae, pv.load_images(new).scored(vae.pixels)).loc
-    (written,) = (run_dir / "generated").glob("codes-data-test_npz-*.npz")
-    np.testing.assert_allclose(np.load(written)["loc"], expected, rtol=1e-5)
-
-
-def test_files_of_one_name_have_outputs_of_their_own(run_dir, drawn, tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        np.savez(tmp_path / name / "same.npz", images=drawn)
-        run("generate", run_dir, "codes", "--data", tmp_path / name / "same.npz")
-    assert len(list((run_dir / "generated").glob("codes-data-same_npz-*"))) == 2
-
-
-@pytest.mark.parametrize("kind", ["reconstructions", "interpolations", "traversals"])
-def test_pictures_show_them(run_dir, new, drawn, kind, tmp_path):
-    out = tmp_path / "out.npz"
-    run("generate", run_dir, kind, "--data", new, "--out", out, "--count", "2")
-    run("generate", run_dir, kind, "--data", new, "--count", "2")
-    assert list((run_dir / "generated").glob(f"{kind}-data-test_npz-*.png"))
-    images = np.load(out)["images"]
-    first = images[0] if kind == "reconstructions" else images[0, 0]
-    chosen = pv.load_images(new).subset(2 if kind != "interpolations" else 4)
-    np.testing.assert_array_equal(first[0], 255 * chosen.scored("binary")[0, 0])
-
-
 def test_the_data_of_the_run_are_not_needed(tmp_path, images):
     from shutil import copy
 

@@ -54,7 +54,7 @@ def test_a_length_in_epochs(kind):
 
 @each
 def test_default_lengths(kind):
-    """A warm-up over the first half; four cycles over all of it. Another length of the training gives another schedule."""
+    """A warm-up over the first half; four cycles over all of it; by the length of the training."""
     schedule = kind()
     schedule.set_training_length(7, 3)
     schedule.set_training_length(STEPS_PER_EPOCH, EPOCHS)

@@ -84,19 +84,10 @@ class Request:
         """The label of --label, shape `(1,)` or `(1, C)`; None if it is not given.
 
         Raises:
-            RequestError: If the model cannot decode with it.
+            RequestError: If it is not one of the model's.
         """
         if self.config.label is None:
             return None
-        if not self.vae.needs_labels:
-            name = type(self.vae).__name__
-            raise RequestError(
-                f"--label is for models that use labels, which {name} does not; leave it out"
-            )
-        if self.config.kind in ("analogies", "codes"):
-            raise RequestError(
-                f"{self.config.kind} are not decoded with one label; leave out --label"
-            )
         self.vae.check_labels(self.images.y)
         if self.images.covariates is not None:
             return _covariates(self.config.label, self.images.covariates)
@@ -139,6 +130,8 @@ def generate(argv: list[str]) -> None:
     )
     if config.data is not None and needs_no_images:
         raise RequestError(f"{config.kind} use no images; leave out --data")
+    if config.label is not None:
+        _check_takes_label(vae, config.kind)
     pyro.set_rng_seed(config.seed)
     asked = (config.split, config.data, config.data_dir, config.image_size)
     request = Request(vae, config, kind, lambda: saved.images(*asked).split.to(device))
@@ -201,6 +194,17 @@ def _in_file_name(label: str) -> str:
     """A label as a part of a file name: the covariates [0.5, 1] are 0p5_1."""
     text = label.translate(str.maketrans(" .", "_p", "[],"))
     return re.sub(r"[^\w-]", "_", text)[:LABEL_LENGTH]
+
+
+def _check_takes_label(vae: Model, kind: str) -> None:
+    """Raise `RequestError` unless the model can decode with a label, and the kind decodes."""
+    if not vae.needs_labels:
+        name = type(vae).__name__
+        raise RequestError(
+            f"--label is for models that use labels, which {name} does not; leave it out"
+        )
+    if kind in ("analogies", "codes"):
+        raise RequestError(f"{kind} are not decoded with one label; leave out --label")
 
 
 def _class(label: str, images: Split) -> Tensor:

@@ -63,9 +63,10 @@ def _usage(name: str) -> None:
 
 
 def run(command: Command, argv: list[str]) -> int:
-    """Run a command: exit code 0, 2 for a wrong request, 130 for Ctrl-C, 143 for SIGTERM, 1 otherwise.
+    """Run a command and return its exit code.
 
-    Expected errors are one line, with what to do next if the exception has a note of it. Others keep their traceback.
+    It is 0, 2 for a wrong request, 130 for Ctrl-C, 143 for SIGTERM, or 1. Expected errors are one
+    line, with what to do next if the exception has a note of it. Others keep their traceback.
     """
     try:
         with _sigterm(), _messages():
@@ -79,22 +80,21 @@ def run(command: Command, argv: list[str]) -> int:
     except KeyboardInterrupt as error:
         return _stop(130, "stopped by Ctrl-C", error)
     except TerminatedError as error:
-        if isinstance(
-            lost := error.__context__, LostWorkerError
-        ):  # torchrun stops the others during their cleanup
+        lost = error.__context__
+        if isinstance(lost, LostWorkerError):  # torchrun stops the others during their cleanup
             return _stop(1, f"error: {lost}", lost)
         return _stop(143, "stopped by SIGTERM", error)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(
-            error, MemoryError | torch.OutOfMemoryError
-        ) and "can't allocate memory" not in str(error):
+        if not _is_out_of_memory(error):
             raise
-        return _stop(
-            1,
-            "error: out of memory; use a smaller model, smaller images or a smaller batch_size",
-            error,
-        )
+        advice = "use a smaller model, smaller images or a smaller batch_size"
+        return _stop(1, f"error: out of memory; {advice}", error)
     return 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 @contextmanager
@@ -115,7 +115,7 @@ def _raise_terminated(number: int, frame: Any) -> NoReturn:
 
 
 class _Handler(logging.Handler):
-    """Prints messages above the progress bar; a command goes on if nothing can be printed.
+    """Prints messages above the progress bar, and goes on if nothing can be printed.
 
     Attributes:
         failed: Whether a message was lost.
@@ -124,17 +124,18 @@ class _Handler(logging.Handler):
     failed = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        text, stream = record.getMessage(), sys.stdout
+        text = record.getMessage()
+        stream = sys.stdout
         if record.levelno >= logging.WARNING:
-            text, stream = f"warning: {' '.join(text.split())}", sys.stderr
+            text = f"warning: {' '.join(text.split())}"
+            stream = sys.stderr
         try:
             tqdm.write(text, file=stream)
             stream.flush()
         except OSError:
             self.failed = True
-            os.dup2(
-                os.open(os.devnull, os.O_WRONLY), stream.fileno()
-            )  # or Python fails again when it flushes at exit
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())  # or Python fails again when it flushes at exit
 
 
 @contextmanager
@@ -145,11 +146,13 @@ def _messages() -> Iterator[None]:
         StorageError: At the end, if messages were lost.
     """
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the shell
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the shell
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+        elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    logger, handler = logging.getLogger("pyro_vae"), _Handler()
+    logger = logging.getLogger("pyro_vae")
+    handler = _Handler()
     level = logger.level
     logger.setLevel(logging.INFO if is_main_process() else logging.CRITICAL)
     logger.addHandler(handler)
@@ -163,8 +166,9 @@ def _messages() -> Iterator[None]:
 
 
 def _stop(code: int, line: str, error: BaseException) -> int:
-    """Print one line, in which names of files and classes may hold anything, and return the exit code."""
+    """Print one line and return the exit code; names in it may hold any letters."""
     if is_main_process() or isinstance(error, StorageError | LostWorkerError):
-        line = " ".join("".join(letter if letter.isprintable() else " " for letter in line).split())
-        print("; ".join([line[:800], *getattr(error, "__notes__", [])]), file=sys.stderr)
+        printable = "".join(letter if letter.isprintable() else " " for letter in line)
+        short = " ".join(printable.split())[:800]
+        print("; ".join([short, *getattr(error, "__notes__", [])]), file=sys.stderr)
     return code

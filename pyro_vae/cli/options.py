@@ -5,18 +5,22 @@ No other file imports jsonargparse.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from hashlib import sha256
+from inspect import Parameter, getdoc
 from pathlib import Path
 from traceback import walk_tb
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_type_hints
 
+import docstring_parser
 import typeshed_client
 from jsonargparse import (
     ActionConfigFile,
@@ -32,7 +36,9 @@ from torch.optim import Adam
 
 from pyro_vae.data.datasets import NAMED, stored_name
 from pyro_vae.errors import RequestError
-from pyro_vae.runs.parts import PARTS, Part
+from pyro_vae.runs.annotations import hints, parameters
+from pyro_vae.runs.check import Check
+from pyro_vae.runs.parts import PARTS, Choice, known_classes, resolve
 from pyro_vae.runs.recipe import Device, Recipe
 from pyro_vae.runs.store import parse_yaml, read_yaml
 
@@ -41,14 +47,14 @@ __all__ = ["ArgumentParser", "Namespace", "NonNegativeInt", "PositiveInt"]
 # Every value and configuration file is read by `parse_yaml`.
 set_loader("strict", parse_yaml, (ValueError,))
 
-# To find stubs, jsonargparse would start `python -c "import sys, json"` in the current folder, which may hold a json.py.
-_stubs_resolver.stubs_resolver = _stubs_resolver.StubsResolver(
-    search_context=typeshed_client.get_search_context(search_path=[])
-)
+# To find stubs, jsonargparse would start `python -c "import json"` in the current folder, which may
+# hold a json.py.
+_nowhere = typeshed_client.get_search_context(search_path=[])
+vars(_stubs_resolver)["stubs_resolver"] = _stubs_resolver.StubsResolver(search_context=_nowhere)
 
 
 def up_to(limit: int) -> Any:
-    """The type of the integers from 1 to a limit, which is far above useful values and bounds the memory."""
+    """The type of the integers from 1 to a limit, which bounds the memory."""
     return restricted_number_type(
         f"UpTo{limit}", int, [(">=", 1), ("<=", limit)], docstring=f"1 to {limit:,}."
     )
@@ -59,10 +65,11 @@ Seed = restricted_number_type(
 )
 
 Resume = Literal["never", "always", "auto"]
+Result = TypeVar("Result")
 
 
-class DefaultOptimizer(Adam):
-    """Stands for the default optimizer, whose options another class that is named must not inherit."""
+class FusedAdam(Adam):
+    """Stands for the default optimizer: another one, also Adam by its name, is not fused."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,7 @@ class Asked:
 
 
 # Options that config.yaml does not hold.
-NOT_STORED = ("config", "run_dir", "resume", "trust")
+NOT_STORED = ("config", "print_config", "run_dir", "resume", "trust")
 
 # Options that may differ when a run is resumed.
 MAY_CHANGE = {
@@ -137,6 +144,7 @@ def new_parser(command: str, description: str) -> ArgumentParser:
         exit_on_error=False,
         formatter_class=HelpFormatter,
         parser_mode="strict",
+        print_config=None,
     )
 
 
@@ -184,7 +192,10 @@ def run_parser(command: str, description: str) -> ArgumentParser:
 
 
 def source(config: Namespace) -> str:
-    """The part of file names that says which images the options of `run_parser` ask for; paths of one name differ in a hash."""
+    """The part of file names that says which images the options of `run_parser` ask for.
+
+    Paths that end in the same name differ in a hash.
+    """
     if config.data is None:
         return config.split
     if config.data in NAMED:
@@ -195,67 +206,100 @@ def source(config: Namespace) -> str:
 
 @cache
 def train_parser() -> ArgumentParser:
-    """The options of `train`: those of `Recipe`, and four about the folder."""
+    """The options of `train`: those of `Recipe`, and some about the folder."""
     parser = new_parser(
         "train", "Train a variational autoencoder, score it on the test set and draw figures."
     )
     text = "Options as YAML; the config.yaml of a run repeats the run."
     parser.add_argument("--config", action=_ConfigFile, help=text)
+    text = "Print all options as YAML, and stop."
+    parser.add_argument("--print_config", action="store_true", help=text)
     parser.add_class_arguments(Recipe, as_group=False, skip=set(PARTS))
     text = "New folder for everything that the run writes; by default runs/DATA-TIME."
     add(parser, "run_dir", str, None, text)
-    text = "Continue the run in --run_dir from its last checkpoint; with auto, start it if it does not exist."
+    text = "Continue the run in --run_dir from its last checkpoint; with auto, start it if new."
     parser.add_argument(
         "--resume", nargs="?", const="always", type=Resume, default="never", help=text
     )
     text = "Import any class that the run folder names. This runs code from its module."
     parser.add_argument("--trust", action="store_true", help=text)
     for name, part in PARTS.items():
-        _add_part(parser, name, part)
+        default = "none"
+        if part.default is not None:
+            default = part.default.class_path.rpartition(".")[2]
+        text = f"{part.choices}; options of one: --{name}.help CLASS (default: {default})"
+        parser.add_argument_group(name).add_subclass_arguments(
+            part.base, name, as_group=False, skip={*part.supplied}, metavar="CLASS", help=text
+        )
     return parser
-
-
-def _add_part(parser: ArgumentParser, name: str, part: Part) -> None:
-    default = _default_class(name, part).rpartition(".")[2] if part.default else "none"
-    text = f"{part.choices}; options of one: --{name}.help CLASS (default: {default})"
-    group = parser.add_argument_group(name)
-    group.add_subclass_arguments(
-        part.base, name, as_group=False, skip={*part.supplied}, metavar="CLASS", help=text
-    )
-
-
-def _default_class(name: str, part: Part) -> str:
-    return "Adam, fused" if name == "optimizer" else part.default.class_path
 
 
 def parse_training(argv: list[str]) -> Asked:
     """The options of `train`; raises as `parse`."""
+    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+        asked = re.fullmatch(r"--(\w+)\.help(?:=(.*))?", flag)
+        if asked and asked[1] in PARTS:
+            _print_help(asked[1], asked[2] or value)
     config = parse(train_parser(), [*_defaults(), *argv])
     values = Namespace({key: value for key, value in config.items() if key not in NOT_STORED})
     plain = json.loads(train_parser().dump(values, "json", skip_unset=False, skip_validation=True))
-    for name, part in PARTS.items():
-        if part.default and plain[name] is None:
-            raise RequestError(f"{name} must be a class, but is null; choose from {part.choices}")
     optimizer = plain["optimizer"]
-    if optimizer["class_path"].endswith(DefaultOptimizer.__name__):
-        optimizer["class_path"] = PARTS["optimizer"].default.class_path
-        for key, value in PARTS["optimizer"].default.options.items():
-            if optimizer["init_args"].get(key) is None:
-                optimizer["init_args"][key] = value
+    if optimizer and optimizer["class_path"] == _path(FusedAdam):
+        optimizer["class_path"] = "torch.optim.Adam"
+        if optimizer["init_args"]["fused"] is None:
+            optimizer["init_args"]["fused"] = True
     recipe = Recipe.from_plain(plain)
     recipe.check(trust=True)
+    if config.print_config:
+        print(recipe.to_yaml(), end="")
+        raise SystemExit(0)
     return Asked(recipe, config.run_dir, config.resume, config.trust)
 
 
 def _defaults() -> list[str]:
-    """The default classes as flags. As jsonargparse's defaults they would lend their options to the classes that replace them."""
-    flags = []
-    for name, part in PARTS.items():
-        if name == "optimizer":
-            flags.append(f"--{name}={DefaultOptimizer.__module__}.{DefaultOptimizer.__name__}")
-        elif part.default is not None:
-            flags.append(f"--{name}={part.default.class_path}")
-    return flags
+    """The default classes as flags.
+
+    As jsonargparse's defaults they would lend their options to the classes that replace them.
+    """
+    paths = {name: part.default.class_path for name, part in PARTS.items() if part.default}
+    paths["optimizer"] = _path(FusedAdam)
+    return [f"--{name}={path}" for name, path in paths.items()]
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__name__}"
+
+
+def _print_help(name: str, path: str) -> None:
+    """Print the options of a class, which is the default if the path is that of no class; stop."""
+    part = PARTS[name]
+    if not path or path.startswith("-"):
+        print(f"--{name} CLASS is one of {part.choices}")
+        raise SystemExit(0)
+    cls = _with_current_folder(lambda: known_classes(name).get(path) or resolve(name, path))
+    docstring = docstring_parser.parse(getdoc(cls) or "")
+    texts = {param.arg_name: param.description or "" for param in docstring.params}
+    printed = argparse.ArgumentParser(
+        prog=f"--{name} {path}",
+        usage=f"--{name} {path} [--{name}.OPTION VALUE ...]",
+        description=_plain_text(docstring.short_description or cls.__name__),
+        add_help=False,
+        allow_abbrev=False,
+    )
+    for option, param in parameters(cls, part.supplied).items():
+        text = _plain_text(texts.get(option, ""))
+        if param.default is not Parameter.empty and "default" not in text:
+            default = getattr(param.default, "__name__", param.default)
+            text = f"{text} (default: {default})"
+        printed.add_argument(f"--{name}.{option}", metavar="VALUE", help=text.replace("%", "%%"))
+    printed.print_help()
+    raise SystemExit(0)
+
+
+def _plain_text(text: str) -> str:
+    """The first paragraph of a description, without the markup of Sphinx."""
+    paragraph = " ".join(text.partition("\n\n")[0].split())
+    return re.sub(r":\w+:`~?(.*?)`", r"\1", paragraph)
 
 
 def parse_resumed(stored: Recipe, argv: list[str], where: Path) -> Recipe:
@@ -286,21 +330,42 @@ def parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
     Modules are looked up in the current folder only if they are not found elsewhere.
 
     Raises:
-        ValueError: If the options are wrong.
+        ValueError: If the options are wrong. Exceptions of a module that is imported keep their
+            traceback.
     """
+    return _with_current_folder(lambda: _parse(parser, argv))
+
+
+def _with_current_folder(function: Callable[[], Result]) -> Result:
+    """Call a function, and again with the current folder on the path if a module is missing."""
+    try:
+        return function()
+    except RequestError as error:
+        is_missing = isinstance(_cause(error, ModuleNotFoundError), ModuleNotFoundError)
+        if not is_missing or os.getcwd() in sys.path:
+            raise
+    sys.path.append(os.getcwd())
+    return function()
+
+
+def _parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
     try:
         return parser.parse_args(argv)
     except (ArgumentError, OSError, ValueError) as error:
         if own := _raised_by_an_import(error):
             raise own from None
-        if "No module named" not in str(error) or os.getcwd() in sys.path:
-            raise RequestError(one_line(str(error), parser)) from error
-    sys.path.append(os.getcwd())
-    return parse(parser, argv)
+        raise RequestError(one_line(str(error), parser)) from error
+
+
+def _cause(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
+    """The first exception of a kind in the chain of an exception's causes."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _raised_by_an_import(error: BaseException | None) -> BaseException | None:
-    """The exception in the code of a module that was being imported, if this is the reason of an error."""
+    """The exception in the code of a module that was being imported, if it is the cause."""
     while error is not None:
         functions = [frame.f_code.co_name for frame, _ in walk_tb(error.__traceback__)]
         if isinstance(error, SyntaxError) or "<module>" in functions:
@@ -310,45 +375,47 @@ def _raised_by_an_import(error: BaseException | None) -> BaseException | None:
 
 
 def one_line(message: str, parser: ArgumentParser) -> str:
-    """The option and the first line that says what is wrong, of jsonargparse's nested message."""
+    """What is wrong, from jsonargparse's nested message."""
+    flag = re.match(r"unrecognized arguments: (--[\w.]+)", message)
+    if flag:
+        close = get_close_matches(flag[1], parser._option_string_actions, 1, 0.7)
+        return f"{message}; did you mean {close[0]}?" if close else message
     option = ".".join(re.findall(r'Parser key "(.*?)":', message))
+    if option and parser is train_parser():
+        _explain(option, message)
     lines = [re.sub(r'Parser key ".*?":', "", line).strip(" -") for line in message.splitlines()]
-    line = next((line for line in lines if line and not line.startswith(_NESTING)), message)
-    line = re.sub(r"a <class '(?:\w+\.)*(\w+)'>", r"type \1", line).replace(
-        "a typing.Literal", "one of "
-    )
-    line = line.replace("Expected a dot import path string:", "there is no class")
-    line = line.replace("type Sequence", "a list such as [2, 3]")
-    line = re.sub(
-        r"Not of type (?:UpTo)?(\w+): .*",
-        lambda kind: _INTEGERS.get(kind[1], f"must be an integer from 1 to {kind[1]}"),
-        line,
-    )
-    if (given := re.search(r"Given value: ([^\s(]+)$", message)) and given[1] not in line:
-        line += f". Got value: {given[1]}"
-    if option in PARTS and "class_path '" not in message:
-        line += f"; choose from {PARTS[option].choices}"
-    elif "there is no class" in line:
-        line += "; give the import path of one, such as torch.nn.Tanh for an activation"
-    elif option in PARTS and "is not accepted" in line:
-        line += f"; --{option}.help CLASS lists the options of a class"
-    flag = re.match(r"unrecognized arguments: (--[\w.]+)", line)
-    if close := flag and get_close_matches(flag[1], parser._option_string_actions, 1, 0.7):
-        line += f"; did you mean {close[0]}?"
-    return f"{option}: {line}" if option else line
+    said = [line for line in lines if line and not line.startswith(_NESTING)]
+    return f"{option}: {said[0]}" if option else said[0]
 
 
-_INTEGERS = {
-    "PositiveInt": "must be a positive integer",
-    "NonNegativeInt": "must be an integer, at least 0",
-    "Seed": "must be an integer from 0 to 4294967295",
-}
 # Lines of jsonargparse's messages that say how it tried to read a value.
-_NESTING = (
-    "Expected a path",
-    "Does not validate",
-    "Subtypes",
-    "Errors",
-    "Expected a <class 'NoneType'>",
-    "Problem with given",
-)
+_NESTING = ("Expected a path", "Does not validate", "Subtypes", "Errors", "Problem with given")
+
+
+def _explain(option: str, message: str) -> None:
+    """Raise what `Recipe.check` says of the same mistake."""
+    value = None
+    for pattern in (r", val='?(.*?)'?\)$", r"Given value: (.*)$", r"Got value: (.*)$"):
+        if given := re.findall(pattern, message, re.M):
+            value = _value(given[-1])
+            break
+    name, *_ = option.split(".")
+    paths = re.findall(r"class_path '(.*?)'", message)
+    unknown = re.search(r"Option '(.*?)' is not accepted", message)
+    check = Check(trust=True, allowed=())
+    if not paths and name in PARTS:
+        check.part(name, Choice(str(value)))
+    elif name not in PARTS:
+        check.value(name, value, get_type_hints(Recipe).get(name, Any))
+    elif unknown and option in PARTS:
+        check.part(name, Choice(paths[-1], {unknown[1]: value}))
+    elif not unknown and "." in option:
+        annotated = hints(resolve(name, paths[-1]))
+        check.value(option, value, annotated.get(option.rpartition(".")[2], Any))
+
+
+def _value(text: str) -> Any:
+    try:
+        return parse_yaml(text)
+    except ValueError:
+        return text

@@ -205,8 +205,7 @@ def score(vae: Model, data: Data, recipe: Recipe) -> Metrics:
         score_images(vae, few, recipe.test_samples)
         seconds = (time.perf_counter() - start) * images / len(few)
     logger.info(
-        "\nscoring %s test images with %s importance samples each, about %s"
-        " (--test_samples, --test_images)",
+        "\nscoring %s test images, %s samples each (--test_samples): about %s",
         f"{images:,}",
         f"{recipe.test_samples:,}",
         f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min",

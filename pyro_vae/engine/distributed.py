@@ -55,10 +55,16 @@ def process_group(device: torch.device) -> Iterator[None]:
         raise RequestError(
             f"the processes cannot join ({error}); start them with torchrun"
         ) from error
-    # `torchrun` keeps the store when it restarts the processes, with the addresses of those that were lost.
+    # `torchrun` keeps the store when it restarts the processes, with the addresses of those that
+    # were lost.
     store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
-    backend, device_id = ("cpu:gloo,cuda:nccl", device) if is_cuda else ("gloo", None)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, device_id=device_id)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if is_cuda else "gloo",
+        store=store,
+        rank=rank,
+        world_size=size,
+        device_id=device if is_cuda else None,
+    )
     signal.signal(signal.SIGTERM, handler)
     try:
         yield
@@ -78,9 +84,10 @@ def main_process_first() -> Iterator[None]:
 
 @contextmanager
 def own_noise(device: torch.device) -> Iterator[None]:
-    """Draw other random numbers in each process; after the `with` block the random state is that before it.
+    """Draw other random numbers in each process; afterwards, the random state is that before it.
 
-    The main process draws a seed, to which each process adds its rank. One process keeps its random state.
+    The main process draws a seed, to which each process adds its rank. A single process keeps its
+    random state.
     """
     if world_size() == 1:
         yield
@@ -128,16 +135,17 @@ def all_reduce(tensors: Sequence[Tensor]) -> list[Tensor]:
         return list(tensors)
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     _collective(dist.all_reduce, flat)
-    parts = flat.split([tensor.numel() for tensor in tensors])
-    return [
-        part.view_as(tensor).to(tensor.dtype) for tensor, part in zip(tensors, parts, strict=True)
-    ]
+    sums = []
+    for tensor, part in zip(tensors, flat.split([item.numel() for item in tensors]), strict=True):
+        sums.append(part.view_as(tensor).to(tensor.dtype))
+    return sums
 
 
 def mean_over_processes(means: list[Tensor], rows: int) -> list[Tensor]:
-    """The means over the rows of all processes, with the gradients of the means over this process's.
+    """The means over the rows of all processes, with gradients as of this process's means.
 
-    If the loss of each process is f(mean) * rows, the sum of their gradients is then the gradient of the sum of their losses.
+    If the loss of each process is f(mean) * rows, the sum of their gradients is then the gradient
+    of the sum of their losses.
 
     Arguments:
         means: Means over this process's rows, each of shape `(D,)`.

@@ -1,16 +1,16 @@
-"""Tracing a function of tensors into a flat graph of tensor operations, compiling it, and replaying it as a CUDA graph."""
+"""Functions of tensors as flat graphs of operations: traced, compiled, replayed as CUDA graphs."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import shutil
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,13 +27,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError, check_choice, first_line
 
-logger = logging.getLogger("pyro_vae")
+logger = getLogger("pyro_vae")
 aten = torch.ops.aten
 
 Engine = Literal["eager", "traced", "compiled"]
 AnyEngine = Literal["auto", "eager", "traced", "compiled"]
 
-# Minimum numbers of steps for which tracing (0.5 s) and, on the CPU, compiling (about 10 s) save more time than they take.
+# Minimum numbers of steps for which tracing (0.5 s) and, on the CPU, compiling (about 10 s) save
+# more time than they take.
 TRACED_STEPS = 500
 COMPILED_STEPS = 8_000
 
@@ -46,22 +47,27 @@ WARM_UPS = 3
 class Graph:
     """A function of tensors, traced into a graph on its first call.
 
-    The graph reads and updates in place the tensors that the function uses: parameters, buffers, running sums. Tracing has no
-    side effects on them or on the random state. Python control flow is fixed by the first call. Arguments of other shapes run
-    eagerly unless they occur twice in a row, so that the smaller last batch of an epoch does not cost a graph. On CUDA, shapes
-    that occur again are traced, so that they can be replayed.
+    The graph reads and updates in place the tensors that the function uses: parameters, buffers,
+    running sums. Tracing has no side effects on them or on the random state. Python control flow is
+    fixed by the first call. Arguments of other shapes run eagerly unless they occur twice in a row,
+    so that the smaller last batch of an epoch does not cost a graph. On CUDA, shapes that occur
+    again are traced, so that they can be replayed.
 
-    All engines draw the same random numbers; on CUDA, Inductor may draw them in another order (torch 2.11 does).
+    All engines draw the same random numbers; on CUDA, Inductor may draw them in another order
+    (torch 2.11 does).
 
     If the function cannot be traced or compiled, a warning is logged and a simpler engine is used.
 
     Arguments:
-        function: Returns a list of tensors without gradients. Arguments that are not tensors are constants of the graph.
-        engine: "eager" calls the function; "traced" runs its operations one by one; "compiled" fuses them with Inductor.
+        function: Returns a list of tensors without gradients. Arguments that are not tensors are
+            constants of the graph.
+        engine: "eager" calls the function; "traced" runs its operations one by one; "compiled"
+            fuses them with Inductor.
 
     Attributes:
         engine: The engine in use.
-        capturable: Whether a CUDA graph can replay the calls: False after a warning, if an operation waits for the host.
+        capturable: Whether a CUDA graph can replay the calls: False after a warning, if an
+            operation waits for the host.
 
     Raises:
         ValueError: If the engine is unknown.
@@ -78,7 +84,9 @@ class Graph:
 
     def __init__(self, function: Callable[..., list[Any]], engine: Engine = "compiled") -> None:
         check_choice("engine", engine, Engine)
-        self.function, self.engine, self.capturable = function, engine, True
+        self.function = function
+        self.engine = engine
+        self.capturable = True
         self._graphs: dict[Any, Callable[..., list[Any]]] = {}
         self._last: Any = None
         self._missed: set[Any] = set()
@@ -92,20 +100,24 @@ class Graph:
             if not self._graphs or kind == self._last:
                 self._graphs[kind] = self._make(args, kwargs, self.engine)
             elif kind in self._missed and any(tensor.is_cuda for tensor in _tensors(args, kwargs)):
-                self._graphs[kind] = self._make(
-                    args, kwargs, "traced"
-                )  # compiling costs more than it saves once per epoch
+                # Compiling costs more than it saves once per epoch.
+                self._graphs[kind] = self._make(args, kwargs, "traced")
         self._count(kind)
         return self._graphs.get(kind, self.function)(*args, **kwargs)
 
     def _count(self, kind: Any) -> None:
+        """Note the kind of a call, and warn if too many in a row had no graph."""
         self._last = kind
-        self._misses = 0 if kind in self._graphs else self._misses + 1
-        if 0 < self._misses < MISSES:
+        if kind in self._graphs:
+            self._misses = 0
+            return
+        self._misses += 1
+        if self._misses < MISSES:
             self._missed.add(kind)
         if self._misses == MISSES:
             logger.warning(
-                "calls run eagerly, because their arguments keep changing; pass numbers that change as tensors"
+                "calls run eagerly, because their arguments keep changing; pass numbers that change"
+                " as tensors"
             )
 
     def _make(
@@ -130,12 +142,17 @@ class Graph:
         return run
 
     def _look_for_waits(self, graph: Any, inputs: Sequence[Tensor]) -> None:
+        """Refuse the replay of a graph on CUDA that would wait for the host."""
+        if not self.capturable or not any(tensor.is_cuda for tensor in inputs):
+            return
         waits = operations_that_wait(graph)
-        used = [bool(node.users) for node in graph.graph.nodes if node.op == "placeholder"]
-        waits += ["a CPU tensor"] * any(
-            use and not tensor.is_cuda for use, tensor in zip(used, inputs, strict=True)
-        )
-        if waits and self.capturable and any(tensor.is_cuda for tensor in inputs):
+        placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+        if any(
+            node.users and not tensor.is_cuda
+            for node, tensor in zip(placeholders, inputs, strict=True)
+        ):
+            waits.append("a CPU tensor")
+        if waits:
             self.refuse_replay(f"the programs use {', '.join(waits)}")
 
     def refuse_replay(self, reason: str) -> None:
@@ -152,10 +169,14 @@ class Graph:
 
 
 class Replay:
-    """A function on CUDA tensors, without results, that is captured into CUDA graphs, which are replayed.
+    """A function on CUDA tensors, without results, that is captured into CUDA graphs.
 
-    The tensors that it updates must keep their addresses. There is one graph for each shape of the tensors and each value of
-    the other arguments, made after the first calls with them, which run eagerly.
+    The tensors that it updates must keep their addresses. There is one graph for each shape of the
+    tensors and each value of the other arguments, made after the first calls with them, which run
+    eagerly.
+
+    Inductor's own CUDA graphs (`triton.cudagraphs`) do not replace it: they hold the operations of
+    a compiled graph alone, whereas a step is also the engine "traced", the optimizer and the sums.
 
     Arguments:
         function: Updates CUDA tensors in place.
@@ -190,31 +211,43 @@ class Replay:
             self._warm_ups[kind] += 1
 
     def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., None]:
-        own = tree_map(
-            lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs)
-        )
+        own_args, own_kwargs = tree_map(_copied, (args, kwargs))
         graph = torch.cuda.CUDAGraph()
-        # By default, other threads could not use CUDA meanwhile, such as the one that reads the next batch.
+        # By default, other threads could not use CUDA meanwhile, such as the one that reads the
+        # next batch.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            self.function(*own[0], **own[1])
+            self.function(*own_args, **own_kwargs)
+        inputs = _tensors(own_args, own_kwargs)
 
         def replay(*args: Any, **kwargs: Any) -> None:
-            for tensor, given in zip(_tensors(*own), _tensors(args, kwargs), strict=True):
+            for tensor, given in zip(inputs, _tensors(args, kwargs), strict=True):
                 tensor.copy_(given)
             graph.replay()
 
         return replay
 
 
+def _copied(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+
 def pick_engine(asked: AnyEngine, device: torch.device, steps: int) -> Engine:
-    """The engine that is asked for; "auto" is the fastest for a number of steps on a device, start-up included."""
+    """The engine that is asked for; "auto" is the fastest one, start-up included.
+
+    Arguments:
+        asked: The engine, or "auto".
+        device: Where the tensors are.
+        steps: The number of steps to take.
+    """
     if asked != "auto":
         return asked
     if steps < TRACED_STEPS:
         return "eager"
     if device.type == "cuda":
         return "compiled"
-    return "compiled" if steps >= COMPILED_STEPS and has_compiler() else "traced"
+    if steps >= COMPILED_STEPS and has_compiler():
+        return "compiled"
+    return "traced"
 
 
 def has_compiler() -> bool:
@@ -225,13 +258,21 @@ def has_compiler() -> bool:
 def trace(
     function: Callable[..., list[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Callable[..., Any], list[Tensor]]:
-    """The graph of a function at its arguments, and the captured tensors, which become extra inputs."""
+    """The graph of a function at its arguments, and the captured tensors.
+
+    These are tensors that the function uses besides its arguments, or makes and keeps in this call,
+    such as parameters at their first use. They become extra inputs of the graph.
+    """
     census = _Census()
     with census.without_effect(), census:
         function(*args, **kwargs)
     tensors = _tensors(args, kwargs)
-    captured = [tensor for tensor in census.captured if not any(tensor is arg for arg in tensors)]
-    # Without a context, make_fx makes a mode for the metadata of each operation, which takes up to half of its time.
+    captured = []
+    for tensor in [*census.captured, *census.kept()]:
+        if not any(tensor is arg for arg in tensors):
+            captured.append(tensor)
+    # Without a context, make_fx makes a mode for the metadata of each operation, which takes up to
+    # half of its time.
     with (
         census.without_effect(),
         tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))),
@@ -256,12 +297,13 @@ def dry_run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
 
 
 class _Census(TorchDispatchMode):
-    """Records the existing tensors that a function uses, and the contents of those that it writes to."""
+    """Records the existing tensors that a function uses, and saves those that it writes to."""
 
     def __init__(self) -> None:
         super().__init__()
         self.captured: list[Tensor] = []
-        self._known, self._made = WeakIdKeyDictionary(), WeakIdKeyDictionary()
+        self._known = WeakIdKeyDictionary()
+        self._made = WeakIdKeyDictionary()
         self._storages: set[int] = set()
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -269,9 +311,8 @@ class _Census(TorchDispatchMode):
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         for tensor in tensors:
             self._note(tensor)
-        if (
-            func._schema.is_mutable or "batch_norm" in func._schema.name
-        ):  # whose schema hides that it updates its buffers
+        # The schema of batch normalization hides that it updates its buffers.
+        if func._schema.is_mutable or "batch_norm" in func._schema.name:
             for tensor in tensors:
                 self._keep(tensor)
         made = func(*args, **(kwargs or {}))
@@ -280,6 +321,10 @@ class _Census(TorchDispatchMode):
                 self._made[leaf] = True
         return made
 
+    def kept(self) -> list[Tensor]:
+        """Trainable tensors that the function made and that still exist."""
+        return [tensor for tensor in self._made if tensor.is_leaf and tensor.requires_grad]
+
     def _note(self, tensor: Tensor) -> None:
         if tensor not in self._made and tensor not in self._known:
             self._known[tensor] = True
@@ -287,12 +332,11 @@ class _Census(TorchDispatchMode):
             self.captured.append(tensor)
 
     def _keep(self, tensor: Tensor) -> None:
-        """Save the whole storage of a tensor that existed before: the tensor may be a view of it."""
+        """Save the whole storage of a tensor that existed before: it may be a view."""
         key = _storage(tensor)
         if key in self._storages and key not in self._before:
-            whole = tensor.detach().as_strided(
-                (tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0
-            )
+            size = tensor.untyped_storage().nbytes() // tensor.element_size()
+            whole = tensor.detach().as_strided((size,), (1,), 0)
             self._before[key] = (whole, whole.clone())
 
     @contextmanager
@@ -311,15 +355,12 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _kind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """The key of a graph: shapes, dtypes and devices of tensors, and the structure and values of other arguments."""
+    """The key of a graph.
+
+    Shapes, dtypes and devices of tensors, and the structure and values of other arguments.
+    """
     leaves, structure = _flatten(args, kwargs)
-    kind = (
-        structure,
-        *(
-            (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
-            for leaf in leaves
-        ),
-    )
+    kind = (structure, *map(_kind_of_leaf, leaves))
     try:
         hash(kind)
     except TypeError as error:
@@ -327,6 +368,10 @@ def _kind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
             f"arguments must be tensors or hashable values ({error}); pass tensors"
         ) from error
     return kind
+
+
+def _kind_of_leaf(leaf: Any) -> Any:
+    return (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
 
 
 def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
@@ -341,24 +386,25 @@ def _flatten(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Sequence[An
 
 
 def operations_that_wait(graph: Any) -> list[str]:
-    """The operations of a graph that wait for the host on CUDA tensors, which a CUDA graph cannot contain."""
+    """The operations of a graph that wait for the host; no CUDA graph can contain them."""
     return sorted({str(node.target) for node in graph.graph.nodes if _waits(node)})
 
 
 def _waits(node: torch.fx.Node) -> bool:
     tags = getattr(node.target, "tags", ())
-    by_shape = (
-        torch.Tag.dynamic_output_shape in tags and node.target is not aten.index.Tensor
-    )  # which integers also index
-    return (
-        by_shape
-        or torch.Tag.data_dependent_output in tags
-        or node.target is aten._linalg_check_errors.default
-    )
+    if torch.Tag.data_dependent_output in tags:
+        return True
+    if node.target is aten._linalg_check_errors.default:
+        return True
+    # Indexing has this tag for masks; integers, which index as well, do not wait.
+    return torch.Tag.dynamic_output_shape in tags and node.target is not aten.index.Tensor
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, and the line where it did: the last one of the user's programs, or else of Pyro."""
+    """What went wrong, and the line where it did.
+
+    This is the last one of the user's programs, or else of Pyro.
+    """
     what = first_line(error)
     if "get value out of a tracing tensor" in what:
         what = "their control flow depends on the value of a tensor"
@@ -380,9 +426,8 @@ LIBRARIES += [
 
 def _compiled(graph: Any, inputs: Sequence[Tensor]) -> Callable[..., Any]:
     """Compile with Inductor, with torch's own random numbers, so that all engines draw the same."""
-    logging.getLogger("torch.utils.cpp_extension").setLevel(
-        logging.ERROR
-    )  # it warns about nvcc on machines without a GPU
+    # It warns about nvcc on machines without a GPU.
+    getLogger("torch.utils.cpp_extension").setLevel(ERROR)
     import torch._inductor
 
     with torch.no_grad(), warnings.catch_warnings():

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
 from math import inf, log
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyro
 import torch
-from pyro import poutine
-from pyro.distributions.util import scale_and_mask
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vae.engine.programs import Batch, Program
-from pyro_vae.errors import RequestError, check_positive, first_line
-
-SAMPLES = "importance samples"
-
-Site = Any
+from pyro_vae.engine.programs import Batch, Program, site_sum, trace_at, traces
 
 # PSIS requires 5 weights in the tail, which is a fifth of the samples.
 LEAST_SAMPLES = 25
 
 
 class Terms(NamedTuple):
-    r"""The two terms of :math:`\log w = \log p(x, z) - \log q(z \mid x)`, in nats, of equal shape."""
+    """The two terms of log w = log p(x, z) - log q(z | x), in nats, of equal shape."""
 
     reconstruction: Tensor
     """log p(x | z), the observed sites."""
@@ -38,7 +26,7 @@ class Terms(NamedTuple):
 
     @property
     def log_weights(self) -> Tensor:
-        r""":math:`\log w`, whose mean is the ELBO."""
+        """log w, whose mean is the ELBO."""
         return self.reconstruction - self.kl
 
 
@@ -50,66 +38,23 @@ def terms(model: Program, guide: Program, batch: Batch, num_samples: int) -> Ter
     return Terms(observed, site_sum(q, batch.x, num_samples) - latent)
 
 
-def traces(
-    model: Program,
-    guide: Program,
-    batch: Batch,
-    num_samples: int,
-    at_draws: Messenger | None = None,
-) -> tuple[Trace, Trace]:
-    """The traces of the model and of the guide, both under a plate of samples at dim -2 if there are several.
-
-    Arguments:
-        model: As for `log_weights`.
-        guide: As for `log_weights`.
-        batch: The arguments of both programs.
-        num_samples: Number of samples.
-        at_draws: An effect handler around the guide, inside its trace.
-    """
-    check_positive(num_samples=num_samples)
-    try:
-        p, q = _run(model, guide, batch, num_samples, at_draws)
-    except (RuntimeError, ValueError, IndexError) as error:
-        if num_samples == 1:
-            raise
-        _run(
-            model, guide, batch, 1, at_draws
-        )  # raises what is wrong without the plate, if anything
-        raise RequestError(
-            f"the programs fail under a plate of {num_samples} samples to the left of the data ({first_line(error)}); let them"
-            " broadcast over dim -2, or draw one sample at a time: vectorize_particles=False, or num_samples=1"
-        ) from error
-    _check_sites(p, q, len(batch))
-    return p, q
-
-
-def _run(
-    model: Program,
-    guide: Program,
-    batch: Batch,
-    num_samples: int,
-    at_draws: Messenger | None,
-) -> tuple[Trace, Trace]:
-    with pyro.plate(SAMPLES, num_samples, dim=-2) if num_samples > 1 else nullcontext():
-        with at_draws or nullcontext():
-            q = poutine.trace(guide).get_trace(*batch)
-        p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*batch)
-    return p, q
-
-
 def log_weights(model: Program, guide: Program, x: Tensor, *more: Any, num_samples: int) -> Tensor:
-    r"""Log importance weights, :math:`\log p(x, z_k) - \log q(z_k \mid x)` with :math:`z_k \sim q(z \mid x)`, in nats.
+    r"""Log importance weights of samples from the guide, in nats.
 
-    Masks apply, but scales (`poutine.scale`, subsampling) do not. The programs run once for all samples, under a plate at
-    dim -2, so they must broadcast, as for `vectorize_particles=True`.
+    .. math:: \log w_k = \log p(x, z_k) - \log q(z_k \mid x), \qquad z_k \sim q(z \mid x)
+
+    Masks apply, but scales (`poutine.scale`, subsampling) do not. The programs run once for all
+    samples, under a plate at dim -2, so they must broadcast, as for `vectorize_particles=True`.
 
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016)
         | https://arxiv.org/abs/1509.00519
 
     Arguments:
-        model: A Pyro program, called as `model(x, *more)`. Every site must be in one plate of size `len(x)` at dim -1.
-        guide: A Pyro program, called as `guide(x, *more)`, that samples the latent sites of the model, in such a plate.
+        model: A Pyro program, called as `model(x, *more)`. Every site must be in one plate of size
+            `len(x)` at dim -1.
+        guide: A Pyro program, called as `guide(x, *more)`, that samples the latent sites of the
+            model, in such a plate.
         x: The data, one row for each element of the plate.
         *more: Further arguments of both programs, such as labels.
         num_samples: Number of samples for each row.
@@ -118,9 +63,10 @@ def log_weights(model: Program, guide: Program, x: Tensor, *more: Any, num_sampl
         The log-weights, shape `(num_samples, len(x))`, differentiable.
 
     Raises:
-        ValueError: If a site is outside the plate, or model and guide do not have the same latent sites.
+        ValueError: If a site is outside the plate, or the latent sites of the programs differ.
 
     Example:
+        >>> import pyro
         >>> import pyro.distributions as dist
         >>> def model(x):
         ...     with pyro.plate("data", len(x)):
@@ -143,20 +89,18 @@ def joint_terms(
 ) -> tuple[Tensor, Tensor]:
     """log p(z) and log p(x | z) at given latents, each of shape `(num_samples, N)`.
 
-    Arguments:
-        model: As for `log_weights`.
-        batch: The arguments of the model.
-        latents: The value of each latent site; its batch shape must broadcast to `(num_samples, N)`.
-        num_samples: Number of values for each row.
+    The arguments are those of `trace_at`.
     """
-    with pyro.plate(SAMPLES, num_samples, dim=-2):
-        trace = poutine.trace(poutine.condition(model, data=dict(latents))).get_trace(*batch)
+    trace = trace_at(model, batch, latents, num_samples)
     prior = site_sum(trace, batch.x, num_samples, lambda site: site["name"] in latents)
-    return prior, site_sum(trace, batch.x, num_samples, lambda site: site["name"] not in latents)
+    rest = site_sum(trace, batch.x, num_samples, lambda site: site["name"] not in latents)
+    return prior, rest
 
 
 def log_likelihood(log_weights: Tensor) -> Tensor:
-    r"""The importance-weighted bound :math:`\log \frac{1}{K} \sum_k w_k` in nats, `(N,)`; at most log p(x) in expectation.
+    r"""The importance-weighted bound in nats, shape `(N,)`; at most log p(x) in expectation.
+
+    .. math:: \log \tfrac{1}{K} \sum_k w_k
 
     Arguments:
         log_weights: Shape `(K, N)`.
@@ -165,7 +109,9 @@ def log_likelihood(log_weights: Tensor) -> Tensor:
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
-    r"""Effective sample size of the weights, :math:`(\sum_k w_k)^2 / \sum_k w_k^2`, between 1 and K, shape `(N,)`.
+    r"""Effective sample size of the weights, between 1 and K, shape `(N,)`.
+
+    .. math:: \big( \sum_k w_k \big)^2 \big/ \sum_k w_k^2
 
     Arguments:
         log_weights: Shape `(K, N)`.
@@ -174,12 +120,14 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
 
 
 def monte_carlo_error(log_weights: Tensor) -> Tensor:
-    r"""The standard error of `log_likelihood` over the draws, by the delta method, in nats, shape `(N,)`.
+    r"""The standard error of `log_likelihood` over the draws, in nats, shape `(N,)`.
+
+    By the delta method:
 
     .. math:: \operatorname{sd}(w) / (\bar w \sqrt{K})
 
-    It requires weights with a finite variance: `pareto_k` clearly below 0.7. It only sees the part of the posterior that the
-    samples reached. NaN for one sample.
+    It requires weights with a finite variance: `pareto_k` clearly below 0.7. It only sees the part
+    of the posterior that the samples reached. NaN for one sample.
 
     Arguments:
         log_weights: Shape `(K, N)`.
@@ -191,11 +139,12 @@ def monte_carlo_error(log_weights: Tensor) -> Tensor:
 
 
 def pareto_k(log_weights: Tensor) -> Tensor:
-    """The Pareto tail index k-hat of the weights, from PSIS as implemented in ArviZ, shape `(N,)`.
+    """The Pareto tail index k-hat of the weights, from PSIS as in ArviZ, float64, shape `(N,)`.
 
-    Above 0.7 the importance-weighted estimate is unreliable. A value below 0.7 is necessary, not sufficient: a guide that
-    misses a mode of the posterior has light-tailed weights and a small k-hat, and the estimate is too low by the mass of that
-    mode. Use at least 100 samples. NaN for fewer than 25, minus infinity for equal weights.
+    Above 0.7 the importance-weighted estimate is unreliable. A value below 0.7 is necessary, not
+    sufficient: a guide that misses a mode of the posterior has light-tailed weights and a small
+    k-hat, and the estimate is too low by the mass of that mode. Use at least 100 samples. NaN for
+    fewer than 25, minus infinity for equal weights.
 
     References:
         | Pareto Smoothed Importance Sampling (Vehtari et al., 2024)
@@ -205,12 +154,11 @@ def pareto_k(log_weights: Tensor) -> Tensor:
         log_weights: Shape `(K, N)`.
     """
     if len(log_weights) < LEAST_SAMPLES:
-        return torch.full(log_weights.shape[1:], torch.nan)
+        return torch.full(log_weights.shape[1:], torch.nan, dtype=torch.float64)
     log_weights = log_weights.detach()
-    relative = (
-        (log_weights - log_weights.amax(0)).double().clamp(min=-700).cpu().numpy()
-    )  # exp(-700) does not underflow
-    return torch.tensor([_tail_index(column) for column in relative.T], dtype=torch.float64)
+    relative = (log_weights - log_weights.amax(0)).double()
+    bounded = relative.clamp(min=-700).cpu().numpy()  # exp(-700) does not underflow
+    return torch.tensor([_tail_index(column) for column in bounded.T], dtype=torch.float64)
 
 
 def _tail_index(log_weights: np.ndarray) -> float:
@@ -218,85 +166,36 @@ def _tail_index(log_weights: np.ndarray) -> float:
 
     try:
         with np.errstate(all="ignore"):  # underflow of small weights
-            _, k = array_stats.psislw(
-                -log_weights
-            )  # it expects log-likelihoods, the negative log-weights of LOO
+            # It expects log-likelihoods, the negative log-weights of leave-one-out.
+            _, k = array_stats.psislw(-log_weights)
     except ValueError:  # the largest weights are equal
         return -inf
     return inf if np.isnan(k) else float(k)
 
 
 def k_curve(log_weights: Tensor) -> dict[int, Tensor]:
-    """The importance-weighted bounds with 1, 2, 4, ... and all K samples, in nats, each `(N,)`, from the same weights.
+    """The importance-weighted bounds with 1, 2, 4, ... and all K samples, in nats, each `(N,)`.
 
-    A bound with fewer samples is averaged over disjoint blocks of the K samples.
+    All use the same weights: a bound with fewer samples is averaged over disjoint blocks of them.
 
     Arguments:
         log_weights: Shape `(K, N)`.
     """
-    sums, bounds = log_weights, {}
+    bounds = {}
+    sums = log_weights
     for k in curve_lengths(len(log_weights))[:-1]:
         bounds[k] = sums.mean(0) - log(k)
         even = len(sums) // 2 * 2
         sums = torch.logaddexp(sums[0:even:2], sums[1:even:2])  # over blocks of 2k samples
-    return {**bounds, len(log_weights): log_likelihood(log_weights)}
+    bounds[len(log_weights)] = log_likelihood(log_weights)
+    return bounds
 
 
 def curve_lengths(num_samples: int) -> list[int]:
     """1, 2, 4, ... and `num_samples`."""
-    return [2**i for i in range(num_samples.bit_length()) if 2**i < num_samples] + [num_samples]
-
-
-def log_prob(site: Site) -> Tensor:
-    """Log-probability of a site, masked but not scaled."""
-    return scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
-
-
-def site_sum(
-    trace: Trace,
-    x: Tensor,
-    num_samples: int,
-    which: Callable[[Site], bool] = lambda site: True,
-    scaled: bool = False,
-) -> Tensor:
-    """The summed log-probability of those sites of a trace that `which` selects, shape `(num_samples, N)`."""
-    sites = [site for site in sample_sites(trace).values() if which(site)]
-    parts = (log_prob(site) * site["scale"] if scaled else log_prob(site) for site in sites)
-    return sum(parts, torch.zeros((), device=x.device)).expand(num_samples, len(x))
-
-
-def sample_sites(trace: Trace) -> dict[str, Site]:
-    """The random sites of a trace, by name."""
-    return {name: site for name, site in trace.nodes.items() if is_random(site)}
-
-
-def is_random(site: Site) -> bool:
-    """Whether a site has a random value: neither a plate nor `pyro.deterministic`."""
-    return (
-        site["type"] == "sample"
-        and not site_is_subsample(site)
-        and not site["infer"].get("_deterministic")
-    )
-
-
-def _check_sites(model: Trace, guide: Trace, size: int) -> None:
-    latent = {name for name, site in sample_sites(model).items() if not site["is_observed"]}
-    sampled = {
-        name for name, site in sample_sites(guide).items() if not site["infer"].get("is_auxiliary")
-    }
-    if latent != sampled:
-        raise RequestError(
-            f"model and guide need the same latent sites, but only one of them has {', '.join(sorted(latent ^ sampled))}"
-        )
-    check_plates({**sample_sites(model), **sample_sites(guide)}, size)
-
-
-def check_plates(sites: Mapping[str, Site], size: int) -> None:
-    """Raise `RequestError` unless each site is in one plate over the data, apart from that over samples."""
-    for name, site in sites.items():
-        plates = [plate for plate in site["cond_indep_stack"] if plate.name != SAMPLES]
-        if [(plate.dim, plate.size) for plate in plates] != [(-1, size)]:
-            raise RequestError(
-                f"site {name} is not in exactly one plate of {size} rows at dim -1; put every site of model and guide"
-                " inside `with pyro.plate('data', len(x))`"
-            )
+    lengths = []
+    length = 1
+    while length < num_samples:
+        lengths.append(length)
+        length *= 2
+    return [*lengths, num_samples]

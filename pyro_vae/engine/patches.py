@@ -16,24 +16,29 @@ from torch.overrides import TorchFunctionMode
 
 @contextmanager
 def tensor_losses(objective: Any) -> Iterator[None]:
-    """Patch Pyro so that losses stay tensors, NaN raises no warnings, and enumeration does not branch on probabilities."""
-    names = {
-        cls.__module__ for cls in type(objective).__mro__ if cls.__module__.startswith("pyro.infer")
-    }
-    modules = [sys.modules[name] for name in (*names, "pyro.poutine.trace_struct")]
-    targets = [
-        (module, name, _TENSORS[name])
-        for module in modules
-        for name in _TENSORS
-        if name in vars(module)
-    ]
+    """Patch Pyro for the time of a loss, so that nothing waits for the value of a tensor.
+
+    Losses stay tensors, NaN raises no warnings, and enumeration does not branch on probabilities.
+    """
+    names = {"pyro.poutine.trace_struct"}
+    for cls in type(objective).__mro__:
+        if cls.__module__.startswith("pyro.infer"):
+            names.add(cls.__module__)
+    targets = []
+    for module in (sys.modules[name] for name in names):
+        for name, replacement in _TENSORS.items():
+            if name in vars(module):
+                targets.append((module, name, replacement))
     with _patched(*targets, *_ENUMERATION):
         yield
 
 
 @contextmanager
 def without_validation() -> Iterator[None]:
-    """Switch validation off, also that of distributions made before, which they keep when they are expanded."""
+    """Switch validation off, also that of distributions made before.
+
+    They keep theirs when they are expanded.
+    """
     with (
         pyro.validation_enabled(False),
         _patched((Distribution, "_validate_sample", lambda self, value: None)),
@@ -76,7 +81,8 @@ def _expected_cost(prob: Tensor, cost: Tensor) -> Tensor:
     return (prob * cost.masked_fill(prob == 0, 0)).sum()
 
 
-# Pyro drops costs of probability zero, which may be infinite, behind a branch; these multiply all with a finite number.
+# Pyro drops costs of probability zero, which may be infinite, behind a branch; these multiply all
+# with a finite number.
 _compute_expectation = pyro.infer.util.Dice.compute_expectation
 _ENUMERATION = [
     (pyro.infer.util.Dice, "compute_expectation", _expectation),

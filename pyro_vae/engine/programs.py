@@ -1,14 +1,27 @@
-"""The data of a pair of Pyro programs: `Batch`, rows that are sliced and passed on together."""
+"""A model and a guide: their data (`Batch`), how they are run together, and their random sites."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
+import pyro
 import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_vae.errors import RequestError, check_positive, first_line
+
 Program = Callable[..., Any]
+Site = Any
+
+# The name of the plate over samples, at dim -2; the data are at dim -1.
+SAMPLES = "importance samples"
 
 
 class Batch:
@@ -71,3 +84,140 @@ class Batch:
     def repeat_interleave(self, times: int) -> Batch:
         """Each row `times` times in a row."""
         return self.map(lambda tensor: torch.repeat_interleave(tensor, times, 0))
+
+
+def traces(
+    model: Program,
+    guide: Program,
+    batch: Batch,
+    num_samples: int,
+    at_draws: Messenger | None = None,
+) -> tuple[Trace, Trace]:
+    """The traces of the model and of the guide, with the same latent values.
+
+    Several samples are drawn at once, under a plate at dim -2 around both programs.
+
+    Arguments:
+        model: A Pyro program whose sites are all in one plate of `len(batch)` rows at dim -1.
+        guide: A Pyro program that samples the model's latent sites in such a plate.
+        batch: The arguments of both programs.
+        num_samples: Number of samples.
+        at_draws: An effect handler around the guide, inside its trace.
+
+    Raises:
+        ValueError: If a site is outside the plate, the latent sites of the two programs differ, or
+            the programs do not broadcast over the samples.
+    """
+    check_positive(num_samples=num_samples)
+    try:
+        p, q = _run(model, guide, batch, num_samples, at_draws)
+    except (RuntimeError, ValueError, IndexError) as error:
+        if num_samples == 1:
+            raise
+        # Raises what is wrong without the plate, if anything is.
+        _run(model, guide, batch, 1, at_draws)
+        raise RequestError(
+            f"the programs fail under a plate of {num_samples} samples to the left of the data"
+            f" ({first_line(error)}); let them broadcast over dim -2, or draw one sample at a time:"
+            " vectorize_particles=False, or num_samples=1"
+        ) from error
+    _check_sites(p, q, len(batch))
+    return p, q
+
+
+def _run(
+    model: Program,
+    guide: Program,
+    batch: Batch,
+    num_samples: int,
+    at_draws: Messenger | None,
+) -> tuple[Trace, Trace]:
+    with pyro.plate(SAMPLES, num_samples, dim=-2) if num_samples > 1 else nullcontext():
+        with at_draws or nullcontext():
+            q = poutine.trace(guide).get_trace(*batch)
+        p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*batch)
+    return p, q
+
+
+def trace_at(
+    model: Program, batch: Batch, latents: Mapping[str, Tensor], num_samples: int
+) -> Trace:
+    """The trace of a model at given values of its latent sites.
+
+    Arguments:
+        model: As for `traces`.
+        batch: The arguments of the model.
+        latents: The value of each latent site; its batch shape must broadcast to
+            `(num_samples, N)`.
+        num_samples: Number of values for each row.
+    """
+    with pyro.plate(SAMPLES, num_samples, dim=-2):
+        return poutine.trace(poutine.condition(model, data=dict(latents))).get_trace(*batch)
+
+
+def sample_sites(trace: Trace) -> dict[str, Site]:
+    """The random sites of a trace, by name."""
+    return {name: site for name, site in trace.nodes.items() if is_random(site)}
+
+
+def is_random(site: Site) -> bool:
+    """Whether a site has a random value: neither a plate nor `pyro.deterministic`."""
+    if site["type"] != "sample" or site_is_subsample(site):
+        return False
+    return not site["infer"].get("_deterministic")
+
+
+def log_prob(site: Site) -> Tensor:
+    """Log-probability of a site, masked but not scaled."""
+    return scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
+
+
+def site_sum(
+    trace: Trace,
+    x: Tensor,
+    num_samples: int,
+    which: Callable[[Site], bool] = lambda site: True,
+    scaled: bool = False,
+) -> Tensor:
+    """The summed log-probability of some sites of a trace, shape `(num_samples, N)`.
+
+    Arguments:
+        trace: The trace of a model or a guide.
+        x: The data, N rows.
+        num_samples: Number of samples in the trace.
+        which: Selects the sites.
+        scaled: Multiply each by the scale of its site.
+    """
+    total = torch.zeros((), device=x.device)
+    for site in sample_sites(trace).values():
+        if which(site):
+            score = log_prob(site)
+            total = total + (score * site["scale"] if scaled else score)
+    return total.expand(num_samples, len(x))
+
+
+def _check_sites(model: Trace, guide: Trace, size: int) -> None:
+    """Raise `RequestError` unless the latent sites are the same, and all sites in the plate."""
+    p, q = sample_sites(model), sample_sites(guide)
+    latent = {name for name, site in p.items() if not site["is_observed"]}
+    sampled = {name for name, site in q.items() if not site["infer"].get("is_auxiliary")}
+    if latent != sampled:
+        names = ", ".join(sorted(latent ^ sampled))
+        raise RequestError(
+            f"model and guide need the same latent sites, but only one of them has {names}"
+        )
+    check_plates({**p, **q}, size)
+
+
+def check_plates(sites: Mapping[str, Site], size: int) -> None:
+    """Raise `RequestError` unless each site is in one plate over the data.
+
+    It may be in that over samples, too.
+    """
+    for name, site in sites.items():
+        plates = [plate for plate in site["cond_indep_stack"] if plate.name != SAMPLES]
+        if [(plate.dim, plate.size) for plate in plates] != [(-1, size)]:
+            raise RequestError(
+                f"site {name} is not in exactly one plate of {size} rows at dim -1; put every site"
+                " of model and guide inside `with pyro.plate('data', len(x))`"
+            )

@@ -12,12 +12,13 @@ import torch
 
 
 def forked_rng() -> AbstractContextManager[None]:
-    """Restore torch's random state at the end of a `with` block, on all devices: torch warns unless they are given."""
+    """Restore torch's random state at the end of a `with` block, on all devices."""
+    # torch warns about several devices unless they are given.
     return torch.random.fork_rng(range(torch.cuda.device_count()))
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """The states of torch's, Python's and NumPy's global generators, as tensors and plain values."""
+    """The states of torch's, Python's and NumPy's generators, as tensors and plain values."""
     _, keys, *numbers = np.random.get_state()  # noqa: NPY002
     return {
         "torch": torch.get_rng_state(),

@@ -12,15 +12,9 @@ from torch.distributions import constraints
 
 from pyro_vae.engine.distributed import map_rows
 from pyro_vae.engine.graphs import AnyEngine, Graph, pick_engine
-from pyro_vae.engine.importance import (
-    Site,
-    check_plates,
-    joint_terms,
-    log_likelihood,
-    sample_sites,
-)
+from pyro_vae.engine.importance import joint_terms, log_likelihood
 from pyro_vae.engine.precision import products
-from pyro_vae.engine.programs import Batch, Program
+from pyro_vae.engine.programs import Batch, Program, Site, check_plates, sample_sites
 from pyro_vae.engine.progress import progress_bar
 from pyro_vae.errors import RequestError, check_positive
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from math import log
 from typing import Any, NamedTuple
@@ -134,11 +133,11 @@ def bayes_classifier(
     """
     if images.labels is None:
         raise RequestError("a classifier needs labels; use images with labels")
-    every = [torch.full_like(images.labels, label) for label in range(num_classes)]
-    scores = [
-        score_images(vae, replace(images, labels=label, covariates=None), num_samples)
-        for label in every
+    x = scored(vae, images).x  # the same pixels for every class
+    every = [
+        torch.full(images.labels.shape, label, device=x.device) for label in range(num_classes)
     ]
+    scores = [score_images(vae, Batch(x, label), num_samples) for label in every]
     predicted = torch.stack([score.log_likelihood for score in scores]).argmax(0)
     return _accuracy(predicted == images.labels.cpu())
 

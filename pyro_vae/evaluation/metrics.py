@@ -104,7 +104,7 @@ def evaluate(
 
 def score_images(
     vae: Model,
-    images: Split,
+    images: Split | Batch,
     num_samples: int = 5000,
     batch_size: int | None = None,
     engine: AnyEngine = "auto",

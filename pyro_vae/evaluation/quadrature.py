@@ -11,9 +11,9 @@ from pyro import poutine
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from pyro_vae.engine.importance import joint_terms, sample_sites
+from pyro_vae.engine.importance import joint_terms
 from pyro_vae.engine.precision import products
-from pyro_vae.engine.programs import Batch
+from pyro_vae.engine.programs import Batch, sample_sites
 from pyro_vae.engine.progress import progress_bar
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError

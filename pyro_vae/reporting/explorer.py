@@ -19,11 +19,8 @@ from pyro_vae.engine.importance import (
     k_curve,
     log_likelihood,
     pareto_k,
-    sample_sites,
-    site_sum,
-    traces,
 )
-from pyro_vae.engine.programs import Batch
+from pyro_vae.engine.programs import Batch, sample_sites, site_sum, traces
 from pyro_vae.evaluation.codes import activity, codes, scored
 from pyro_vae.evaluation.diagnostics import inference_gap
 from pyro_vae.evaluation.quadrature import quadrature_log_likelihood

@@ -345,18 +345,14 @@ def figures_of(vae: Model, data: Data, records: Sequence[Record] = ()) -> dict[s
     drawn = {
         "reconstructions": reconstructions(pairs, "test images and reconstructions"),
         "samples": samples(means),
-        "latent": latent(
-            loc, images.labels, "posterior means of test images", images.classes
-        ),
+        "latent": latent(loc, images.labels, "posterior means of test images", images.classes),
     }
     if records:
         drawn = {"curves": curves(records), **drawn}
     y = batch.y
     if vae.needs_labels and y is not None and not y.is_floating_point():
         labels = y.unique()
-        drawn["analogies"] = analogies(
-            views.analogies(vae, labels), labels, images.classes
-        )
+        drawn["analogies"] = analogies(views.analogies(vae, labels), labels, images.classes)
     if vae.latent_dim == 2 and not vae.needs_labels:
         drawn["manifold"] = manifold(*views.manifold(vae))
     return drawn

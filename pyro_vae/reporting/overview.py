@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from pyro_vae.data.split import Split
-from pyro_vae.engine.importance import sample_sites, traces
-from pyro_vae.engine.programs import Batch
+from pyro_vae.engine.programs import Batch, sample_sites, traces
 from pyro_vae.evaluation.codes import activity, codes, scored
 from pyro_vae.evaluation.metrics import Scores, score
 from pyro_vae.reporting import views

@@ -53,15 +53,17 @@ def result(hint: Any) -> Any:
     return get_args(hint)[1] if is_callable(hint) else hint
 
 
+def accepts_text(hint: Any) -> bool:
+    """Whether values of a type are plain text."""
+    return hint in (str, Any, Path) or get_origin(hint) is Literal
+
+
 def names_code(value: Any, kinds: tuple[Any, ...]) -> bool:
     """Whether the plain value of a parameter of these types stands for a class or a function."""
     if is_choice(value):
         return True
-    if not isinstance(value, str) or {str, Any, Path} & {*kinds}:
+    if not isinstance(value, str) or any(accepts_text(hint) for hint in kinds):
         return False
-    for hint in kinds:
-        if get_origin(hint) is Literal and value in get_args(hint):
-            return False
     return any(is_callable(hint) or parts_of(hint) for hint in kinds)
 
 
@@ -100,20 +102,19 @@ _DESCRIPTIONS: dict[Any, str] = {
     float: "a number",
     bool: "true or false",
     str: "text",
-    NoneType: "null",
 }
 
 
 def describe(kinds: tuple[Any, ...]) -> str:
     """Types, for messages."""
-    return " or ".join(_describe(hint) for hint in kinds)
+    return " or ".join(_describe(hint) for hint in kinds if hint is not NoneType)
 
 
 def _describe(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, get_args(hint)))
     if is_callable(hint):
-        return "an import path, such as torch.nn.Tanh for an activation"
+        return "an import path, such as torch.nn.Tanh"
     if get_origin(hint) is tuple and Ellipsis not in get_args(hint):
         return f"a list of {len(get_args(hint))} values"
     if get_origin(hint) is not None:

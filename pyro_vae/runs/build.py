@@ -82,11 +82,16 @@ def _argument(name: str, value: Any, hint: Any) -> Any:
     choice = Choice.read(name, value)
     target = known_for(kinds).get(choice.class_path) or resolve(name, choice.class_path)
     if not isinstance(target, type):
-        return target
+        return partial(_call, name, target) if _is_torchs(target) else target
     options = _arguments(name, target, choice.options)
     if any(is_callable(kind) for kind in kinds):
         return partial(_construct, name, target, options)
     return _construct(name, target, options)
+
+
+def _call(name: str, function: Callable[..., Any], *args: Any) -> Any:
+    with _blaming(name, function):
+        return function(*args)
 
 
 def _construct(name: str, cls: type, options: Mapping[str, Any]) -> Any:
@@ -95,7 +100,7 @@ def _construct(name: str, cls: type, options: Mapping[str, Any]) -> Any:
 
 
 @contextmanager
-def _blaming(name: str, cls: type) -> Iterator[None]:
+def _blaming(name: str, called: Any) -> Iterator[None]:
     """Turn what torch's and Pyro's own classes raise, of almost any class, into one line."""
     try:
         yield
@@ -103,9 +108,14 @@ def _blaming(name: str, cls: type) -> Iterator[None]:
         if isinstance(error, RequestError):
             is_said = str(error).startswith(name)
             raise RequestError(str(error) if is_said else f"{name}: {error}") from error
-        if cls.__module__.startswith(("torch.", "pyro.")):
-            raise RequestError(f"{name}: {cls.__name__}: {first_line(error)}") from error
+        if _is_torchs(called):
+            raise RequestError(f"{name}: {called.__name__}: {first_line(error)}") from error
         raise
+
+
+def _is_torchs(called: Any) -> bool:
+    """Whether a class or function is of torch or Pyro."""
+    return str(called.__module__).startswith(("torch.", "pyro."))
 
 
 class _Limit(TorchDispatchMode):

@@ -15,6 +15,7 @@ from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 from pyro_vae.data.datasets import NAMED
 from pyro_vae.errors import RequestError
 from pyro_vae.runs.annotations import (
+    accepts_text,
     converted,
     describe,
     hints,
@@ -91,10 +92,8 @@ class Check:
         part = PARTS[name]
         cls = self._target(name, choice.class_path, known_classes(name))
         if not isinstance(cls, type) or not issubclass(cls, part.base) or isabstract(cls):
-            kind = part.base.__name__
-            raise RequestError(
-                f"{name}: {choice.class_path} is not a {kind}; choose from {part.choices}"
-            )
+            wrong = f"{choice.class_path} is not a subclass of {part.base.__name__}"
+            raise RequestError(f"{name}: {wrong}; choose from {part.choices}")
         if cls in part.unsupported:
             raise RequestError(
                 f"{name}: {choice.class_path} is not supported; choose from {part.choices}"
@@ -122,7 +121,7 @@ class Check:
         bases = tuple(base for base in map(result, kinds) if isinstance(base, type))
         if not issubclass(target, bases) or isabstract(target):
             wanted = " or ".join(base.__name__ for base in bases if base is not NoneType)
-            raise RequestError(f"{name}: {choice.class_path} is not a {wanted}")
+            raise RequestError(f"{name}: {choice.class_path} is not a subclass of {wanted}")
         self._options(name, target, choice.options, {}, {})
 
     def _target(self, name: str, path: str, known: Mapping[str, Any]) -> Any:
@@ -130,7 +129,7 @@ class Check:
         if path in known:
             return known[path]
         if "." not in path:
-            names = ", ".join(name for name in known if "." not in name)
+            names = ", ".join(each for each in known if "." not in each)
             raise RequestError(f"{name}: there is no class {path}; choose from {names}")
         if not self._trusts(path):
             raise _untrusted(name, path)
@@ -171,8 +170,10 @@ def _untrusted(name: str, path: str) -> UntrustedError:
 
 
 def _check_type(name: str, value: Any, kinds: tuple[Any, ...]) -> None:
-    wrong = isinstance(value, bool) and not {bool, Any} & {*kinds}  # a bool is an int in Python
-    if not wrong:
+    # In Python a bool is an int, and text is a sequence.
+    is_bool = isinstance(value, bool) and not {bool, Any} & {*kinds}
+    is_text = isinstance(value, str) and not any(accepts_text(hint) for hint in kinds)
+    if not is_bool and not is_text:
         try:
             check_type(
                 converted(value, kinds),

@@ -216,11 +216,7 @@ def known_classes(name: str) -> dict[str, type]:
 @cache
 def known_callables() -> dict[str, Any]:
     """torch's activations and initializations, by their names and import paths."""
-    activations = [
-        cls
-        for cls in vars(nn.modules.activation).values()
-        if isinstance(cls, type) and issubclass(cls, nn.Module) and cls is not nn.Module
-    ]
+    activations = [getattr(nn, name) for name in nn.modules.activation.__all__]
     known: dict[str, Any] = {**_by_name(activations)}
     for name, function in vars(nn.init).items():
         if re.fullmatch(r"[a-z]\w*[a-z]_", name):

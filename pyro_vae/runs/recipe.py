@@ -106,7 +106,7 @@ class Recipe:
 
     @classmethod
     def from_plain(cls, plain: Mapping[Any, Any]) -> Recipe:
-        """From the mapping that a YAML file holds; what it leaves out has its default. Nothing is checked but the names.
+        """From the mapping that a YAML file holds; what it leaves out has its default.
 
         Raises:
             ValueError: If it has other keys.
@@ -165,11 +165,11 @@ class Recipe:
         write(file, self.to_yaml().encode())
 
     def paths(self) -> set[str]:
-        """The import paths that it names: naming one imports its module, which runs code."""
+        """The import paths that it names."""
         return {text for name in PARTS for text in _strings(self.plain().get(name))} | {self.data}
 
     def is_known(self) -> bool:
-        """Whether it names only known classes and data, so that run folders with it need no trust."""
+        """Whether it names only known classes, so that run folders with it need no trust."""
         try:
             self.check()
         except UntrustedError:
@@ -177,7 +177,7 @@ class Recipe:
         return True
 
     def check(self, trust: bool = False, allowed: Collection[str] = ()) -> None:
-        """Check names, types and ranges, before anything is built, loaded or imported that is not known.
+        """Check names, types and ranges, before anything is built or loaded.
 
         Arguments:
             trust: Accept every import path; this imports its module, which runs code.

@@ -23,9 +23,8 @@ from pyro_vae.data.host import HostSplit, prefetch
 from pyro_vae.data.split import Data, Split, to_pixels
 from pyro_vae.engine import distributed
 from pyro_vae.engine.graphs import AnyEngine, Engine, pick_engine
-from pyro_vae.engine.importance import traces
 from pyro_vae.engine.precision import Precision, products
-from pyro_vae.engine.programs import Batch
+from pyro_vae.engine.programs import Batch, traces
 from pyro_vae.engine.progress import TRAINING, live, progress_bar
 from pyro_vae.engine.random_state import random_state, set_random_state
 from pyro_vae.engine.svi import SVI, MakeOptimizer
@@ -440,6 +439,7 @@ class Loop:
             mean=True,
             prepare=self._arguments,
             engine=engine,
+            check_losses=False,  # `_means` does
         )
         first = torch.arange(self.batch_size, device=self.train.x.device)
         svi.dry_run(*next(self._batches(first)), check=self._check)

@@ -8,7 +8,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_vae.engine.importance import is_random, log_prob
+from pyro_vae.engine.programs import is_random, log_prob
 
 
 class Meter(Messenger):

@@ -11,6 +11,7 @@ from families import SHAPE
 import pyro_vae as pv
 from pyro_vae.reporting.overview import Effort
 from pyro_vae.runs.folder import Run
+from pyro_vae.runs.load import open_run
 
 TINY = Effort(scored=40, samples=10, explored=3, several=2, steps=20)
 
@@ -46,5 +47,5 @@ def document_in(text: str) -> Any:
 
 
 def opened_run(run: Run) -> tuple[pv.Model, pv.Data]:
-    recipe, checkpoint = run.recipe(), run.load_checkpoint("last")
-    return run.model(recipe, checkpoint), run.data(recipe, checkpoint)
+    saved = open_run(run.path)
+    return saved.vae, saved.data()

@@ -387,7 +387,7 @@ def test_epochs_that_are_kept_have_a_moment_each(kept):
     vae, images = opened_run(run)
     x, _ = scored(vae, images.test.subset(40))
     for state, epoch in zip(snapshots, (1, 2, 3), strict=True):
-        vae = run.model(run.recipe(), run.load_checkpoint(epoch))
+        vae = pv.load_run(kept, epoch)
         expected = [f"{value:.2f}" for value in quadrature_log_likelihood(vae, x[:2])]
         assert [image["text"]["log_p"] for image in state["images"]] == expected
         codes = pv.codes(vae, x).loc[:, 0].tolist()

@@ -28,15 +28,18 @@ from .evaluation.ais import (
     annealed_log_weights as annealed_log_weights,
     bidirectional_bounds as bidirectional_bounds,
 )
-from .evaluation.codes import activity as activity, codes as codes
-from .evaluation.diagnostics import (
-    bayes_classifier as bayes_classifier,
+from .evaluation.check import (
+    annealed_log_likelihood as annealed_log_likelihood,
     check_log_likelihood as check_log_likelihood,
-    inference_gap as inference_gap,
-    information as information,
+)
+from .evaluation.codes import activity as activity, codes as codes
+from .evaluation.gap import inference_gap as inference_gap
+from .evaluation.information import information as information
+from .evaluation.metrics import evaluate as evaluate, score_images as score_images
+from .evaluation.probe import (
+    bayes_classifier as bayes_classifier,
     linear_probe as linear_probe,
 )
-from .evaluation.metrics import evaluate as evaluate, score_images as score_images
 from .evaluation.quadrature import quadrature_log_likelihood as quadrature_log_likelihood
 from .likelihoods import (
     Bernoulli as Bernoulli,

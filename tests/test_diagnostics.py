@@ -8,13 +8,13 @@ import pytest
 import torch
 from families import make_conditional_oracle, make_hierarchical, make_oracle, make_vae
 from pyro.infer import TraceMeanField_ELBO
+from pyro_vae.evaluation.diagnostics import inference_gap, information, linear_probe
 from statistics_ import assert_likely
 from torch import nn
 from torch.distributions import Normal
 from torch.optim import Adam
 
 import pyro_vae as pv
-from pyro_vae.evaluation.diagnostics import inference_gap, information, linear_probe
 from pyro_vae.networks import Linear
 from pyro_vae.testing import probabilistic_pca
 

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 from families import SHAPE, make_conditional, make_oracle
+from pyro_vae.evaluation.diagnostics import check_log_likelihood
 from scipy.integrate import quad
 from torch import nn
 from torch.distributions import Normal
 
 import pyro_vae as pv
 from pyro_vae.engine.programs import Batch
-from pyro_vae.evaluation.diagnostics import check_log_likelihood
 from pyro_vae.evaluation.metrics import score_images
 from pyro_vae.evaluation.quadrature import quadrature_log_likelihood
 

@@ -118,10 +118,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def npz(arrays: Mapping[str, Tensor | None]) -> bytes:
+def npz(arrays: Mapping[str, Tensor | np.ndarray | None]) -> bytes:
     """The content of an `.npz` file of arrays, without those that are None."""
     buffer = io.BytesIO()
-    given = {name: array.cpu().numpy() for name, array in arrays.items() if array is not None}
+    given = {}
+    for name, array in arrays.items():
+        if array is not None:
+            given[name] = array.cpu().numpy() if isinstance(array, Tensor) else array
     np.savez_compressed(buffer, allow_pickle=False, **given)
     return buffer.getvalue()
 

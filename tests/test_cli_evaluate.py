@@ -246,17 +246,8 @@ def test_names_of_classes_are_written_per_image(tmp_path, capfd):
     images = np.random.default_rng(0).integers(0, 256, (40, 5, 5), dtype=np.uint8)
     labels = np.array(["cat", "dog"])[np.arange(40) % 2]
     np.savez(tmp_path / "a.npz", images=images, labels=labels)
-    argv = [
-        "--data",
-        tmp_path / "a.npz",
-        "--epochs",
-        1,
-        "--batch_size",
-        8,
-        "--run_dir",
-        tmp_path / "r",
-    ]
-    assert train([str(arg) for arg in argv]) == 0
+    argv = ["--data", str(tmp_path / "a.npz"), "--epochs", "1", "--batch_size", "8"]
+    assert train([*argv, "--run_dir", str(tmp_path / "r")]) == 0
     file = tmp_path / "s.npz"
     evaluated(capfd, tmp_path / "r", "--num_samples", "3", "--per_image", file)
     with np.load(file) as arrays:
@@ -266,11 +257,13 @@ def test_names_of_classes_are_written_per_image(tmp_path, capfd):
 
 def test_a_folder_that_cannot_be_written(run_dir, tmp_path, refused, monkeypatch, capfd):
     """It is refused before anything is computed; scores of each image are written elsewhere."""
-    writable = os.access
-    monkeypatch.setattr(
-        "os.access",
-        lambda path, mode: run_dir not in (path, *Path(path).parents) and writable(path, mode),
-    )
+    access = os.access
+
+    def read_only(path, mode):
+        is_inside = run_dir in (path, *Path(path).parents)
+        return access(path, mode) and not (is_inside and mode == os.W_OK)
+
+    monkeypatch.setattr(os, "access", read_only)
     with monkeypatch.context() as patch:
         patch.setattr(command, "score_images", None)
         assert "--per_image" in refused("evaluate", run_dir)

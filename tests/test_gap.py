@@ -1,9 +1,12 @@
 """The inference gap, against closed forms."""
 
+import math
+
 import pyro
 import pytest
 import torch
 from families import make_hierarchical, make_oracle, make_vae
+from folded import folded
 
 import pyro_vae as pv
 from pyro_vae.evaluation.gap import inference_gap
@@ -13,7 +16,7 @@ from pyro_vae.networks import Linear
 def test_the_gap_of_amortization_alone():
     """The family contains the exact posterior, so the whole gap is the encoder's."""
     vae, x = make_oracle(shape=(1, 2, 3)).float(), torch.randn(6, 1, 2, 3)
-    gap = inference_gap(vae, x, num_samples=4000, steps=800)
+    gap = inference_gap(vae, x, num_samples=4000, steps=800, rounds=1)
     assert gap.approximation.abs().max() < 0.05
     exact = (vae.log_p(x) - vae.elbo(x)).detach().double()
     torch.testing.assert_close(gap.amortization, exact, rtol=0.1, atol=0.1)
@@ -23,9 +26,10 @@ def test_the_gap_of_amortization_alone():
 
 
 def test_the_gap_of_approximation_in_closed_form():
-    """The best diagonal Gaussian for a Gaussian posterior of precision L is off by (sum log L_ii - log det L) / 2.
+    """The best diagonal Gaussian for a posterior of precision L is off in closed form.
 
-    As a proposal it has weights of finite variance as long as the correlation in L is below 1 / 2.
+    It is (sum log L_ii - log det L) / 2. As a proposal it has weights of finite variance as long as
+    the correlation in L is below 1 / 2.
     """
     exact, x = make_oracle(shape=(1, 2, 3)).float(), torch.randn(6, 1, 2, 3)
     exact.decoder.layers[1].weight.data = torch.eye(6, 2) @ torch.tensor([[1.0, 0.5], [0.0, 0.8]])
@@ -34,7 +38,7 @@ def test_the_gap_of_approximation_in_closed_form():
     )
     precision = exact.exact_posterior(x).precision_matrix[0]
     expected = 0.5 * (precision.diagonal().log().sum() - precision.logdet()).item()
-    gap = inference_gap(vae, x, num_samples=4000, steps=1500, learning_rate=0.01)
+    gap = inference_gap(vae, x, num_samples=4000, steps=1500, rounds=1, learning_rate=0.01)
     assert expected > 0.05
     assert gap.approximation.mean().item() == pytest.approx(expected, abs=0.03)
     assert (gap.amortization > 0).all()
@@ -51,15 +55,15 @@ def test_the_gap_does_not_change_the_model(vae, x):
 
 def test_the_gap_where_the_prior_shares_the_encoder(x):
     """The prior keeps its encoder while the guide's posterior is optimized."""
-    gap = inference_gap(make_vae("VampPrior"), x, num_samples=500, steps=200)
+    gap = inference_gap(make_vae("VampPrior"), x, num_samples=500, steps=200, rounds=1)
     assert gap.amortization.mean() > -0.05
     assert gap.log_likelihood.isfinite().all()
 
 
 def test_the_gap_of_a_hierarchical_vae(x):
-    """The parameters of q(z | x) are optimized; the guide's second layer is not, and is still used."""
+    """The parameters of q(z | x) are optimized; the guide's second layer is used as it is."""
     vae = make_hierarchical()
-    gap = inference_gap(vae, x, num_samples=10_000, num_temperatures=20)
+    gap = inference_gap(vae, x, num_samples=10_000, rounds=2, num_temperatures=20)
     assert gap.amortization.mean() > 0
     with torch.no_grad():
         expected = pv.log_likelihood(pv.log_weights(vae.model, vae.guide, x, num_samples=20_000))
@@ -82,7 +86,9 @@ def test_the_gap_needs_reparameterized_draws(x):
 def test_the_gap_does_not_depend_on_the_batch_size(vae, x):
     """Up to Monte Carlo noise."""
     whole, parts = (
-        inference_gap(vae, x, num_samples=300, steps=100, batch_size=size, num_temperatures=5)
+        inference_gap(
+            vae, x, num_samples=300, steps=100, rounds=1, batch_size=size, num_temperatures=5
+        )
         for size in (None, 30)
     )
     assert whole.elbo.shape == parts.elbo.shape == (len(x),)
@@ -101,23 +107,12 @@ def test_no_gap_is_left_where_the_family_holds_the_posterior():
 
 
 def test_log_p_is_the_best_estimate_at_hand():
-    """A diagonal Gaussian for a posterior with correlations: its weights have heavy tails."""
-    exact = make_oracle(10, shape=(1, 4, 5), scale=0.3).float().eval()
-    x = exact.sample(10).detach()
-    vae = pv.VAE(
-        exact.prior,
-        Linear((1, 4, 5), (2, 10)),
-        pv.DiagonalNormal(),
-        exact.decoder,
-        pv.likelihoods.Normal(0.3),
-    )
-    gap = inference_gap(vae, x, num_samples=50, num_temperatures=100)
+    """The guide knows one of eight modes, with a small k-hat; annealing finds the others."""
+    vae, x = folded(3), 1 + 2 * torch.rand(6, 1, 1, 3)
+    gap = inference_gap(vae, x, num_samples=500, rounds=2, num_temperatures=100)
     assert gap.method == "ais"
-    off = (gap.log_likelihood - exact.log_p(x).double()).mean()
-    assert abs(off) < 0.3
-    assert gap.summary()["share_of_images_with_k_hat_over_0.7"] > 0.5
-    weights = pv.log_likelihood(pv.log_weights(vae.model, vae.guide, x, num_samples=50))
-    assert (weights - exact.log_p(x)).mean() < -1
+    assert gap.approximation.mean() == pytest.approx(3 * math.log(2), abs=0.7)
+    assert gap.summary()["share_of_images_with_k_hat_over_0.7"] < 0.5
 
 
 def test_two_dimensions_are_integrated():

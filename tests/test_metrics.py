@@ -80,7 +80,7 @@ def test_the_k_curve_by_hand(total):
 
 
 def oracle(guide):
-    """A linear-Gaussian VAE whose guide is exact but for its scale, a little wider or much too narrow."""
+    """A linear-Gaussian VAE whose guide is exact but for its scale: a little wide, or too narrow."""
     vae = make_oracle(exact=True, scale=0.7)
     vae.encoder.layers[1].bias.data[[2, 5]] += {"wide": 0.2, "narrow": -1.6}[guide]
     return vae.eval()
@@ -115,7 +115,10 @@ def test_the_elbo_in_closed_form():
 
 
 class Table:
-    """A model and a guide that read the noise of each sample of an image from a table; its first pixel is the index."""
+    """Programs that read the noise of each sample of an image from a table.
+
+    The first pixel of an image is its index.
+    """
 
     def __init__(self, samples, images):
         self.noise = torch.randn(samples, images)
@@ -146,7 +149,10 @@ class Table:
 @pytest.mark.parametrize("batch_size", [1000, 250, 30, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_any_batch_size(batch_size, dtype):
-    """With the same noise, neither chunks of samples nor batches of images change the results; float32 is within 1e-3 nats."""
+    """With equal noise, chunks of samples and batches of images do not change the results.
+
+    Results in float32 are within 1e-3 nats.
+    """
     x = torch.cat([torch.arange(7.0)[:, None], torch.randn(7, 3)], 1)
     table = Table(101, 7)
     whole = log_weights(table.model, table.guide, x.double(), num_samples=101)
@@ -288,7 +294,7 @@ def test_evaluate(digits, likelihood):
 
 
 def test_evaluate_a_subset(digits):
-    """Images of two kinds, one much harder; a subset may hold too many of one, but the ELBO corrects for it."""
+    """Images of two kinds: a subset may hold too many of one, but the ELBO corrects for it."""
     vae = make_vae(shape=digits.shape)
     vae.initialize(digits.train.scored("binary"))
     images = torch.cat([torch.zeros_like(digits.test.x[:150]), digits.test.x[:150]])
@@ -329,7 +335,7 @@ def test_the_standard_error_is_over_images(digits):
 
 @pytest.mark.parametrize("n", [10, 50, 200])
 def test_the_error_of_two_phase_sampling(n):
-    """Means of a subset, corrected by a noisy control variate on all images, around the mean of all possible images."""
+    """Means of a subset, corrected by a noisy control variate, around the population's mean."""
     generator = torch.Generator().manual_seed(0)
 
     def repetition():
@@ -426,7 +432,7 @@ def test_results_are_json(vae, x, num_samples):
 
 
 def test_coverage_falls_where_k_hat_is_high():
-    """The mean over 100 images of two-dimensional models, as the documentation of `evaluate` says."""
+    """Of the mean over 100 images, as the documentation of `evaluate` says."""
     covered = {}
     for shift in (0.2, -0.8):
         vae = make_oracle(exact=True, shape=(1, 1, 12), scale=0.7).eval()

@@ -13,9 +13,10 @@ from pyro_vae.testing import probabilistic_pca
 
 @pytest.mark.parametrize("latent_dim", [2, 5])
 def test_a_linear_vae_reaches_probabilistic_pca(digits, latent_dim):
-    """Dequantized pixels; the covariance has the variance of their noise, 1 / 12 of a level squared.
+    """Dequantized pixels; their covariance includes the noise, 1 / 12 of a level squared.
 
-    The closed form bounds the ELBO from above. Training comes within 0.5 nats of it, and within 2 % of its noise scale.
+    The closed form bounds the ELBO from above. Training comes within 0.5 nats of it, and within 2 %
+    of its noise scale.
     """
     encoder, decoder = (
         Linear(digits.shape, (2, latent_dim)),

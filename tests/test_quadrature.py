@@ -76,7 +76,7 @@ def test_quadrature_with_any_prior(prior):
 
 
 def test_quadrature_that_does_not_converge_is_nan():
-    """The posterior is the prior, whose tails are too heavy for any box; the check uses annealing."""
+    """The posterior is the prior, with tails too heavy for any box; the check uses annealing."""
     vae, x = make_oracle(shape=(1, 1, 2)).float().eval(), torch.zeros(2, 1, 1, 2)
     vae.prior = pv.StudentT(2, df=0.3)
     vae.decoder.layers[1].weight.data.zero_()

@@ -125,9 +125,7 @@ def _information(value: Values) -> list[str]:
     note = f"  {value['num_images']:,} images, at most {value['ceiling']:.2f}"
     note_of_kl = ""
     if value["saturated"]:
-        note = (
-            f"  a lower bound: {value['num_images']:,} images give at most {value['ceiling']:.2f}"
-        )
+        note = f"  lower bound: at most {value['ceiling']:.2f}"
         note_of_kl = "  upper bound"
     return [
         _row("mutual information", shared, note),

@@ -69,7 +69,9 @@ class Checkpoint(NamedTuple):
 
     def misfit(self, error: Exception) -> RequestError:
         """The exception for a checkpoint that does not fit the configuration."""
-        reason = f" ({error})" if isinstance(error, strict.MisfitError) else ""
+        reason = ""
+        if isinstance(error, strict.MisfitError):
+            reason = f" ({error})"
         return RequestError(
             f"{self.file} does not fit its config.yaml{reason}; use the other --checkpoint, or"
             " train again"
@@ -154,8 +156,10 @@ def resume(training: Training, data: Data, checkpoint: Checkpoint, epochs: int) 
             " start a new run"
         )
     expected = training.state_dict()
-    depends = expected["schedule_epochs"] is not None
-    state.setdefault("schedule_epochs", epochs if depends else None)
+    if "schedule_epochs" not in state:
+        state["schedule_epochs"] = None
+        if expected["schedule_epochs"] is not None:
+            state["schedule_epochs"] = epochs
     try:
         _check_state(state, expected, training)
         training.load_state_dict(state)

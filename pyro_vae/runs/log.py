@@ -99,8 +99,10 @@ def _record(line: str) -> Record | None:
         record = {name: content[name] for name in _KINDS}
     except (ValueError, TypeError, LookupError, RecursionError):
         return None
-    valid = all(_is_valid(record[name], kind) for name, kind in _KINDS.items())
-    return cast(Record, record) if valid else None
+    for name, kind in _KINDS.items():
+        if not _is_valid(record[name], kind):
+            return None
+    return cast(Record, record)
 
 
 def _is_valid(value: Any, kind: type) -> bool:

@@ -77,8 +77,10 @@ def npz(arrays: Mapping[str, Tensor | np.ndarray | None]) -> bytes:
     buffer = io.BytesIO()
     given = {}
     for name, array in arrays.items():
+        if isinstance(array, Tensor):
+            array = array.cpu().numpy()
         if array is not None:
-            given[name] = array.cpu().numpy() if isinstance(array, Tensor) else array
+            given[name] = array
     np.savez_compressed(buffer, allow_pickle=False, **given)
     return buffer.getvalue()
 

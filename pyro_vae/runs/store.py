@@ -72,6 +72,16 @@ def read(path: Path, limit: int | None = None) -> bytes:
         raise RequestError(f"{path} cannot be read ({error.strerror or error})") from error
 
 
+def unused(path: Path) -> Path:
+    """A path at which nothing exists: this one, or one with a number added to its name."""
+    numbered = path
+    number = 1
+    while os.path.lexists(numbered):
+        number += 1
+        numbered = path.with_name(f"{path.name}-{number}")
+    return numbered
+
+
 def npz(arrays: Mapping[str, Tensor | np.ndarray | None]) -> bytes:
     """The content of an `.npz` file of arrays, without those that are None."""
     buffer = io.BytesIO()

@@ -146,7 +146,9 @@ class SVI:
             **kwargs: Keyword arguments of `step`.
         """
         stored = set(pyro.get_param_store().keys())
-        own = {id(param) for module in self._modules() for param in module.parameters()}
+        own: set[int] = set()
+        for module in self._modules():
+            own.update(id(param) for param in module.parameters())
         with _Params() as seen:
             try:
                 dry_run(self._validate, check, *args, **kwargs)

@@ -117,7 +117,9 @@ class HelpFormatter(DefaultHelpFormatter):
             and action.default is not False
             and action.default != "==SUPPRESS=="
         )
-        return f"{action.help} (default: %(default)s)" if given else str(action.help)
+        if given:
+            return f"{action.help} (default: %(default)s)"
+        return str(action.help)
 
 
 class _ConfigFile(ActionConfigFile):
@@ -126,12 +128,9 @@ class _ConfigFile(ActionConfigFile):
     def __call__(
         self, parser: Any, cfg: Any, values: Any, option_string: str | None = None
     ) -> None:
-        super().__call__(
-            parser,
-            cfg,
-            values if values.startswith("{") else json.dumps(read_yaml(Path(values))),
-            option_string,
-        )
+        if not values.startswith("{"):
+            values = json.dumps(read_yaml(Path(values)))
+        super().__call__(parser, cfg, values, option_string)
 
 
 def new_parser(command: str, description: str) -> ArgumentParser:
@@ -150,9 +149,9 @@ def new_parser(command: str, description: str) -> ArgumentParser:
 
 def add(parser: ArgumentParser, name: str, kind: Any, default: Any, text: str) -> None:
     """Add a flag; without a default it may be None."""
-    parser.add_argument(
-        f"--{name}", type=kind if default is not None else kind | None, default=default, help=text
-    )
+    if default is None:
+        kind = kind | None
+    parser.add_argument(f"--{name}", type=kind, default=default, help=text)
 
 
 def add_common(parser: ArgumentParser) -> None:
@@ -310,7 +309,8 @@ def parse_resumed(stored: Recipe, argv: list[str], where: Path) -> Recipe:
         ValueError: If other options differ.
     """
     as_flags = ["--config", json.dumps(stored.plain())]
-    before, asked = parse_training(as_flags).recipe, parse_training([*as_flags, *argv]).recipe
+    before = parse_training(as_flags).recipe
+    asked = parse_training([*as_flags, *argv]).recipe
     if asked.data == "auto" or stored_name(asked.data) == stored.data:
         asked.data = stored.data
     fixed = [
@@ -353,7 +353,8 @@ def _parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
     try:
         return parser.parse_args(argv)
     except (ArgumentError, OSError, ValueError) as error:
-        if own := _raised_by_an_import(error):
+        own = _raised_by_an_import(error)
+        if own:
             raise own from None
         raise RequestError(one_line(str(error), parser)) from error
 
@@ -380,13 +381,17 @@ def one_line(message: str, parser: ArgumentParser) -> str:
     flag = re.match(r"unrecognized arguments: (--[\w.]+)", message)
     if flag:
         close = get_close_matches(flag[1], parser._option_string_actions, 1, 0.7)
-        return f"{message}; did you mean {close[0]}?" if close else message
+        if close:
+            return f"{message}; did you mean {close[0]}?"
+        return message
     option = ".".join(re.findall(r'Parser key "(.*?)":', message))
     if option and parser is train_parser():
         _explain(option, message)
     lines = [re.sub(r'Parser key ".*?":', "", line).strip(" -") for line in message.splitlines()]
     said = [line for line in lines if line and not line.startswith(_NESTING)]
-    return f"{option}: {said[0]}" if option else said[0]
+    if option:
+        return f"{option}: {said[0]}"
+    return said[0]
 
 
 # Lines of jsonargparse's messages that say how it tried to read a value.
@@ -397,7 +402,8 @@ def _explain(option: str, message: str) -> None:
     """Raise what `Recipe.check` says of the same mistake."""
     value = None
     for pattern in (r", val='?(.*?)'?\)$", r"Given value: (.*)$", r"Got value: (.*)$"):
-        if given := re.findall(pattern, message, re.M):
+        given = re.findall(pattern, message, re.M)
+        if given:
             value = _value(given[-1])
             break
     name, *_ = option.split(".")

@@ -144,3 +144,21 @@ def run_dir(tmp_path_factory) -> Path:
     with ending(WHOLE):
         assert main(argv) == 0
     return path
+
+
+@pytest.fixture(scope="session")
+def flags(images):
+    """A run of three steps per epoch."""
+    return [
+        "train",
+        "--data",
+        str(images),
+        "--epochs",
+        "5",
+        "--batch_size",
+        "20",
+        "--device",
+        "cpu",
+        "--latent_dim",
+        "2",
+    ]

@@ -26,8 +26,8 @@ from pyro_vae.cli.generate import generate
 from pyro_vae.cli.main import run
 from pyro_vae.cli.options import parse_training
 from pyro_vae.cli.train import train
-from pyro_vae.runs import store as files
 from pyro_vae.runs.build import build_training
+from pyro_vae.runs.checkpoints import read_content, write_content
 
 NUMBERS = st.sampled_from(
     [
@@ -331,7 +331,7 @@ def damage(draw, folder):
     start = draw(st.integers(0, max(0, len(original) - 1)))
     kind = draw(st.sampled_from(["entry", "cut", "flip", "insert", "replace", "remove"]))
     if kind == "entry" and file.suffix == ".pt":
-        files.save_checkpoint(file, with_another_entry(draw, files.load_checkpoint(file)))
+        write_content(file, with_another_entry(draw, read_content(file)))
         return f"{file.name}: entry"
     file.unlink()
     if kind != "remove":

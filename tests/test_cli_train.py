@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +137,7 @@ EQUAL = {
 
 @pytest.mark.parametrize("flags", EQUAL)
 def test_python_and_the_command_line_train_the_same_model(images, tmp_path, flags):
-    """Parts constructed in the order of VAE's parameters, with equal options and seed: equal parameters, bit for bit."""
+    """Parts constructed in the order of VAE's parameters: equal parameters, bit for bit."""
     argv = [
         "--data",
         str(images),
@@ -162,6 +163,50 @@ def test_python_and_the_command_line_train_the_same_model(images, tmp_path, flag
     assert [record["validation_elbo"] for record in records] == [
         line["validation_elbo"] for line in metrics(tmp_path / "r")
     ]
+
+
+OPTIMIZERS = {
+    "--optimizer AdamW": torch.optim.AdamW,
+    "--optimizer SGD --optimizer.lr 0.01": partial(torch.optim.SGD, lr=0.01),
+    "--optimizer Adam": torch.optim.Adam,
+    "--optimizer.lr 0.01": partial(torch.optim.Adam, lr=0.01, fused=True),
+    "--optimizer torch.optim.RAdam": torch.optim.RAdam,
+}
+
+
+@pytest.mark.parametrize("flags", OPTIMIZERS)
+def test_optimizers_of_python_and_of_the_command_line_are_the_same(images, tmp_path, flags):
+    """An optimizer that is named has its own default options, not those of the default one."""
+    argv = ["--data", str(images), "--epochs", "1", "--batch_size", "20", "--latent_dim", "3"]
+    argv += ["--device", "cpu", *flags.split(), "--run_dir", str(tmp_path / "r")]
+    assert train(argv) == 0
+    data = pv.load_data(str(images))
+    pyro.set_rng_seed(0)
+    vae = _standard(data)
+    list(pv.fit(vae, data, epochs=1, batch_size=20, seed=0, optimizer=OPTIMIZERS[flags]))
+    saved = pv.load_run(tmp_path / "r").state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in vae.state_dict().items())
+
+
+def test_the_same_command_after_a_kill(run_dir, refused, monkeypatch):
+    """It says how to go on, before any data are loaded."""
+    monkeypatch.setattr("pyro_vae.runs.build.load_data", lambda *args: pytest.fail("it loads"))
+    assert "--resume" in refused("train", "--data", "digits", "--run_dir", run_dir)
+
+
+@pytest.mark.parametrize("samples", [0, 7])
+def test_how_the_final_scoring_is_bounded(images, tmp_path, capfd, complete, samples):
+    argv = ["--data", str(images), "--epochs", "1", "--report", "false", "--test_images", "4"]
+    path = tmp_path / "r"
+    assert train([*argv, "--test_samples", str(samples), "--run_dir", str(path)]) == 0
+    out = capfd.readouterr().out
+    assert ("scoring 4 test images, 7 samples each" in out) == bool(samples)
+    assert (path / "results.json").exists() == bool(samples)
+    if samples:
+        results = json.loads((path / "results.json").read_text())
+        assert results["log_likelihood"]["num_samples"] == 7
+        assert results["log_likelihood"]["num_images"] == 4
+        assert results["elbo"]["num_images"] == 10
 
 
 def test_load_run(run_dir, digits):
@@ -202,7 +247,7 @@ def test_what_training_prints_without_a_terminal(tmp_path, capfd, complete):
 
 
 def test_a_loss_that_is_not_finite(capfd, tmp_path):
-    """One line, and no hint how to continue: it would only become so again. Nothing of Pyro's own."""
+    """One line, without a hint how to continue: it would only become so again."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         argv = [
@@ -310,7 +355,7 @@ RECIPES = sorted(path for path in (ROOT / "experiments").glob("*.yaml"))
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipes_run(recipe, tmp_path, few):
-    """Two steps of each recipe on a few real images; the whole runs are in experiments/README.md."""
+    """Two steps of each recipe on a few images; experiments/README.md has the whole runs."""
     argv = ["--config", str(recipe), "--data", str(few), "--epochs", "1", "--batch_size", "45"]
     assert train([*argv, "--run_dir", str(tmp_path / "r")]) == 0
     assert metrics(tmp_path / "r")[0]["step"] == 2

@@ -1,4 +1,4 @@
-"""Helpers for tests of run folders: commands that succeed, and what two equal runs have in common."""
+"""Helpers for tests of run folders: commands that succeed, and what equal runs share."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def test_the_k_curve_by_hand(total):
 
 
 def oracle(guide):
-    """A linear-Gaussian VAE whose guide is exact but for its scale."""
+    """A linear-Gaussian VAE whose guide is exact but for its scale: wide, or too narrow."""
     vae = make_oracle(exact=True, scale=0.7)
     vae.encoder.layers[1].bias.data[[2, 5]] += {"wide": 0.2, "narrow": -1.6}[guide]
     return vae.eval()

@@ -200,7 +200,7 @@ BAD = [
 
 @pytest.mark.parametrize("flags", BAD)
 def test_an_error_in_the_users_class_keeps_its_traceback(folder, flags):
-    with pytest.raises(Exception) as caught:
+    with pytest.raises(Exception) as caught:  # noqa: PT011 (of any class)
         main([*TRAIN, *flags.split()])
     assert not isinstance(caught.value, pv.RequestError)
     assert any("mine.py" in str(entry.path) for entry in caught.traceback)
@@ -277,10 +277,14 @@ def stranger(folder, run_dir):
     def make(text):
         shutil.copytree(run_dir, folder / "r")
         os.chdir(folder / "r")
-        kept, replaced = [], {line.split(":")[0] for line in text.splitlines() if line[0].isalpha()}
+        replaced = {line.split(":")[0] for line in text.splitlines() if line[0].isalpha()}
+        kept = []
+        is_kept = True
         for line in (run_dir / "config.yaml").read_text().splitlines():
-            skipped = line.split(":")[0] in replaced if line[0].isalpha() else skipped
-            kept += [] if skipped else [line]
+            if line[0].isalpha():
+                is_kept = line.split(":")[0] not in replaced
+            if is_kept:
+                kept.append(line)
         (folder / "r" / "config.yaml").write_text("\n".join([*kept, text, ""]))
         for place in (folder, folder / "r"):
             (place / "evil.py").write_text(EVIL)

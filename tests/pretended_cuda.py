@@ -2,9 +2,9 @@
 
     PYTHONPATH=tests python -m pytest -p pretended_cuda tests/test_cuda.py
 
-A tensor is on the pretended device if its storage is marked. As on a GPU, an operation on tensors of
-two devices raises; one that waits for the host raises while a CUDA graph is captured and in the sync
-debug mode "error"; and a captured graph repeats its operations with the numbers that they had.
+A tensor is on the pretended device if its storage is marked. As on a GPU, an operation on tensors
+of two devices raises; one that waits for the host raises while a CUDA graph is captured and in the
+sync debug mode "error"; and a captured graph repeats its operations with the numbers that they had.
 Kernels, streams, memory and Inductor's code for GPUs are not covered: the compiled engine runs the
 traced graph. The pretence ends at the thread that runs the test.
 """

@@ -78,7 +78,10 @@ from .priors import (
 )
 from .reporting import figures as figures, views as views
 from .reporting.report import compare_models as compare_models, report as report
-from .runs.folder import load_run as load_run
+from .runs.load import load_run as load_run
+from .runs.recipe import Choice as Choice
+from .runs.recipe import Recipe as Recipe
+from .runs.save import save_run as save_run
 from .schedules import (
     Constant as Constant,
     Cosine as Cosine,

@@ -312,7 +312,7 @@ def _check_gradients(module: nn.Module, p: TorchDistribution, params: Tensor | N
         bool(score.isfinite().all()),
         "log_prob of its own samples is not finite; bound its parameters",
     )
-    learned = dict(module.named_parameters())
+    learned: dict[str, Tensor] = dict(module.named_parameters())
     if params is not None:
         learned["params"] = params
     if not learned:

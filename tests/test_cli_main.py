@@ -79,6 +79,7 @@ def test_help_as_a_process(command):
 
 def test_importing_leaves_torchs_validation_alone():
     """zuko switches it off for everybody."""
-    ask = "from torch.distributions import Distribution as D; import pyro; before = D._validate_args; import pyro_vae.cli.main"
+    ask = "from torch.distributions import Distribution as D; import pyro"
+    ask += "; before = D._validate_args; import pyro_vae.cli.main"
     done = pyro_vae("-c", f"{ask}; print(before, D._validate_args)")
     assert done.stdout == "True True\n", done.stderr

@@ -36,7 +36,8 @@ from pyro_vae.evaluation.probe import bayes_classifier, linear_probe
 from pyro_vae.evaluation.quadrature import latent_shapes
 from pyro_vae.reporting import figures, views
 from pyro_vae.runs.build import pick_device
-from pyro_vae.runs.folder import Run
+from pyro_vae.runs.folder import Run, check_writable
+from pyro_vae.runs.load import open_run
 from pyro_vae.runs.store import npz, write
 from pyro_vae.vae import Model
 
@@ -58,9 +59,12 @@ def evaluate(argv: list[str]) -> None:
     with distributed.process_group(device):
         run = Run.open(config.run_dir)
         saves = _check_files(run, config)
-        stored, checkpoint, vae = run.load(config.checkpoint, device, config.trust)
+        saved = open_run(config.run_dir, config.checkpoint, device, config.trust)
+        vae = saved.vae
         with distributed.main_process_first():
-            name, split, train = run.images(stored, checkpoint, config)
+            name, split, train = saved.images(
+                config.split, config.data, config.data_dir, config.image_size
+            )
         # Fixed before anything is scored, so that every number is about the same pixels.
         split = split.with_fixed_noise().to(device)
         index = split.subset_index(_count(config, split))
@@ -70,8 +74,8 @@ def evaluate(argv: list[str]) -> None:
         results = _results(vae, split, images, scores, config)
         if config.split != "train" and train is not None:
             results |= _probe(vae, train, split, config)
-        if checkpoint.label_dim:
-            results |= _classifier(vae, split, checkpoint.label_dim, config)
+        if saved.checkpoint.label_dim:
+            results |= _classifier(vae, split, saved.checkpoint.label_dim, config)
         if distributed.is_main_process():
             logger.info(table(results, f"{name}, {config.checkpoint} checkpoint", vae.likelihood))
             files = []
@@ -117,15 +121,14 @@ def _check_files(run: Run, config: Namespace) -> bool:
             raise RequestError(
                 f"--per_image {file} must be an .npz file in a folder that you can write to"
             )
-    saves = _is_writable(run.path / "results.json") and _is_writable(run.path / "figures" / "a")
-    if not saves and not config.per_image:
-        raise RequestError(
-            f"results cannot be written to {run.path}; copy the folder, or write the scores of each"
-            " image elsewhere with --per_image"
-        )
-    if not saves:
-        logger.warning("results cannot be written to %s: they are only printed", run.path)
-    return saves
+    try:
+        check_writable(run.path)
+    except RequestError as error:
+        if not config.per_image:
+            raise
+        logger.warning("the results are only printed: %s", error)
+        return False
+    return True
 
 
 def _is_writable(file: Path) -> bool:

@@ -271,7 +271,7 @@ def _path(cls: type) -> str:
 
 
 def _print_help(name: str, path: str) -> None:
-    """Print the options of a class, which is the default if the path is that of no class; stop."""
+    """Print the options of a class, or the known classes if none is named, and stop."""
     part = PARTS[name]
     if not path or path.startswith("-"):
         print(f"--{name} CLASS is one of {part.choices}")

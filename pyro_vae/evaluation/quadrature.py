@@ -61,7 +61,7 @@ def quadrature_log_likelihood(vae: Model, data: Data, batch_size: int | None = N
             "quadrature requires a model whose only latent site is z, with latent_dim=2"
         )
     batch_size = batch_size or default_batch_size(vae, batch.x)
-    box = _box(vae, batch)
+    box = _box(vae, batch, batch_size)
     results = []
     with progress_bar(len(batch), "quadrature") as bar:
         for image in batch.split(1):
@@ -82,12 +82,16 @@ def latent_shapes(vae: Model, batch: Batch) -> dict[str, tuple[int, ...]]:
     return {name: site["fn"].event_shape for name, site in sites.items() if not site["is_observed"]}
 
 
-def _box(vae: Model, batch: Batch) -> Tensor:
+def _box(vae: Model, batch: Batch, batch_size: int) -> Tensor:
     """Two corners, `(2, 2)`, of a box that holds nearly all draws of the prior."""
+    draws = []
     with forked_rng():
         index = torch.randint(len(batch), (DRAWS,), device=batch.x.device)
-        trace = poutine.trace(poutine.uncondition(vae.model)).get_trace(*batch[index])
-    z: Any = trace.nodes["z"]["value"]
+        for part in index.split(batch_size):
+            trace = poutine.trace(poutine.uncondition(vae.model)).get_trace(*batch[part])
+            site: Any = trace.nodes["z"]
+            draws.append(site["value"])
+    z = torch.cat(draws)
     return z.quantile(torch.tensor([TAIL, 1 - TAIL]).to(z), 0)
 
 

@@ -37,10 +37,10 @@ from torch.optim import Adam
 from pyro_vae.data.datasets import NAMED, stored_name
 from pyro_vae.errors import RequestError
 from pyro_vae.runs.annotations import hints, parameters
-from pyro_vae.runs.check import Check
 from pyro_vae.runs.parts import PARTS, Choice, known_classes, resolve
 from pyro_vae.runs.recipe import Device, Recipe
-from pyro_vae.runs.store import parse_yaml, read_yaml
+from pyro_vae.runs.recipe_check import Check
+from pyro_vae.runs.strict_yaml import parse_yaml, read_yaml
 
 __all__ = ["ArgumentParser", "Namespace", "NonNegativeInt", "PositiveInt"]
 

@@ -21,7 +21,8 @@ from pyro_vae.runs.folder import Run
 from pyro_vae.runs.load import SavedRun, open_run
 from pyro_vae.runs.log import read_records
 from pyro_vae.runs.recipe import Recipe
-from pyro_vae.runs.store import read, read_yaml
+from pyro_vae.runs.store import read
+from pyro_vae.runs.strict_yaml import read_yaml
 from pyro_vae.vae import Model
 
 logger = getLogger("pyro_vae")

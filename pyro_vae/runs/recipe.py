@@ -13,9 +13,10 @@ from pyro_vae.data.datasets import Binarization
 from pyro_vae.engine.graphs import AnyEngine
 from pyro_vae.engine.precision import Precision
 from pyro_vae.errors import RequestError
-from pyro_vae.runs.check import Check, UntrustedError
 from pyro_vae.runs.parts import PARTS, Choice
-from pyro_vae.runs.store import parse_yaml, read_yaml, write
+from pyro_vae.runs.recipe_check import Check, UntrustedError
+from pyro_vae.runs.store import write
+from pyro_vae.runs.strict_yaml import parse_yaml, read_yaml
 from pyro_vae.training.fit import OnNaN
 
 Device = Literal["auto", "cpu", "cuda"]

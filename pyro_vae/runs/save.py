@@ -19,8 +19,8 @@ from pyro_vae.engine.importance import log_weights
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.codes import scored
-from pyro_vae.runs import strict
 from pyro_vae.runs.build import build_model_for, pick_binarization, stored_data
+from pyro_vae.runs.checkpoint_check import MisfitError, check_parameters
 from pyro_vae.runs.checkpoints import data_identity, write_content
 from pyro_vae.runs.folder import Run
 from pyro_vae.runs.log import write_records
@@ -153,8 +153,8 @@ def _check_recipe(vae: Model, recipe: Recipe, data: Data) -> None:
         )
     state = {name: _on_cpu(value) for name, value in vae.state_dict().items()}
     try:
-        strict.check_parameters(state, built.state_dict())
-    except strict.MisfitError as error:
+        check_parameters(state, built.state_dict())
+    except MisfitError as error:
         raise RequestError(
             f"the recipe builds another model ({error}); give the recipe of this model"
         ) from error

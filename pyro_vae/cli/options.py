@@ -205,7 +205,7 @@ def source(config: Namespace) -> str:
 
 @cache
 def train_parser() -> ArgumentParser:
-    """The options of `train`: those of `Recipe`, and some about the folder."""
+    """The options of `train`: the fields of `Recipe`, and those that config.yaml does not hold."""
     parser = new_parser(
         "train", "Train a variational autoencoder, score it on the test set and draw figures."
     )

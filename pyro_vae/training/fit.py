@@ -42,6 +42,7 @@ logger = getLogger("pyro_vae")
 MakeScheduler = Callable[[Optimizer], LRScheduler]
 OnNaN = Literal["stop", "rewind"]
 
+# Default number of epochs.
 EPOCHS = 20
 # Default minimum number of steps: 20 epochs are too few for small data sets.
 STEPS = 3000

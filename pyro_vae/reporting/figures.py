@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.split import Data
-from pyro_vae.evaluation.codes import codes, scored
+from pyro_vae.evaluation.batch import scored
+from pyro_vae.evaluation.codes import codes
 from pyro_vae.reporting import views
 from pyro_vae.reporting.projection import projection
 from pyro_vae.vae import Model

@@ -12,7 +12,8 @@ from pyro_vae.data.split import Split
 from pyro_vae.engine.programs import Batch
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
-from pyro_vae.evaluation.codes import ACTIVE, Data, activity, codes, scored
+from pyro_vae.evaluation.batch import Data, scored
+from pyro_vae.evaluation.codes import ACTIVE, activity, codes
 from pyro_vae.vae import Model
 
 # Largest number of codes per pass of the decoder.

@@ -16,7 +16,7 @@ MANY = 0.05
 
 
 def epoch_line(record: Record, epochs: int) -> str:
-    """One epoch: ELBO, KL, active units, beta if it is not 1, seconds, as far as they fit."""
+    """One line about an epoch; what does not fit into 80 columns is left out."""
     parts = [
         f"ELBO {record['elbo']:.2f}",
         f"validation {record['validation_elbo']:.2f}",

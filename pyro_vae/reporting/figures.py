@@ -59,7 +59,7 @@ LATENT_IMAGES = 5000
 
 
 def plain(text: str) -> str:
-    r"""Text that matplotlib draws as it is, for titles and labels that contain names of the user's.
+    r"""Escape text for titles and labels, so that matplotlib draws it as it is.
 
     Dollar signs are no mathematics. Characters that the font lacks are written as escapes.
 

@@ -1,4 +1,4 @@
-"""Saving a model in hand as a run folder, also one that was trained in a loop of the user's own."""
+"""Saving a model as a run folder, also one that was trained in a custom loop."""
 
 from __future__ import annotations
 

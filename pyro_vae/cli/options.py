@@ -386,8 +386,18 @@ def one_line(message: str, parser: ArgumentParser) -> str:
         _explain(option, message)
     lines = [re.sub(r'Parser key ".*?":', "", line).strip(" -") for line in message.splitlines()]
     said = [line for line in lines if line and not line.startswith(_NESTING)]
-    return f"{option}: {said[0]}" if option else said[0]
+    line = said[0]
+    restricted = re.match(r"Not of type (?:UpTo)?(\w+):", line)
+    if restricted:
+        line = _INTEGERS.get(restricted[1], f"must be an integer from 1 to {restricted[1]}")
+    return f"{option}: {line}" if option else line
 
+
+_INTEGERS = {
+    "PositiveInt": "must be a positive integer",
+    "NonNegativeInt": "must be an integer, at least 0",
+    "Seed": "must be an integer from 0 to 4294967295",
+}
 
 # Lines of jsonargparse's messages that say how it tried to read a value.
 _NESTING = ("Expected a path", "Does not validate", "Subtypes", "Errors", "Problem with given")

@@ -96,7 +96,7 @@ BAD_ARRAYS = {
     "nan": (np.full((20, 4, 4), np.nan), "nan"),
     "range": (np.full((20, 4, 4), 1.5), "float64 from 1.5 to 1.5"),
     "int64": (np.full((20, 4, 4), 300), "int64 from 300 to 300"),
-    "flat": (np.zeros((20, 16), dtype=np.uint8), r"\(N, height, width\)"),
+    "flat": (np.zeros((20, 16), dtype=np.uint8), r"--image_shape 4 4, or image_shape=\(4, 4\)"),
     "no_images": (np.zeros((0, 8, 8), dtype=np.uint8), "has shape"),
     "few": (np.zeros((11, 8, 8), dtype=np.uint8), "too few images"),
     "objects": (np.array([{}, {}], dtype=object), "holds Python objects: save np.stack"),
@@ -196,7 +196,7 @@ def test_channels_last_are_converted(tmp_path, caplog, shape):
     assert any("channels" in message and "last.npy" in message for message in caplog.messages)
     caplog.clear()
     first = load_data(str(tmp_path / "first.npy"))
-    assert not caplog.messages
+    assert not any("channels" in message for message in caplog.messages)
     assert last.fingerprint == first.fingerprint
 
 

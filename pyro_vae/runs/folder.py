@@ -295,6 +295,8 @@ class Run:
             recipe.binarization,
             data_dir is not None,
             recipe.validation_size,
+            recipe.image_shape,
+            recipe.condition_on,
         )
         data = load_data(recipe.data, data_dir or recipe.data_dir, *options)
         self._check_shape(recipe.data, data.shape, checkpoint)
@@ -321,7 +323,13 @@ class Run:
             raise RequestError("--data uses all its images; leave out --split")
         where, size = asked.data_dir or recipe.data_dir, asked.image_size or recipe.image_size
         split = load_images(
-            asked.data, where, size, recipe.binarization, asked.data_dir is not None
+            asked.data,
+            where,
+            size,
+            recipe.binarization,
+            asked.data_dir is not None,
+            image_shape=recipe.image_shape or checkpoint.shape,
+            condition_on=recipe.condition_on,
         )
         self._check_shape(asked.data, tuple(split.x.shape[1:]), checkpoint)
         same = recipe.data in (asked.data, stored_name(asked.data))

@@ -216,7 +216,7 @@ def train_parser() -> ArgumentParser:
     parser.add_argument("--print_config", action="store_true", help=text)
     parser.add_class_arguments(Recipe, as_group=False, skip={*PARTS, "image_shape"})
     text = "Height and width, or channels, height and width, of images that a file stores as rows."
-    parser.add_argument("--image_shape", nargs="+", type=PositiveInt, metavar="SIZE", help=text)
+    parser.add_argument("--image_shape", nargs="+", type=_size, metavar="SIZE", help=text)
     text = "New folder for everything that the run writes; by default runs/DATA-TIME."
     add(parser, "run_dir", str, None, text)
     text = "Continue the run in --run_dir from its last checkpoint; with auto, start it if new."
@@ -382,10 +382,10 @@ def one_line(message: str, parser: ArgumentParser) -> str:
     if flag:
         close = get_close_matches(flag[1], parser._option_string_actions, 1, 0.7)
         return f"{message}; did you mean {close[0]}?" if close else message
-    option = ".".join(re.findall(r'Parser key "(.*?)"(?: element \d+)?:', message))
+    option = ".".join(re.findall(r'Parser key "(.*?)":', message))
     if option and parser is train_parser():
         _explain(option, message)
-    lines = [re.sub(r'Parser key ".*?"(?: element \d+)?:', "", line).strip(" -") for line in message.splitlines()]
+    lines = [re.sub(r'Parser key ".*?":', "", line).strip(" -") for line in message.splitlines()]
     said = [line for line in lines if line and not line.startswith(_NESTING)]
     return f"{option}: {said[0]}" if option else said[0]
 
@@ -414,6 +414,11 @@ def _explain(option: str, message: str) -> None:
     elif not unknown and "." in option:
         annotated = hints(resolve(name, paths[-1]))
         check.value(option, value, annotated.get(option.rpartition(".")[2], Any))
+
+
+def _size(value: Any) -> Any:
+    """An integer; what is none is refused by `Recipe.check`."""
+    return int(value) if str(value).isdecimal() else value
 
 
 def _value(text: str) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +25,7 @@ def read_amat(path: Path) -> Contents:
     """
     with refusing(f"{path} cannot be read as rows of numbers", "remove or replace it"):
         check_bytes(path, 2 * path.stat().st_size)
-        rows = _integers(np.loadtxt(path, dtype=np.float32, ndmin=2))
+        rows = _integers(_loaded(path, np.float32, ndmin=2))
     is_binary = rows.dtype.kind == "i" and bool(np.isin(rows, (0, 1)).all())
     if is_binary and rows.shape[1] == MNIST_WIDTH:
         images = rows.reshape(-1, 28, 28)
@@ -57,18 +59,26 @@ def read_csv(path: Path) -> Contents:
             columns.remove(0)
         if not columns:
             raise ValueError("there are no columns of numbers")
-        options = {"delimiter": delimiter, "skiprows": skipped, "encoding": "utf-8-sig"}
-        rows = np.loadtxt(
-            path, np.float32, usecols=columns, ndmin=2, comments=None, quotechar='"', **options
-        )
+        options = {
+            "delimiter": delimiter,
+            "skiprows": skipped,
+            "encoding": "utf-8-sig",
+            "comments": None,
+            "quotechar": '"',
+        }
+        rows = _loaded(path, np.float32, usecols=columns, ndmin=2, **options)
         labels = None
         if labelled:
-            texts = np.loadtxt(
-                path, str, usecols=labelled, ndmin=1, comments=None, quotechar='"', **options
-            )
-            labels = _numbers(texts)
+            labels = _numbers(_loaded(path, str, usecols=labelled, ndmin=1, **options))
     arrays = Arrays(_integers(rows), str(path), labels)
     return Contents("a table", {"train": arrays})
+
+
+def _loaded(path: Path, dtype: type, **options: Any) -> np.ndarray:
+    """What NumPy reads; a file without numbers is an exception, not a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return np.loadtxt(path, dtype, **options)
 
 
 def _is_number(cell: str) -> bool:

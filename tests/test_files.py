@@ -548,3 +548,16 @@ def test_bad_labels_in_a_file(bad, tmp_path, capfd):
     _, err = capfd.readouterr()
     assert bad.split("=")[0] in err
     assert len(err.splitlines()) == 1
+
+
+def test_grey_pngs_of_16_bits_are_scaled(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "pyro_vae")
+    levels = np.linspace(0, 65535, 12 * 35).round().reshape(12, 5, 7).astype(np.uint16)
+    for i, level in enumerate(levels):
+        Image.fromarray(level).save(tmp_path / f"{i:02}.png")
+    data = load_data(str(tmp_path))
+    assert (data.shape, data.train.x.dtype) == ((1, 5, 7), torch.uint8)
+    bytes_ = torch.cat([split.x for split in data.splits]).flatten().sort().values
+    expected = torch.from_numpy(levels.astype(float).ravel() / 257)
+    torch.testing.assert_close(bytes_.double(), expected, atol=0.5, rtol=0)
+    assert f"{tmp_path.name}: 16 bits per pixel are scaled to 8" in caplog.messages

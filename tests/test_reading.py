@@ -7,6 +7,7 @@ import struct
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import pyro_vae as pv
 
@@ -146,3 +147,40 @@ def test_a_folder_of_one_file_is_told_its_path(tmp_path):
     np.save(tmp_path / "images.npy", np.zeros((20, 4, 4)))
     with pytest.raises(pv.RequestError, match=r"holds images.npy, .* give the path of one of"):
         pv.load_data(str(tmp_path))
+
+
+def save_images(folder, count, level):
+    folder.mkdir(parents=True)
+    for i in range(count):
+        Image.new("L", (6, 5), level + i).save(folder / f"{i}.png")
+
+
+@pytest.mark.parametrize("names", [("train", "test"), ("Train", "Val", "Test")])
+def test_folders_of_images_keep_their_splits(tmp_path, names, caplog):
+    """As torchvision's ImageFolder expects them: train/cat/0.png."""
+    caplog.set_level(logging.INFO, "pyro_vae")
+    for count, name in enumerate(names):
+        save_images(tmp_path / name / "cat", 12 + count, 100)
+        save_images(tmp_path / name / "dog", 12 + count, 200)
+    data = pv.load_data(str(tmp_path))
+    sizes = [22, 2, 26] if len(names) == 2 else [24, 26, 28]
+    assert [len(split) for split in data.splits] == sizes
+    assert data.classes == ("cat", "dog")
+    for split in data.splits:
+        assert torch.equal(split.labels, (split.x[:, 0, 0, 0] >= 200).long())
+    (line,) = [message for message in caplog.messages if "folders of images" in message]
+    assert all(name in line for name in names)
+    assert len(pv.load_images(str(tmp_path))) == sizes[-1]
+
+
+def test_folders_beside_the_splits_are_refused(tmp_path, refused):
+    for name in ("train", "test", "extra"):
+        save_images(tmp_path / name, 12, 100)
+    line = refused("train", "--data", tmp_path)
+    assert "train and test, which are splits, but also extra" in line
+
+
+def test_a_class_may_be_called_test(tmp_path):
+    for name in ("test", "cat"):
+        save_images(tmp_path / name, 12, 100)
+    assert pv.load_data(str(tmp_path)).classes == ("cat", "test")

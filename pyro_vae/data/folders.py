@@ -19,6 +19,7 @@ from pyro_vae.data.files import check_bytes, check_utf8, refusing, resized
 from pyro_vae.data.split import Split
 from pyro_vae.errors import RequestError
 
+logger = logging.getLogger("pyro_vae")
 # Pillow both logs and raises on damaged files.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
@@ -28,6 +29,8 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".we
 FORMATS = ["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM"]
 GREY_MODES = ("1", "L", "LA")
 COLOUR_MODES = ("P", "RGB", "RGBA", "CMYK", "YCbCr")
+# Modes of grey PNGs of 16 bits, whose white is 65535. Those of TIFF do not tell what is white.
+DEEP_MODES = ("I;16", "I")
 # Formats in which cameras write how they were held. Pillow decodes a PNG to find it.
 ORIENTED = ("JPEG", "WEBP")
 ORIENTATION = 0x0112
@@ -62,6 +65,8 @@ def read_folder(path: Path, size: int | None, depth: int = 1) -> Split:
         )
     pixels = height * width if size is None else size**2
     check_bytes(path, len(files) * channels * pixels)
+    if any(header.is_deep for header in headers):
+        logger.info("%s: 16 bits per pixel are scaled to 8", path.name)
     images = [resized(_decoded(file), size).expand(-1, channels, -1, -1) for file in files]
     labels, classes = _folder_labels(path, files, depth)
     return Split(torch.cat(images), labels, classes=classes)
@@ -105,6 +110,7 @@ class _Header(NamedTuple):
     channels: int
     height: int
     width: int
+    is_deep: bool
 
 
 def _header(file: Path, folder: Path) -> _Header:
@@ -120,14 +126,21 @@ def _header(file: Path, folder: Path) -> _Header:
             raise RequestError(
                 f"{file} has {width:,}x{height:,} pixels: make it smaller, or remove it"
             )
-        if image.mode not in GREY_MODES + COLOUR_MODES:
+        is_deep = _is_deep(image)
+        if image.mode not in GREY_MODES + COLOUR_MODES and not is_deep:
             raise RequestError(
                 f"{file} is of mode {image.mode}: save it with 8 bits per channel, grey or in"
                 " colours"
             )
         if _orientation(image) >= 5:  # turned by 90 degrees
             width, height = height, width
-        return _Header(1 if image.mode in GREY_MODES else 3, height, width)
+        channels = 3 if image.mode in COLOUR_MODES else 1
+        return _Header(channels, height, width, is_deep)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether pixels are grey values of 16 bits. Pillow decodes colours of 16 bits to 8."""
+    return image.format == "PNG" and image.mode in DEEP_MODES
 
 
 def _orientation(image: Image.Image) -> int:
@@ -157,6 +170,9 @@ def _opened(file: Path) -> Iterator[Any]:
 def _decoded(file: Path) -> Tensor:
     """The bytes of an image file, shape (1, channels, height, width); transparent is white."""
     with _opened(file) as image:
+        if _is_deep(image):
+            scaled = (np.array(image) / 257).round().astype(np.uint8)
+            return torch.from_numpy(scaled)[None, None]
         is_grey = image.mode in GREY_MODES
         if _orientation(image) > 1:
             image = ImageOps.exif_transpose(image)

@@ -37,10 +37,9 @@ def read_path(path: Path, size: int | None, image_shape: Shape | None) -> Parts:
     Raises:
         RequestError: If they are not understood, damaged or too large.
     """
+    if path.is_dir() and image_files(path):
+        return _read_images(path, size)
     if path.is_dir():
-        if image_files(path):
-            parts = Parts(read_folder(path, size))
-            return _logged(path, "a folder of images", parts)
         contents = _read_set(path)
     elif is_mapped(path):
         return _logged(path, "an array on disk", Parts(map_array(path, image_shape)))
@@ -48,6 +47,43 @@ def read_path(path: Path, size: int | None, image_shape: Shape | None) -> Parts:
         contents = _with_labels(path, read_file(path))
     parts = Parts(**{part: each.split(image_shape) for part, each in contents.parts.items()})
     return _logged(path, contents.layout, parts)
+
+
+def _read_images(path: Path, size: int | None) -> Parts:
+    """The images of a folder, with its splits if its folders are train, test and the like."""
+    folders = _folders_by_split(path)
+    if not folders:
+        return _logged(path, "a folder of images", Parts(read_folder(path, size)))
+    parts = Parts(**{part: read_folder(folder, size) for part, folder in folders.items()})
+    names = ", ".join(folders[part].name for part in WORDS if part in folders)
+    return _logged(path, f"folders of images {names}", parts)
+
+
+def _folders_by_split(path: Path) -> dict[str, Path]:
+    """The folders of the splits; none if the folders are classes, or there are none.
+
+    Raises:
+        RequestError: If there are folders of splits, and others.
+    """
+    found: dict[str, Path] = {}
+    others = []
+    for each in sorted(path.iterdir()):
+        if each.name.startswith(".") or not (each.is_dir() or each.suffix in IMAGE_SUFFIXES):
+            continue
+        parts = [part for part, aliases in PARTS.items() if each.name.lower() in aliases]
+        if parts and parts[0] not in found and each.is_dir() and not each.is_symlink():
+            found[parts[0]] = each
+        else:
+            others.append(each.name)
+    if "train" not in found or len(found) == 1:
+        return {}
+    if others:
+        names = " and ".join(found[part].name for part in WORDS if part in found)
+        raise RequestError(
+            f"{path} holds the folders {names}, which are splits, but also {others[0]}: move it"
+            " elsewhere"
+        )
+    return found
 
 
 def is_data_file(path: Path) -> bool:

@@ -28,15 +28,18 @@ from .evaluation.ais import (
     annealed_log_weights as annealed_log_weights,
     bidirectional_bounds as bidirectional_bounds,
 )
-from .evaluation.codes import activity as activity, codes as codes
-from .evaluation.diagnostics import (
-    bayes_classifier as bayes_classifier,
+from .evaluation.check import (
+    annealed_log_likelihood as annealed_log_likelihood,
     check_log_likelihood as check_log_likelihood,
-    inference_gap as inference_gap,
-    information as information,
+)
+from .evaluation.codes import activity as activity, codes as codes
+from .evaluation.gap import inference_gap as inference_gap
+from .evaluation.information import information as information
+from .evaluation.metrics import evaluate as evaluate, score_images as score_images
+from .evaluation.probe import (
+    bayes_classifier as bayes_classifier,
     linear_probe as linear_probe,
 )
-from .evaluation.metrics import evaluate as evaluate, score_images as score_images
 from .evaluation.quadrature import quadrature_log_likelihood as quadrature_log_likelihood
 from .likelihoods import (
     Bernoulli as Bernoulli,
@@ -75,7 +78,10 @@ from .priors import (
 )
 from .reporting import figures as figures, views as views
 from .reporting.report import compare_models as compare_models, report as report
-from .runs.folder import load_run as load_run
+from .runs.load import load_run as load_run
+from .runs.recipe import Choice as Choice
+from .runs.recipe import Recipe as Recipe
+from .runs.save import save_run as save_run
 from .schedules import (
     Constant as Constant,
     Cosine as Cosine,

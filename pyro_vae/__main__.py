@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code. Ctrl-C is one line during the imports too, which take seconds."""
+    """Run a command and return its exit code.
+
+    Ctrl-C is one line during the imports too, which take seconds.
+    """
     try:
         from pyro_vae.cli.main import main
 

@@ -1,12 +1,14 @@
-r"""Objectives that Pyro lacks, as subclasses of `pyro.infer.ELBO`, for Pyro's SVI or `pyro_vae.SVI`.
+r"""Objectives that Pyro lacks: subclasses of `pyro.infer.ELBO`, for Pyro's SVI or `pyro_vae.SVI`.
 
-They require programs whose sites are all in one plate over the data, as `log_weights` does, and return the loss as a tensor, so
-that it can be compiled. Throughout, :math:`w_k = p(x, z_k) / q(z_k \mid x)` with :math:`z_k \sim q(z \mid x)`.
+They require programs whose sites are all in one plate over the data, as `log_weights` does, and
+return the loss as a tensor, so that it can be compiled. Throughout,
+:math:`w_k = p(x, z_k) / q(z_k \mid x)` with :math:`z_k \sim q(z \mid x)`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any
 
@@ -51,11 +53,12 @@ class TensorELBO(ELBO, ABC):
 
         class TemperedELBO(TensorELBO):
             def tensor_loss(self, model, guide, args):
-                return -0.5 * log_weights(model, guide, *args, num_samples=self.num_particles).mean(0).sum()
+                weights = log_weights(model, guide, *args, num_samples=self.num_particles)
+                return -0.5 * weights.mean(0).sum()
 
     Arguments:
         num_particles: Number of samples K for each row of the data.
-        vectorize_particles: Draw them all at once, in a plate at dim -2; otherwise one after the other.
+        vectorize_particles: Draw the samples at once, in a plate at dim -2, or one by one.
 
     Raises:
         ValueError: If `num_particles` is not positive.
@@ -69,14 +72,15 @@ class TensorELBO(ELBO, ABC):
 
     @abstractmethod
     def tensor_loss(self, model: Program, guide: Program, args: tuple[Any, ...]) -> Tensor:
-        """The loss, differentiable, of programs called with `args`, the first of which is the data."""
+        """The differentiable loss of programs called with `args`; the first are the data."""
 
     def differentiable_loss(
         self, model: Program, guide: Program, *args: Any, **kwargs: Any
     ) -> Tensor:
         if not args:
+            name = type(self).__name__
             raise RequestError(
-                f"{type(self).__name__} requires the data as the first argument; pass it by position"
+                f"{name} requires the data as the first argument; pass it by position"
             )
         return self.tensor_loss(partial(model, **kwargs), partial(guide, **kwargs), args)
 
@@ -97,17 +101,21 @@ class TensorELBO(ELBO, ABC):
 
     def _runs(self) -> list[int]:
         """Number of samples in each run of the programs."""
-        return [self.num_particles] if self.vectorize_particles else [1] * self.num_particles
+        if self.vectorize_particles:
+            return [self.num_particles]
+        return [1] * self.num_particles
 
 
 class ImportanceWeightedELBO(TensorELBO):
     r"""The importance-weighted bound with K samples, the objective of the IWAE.
 
-    .. math:: \mathcal{L}_K = \mathbb{E} \log \tfrac{1}{K} \sum_k w_k, \qquad \mathcal{L}_1 \le \mathcal{L}_K \le \log p(x)
+    .. math:: \mathcal{L}_K = \mathbb{E} \log \tfrac{1}{K} \sum_k w_k,
+        \qquad \mathcal{L}_1 \le \mathcal{L}_K \le \log p(x)
 
-    With reparameterized samples :math:`z_k = z(\epsilon_k, \phi)` its gradient is :math:`\sum_k \tilde w_k \nabla \log w_k`
-    with :math:`\tilde w_k = w_k / \sum_j w_j`. For the guide's parameters the signal-to-noise ratio of that estimate falls with
-    K (Rainforth et al., 2018); that of `DReGELBO` does not. Scales other than 1, such as beta, are not supported.
+    With reparameterized samples :math:`z_k = z(\epsilon_k, \phi)` its gradient is
+    :math:`\sum_k \tilde w_k \nabla \log w_k` with :math:`\tilde w_k = w_k / \sum_j w_j`. For the
+    guide's parameters the signal-to-noise ratio of that estimate falls with K (Rainforth et al.,
+    2018); that of `DReGELBO` does not. Scales other than 1, such as beta, are not supported.
 
     See also:
         `pyro.infer.RenyiELBO` with alpha = 0 has the same value and gradient, but no tensor loss.
@@ -118,14 +126,14 @@ class ImportanceWeightedELBO(TensorELBO):
 
     Arguments:
         num_particles: Number of samples K.
-        vectorize_particles: Draw them all at once, in a plate at dim -2; otherwise one after the other.
+        vectorize_particles: Draw the samples at once, in a plate at dim -2, or one by one.
 
     Raises:
         ValueError: If `num_particles` is not positive.
 
     Example:
-        >>> import pyro.distributions as dist
         >>> import pyro
+        >>> import pyro.distributions as dist
         >>> def model(x):
         ...     with pyro.plate("data", len(x)):
         ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -148,7 +156,8 @@ class ImportanceWeightedELBO(TensorELBO):
         for count in self._runs():
             p, q = traces(model, guide, Batch(*args), count)
             _refuse_scales(p, q)
-            _refuse_discrete(q)
+            if torch.is_grad_enabled():
+                _require_reparameterized(q)
             weights.append(site_sum(p, x, count) - site_sum(q, x, count))
         return -log_likelihood(torch.cat(weights)).sum()
 
@@ -156,16 +165,18 @@ class ImportanceWeightedELBO(TensorELBO):
 class PathELBO(TensorELBO, ABC):
     r"""A bound whose gradient reaches the guide's parameters only through the path of its samples.
 
-    The parameters :math:`\phi` enter in three places: the density of the guide, the path :math:`z(\epsilon, \phi)` of its
-    samples, and, if shared as in a VampPrior, the density of the model. The samples are detached from their paths, the
-    densities are evaluated at the detached samples, and the gradient with respect to the samples is propagated through the
-    paths with weights of its own. The direct gradient of the guide's density is dropped; that of the model's density is kept.
+    The parameters :math:`\phi` enter in three places: the density of the guide, the path
+    :math:`z(\epsilon, \phi)` of its samples, and, if shared as in a VampPrior, the density of the
+    model. The samples are detached from their paths, the densities are evaluated at the detached
+    samples, and the gradient with respect to the samples is propagated through the paths with
+    weights of its own. The direct gradient of the guide's density is dropped; that of the model's
+    density is kept.
 
     To write your own, subclass it and write `bound` and `weights`.
 
     Arguments:
         num_particles: Number of samples K.
-        vectorize_particles: Draw them all at once, in a plate at dim -2; otherwise one after the other.
+        vectorize_particles: Draw the samples at once, in a plate at dim -2, or one by one.
 
     Attributes:
         scaled: Whether scales of sites, such as beta, are supported.
@@ -179,18 +190,24 @@ class PathELBO(TensorELBO, ABC):
 
     @abstractmethod
     def weights(self, log_weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights of the samples, each `(K, N)`, in the gradient of the model's density and in the path gradient."""
+        """Weights of the samples in the gradient of the model's density and in the path gradient.
+
+        Both have shape `(K, N)`.
+        """
 
     def tensor_loss(self, model: Program, guide: Program, args: tuple[Any, ...]) -> Tensor:
-        x, cut = args[0], _Cut()
-        log_p, log_q = [], []
+        x = args[0]
+        cut = _Cut()
+        log_p = []
+        log_q = []
         for count in self._runs():
             p, q = traces(model, guide, Batch(*args), count, at_draws=cut)
             if not self.scaled:
                 _refuse_scales(p, q)
             log_p.append(site_sum(p, x, count, scaled=self.scaled))
             log_q.append(site_sum(q, x, count, scaled=self.scaled))
-        model_density, log_weights = torch.cat(log_p), torch.cat(log_p) - torch.cat(log_q)
+        model_density = torch.cat(log_p)
+        log_weights = model_density - torch.cat(log_q)
         loss = -self.bound(log_weights.detach()).sum()
         if not torch.is_grad_enabled():
             return loss
@@ -210,12 +227,13 @@ class StickingTheLandingELBO(PathELBO):
     With the exact posterior :math:`\log w` is constant in z, so that every sample gives zero.
 
     References:
-        | Sticking the Landing: Simple, Lower-Variance Gradient Estimators for Variational Inference (Roeder et al., 2017)
+        | Sticking the Landing: Simple, Lower-Variance Gradient Estimators for Variational Inference
+        | (Roeder et al., 2017)
         | https://arxiv.org/abs/1703.09194
 
     Arguments:
         num_particles: Number of samples to average over.
-        vectorize_particles: Draw them all at once, in a plate at dim -2; otherwise one after the other.
+        vectorize_particles: Draw the samples at once, in a plate at dim -2, or one by one.
 
     Raises:
         ValueError: If `num_particles` is not positive.
@@ -234,22 +252,25 @@ class StickingTheLandingELBO(PathELBO):
 class DReGELBO(PathELBO):
     r"""The importance-weighted bound with K samples and its doubly reparameterized gradient.
 
-    The IWAE's gradient for the guide's parameters contains a score function, :math:`\nabla_\phi \log q_\phi(z_k)` at fixed z.
-    Reparameterizing it again gives, with :math:`\tilde w_k = w_k / \sum_j w_j`,
+    The IWAE's gradient for the guide's parameters contains a score function,
+    :math:`\nabla_\phi \log q_\phi(z_k)` at fixed z. Reparameterizing it again gives, with
+    :math:`\tilde w_k = w_k / \sum_j w_j`,
 
-    .. math:: \nabla_\phi \mathcal{L}_K =
-        \mathbb{E} \Big[ \sum_k \tilde w_k^2 \tfrac{\partial}{\partial z_k} \log w_k \; \nabla_\phi z(\epsilon_k, \phi) \Big],
+    .. math:: \nabla_\phi \mathcal{L}_K = \mathbb{E} \Big[ \sum_k \tilde w_k^2
+        \tfrac{\partial}{\partial z_k} \log w_k \; \nabla_\phi z(\epsilon_k, \phi) \Big],
 
-    whose signal-to-noise ratio does not fall with K. For the model's density, including a VampPrior's encoder, it is the IWAE's
-    gradient, :math:`\sum_k \tilde w_k \nabla_\theta \log p(x, z_k)`.
+    whose signal-to-noise ratio does not fall with K. For the model's density, including a
+    VampPrior's encoder, it is the IWAE's gradient,
+    :math:`\sum_k \tilde w_k \nabla_\theta \log p(x, z_k)`.
 
     References:
-        | Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives (Tucker et al., 2019)
+        | Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives
+        | (Tucker et al., 2019)
         | https://arxiv.org/abs/1810.04152
 
     Arguments:
         num_particles: Number of samples K.
-        vectorize_particles: Draw them all at once, in a plate at dim -2; otherwise one after the other.
+        vectorize_particles: Draw the samples at once, in a plate at dim -2, or one by one.
 
     Raises:
         ValueError: If `num_particles` is not positive.
@@ -267,7 +288,7 @@ class DReGELBO(PathELBO):
 
 
 class _Cut(Messenger):
-    """Detaches the samples of a guide from their paths, and propagates gradients through the paths later."""
+    """Detaches the samples of a guide from their paths, for gradients through the paths later."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -275,15 +296,17 @@ class _Cut(Messenger):
 
     def _pyro_post_sample(self, msg: Site) -> None:
         if is_random(msg) and not msg["is_observed"]:
-            _refuse_draws(msg)
+            _check_reparameterized(msg)
             path = msg["value"]
-            msg["value"] = path.detach().requires_grad_()
-            self.draws.append((path, msg["value"]))
+            draw = path.detach().requires_grad_()
+            msg["value"] = draw
+            self.draws.append((path, draw))
 
     def along_path(self, target: Tensor) -> Tensor:
-        """A scalar whose gradient for the guide's parameters is that of `target` through the paths of the samples.
+        """A scalar with the gradient of `target` through the paths of the samples.
 
-        It goes from the last sample to the first, because the path of a sample may start from an earlier one.
+        It goes from the last sample to the first, because the path of a sample may start from an
+        earlier one.
         """
         total = target.new_zeros(())
         for path, draw in reversed(self.draws):
@@ -293,23 +316,26 @@ class _Cut(Messenger):
 
 
 class FreeBitsELBO(TensorELBO):
-    r"""The ELBO in which the KL of each group of latent dimensions has a lower limit of `floor` free nats.
+    r"""The ELBO with a lower limit on the KL of each group of latent dimensions, the free bits.
 
-    .. math:: \mathbb{E} \log p(x \mid z) - \beta \sum_g \max\big(\lambda, \; \overline{\mathrm{KL}}_g \big)
+    .. math:: \mathbb{E} \log p(x \mid z)
+        - \beta \sum_g \max\big(\lambda, \; \overline{\mathrm{KL}}_g \big)
 
-    The KL of a group g is averaged over the batch, including the shares of other processes. It is computed in closed form if
-    there is one latent site and torch has a closed form, otherwise from the samples.
+    The KL of a group g is averaged over the batch, including the shares of other processes. It is
+    computed in closed form if there is one latent site and torch has a closed form, otherwise from
+    the samples.
 
     References:
-        | Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016), appendix C.8
-        | https://arxiv.org/abs/1606.04934
+        | Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016)
+        | https://arxiv.org/abs/1606.04934, appendix C.8
 
     Arguments:
-        floor: Free nats per group.
-        groups: Number of equal groups of neighbouring dimensions in each latent site; None makes each dimension a group.
-            More than one group requires a prior and a posterior with independent dimensions.
+        floor: The lower limit of each group in nats.
+        groups: Number of equal groups of neighbouring dimensions in each latent site; None makes
+            each dimension a group. More than one group requires a prior and a posterior with
+            independent dimensions.
         num_particles: Number of samples to average over.
-        vectorize_particles: Draw them all at once, in a plate at dim -2; otherwise one after the other.
+        vectorize_particles: Draw the samples at once, in a plate at dim -2, or one by one.
 
     Raises:
         ValueError: If a number is not positive.
@@ -324,13 +350,15 @@ class FreeBitsELBO(TensorELBO):
     ) -> None:
         super().__init__(num_particles, vectorize_particles)
         check_positive(floor=floor, groups=groups)
-        self.floor, self.groups = floor, groups
+        self.floor = floor
+        self.groups = groups
 
     def tensor_loss(self, model: Program, guide: Program, args: tuple[Any, ...]) -> Tensor:
         reconstruction, rates = _reconstruction_and_rates(self, model, guide, args, self.groups)
-        return sum(
-            (scale * rate.clamp(min=self.floor).sum() for scale, rate in rates), -reconstruction
-        ) * len(args[0])
+        loss = -reconstruction
+        for scale, rate in rates:
+            loss = loss + scale * rate.clamp(min=self.floor).sum()
+        return loss * len(args[0])
 
 
 class ScheduledELBO(TensorELBO, ABC):
@@ -341,7 +369,7 @@ class ScheduledELBO(TensorELBO, ABC):
     Arguments:
         schedule: The quantity at each step.
         num_particles: Number of samples for each row of the data.
-        vectorize_particles: Draw them all at once, in a plate at dim -2; otherwise one after the other.
+        vectorize_particles: Draw the samples at once, in a plate at dim -2, or one by one.
     """
 
     def __init__(
@@ -352,7 +380,10 @@ class ScheduledELBO(TensorELBO, ABC):
 
     @cached_property
     def target(self) -> Tensor:
-        """The quantity at the present step; `set_step` updates it in place, so that graphs stay valid."""
+        """The quantity at the present step.
+
+        `set_step` updates it in place, so that graphs stay valid.
+        """
         return torch.tensor(value_at(self.schedule, 0))
 
     def set_step(self, step: int) -> None:
@@ -361,11 +392,11 @@ class ScheduledELBO(TensorELBO, ABC):
 
 
 class CapacityELBO(ScheduledELBO):
-    r"""The ELBO with the KL held at a capacity that grows during training, instead of weighted by beta.
+    r"""The ELBO with the KL held at a capacity that grows during training.
 
     .. math:: \mathbb{E} \log p(x \mid z) - \gamma \, \big| \overline{\mathrm{KL}} - C(t) \big|
 
-    The KL is averaged over the batch, as in `FreeBitsELBO`.
+    The KL is averaged over the batch, as in `FreeBitsELBO`. It replaces beta, which must be 1.
 
     References:
         | Understanding disentangling in beta-VAE (Burgess et al., 2018)
@@ -373,9 +404,10 @@ class CapacityELBO(ScheduledELBO):
 
     Arguments:
         gamma: Weight of the distance from the capacity.
-        capacity: The capacity C in nats at each step; None is a linear rise to 25 nats in 10,000 steps.
+        capacity: The capacity C in nats at each step; None is a linear rise to 25 nats in 10,000
+            steps.
         num_particles: Number of samples to average over.
-        vectorize_particles: Draw them all at once, in a plate at dim -2; otherwise one after the other.
+        vectorize_particles: Draw the samples at once, in a plate at dim -2, or one by one.
 
     Raises:
         ValueError: If `gamma` is not positive.
@@ -388,9 +420,8 @@ class CapacityELBO(ScheduledELBO):
         num_particles: int = 1,
         vectorize_particles: bool = True,
     ) -> None:
-        super().__init__(
-            capacity or Linear(steps=10_000, end=25.0), num_particles, vectorize_particles
-        )
+        capacity = capacity or Linear(steps=10_000, end=25.0)
+        super().__init__(capacity, num_particles, vectorize_particles)
         check_positive(gamma=gamma)
         self.gamma = gamma
 
@@ -404,73 +435,97 @@ class CapacityELBO(ScheduledELBO):
 def _reconstruction_and_rates(
     objective: TensorELBO, model: Program, guide: Program, args: tuple[Any, ...], groups: int | None
 ) -> tuple[Tensor, list[tuple[Any, Tensor]]]:
-    """The mean reconstruction per row, and for each latent site its scale and the mean KL per row of each group."""
-    reconstructions, rates = [], []
+    """The reconstruction, and the scale and the KL of each group for each latent site.
+
+    Both are means per row of the data.
+    """
+    reconstructions = []
+    rates: dict[str, list[Tensor]] = {}
+    scales: dict[str, Any] = {}
     for count in objective._runs():
-        given = traces(model, guide, Batch(*args), count)
-        _refuse_discrete(given[1])
-        p, q = (sample_sites(trace) for trace in given)
+        model_trace, guide_trace = traces(model, guide, Batch(*args), count)
+        _require_reparameterized(guide_trace)
+        q = sample_sites(guide_trace)
+        p = sample_sites(model_trace)
         observed = [site for site in p.values() if site["is_observed"]]
+        latent = {name: site for name, site in p.items() if not site["is_observed"]}
         reconstructions.append(sum(site["scale"] * log_prob(site).mean() for site in observed))
-        latent = [(q[name], site) for name, site in p.items() if not site["is_observed"]]
-        rates.append([_rate(*pair, len(latent) == 1, groups) for pair in latent])
-    mean_rates = [torch.stack(of_site).mean(0) for of_site in zip(*rates, strict=True)]
-    mean_rates = mean_over_processes(mean_rates, len(args[0]))
-    return torch.stack(reconstructions).mean(), list(
-        zip((site["scale"] for site, _ in latent), mean_rates, strict=True)
-    )
+        for name, site in latent.items():
+            rate = _rate(q[name], site, len(latent) == 1, groups)
+            rates.setdefault(name, []).append(rate)
+            scales[name] = q[name]["scale"]
+    means = [torch.stack(of_site).mean(0) for of_site in rates.values()]
+    means = mean_over_processes(means, len(args[0]))
+    return torch.stack(reconstructions).mean(), list(zip(scales.values(), means, strict=True))
 
 
 def _rate(q: Site, p: Site, alone: bool, groups: int | None) -> Tensor:
     """KL(q || p) of a site in each group, shape `(groups,)`, averaged over all draws and rows."""
     if groups == 1:
         return _divergence(q["fn"], p["fn"], q["value"], alone).mean().unsqueeze(0)
-    if not all(
-        isinstance(fn, Independent) and fn.reinterpreted_batch_ndims == 1
-        for fn in (q["fn"], p["fn"])
-    ):
+    for fn in (q["fn"], p["fn"]):
+        if not (isinstance(fn, Independent) and fn.reinterpreted_batch_ndims == 1):
+            raise RequestError(
+                "free bits with several groups require independent dimensions in prior and"
+                f" posterior, which site {q['name']} does not have; use groups=1"
+            )
+    rates = _divergence(q["fn"].base_dist, p["fn"].base_dist, q["value"], alone)
+    of_dimensions = rates.flatten(0, -2).mean(0)
+    dimensions = len(of_dimensions)
+    if groups is None:
+        groups = dimensions
+    if dimensions % groups:
         raise RequestError(
-            f"free bits with several groups require independent dimensions in prior and posterior, which site {q['name']}"
-            " does not have; use groups=1"
+            f"{dimensions} latent dimensions cannot be divided into {groups} equal groups; change"
+            " groups"
         )
-    each = (
-        _divergence(q["fn"].base_dist, p["fn"].base_dist, q["value"], alone).flatten(0, -2).mean(0)
-    )
-    if len(each) % (groups or 1):
-        raise RequestError(
-            f"{len(each)} latent dimensions cannot be divided into {groups} equal groups; change groups"
-        )
-    return each.reshape(groups or len(each), -1).sum(-1)
+    return of_dimensions.reshape(groups, -1).sum(-1)
 
 
 def _divergence(q: Any, p: Any, z: Tensor, alone: bool) -> Tensor:
-    """log q / p at the samples, or the KL in closed form, which is right only if no other latent site depends on z."""
-    try:
-        return kl_divergence(q, p) if alone else q.log_prob(z) - p.log_prob(z)
-    except NotImplementedError:
-        return q.log_prob(z) - p.log_prob(z)
+    """The KL in closed form, or log q / p at the samples.
+
+    The closed form is right only if no other latent site depends on z.
+    """
+    if alone:
+        with suppress(NotImplementedError):
+            return kl_divergence(q, p)
+    return q.log_prob(z) - p.log_prob(z)
 
 
-def _refuse_draws(site: Site) -> None:
-    if not site["fn"].has_rsample:
-        raise RequestError(
-            f"this objective requires reparameterized samples, which site {site['name']} lacks; use Trace_ELBO"
-        )
+def _require_reparameterized(guide: Trace) -> None:
+    """Raise `RequestError` unless all samples of a guide are reparameterized.
+
+    Otherwise the gradient would ignore how they depend on the guide's parameters.
+    """
+    for site in sample_sites(guide).values():
+        _check_reparameterized(site)
 
 
-def _refuse_discrete(guide: Trace) -> None:
-    """Without reparameterization the gradient would ignore how the samples depend on the guide's parameters."""
-    for site in sample_sites(guide).values() if torch.is_grad_enabled() else ():
-        _refuse_draws(site)
+def _check_reparameterized(site: Site) -> None:
+    fn = site["fn"]
+    if fn.has_rsample:
+        return
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    kind = type(fn).__name__
+    raise RequestError(
+        f"this objective requires reparameterized samples, which site {site['name']} ({kind})"
+        " lacks; use Trace_ELBO"
+    )
 
 
 def _refuse_scales(*given: Trace) -> None:
-    """Tensor scales are only checked in the validated dry run: reading them would break the tracing of a graph."""
-    scales = [site["scale"] for trace in given for site in sample_sites(trace).values()]
-    if any(
-        scale != 1 for scale in scales if is_validation_enabled() or not isinstance(scale, Tensor)
-    ):
-        raise RequestError(UNSCALED)
+    """Raise `RequestError` if a site has a scale.
+
+    Tensors are only checked in the validated dry run: reading them would break a graph's tracing.
+    """
+    for trace in given:
+        for site in sample_sites(trace).values():
+            scale = site["scale"]
+            is_readable = is_validation_enabled() or not isinstance(scale, Tensor)
+            if is_readable and scale != 1:
+                raise RequestError(UNSCALED)
 
 
 UNSCALED = (
@@ -499,8 +554,10 @@ def check_objective(objective: Any, beta: Schedule, model: Trace, guide: Trace) 
     """
     name = type(objective).__name__
     annealed = not (isinstance(beta, Constant) and beta.value == 1)
-    weighted = isinstance(objective, RenyiELBO | ImportanceWeightedELBO)
-    if annealed and (weighted or (isinstance(objective, PathELBO) and not objective.scaled)):
+    unscaled = isinstance(objective, RenyiELBO | ImportanceWeightedELBO)
+    if isinstance(objective, PathELBO):
+        unscaled = not objective.scaled
+    if annealed and unscaled:
         raise RequestError(f"{name}: {UNSCALED}")
     if annealed and isinstance(objective, CapacityELBO):
         raise RequestError(f"{name} replaces beta; leave beta at 1, and set gamma and capacity")
@@ -508,24 +565,25 @@ def check_objective(objective: Any, beta: Schedule, model: Trace, guide: Trace) 
         raise RequestError(
             f"{name} is not supported by fit; use Trace_ELBO, with the compiled engine for speed"
         )
-    if isinstance(objective, TensorELBO):
-        _refuse_discrete(guide)
+    if isinstance(objective, TensorELBO) and torch.is_grad_enabled():
+        _require_reparameterized(guide)
     if isinstance(objective, TraceMeanField_ELBO):
         _check_closed_forms(name, model, guide)
 
 
 def _check_closed_forms(name: str, p: Trace, q: Trace) -> None:
-    latent = {
-        site_name: site for site_name, site in sample_sites(p).items() if not site["is_observed"]
-    }
+    """Raise `RequestError` unless the KL of the latent site has a closed form."""
+    guide = sample_sites(q)
+    latent = [site for site in sample_sites(p).values() if not site["is_observed"]]
     if len(latent) > 1:
         raise RequestError(
             f"{name} is incorrect for a guide with several stochastic layers; use Trace_ELBO"
         )
-    for site_name, site in latent.items():
+    for site in latent:
         try:
-            kl_divergence(sample_sites(q)[site_name]["fn"], site["fn"])
+            kl_divergence(guide[site["name"]]["fn"], site["fn"])
         except NotImplementedError as error:
             raise RequestError(
-                f"{name} requires a closed-form KL, which this posterior and prior do not have; use Trace_ELBO"
+                f"{name} requires a closed-form KL, which this posterior and prior do not have; use"
+                " Trace_ELBO"
             ) from error

@@ -58,7 +58,7 @@ def digits() -> pv.Data:
 
 @pytest.fixture(scope="session")
 def mnist_or_none(tmp_path_factory) -> pv.Data | None:
-    """MNIST, if its files are in one of the folders; they are copied, because the folder may be read-only."""
+    """MNIST, if its files were found; they are copied, because the folder may be read-only."""
     for folder in MNIST:
         if (folder / "MNIST" / "raw" / "train-images-idx3-ubyte.gz").exists():
             copy = tmp_path_factory.mktemp("data")
@@ -77,7 +77,7 @@ def mnist(mnist_or_none) -> pv.Data:
 
 @pytest.fixture(scope="session")
 def few(mnist_or_none, tmp_path_factory) -> Path:
-    """A file of 120 images of 28x28: from MNIST if its files were found, otherwise from the digits."""
+    """A file of 120 images of 28x28: from MNIST if it was found, otherwise from the digits."""
     data = mnist_or_none or pv.load_data("digits", image_size=28)
     path = tmp_path_factory.mktemp("few") / "few.npz"
     np.savez(path, images=data.train.x[:120].numpy(), labels=data.train.labels[:120].numpy())
@@ -110,7 +110,7 @@ def images(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def refused(capfd):
-    """Run a command that must be refused: exit code 2, and one line on stderr, which is returned."""
+    """Run a command that must be refused; the one line that it prints."""
 
     def run(*argv: object) -> str:
         capfd.readouterr()
@@ -144,3 +144,21 @@ def run_dir(tmp_path_factory) -> Path:
     with ending(WHOLE):
         assert main(argv) == 0
     return path
+
+
+@pytest.fixture(scope="session")
+def flags(images):
+    """A run of three steps per epoch."""
+    return [
+        "train",
+        "--data",
+        str(images),
+        "--epochs",
+        "5",
+        "--batch_size",
+        "20",
+        "--device",
+        "cpu",
+        "--latent_dim",
+        "2",
+    ]

@@ -11,6 +11,7 @@ from families import SHAPE
 import pyro_vae as pv
 from pyro_vae.reporting.overview import Effort
 from pyro_vae.runs.folder import Run
+from pyro_vae.runs.load import open_run
 
 TINY = Effort(scored=40, samples=10, explored=3, several=2, steps=20)
 
@@ -33,10 +34,11 @@ def make_conditional(latent_dim: int = 2) -> pv.ConditionalVAE:
     return pv.ConditionalVAE(*parts, data_shape=SHAPE, label_dim=3)
 
 
-def make_relaxed() -> pv.VAE:
-    encoder, decoder = pv.MLP(SHAPE, (2, 2), hidden=(8,)), pv.MLP((2,), (1, *SHAPE), hidden=(8,))
+def make_relaxed(latent_dim: int = 3) -> pv.VAE:
+    encoder = pv.MLP(SHAPE, (2, latent_dim), hidden=(8,))
+    decoder = pv.MLP((latent_dim,), (1, *SHAPE), hidden=(8,))
     likelihood = pv.Bernoulli(relaxed=True)
-    return pv.VAE(pv.StandardNormal(2), encoder, pv.DiagonalNormal(), decoder, likelihood)
+    return pv.VAE(pv.StandardNormal(latent_dim), encoder, pv.DiagonalNormal(), decoder, likelihood)
 
 
 def document_in(text: str) -> Any:
@@ -46,5 +48,5 @@ def document_in(text: str) -> Any:
 
 
 def opened_run(run: Run) -> tuple[pv.Model, pv.Data]:
-    recipe, checkpoint = run.recipe(), run.load_checkpoint("last")
-    return run.model(recipe, checkpoint), run.data(recipe, checkpoint)
+    saved = open_run(run.path)
+    return saved.vae, saved.data()

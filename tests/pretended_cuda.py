@@ -1,11 +1,12 @@
-"""CUDA pretended on the CPU, with real values: a pytest plugin that runs test_cuda.py without a GPU.
+"""CUDA pretended on the CPU, with real values: a pytest plugin for test_cuda.py.
 
     PYTHONPATH=tests python -m pytest -p pretended_cuda tests/test_cuda.py
 
-A tensor is on the pretended device if its storage is marked. As on a GPU, an operation on tensors of two devices raises; one
-that waits for the host raises while a CUDA graph is captured and in the sync debug mode "error"; and a captured graph repeats
-its operations with the numbers that they had. Kernels, streams, memory and Inductor's code for GPUs are not covered: the
-compiled engine runs the traced graph. The pretence ends at the thread that runs the test.
+A tensor is on the pretended device if its storage is marked. As on a GPU, an operation on tensors
+of two devices raises; one that waits for the host raises while a CUDA graph is captured and in the
+sync debug mode "error"; and a captured graph repeats its operations with the numbers that they had.
+Kernels, streams, memory and Inductor's code for GPUs are not covered: the compiled engine runs the
+traced graph. The pretence ends at the thread that runs the test.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ WAITING = {
     "unique_dim",
 }
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
-# Python's functions that make a tensor. Other tensors without inputs are made by autograd, on the device of what they meet.
+# Python's functions that make a tensor. Other tensors without inputs are made by autograd, on
+# the device of what they meet.
 FACTORIES = [
     torch.zeros,
     torch.ones,
@@ -155,7 +157,10 @@ def _run(func: Any, args: Any, kwargs: Any, asked: torch.device | None, gpu: boo
 
 
 def _moves(func: Any, args: Any, asked: torch.device | None) -> tuple[bool, bool] | None:
-    """Whether the source and the destination of a copy, or the result of a factory, are on the device; None otherwise."""
+    """Whether source and destination of a copy, or the result of a factory, are on the device.
+
+    None for other operations.
+    """
     if _name(func) == "copy_":
         return args[1] in on_cuda, args[0] in on_cuda
     if asked is not None and (_name(func) == "_to_copy" or not _tensors(args)):
@@ -193,7 +198,7 @@ def _check(func: Any, args: Any, inputs: list[Tensor], asked: torch.device | Non
 
 
 def _restore_device(out: Any) -> None:
-    """The modes of `make_fx` come after this one and have seen the CPU: put the device back into the node that they made."""
+    """Put the device back into the node that `make_fx` made: its modes have seen the CPU."""
     mode = proxy_tensor.get_proxy_mode()
     slot = None if mode is None else proxy_tensor.get_proxy_slot(out, mode.tracer, None)
     if slot is not None:

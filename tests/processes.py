@@ -1,4 +1,7 @@
-"""What one process and several must compute alike: `torchrun --nproc-per-node=2 tests/processes.py OUT`."""
+"""What one process and several must compute alike.
+
+Run it by `torchrun --nproc-per-node=2 tests/processes.py OUT`.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,10 @@ def small_vae(data: pv.Data, posterior: pv.Posterior, **options: Any) -> pv.VAE:
 
 
 def train(name: str) -> tuple[dict[str, torch.Tensor], list[pv.Record]]:
-    """The parameters and records of a training; its last batch has 49 images, the last chunk of validation images one."""
+    """The parameters and records of a training.
+
+    Its last batch has 49 images, the last chunk of validation images one.
+    """
     digits = pv.load_data("digits")
     few = pv.Data("few", digits.train[:149], digits.validation[:41], digits.test)
     vae = small_vae(few, Point(), relaxed=True)

@@ -1,4 +1,7 @@
-"""Sampling tests: each fails with a probability of `testing.FAILURE_RATE` although nothing is wrong, whatever its size."""
+"""Sampling tests, of any size.
+
+Each fails with a probability of `testing.FAILURE_RATE` although nothing is wrong.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from pyro_vae.testing import FAILURE_RATE
 
 
 def assert_mean(samples: Tensor, exact: Tensor | float, slack: float = 0.0) -> None:
-    """Assert that independent samples, shape `(n, ...)`, have the mean `exact`, element by element: Student's t-test.
+    """Assert that independent samples, shape `(n, ...)`, have the mean `exact` (Student's t-test).
 
     `slack` is for rounding errors, in the units of the samples.
     """
@@ -24,7 +27,7 @@ def assert_mean(samples: Tensor, exact: Tensor | float, slack: float = 0.0) -> N
 
 
 def assert_likely(z_scores: Tensor, degrees_of_freedom: float = math.inf) -> None:
-    """Assert that standard normal variables, or Student's t, are not all too far out, by Bonferroni's bound."""
+    """Assert that standard normal variables, or Student's t, are likely, by Bonferroni's bound."""
     largest = z_scores.abs().max().item()
     p_value = 2 * z_scores.numel() * stats.t.sf(largest, degrees_of_freedom)
     assert p_value > FAILURE_RATE, (

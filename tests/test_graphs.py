@@ -1,4 +1,4 @@
-"""Graphs compute what the programs do, with the same random numbers, for every part and objective."""
+"""Graphs compute what the programs do, with the same random numbers."""
 
 import copy
 from itertools import cycle
@@ -29,7 +29,7 @@ from pyro_vae.engine.patches import without_validation
 
 
 def trained(vae, engine, make=Trace_ELBO, steps=30):
-    """Train on batches of six, every ninth of four; beta and the learning rate change at every step.
+    """Train on batches of six, every ninth of four; beta and learning rate change at every step.
 
     The second batch of four is the first to be traced, the third the first to be replayed.
     """
@@ -87,7 +87,7 @@ OBJECTIVES = {
 
 
 class Normalized(nn.Module):
-    """An encoder with batch normalization and dropout: training changes its buffers, and it draws random numbers."""
+    """An encoder whose training changes its buffers and draws random numbers."""
 
     def __init__(self):
         super().__init__()
@@ -382,3 +382,16 @@ def test_pick_engine():
     assert pick_engine("auto", cpu, 3000) == "traced"
     assert pick_engine("auto", cpu, 10**6) == ("compiled" if has_compiler() else "traced")
     assert pick_engine("auto", cuda, 10**6) == "compiled"
+
+
+def test_a_parameter_that_is_made_while_tracing_is_an_input():
+    """Otherwise Inductor would take its value at that time for a constant."""
+    store = {}
+
+    def function(x):
+        if "weight" not in store:
+            store["weight"] = torch.tensor(2.0).requires_grad_()
+        return [(store["weight"] * x).detach()]
+
+    _, captured = trace(function, (torch.ones(3),), {})
+    assert any(tensor is store["weight"] for tensor in captured)

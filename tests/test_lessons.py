@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -104,3 +105,12 @@ def test_the_explorer_has_ten_questions_and_answers():
     assert page.count("<summary>Answer</summary>") == 10
     for lesson in ("1_elbo", "3_amortization", "5_importance_weighting"):
         assert "(explorer.html)" in (FOLDER / f"{lesson}.ipynb").read_text()
+
+
+def test_the_explorer_reads_the_document_of_a_report(run_dir):
+    code = runpy.run_path(str(FOLDER / "explorer.py"))
+    page = (run_dir / "report.html").read_text()
+    images = code["explored"](page)
+    assert len(images) == 3
+    assert all(image["picture"].startswith("data:image/png") for image in images)
+    assert code["with_questions"](page, 1.0).count("<summary>Answer</summary>") == 10

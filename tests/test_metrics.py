@@ -1,5 +1,6 @@
 """Metrics of each image: against exact values, independent of the batch size, and their errors."""
 
+import json
 import math
 
 import numpy as np
@@ -22,6 +23,7 @@ from pyro_vae.engine.importance import (
     terms,
 )
 from pyro_vae.engine.programs import Batch
+from pyro_vae.evaluation.batch import scored
 from pyro_vae.evaluation.metrics import score, score_images, two_phase_mean
 
 
@@ -78,7 +80,7 @@ def test_the_k_curve_by_hand(total):
 
 
 def oracle(guide):
-    """A linear-Gaussian VAE whose guide is exact but for its scale, a little wider or much too narrow."""
+    """A linear-Gaussian VAE whose guide is exact but for its scale: wide, or too narrow."""
     vae = make_oracle(exact=True, scale=0.7)
     vae.encoder.layers[1].bias.data[[2, 5]] += {"wide": 0.2, "narrow": -1.6}[guide]
     return vae.eval()
@@ -113,7 +115,10 @@ def test_the_elbo_in_closed_form():
 
 
 class Table:
-    """A model and a guide that read the noise of each sample of an image from a table; its first pixel is the index."""
+    """Programs that read the noise of each sample of an image from a table.
+
+    The first pixel of an image is its index.
+    """
 
     def __init__(self, samples, images):
         self.noise = torch.randn(samples, images)
@@ -144,7 +149,10 @@ class Table:
 @pytest.mark.parametrize("batch_size", [1000, 250, 30, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_any_batch_size(batch_size, dtype):
-    """With the same noise, neither chunks of samples nor batches of images change the results; float32 is within 1e-3 nats."""
+    """With equal noise, chunks of samples and batches of images do not change the results.
+
+    Results in float32 are within 1e-3 nats.
+    """
     x = torch.cat([torch.arange(7.0)[:, None], torch.randn(7, 3)], 1)
     table = Table(101, 7)
     whole = log_weights(table.model, table.guide, x.double(), num_samples=101)
@@ -286,7 +294,7 @@ def test_evaluate(digits, likelihood):
 
 
 def test_evaluate_a_subset(digits):
-    """Images of two kinds, one much harder; a subset may hold too many of one, but the ELBO corrects for it."""
+    """Images of two kinds: a subset may hold too many of one, but the ELBO corrects for it."""
     vae = make_vae(shape=digits.shape)
     vae.initialize(digits.train.scored("binary"))
     images = torch.cat([torch.zeros_like(digits.test.x[:150]), digits.test.x[:150]])
@@ -327,7 +335,7 @@ def test_the_standard_error_is_over_images(digits):
 
 @pytest.mark.parametrize("n", [10, 50, 200])
 def test_the_error_of_two_phase_sampling(n):
-    """Means of a subset, corrected by a noisy control variate on all images, around the mean of all possible images."""
+    """Means of a subset, corrected by a noisy control variate, around the population's mean."""
     generator = torch.Generator().manual_seed(0)
 
     def repetition():
@@ -373,13 +381,66 @@ def test_the_errors_of_one_sample_are_none(vae, x):
     assert log_p["monte_carlo_error"] is log_p["share_of_images_with_k_hat_over_0.7"] is None
 
 
-@pytest.mark.parametrize(
-    "images",
-    [torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2, 1, 4, 5), torch.zeros(2, 16)],
-)
-def test_images_of_a_wrong_type_or_shape_are_refused(vae, images):
-    with pytest.raises(pv.RequestError, match="scored"):
-        pv.codes(vae, images)
-    if images.shape[1:] != (1, 4, 4):
-        with pytest.raises(pv.RequestError, match="scored"):
-            score_images(vae, images, 3)
+@pytest.mark.parametrize("score", [pv.codes, score_images, pv.evaluate, pv.information])
+def test_images_of_a_wrong_type_or_shape_are_refused(vae, score):
+    """The message says what helps: another shape for one, the likelihood's values for the other."""
+    with pytest.raises(pv.RequestError, match=r"split\.scored\(vae\.pixels\)"):
+        score(vae, torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
+    for images in (torch.zeros(2, 1, 4, 5), torch.zeros(2, 16), pv.Split(torch.zeros(2, 1, 5, 5))):
+        with pytest.raises(pv.RequestError, match=r"made for \(1, 4, 4\).*image_size"):
+            score(vae, images)
+    with pytest.raises(pv.RequestError, match="no images"):
+        score(vae, torch.zeros(0, 1, 4, 4))
+
+
+@pytest.mark.parametrize("num_samples", [1, 3, 30])
+def test_scores_are_float64(vae, x, num_samples):
+    scores = score_images(vae, x, num_samples)
+    assert {value.dtype for value in scores} == {torch.float64}
+
+
+def test_a_split_made_by_hand_is_scored_on_the_same_pixels(digits):
+    vae = make_vae(shape=digits.shape)
+    split = pv.Split(digits.train.x[:60], digits.train.labels[:60])
+    assert torch.equal(scored(vae, split).x, scored(vae, split).x)
+    results = []
+    for _ in range(2):
+        pyro.set_rng_seed(3)
+        torch.rand(len(results))
+        pyro.set_rng_seed(3)
+        results.append(pv.evaluate(vae, split, num_samples=5))
+    assert results[0] == results[1]
+    torch.rand(7)
+    third = pv.evaluate(vae, split, num_samples=5)
+    assert third["elbo"]["mean"] == pytest.approx(results[0]["elbo"]["mean"], abs=0.3)
+
+
+def test_bits_per_dimension_are_of_all_images(digits):
+    vae = make_vae(likelihood="Binomial", shape=digits.shape)
+    results = pv.evaluate(vae, digits.test, num_samples=20, num_images=10)
+    of_all, bits = results["log_likelihood_all_images"], results["bits_per_dimension"]
+    assert bits["num_images"] == 299
+    assert bits["mean"] == pytest.approx(-of_all["mean"] / 64 / math.log(2))
+    assert bits["standard_error"] == pytest.approx(of_all["standard_error"] / 64 / math.log(2))
+
+
+@pytest.mark.parametrize("num_samples", [1, 2])
+def test_results_are_json(vae, x, num_samples):
+    for count in (1, 6):
+        results = pv.evaluate(vae, x[:count], num_samples=num_samples)
+        json.dumps(results, allow_nan=False)
+
+
+def test_coverage_falls_where_k_hat_is_high():
+    """Of the mean over 100 images, as the documentation of `evaluate` says."""
+    covered = {}
+    for shift in (0.2, -0.8):
+        vae = make_oracle(exact=True, shape=(1, 1, 12), scale=0.7).eval()
+        vae.encoder.layers[1].bias.data[2::3] += shift
+        x = torch.randn(2000, 1, 1, 12).double()
+        found = score(vae.model, vae.guide, Batch(x), 300, 30_000)
+        off = (found.log_likelihood - vae.log_p(x).detach()).reshape(20, 100).mean(1)
+        error = found.monte_carlo_error.reshape(20, 100).square().sum(1).sqrt() / 100
+        covered[shift] = (off.abs() < 1.96 * error).double().mean().item()
+    assert covered[0.2] > 0.8
+    assert covered[-0.8] < 0.3

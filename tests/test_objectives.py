@@ -9,7 +9,7 @@ import pytest
 import torch
 from families import OBJECTIVES, SHAPE, make_hierarchical, make_oracle, make_vae
 from pyro import poutine
-from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO, config_enumerate
 from statistics_ import assert_mean, repeated
 from torch.distributions import Normal, kl_divergence
 
@@ -18,7 +18,10 @@ import pyro_vae as pv
 ELBOS = [Trace_ELBO, TraceMeanField_ELBO, pv.StickingTheLandingELBO]
 TIGHTER = [pv.ImportanceWeightedELBO, pv.DReGELBO]
 COPIES = 20
-"""Of each image in a batch: a call gives the sum of that many independent estimates for little more than the cost of one."""
+"""Of each image in a batch.
+
+A call gives the sum of that many independent estimates for little more than the cost of one.
+"""
 X = (
     torch.tensor([[0.4, -1.0, 0.2], [2.0, 0.5, -0.3]], dtype=torch.float64)
     .reshape(2, 1, 1, 3)
@@ -51,7 +54,10 @@ def test_elbo_and_its_gradient_in_closed_form(objective, beta):
 
 
 def bound_by_quadrature(vae, x):
-    """The importance-weighted bound at K = 2 with one latent dimension: Gauss-Hermite quadrature over two samples."""
+    """The importance-weighted bound at K = 2 with one latent dimension.
+
+    By Gauss-Hermite quadrature over two samples.
+    """
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
     weights = torch.from_numpy(weights / weights.sum())
     q = vae.encode(x)
@@ -118,7 +124,10 @@ def signal_to_noise(objective, vae, count=60):
 
 
 def test_the_signal_to_noise_ratio_falls_for_iwae_and_rises_for_dreg():
-    """O(1 / sqrt(K)) against O(sqrt(K)) where the weights have a variance (Rainforth et al., 2018; Tucker et al., 2019)."""
+    """O(1 / sqrt(K)) against O(sqrt(K)) where the weights have a variance.
+
+    (Rainforth et al., 2018; Tucker et al., 2019)
+    """
     vae = make_oracle(exact=True)
     wider = vae.encoder.layers[1].bias.data
     wider[:2] += 0.1
@@ -160,7 +169,10 @@ def test_path_gradients_have_the_same_mean(model, objectives):
 
 
 class Chain(torch.nn.Module):
-    """Two latent variables, the second drawn from the first, and the ELBO by hand, up to a constant."""
+    """Two latent variables, the second drawn from the first.
+
+    The ELBO is written by hand, up to a constant.
+    """
 
     def __init__(self):
         super().__init__()
@@ -301,7 +313,10 @@ def test_a_kl_below_the_floor_has_no_gradient(vae, x):
 
 
 def test_free_bits_of_two_layers_are_estimated_by_the_draws():
-    """The closed form at one draw of the layer above would be wrong; without free bits the loss is the ELBO."""
+    """The closed form at one draw of the layer above would be wrong.
+
+    Without free bits the loss is the ELBO.
+    """
     vae, x = (
         make_hierarchical().double(),
         torch.bernoulli(torch.full((2, *SHAPE), 0.4, dtype=torch.float64)),
@@ -420,6 +435,44 @@ def test_draws_that_are_not_reparameterized_are_refused(objective):
     """Their gradient would omit the effect of the parameters on the draws."""
     with pytest.raises(ValueError, match="reparameterized samples, which site z"):
         objective(num_particles=2).loss_and_grads(coin, coin_guide, torch.tensor([0.5]))
+
+
+def coins(make):
+    """A model and a guide with a discrete code of two values for each row."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", make(torch.full((len(x), 2), 0.5)))
+            pyro.sample("x", dist.Normal(z.reshape(len(x), -1).sum(-1), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", make(pyro.param("p", torch.tensor([0.3, 0.7])).expand(len(x), 2)))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("enumerated", [False, True])
+@pytest.mark.parametrize("method", ["loss", "loss_and_grads"])
+@pytest.mark.parametrize("objective", [pv.FreeBitsELBO, pv.CapacityELBO])
+@pytest.mark.parametrize(
+    "make",
+    [
+        dist.Categorical,
+        dist.OneHotCategorical,
+        lambda p: dist.Bernoulli(p).to_event(1),
+        lambda p: dist.Bernoulli(p[..., 0]),
+    ],
+)
+def test_discrete_sites_are_refused_in_one_line(make, objective, method, enumerated):
+    """Also where only the loss is computed, and whatever torch's closed forms say of the shapes."""
+    model, guide = coins(make)
+    if enumerated:
+        model, guide = config_enumerate(model), config_enumerate(guide)
+    with pytest.raises(
+        pv.RequestError, match=r"site z \((Categ|OneHot|Bern)\w+\) lacks; use Trace"
+    ):
+        getattr(objective(), method)(model, guide, torch.zeros(4))
 
 
 def scaled_line(x):

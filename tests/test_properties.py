@@ -1,6 +1,7 @@
 """Whatever is asked for either runs or is refused in one line: never a traceback, never a warning.
 
-`pytest tests/test_properties.py --hypothesis-profile=long` looks further than the suite does, for about half an hour.
+`pytest tests/test_properties.py --hypothesis-profile=long` looks further than the suite does, for
+about half an hour.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from pyro_vae.cli.generate import generate
 from pyro_vae.cli.main import run
 from pyro_vae.cli.options import parse_training
 from pyro_vae.cli.train import train
-from pyro_vae.runs import store as files
 from pyro_vae.runs.build import build_training
+from pyro_vae.runs.checkpoints import read_content, write_content
 
 NUMBERS = st.sampled_from(
     [
@@ -235,7 +236,10 @@ VALUES = st.recursive(
 
 @given(data=st.data())
 def test_any_configuration_in_a_run_folder(saved, monkeypatch, data):
-    """A value anywhere is replaced: the run is loaded or refused in one line, and nothing that it names is imported."""
+    """A value anywhere is replaced: the run loads, or is refused in one line.
+
+    Nothing that it names is imported.
+    """
     monkeypatch.chdir(saved)
     file = saved / "run" / "config.yaml"
     original = file.read_text()
@@ -325,13 +329,13 @@ def with_another_entry(draw, content):
 
 @st.composite
 def damage(draw, folder):
-    """Damage one file of a run folder: other bytes, in one place or all, no file, or an entry of a checkpoint."""
+    """Damage one file of a run folder: other bytes, no file, or an entry of a checkpoint."""
     file = draw(st.sampled_from(sorted(file for file in folder.rglob("*") if file.is_file())))
     original = file.read_bytes()
     start = draw(st.integers(0, max(0, len(original) - 1)))
     kind = draw(st.sampled_from(["entry", "cut", "flip", "insert", "replace", "remove"]))
     if kind == "entry" and file.suffix == ".pt":
-        files.save_checkpoint(file, with_another_entry(draw, files.load_checkpoint(file)))
+        write_content(file, with_another_entry(draw, read_content(file)))
         return f"{file.name}: entry"
     file.unlink()
     if kind != "remove":

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import RenyiELBO, ReweightedWakeSleep, Trace_ELBO, TraceMeanField_ELBO
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch.optim import SGD, Adam
 
 import pyro_vae as pv
@@ -255,3 +255,99 @@ def test_a_graph_takes_no_arrays():
         pv.SVI(lambda x: None, lambda x: None, Adam, Trace_ELBO(), engine="traced").step(
             numpy.ones(1)
         )
+
+
+@pytest.mark.parametrize("engine", ["eager", "traced"])
+@pytest.mark.parametrize("method", ["step", "update"])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_in_a_later_batch_is_reported_once(engine, method, wrong, caplog):
+    svi = pv.SVI(line, lambda x: None, partial(Adam, lr=0.1), Trace_ELBO(), engine=engine)
+    for step in range(10):
+        x = torch.tensor([1.0, wrong if step == 6 else 2.0])
+        getattr(svi, method)(x)
+        assert ("NaN or infinite" in caplog.text) == (step >= 6)
+    (record,) = [record for record in caplog.records if record.name == "pyro_vae"]
+    assert record.levelname == "WARNING"
+    assert "at or before step 7;" in record.getMessage()
+
+
+def test_losses_that_are_checked_elsewhere_are_not_reported(caplog):
+    svi = pv.SVI(line, lambda x: None, partial(Adam, lr=0.1), Trace_ELBO(), check_losses=False)
+    svi.step(torch.zeros(2))
+    svi.step(torch.full((2,), torch.nan))
+    assert not caplog.text
+
+
+def make_regression(dim):
+    def regression(x):
+        z = pyro.sample("z", dist.Normal(torch.zeros(dim), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(z.sum(), 1.0), obs=x)
+
+    return regression
+
+
+def train_guide(guide, model, steps=2):
+    svi = pv.SVI(model, guide, partial(Adam, lr=0.1), Trace_ELBO())
+    for _ in range(steps):
+        svi.step(torch.ones(3))
+
+
+def test_a_guide_that_starts_at_another_ones_values_is_reported(caplog):
+    model = make_regression(2)
+    train_guide(AutoNormal(model), model)
+    assert not caplog.text
+    second = AutoNormal(model)
+    train_guide(second, model)
+    assert caplog.text.count("pyro.clear_param_store()") == 1
+    assert "AutoNormal.locs.z, AutoNormal.scales.z start at" in caplog.text
+    # The same guide is trained further, and one that starts anew after the store is cleared.
+    train_guide(second, model)
+    pyro.clear_param_store()
+    train_guide(AutoNormal(model), model)
+    assert caplog.text.count("pyro.clear_param_store()") == 1
+
+
+@pytest.mark.parametrize("make_guide", [AutoNormal, AutoMultivariateNormal])
+def test_a_guide_that_does_not_fit_another_ones_values_names_the_store(make_guide):
+    train_guide(make_guide(make_regression(2)), make_regression(2))
+    model = make_regression(3)
+    with pytest.raises(pv.RequestError, match=r"pyro\.clear_param_store\(\)") as raised:
+        train_guide(make_guide(model), model)
+    assert "\n" not in str(raised.value)
+    assert raised.value.__cause__ is not None
+
+
+def test_an_error_of_a_function_that_finds_stored_values_has_a_note():
+    def wrong(x):
+        pyro.param("loc", torch.zeros(3))
+        raise ValueError("mine")
+
+    pyro.param("loc", torch.zeros(2))
+    with pytest.raises(ValueError, match=r"^mine") as raised:
+        train_guide(lambda x: None, wrong)
+    assert "pyro.clear_param_store()" in "".join(raised.value.__notes__)
+
+
+@pytest.mark.parametrize("engine", ["eager", "traced", "auto"])
+@pytest.mark.parametrize("turns", [1, 30])
+def test_parameters_of_later_arguments_are_trained(engine, turns, monkeypatch):
+    """An argument names the parameters; each has its graph. In turn, or in blocks."""
+    monkeypatch.setattr("pyro_vae.engine.graphs.TRACED_STEPS", 10)
+    monkeypatch.setattr("pyro_vae.engine.svi.TRACED_STEPS", 10)
+    data = torch.tensor([1.0, 2.0, 3.0])
+
+    def one_of_several(x, i):
+        loc = pyro.param(f"loc_{i}", torch.tensor(0.0))
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x[i])
+
+    svi = pv.SVI(
+        one_of_several, lambda x, i: None, partial(SGD, lr=0.2), Trace_ELBO(), engine=engine
+    )
+    for _ in range(30 // turns):
+        for i in range(3):
+            for _ in range(turns):
+                svi.step(data, i)
+    assert svi.engine == {"eager": "eager"}.get(engine, "traced")
+    locs = [pyro.param(f"loc_{i}").item() for i in range(3)]
+    assert locs == pytest.approx(data.tolist(), rel=0.01)

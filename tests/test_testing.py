@@ -231,6 +231,59 @@ def test_wrong_likelihoods(make, pixels, message):
         check_likelihood(OwnLikelihood(make, pixels))
 
 
+class Dispersed(pv.Likelihood):
+    """A scale for each pixel; that of the last one may be wrong in the density."""
+
+    pixels = "unit"
+
+    def __init__(self, shape, error=1.0, positive=False):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.linspace(-1, 0, torch.Size(shape).numel()).view(shape))
+        wrong = torch.ones(shape)
+        wrong[..., -1] = error
+        self.register_buffer("wrong", wrong)
+        self.positive = positive
+
+    def forward(self, params):
+        scale = self.log_scale.exp()
+        if self.positive:
+            return dist.Exponential(params.squeeze(-4).exp() * scale).to_event(3)
+        return Rescaled(params.squeeze(-4), scale, self.wrong).to_event(3)
+
+
+class Rescaled(dist.Normal):
+    def __init__(self, loc, scale, factor):
+        self.factor = factor
+        super().__init__(loc, scale)
+
+    def expand(self, batch_shape, _instance=None):
+        return Rescaled(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.factor)
+
+    def log_prob(self, value):
+        return dist.Normal(self.loc, self.scale * self.factor).log_prob(value)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2), (1, 10, 10)])
+def test_parameters_of_each_pixel(shape):
+    check_likelihood(Dispersed(shape), shape)
+    with pytest.raises(CheckError, match="do not fit the density"):
+        check_likelihood(Dispersed(shape, error=1.3), shape)
+
+
+def test_a_pixel_on_half_a_line():
+    check_likelihood(Dispersed((1, 1, 2), positive=True), (1, 1, 2))
+
+
+def test_every_message_says_what_to_do():
+    """In one line: what is wrong, then the advice."""
+    for likelihood in (
+        OwnLikelihood(lambda loc: Unnormalized(loc, 1.0)),
+        Dispersed((1, 2, 3), 1.3),
+    ):
+        with pytest.raises(CheckError, match=r"^[^;\n]+; [^;\n]+$"):
+            check_likelihood(likelihood)
+
+
 def test_a_check_leaves_the_random_state_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)

@@ -25,11 +25,11 @@ TRAIN = "train --data mnist --latent_dim 2 --epochs 30 --report false --resume a
 def explored(page: str) -> list[dict[str, Any]]:
     """The images of the posterior explorer: number, picture, texts by name, texts by K."""
     _, after = page.split('<script type="application/json" id="data">')
-    states = json.loads(after.split("</script>")[0])["images"]
-    pictures = re.findall(r'<label class="choice">.*?<img src="(.*?)"', page)
+    states = json.loads(after.split("</script>")[0])["snapshots"][-1]["images"]
+    pictures = re.findall(r'<label class="choice">.*?<img src="(.*?)"', page, re.DOTALL)
     images = []
     for number, (state, picture) in enumerate(zip(states, pictures, strict=True), 1):
-        draws = {int(drawn["text"]["k"]): drawn["text"] for drawn in state["weighted"]}
+        draws = {int(drawn["text"]["k"]): drawn["text"] for drawn in state["draws"]}
         images.append({"number": number, "picture": picture, **state["text"], "draws": draws})
     return images
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from logging import getLogger
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pyro
 from torch import Tensor
 
@@ -23,28 +25,29 @@ from pyro_vae.cli.options import (
 from pyro_vae.cli.tables import table
 from pyro_vae.data.split import Split, unknown_classes
 from pyro_vae.engine import distributed
-from pyro_vae.engine.graphs import AnyEngine, logger
-from pyro_vae.engine.importance import log_likelihood
-from pyro_vae.engine.programs import Batch
+from pyro_vae.engine.graphs import AnyEngine
 from pyro_vae.errors import RequestError
-from pyro_vae.evaluation.ais import annealed_log_weights, bidirectional_bounds
-from pyro_vae.evaluation.codes import scored
-from pyro_vae.evaluation.diagnostics import (
-    bayes_classifier,
-    check_log_likelihood,
-    inference_gap,
-    information,
-    linear_probe,
-)
-from pyro_vae.evaluation.metrics import Metrics, Scores, score_images, summarize, summary
+from pyro_vae.evaluation.batch import random_rows, scored
+from pyro_vae.evaluation.check import annealed_log_likelihood, check_log_likelihood
+from pyro_vae.evaluation.gap import inference_gap
+from pyro_vae.evaluation.information import information
+from pyro_vae.evaluation.metrics import Metrics, Scores, score_images, summarize
+from pyro_vae.evaluation.probe import bayes_classifier, linear_probe
 from pyro_vae.evaluation.quadrature import latent_shapes
 from pyro_vae.reporting import figures, views
 from pyro_vae.runs.build import pick_device
-from pyro_vae.runs.folder import Run
+from pyro_vae.runs.folder import Run, check_writable
+from pyro_vae.runs.load import open_run
 from pyro_vae.runs.store import npz, write
 from pyro_vae.vae import Model
 
+logger = getLogger("pyro_vae")
+
+# Images that are scored by default with --method ais.
+ANNEALED = 100
+# The least likely images that are drawn.
 WORST = 10
+# Random training images that the linear probe is fitted to.
 PROBED = 5000
 PER_IMAGE = ("elbo", "log_likelihood", "monte_carlo_error", "effective_sample_size", "pareto_k")
 
@@ -55,166 +58,178 @@ def evaluate(argv: list[str]) -> None:
     device = pick_device(config.device)
     with distributed.process_group(device):
         run = Run.open(config.run_dir)
-        stored, checkpoint, vae = run.load(config.checkpoint, device, config.trust)
+        saves = _check_files(run, config)
+        saved = open_run(config.run_dir, config.checkpoint, device, config.trust)
+        vae = saved.vae
         with distributed.main_process_first():
-            name, split, train = run.images(stored, checkpoint, config)
-        split = split.to(device)
-        index = _chosen(config, split)
+            name, split, train = saved.images(
+                config.split, config.data, config.data_dir, config.image_size
+            )
+        # Fixed before anything is scored, so that every number is about the same pixels.
+        split = split.with_fixed_noise().to(device)
+        index = split.subset_index(_count(config, split))
         images = split[index]
         pyro.set_rng_seed(config.seed)
         scores = score_images(vae, images, config.num_samples, config.batch_size, config.engine)
         results = _results(vae, split, images, scores, config)
-        pyro.set_rng_seed(config.seed)
-        has_classes = train is not None and len(train.class_names()) > 1
-        if train is not None and has_classes and not unknown_classes(train, split):
-            results["linear_probe"] = linear_probe(vae, train[:PROBED], split[:PROBED])._asdict()
-        if config.classify_images and checkpoint.label_dim and split.covariates is None:
-            chosen = split.subset(min(config.classify_images, len(split)))
-            results["bayes_classifier"] = bayes_classifier(
-                vae, chosen, checkpoint.label_dim
-            )._asdict()
+        if config.split != "train" and train is not None:
+            results |= _probe(vae, train, split, config)
+        if saved.checkpoint.label_dim:
+            results |= _classifier(vae, split, saved.checkpoint.label_dim, config)
         if distributed.is_main_process():
             logger.info(table(results, f"{name}, {config.checkpoint} checkpoint", vae.likelihood))
-            _write(vae, images, index, scores, results, run, config)
+            files = []
+            if config.per_image:
+                content = _per_image(images, index, scores)
+                files.append(write(Path(config.per_image), content))
+            if saves:
+                files += _save(vae, images, scores, results, run, config)
+            logger.info("\n  ".join(["\nwritten:", *map(str, files)]))
 
 
 def _parser() -> ArgumentParser:
-    parser = run_parser(
-        "evaluate",
-        "Score a saved run, in nats per image, and check how far the numbers can be trusted.",
-    )
+    text = "Score a saved run, in nats per image, and check how far the numbers can be trusted."
+    parser = run_parser("evaluate", text)
     add(parser, "num_samples", up_to(10_000_000), 5000, "Importance samples per image.")
-    add(
-        parser,
-        "num_images",
-        PositiveInt,
-        None,
-        "Size of a random subset for log p(x); all, or 100 for ais.",
-    )
-    add(parser, "method", Literal["is", "ais"], "is", "Importance sampling; ais adds annealing.")
+    text = "Size of a random subset for log p(x); all, or 100 for ais."
+    add(parser, "num_images", PositiveInt, None, text)
+    text = "Importance sampling; ais adds annealing."
+    add(parser, "method", Literal["is", "ais"], "is", text)
     add(parser, "num_chains", up_to(100_000), 16, "AIS: chains per image.")
     add(parser, "num_temperatures", up_to(1_000_000), 500, "AIS: temperatures.")
-    add(
-        parser, "check_images", NonNegativeInt, 10, "Images checked by a second method; 0 for none."
-    )
-    add(
-        parser,
-        "gap_images",
-        NonNegativeInt,
-        0,
-        "Images for the inference gap; takes about 1 s each.",
-    )
+    text = "Random images checked by a second method; 0 for none."
+    add(parser, "check_images", NonNegativeInt, 10, text)
+    text = "Random images for the inference gap, which takes seconds for each; 0 for none."
+    add(parser, "gap_images", NonNegativeInt, 0, text)
     text = "Models of images with classes: images to classify by Bayes' rule; 0 for none."
     add(parser, "classify_images", NonNegativeInt, 1000, text)
     add(parser, "batch_size", PositiveInt, None, "Decoder rows per pass; bounds the memory.")
     add(parser, "engine", AnyEngine, "auto", "What runs the passes.")
-    add(parser, "per_image", str, None, "An .npz file for the scores of each image.")
+    text = (
+        "An .npz file for the scores of each image. log p(x) is no score of anomalies: blank images"
+        " often have a higher one than any image of the data."
+    )
+    add(parser, "per_image", str, None, text)
     return parser
 
 
-def _chosen(config: Namespace, split: Split) -> Tensor:
-    """The indices of the images to score; the request is checked before minutes are spent."""
-    count = config.num_images or (min(100, len(split)) if config.method == "ais" else len(split))
-    if config.per_image and (
-        not config.per_image.endswith(".npz") or not _is_writable(Path(config.per_image))
-    ):
-        raise RequestError(
-            f"--per_image {config.per_image} must be an .npz file in a folder that you can write to"
-        )
-    return split.subset_index(count)
+def _check_files(run: Run, config: Namespace) -> bool:
+    """Whether files can be written to the run folder; checked before minutes are spent."""
+    if config.per_image:
+        file = Path(config.per_image)
+        if file.suffix != ".npz" or not _is_writable(file):
+            raise RequestError(
+                f"--per_image {file} must be an .npz file in a folder that you can write to"
+            )
+    try:
+        check_writable(run.path)
+    except RequestError as error:
+        if not config.per_image:
+            raise
+        logger.warning("the results are only printed: %s", error)
+        return False
+    return True
 
 
 def _is_writable(file: Path) -> bool:
-    there = next(path for path in (file.absolute(), *file.absolute().parents) if path.exists())
-    return os.access(there, os.W_OK) and (
-        there.is_file() if there == file.absolute() else there.is_dir()
-    )
+    """Whether a file can be written, and the folders that it needs can be made."""
+    file = file.absolute()
+    if file.exists():
+        return file.is_file() and os.access(file, os.W_OK)
+    folder = next(path for path in file.parents if path.exists())
+    return folder.is_dir() and os.access(folder, os.W_OK)
+
+
+def _count(config: Namespace, split: Split) -> int:
+    """The number of images to score."""
+    if config.num_images is not None:
+        return int(config.num_images)
+    if config.method == "ais":
+        return min(ANNEALED, len(split))
+    return len(split)
 
 
 def _results(vae: Model, split: Split, images: Split, scores: Scores, config: Namespace) -> Metrics:
-    results = summarize(vae, split, scores, config.num_samples, config.batch_size)
-    batch = scored(vae, images)
+    """The numbers that need no labels."""
+    batch_size, engine = config.batch_size, config.engine
+    results = summarize(vae, split, scores, config.num_samples, batch_size, engine)
     if config.check_images:
-        results["check"] = check_log_likelihood(vae, batch, scores, config.check_images)
+        results["check"] = check_log_likelihood(
+            vae, images, scores, config.check_images, batch_size=batch_size, engine=engine
+        )
     if config.method == "ais":
-        results |= _annealed(vae, batch, scores, config)
-    pyro.set_rng_seed(
-        config.seed
-    )  # or the next numbers would depend on which others were asked for
-    if latent_shapes(vae, batch).keys() == {"z"}:
-        results["information"] = information(vae, split[:PROBED])._asdict()
+        chains, temperatures = config.num_chains, config.num_temperatures
+        results |= annealed_log_likelihood(
+            vae, images, scores, chains, temperatures, batch_size, engine
+        )
+    # Each of the next numbers is the same whichever others were asked for.
+    pyro.set_rng_seed(config.seed)
+    if latent_shapes(vae, scored(vae, images[:1])).keys() == {"z"}:
+        results["information"] = information(vae, split, batch_size=batch_size)._asdict()
     if config.gap_images:
         pyro.set_rng_seed(config.seed)
-        gap = inference_gap(vae, batch[: config.gap_images])
-        parts = {
-            "total": gap.log_likelihood - gap.elbo,
-            "approximation": gap.approximation,
-            "amortization": gap.amortization,
-        }
-        results["inference_gap"] = {name: summary(values, 1000) for name, values in parts.items()}
+        chosen = images[random_rows(images, config.gap_images)]
+        gap = inference_gap(vae, chosen, batch_size=batch_size, engine=engine)
+        results["inference_gap"] = gap.summary()
     return results
 
 
-def _annealed(vae: Model, batch: Batch, scores: Scores, config: Namespace) -> Metrics:
-    """Annealed importance sampling on the same images, and bounds from both sides on images drawn from the model."""
-    chains = config.num_chains
-    options = {
-        name: config[name] for name in ("num_chains", "num_temperatures", "batch_size", "engine")
-    }
-    log_p = log_likelihood(annealed_log_weights(vae.model, *batch, **options).cpu())
-    bounds = bidirectional_bounds(vae.model, *batch, **options)[1]
-    simulated = {**bounds._asdict(), "gap": bounds.upper - bounds.lower}
-    return {
-        "annealed": summary(log_p, chains),
-        "annealed_difference": summary(log_p - scores.log_likelihood, chains),
-        "simulated": {name: summary(values, chains) for name, values in simulated.items()},
-    }
+def _probe(vae: Model, train: Split, split: Split, config: Namespace) -> Metrics:
+    """The linear probe, if there are labels of at least two classes, and of no other ones."""
+    if split.labels is None or len(train.class_names()) < 2 or unknown_classes(train, split):
+        return {}
+    pyro.set_rng_seed(config.seed)
+    seen = train.subset(min(PROBED, len(train)))
+    return {"linear_probe": linear_probe(vae, seen, split)._asdict()}
 
 
-def _write(
-    vae: Model,
-    images: Split,
-    index: Tensor,
-    scores: Scores,
-    results: Metrics,
-    run: Run,
-    config: Namespace,
-) -> None:
+def _classifier(vae: Model, split: Split, num_classes: int, config: Namespace) -> Metrics:
+    """The Bayes classifier of a model of images with classes."""
+    if not config.classify_images or split.covariates is not None:
+        return {}
+    pyro.set_rng_seed(config.seed)
+    chosen = split.subset(min(config.classify_images, len(split)))
+    found = bayes_classifier(
+        vae, chosen, num_classes, batch_size=config.batch_size, engine=config.engine
+    )
+    return {"bayes_classifier": found._asdict()}
+
+
+def _save(
+    vae: Model, images: Split, scores: Scores, results: Metrics, run: Run, config: Namespace
+) -> list[Path]:
     """Write the results and figures under a name that tells what was asked for."""
-    name = f"{source(config)}-{config.checkpoint}-K{config.num_samples}-N{len(index)}-seed{config.seed}"
-    name += f"-ais{config.num_chains}x{config.num_temperatures}" if config.method == "ais" else ""
-    name += f"-gap{config.gap_images}" if config.gap_images else ""
-    files = [
+    name = f"{source(config)}-{config.checkpoint}-K{config.num_samples}-N{len(images)}"
+    name += f"-seed{config.seed}"
+    if config.method == "ais":
+        name += f"-ais{config.num_chains}x{config.num_temperatures}"
+    if config.gap_images:
+        name += f"-gap{config.gap_images}"
+    curve = figures.png(figures.bounds(results["k_curve"]))
+    worst = figures.png(_worst(vae, images, scores))
+    return [
         run.save_results(results, f"results-{name}"),
-        write(
-            run.path / "figures" / f"k_curve-{name}.png",
-            figures.png(figures.bounds(results["k_curve"])),
-        ),
-        write(run.path / "figures" / f"worst-{name}.png", figures.png(_worst(vae, images, scores))),
+        write(run.path / "figures" / f"k_curve-{name}.png", curve),
+        write(run.path / "figures" / f"worst-{name}.png", worst),
     ]
-    if config.per_image:
-        files.append(write(Path(config.per_image), _per_image(images, index, scores)))
-    logger.info("\n  ".join(["\nwritten:", *map(str, files)]))
 
 
 def _worst(vae: Model, images: Split, scores: Scores) -> figures.Figure:
     """The images that the model finds least likely."""
     order = scores.log_likelihood.argsort()[:WORST]
-    x = views.to_grey(vae, images[order.to(images.x.device)].scored(vae.pixels))
-    labels = [
-        f"{scores.log_likelihood[i]:.0f}\nk-hat {scores.pareto_k[i]:.2f}" for i in order.tolist()
-    ]
-    return figures.grid(
-        x, "the least likely images: log p(x) in nats, k-hat", len(x), column_labels=labels
-    )
+    x = views.to_grey(vae, scored(vae, images[order.to(images.x.device)]).x)
+    labels = []
+    for i in order.tolist():
+        labels.append(f"{scores.log_likelihood[i]:.0f}\nk-hat {scores.pareto_k[i]:.2f}")
+    title = "the least likely images: log p(x) in nats, k-hat"
+    return figures.grid(x, title, len(x), column_labels=labels)
 
 
 def _per_image(images: Split, index: Tensor, scores: Scores) -> bytes:
-    """Scores of each image, with its position in the split and its label."""
-    return npz(
-        {
-            "index": index,
-            "labels": images.labels,
-            **{name: getattr(scores, name) for name in PER_IMAGE},
-        }
-    )
+    """Scores of each image, its position in the split, its label and the name of its class."""
+    arrays = {"index": index, "labels": images.labels}
+    if images.labels is not None and images.classes is not None:
+        arrays["classes"] = np.array(images.classes)[images.labels.cpu().numpy()]
+    for name in PER_IMAGE:
+        arrays[name] = getattr(scores, name)
+    return npz(arrays)

@@ -32,6 +32,7 @@ from pyro_vae.evaluation.codes import codes
 from pyro_vae.reporting import figures, views
 from pyro_vae.runs.build import pick_device
 from pyro_vae.runs.folder import Run
+from pyro_vae.runs.load import open_run
 from pyro_vae.runs.store import npz, write
 from pyro_vae.vae import Model
 
@@ -122,7 +123,8 @@ def generate(argv: list[str]) -> None:
     device = pick_device(config.device)
     kind: Format = _format(config)
     file = _file(config, run, kind)
-    stored, checkpoint, vae = run.load(config.checkpoint, device, config.trust)
+    saved = open_run(config.run_dir, config.checkpoint, device, config.trust)
+    vae = saved.vae
     needs_no_images = config.kind == "manifold" or (
         config.kind == "samples" and not vae.needs_labels
     )
@@ -131,9 +133,8 @@ def generate(argv: list[str]) -> None:
     if config.label is not None:
         _check_takes_label(vae, config.kind)
     pyro.set_rng_seed(config.seed)
-    request = Request(
-        vae, config, kind, lambda: run.images(stored, checkpoint, config).split.to(device)
-    )
+    asked = (config.split, config.data, config.data_dir, config.image_size)
+    request = Request(vae, config, kind, lambda: saved.images(*asked).split.to(device))
     output = KINDS[config.kind](request)
     content = _picture(output, config) if kind == "png" else npz(output.arrays)
     logger.info("written to %s", write(file, content))

@@ -23,15 +23,15 @@ Log = Callable[[Record], None]
 
 @contextmanager
 def tensorboard(folder: Path, vae: Model, data: Data, epoch: int) -> Iterator[Log]:
-    """A function that writes the curves of a record, samples, and reconstructions of validation images, to event files.
+    """A function that writes a record to event files: its curves, samples and reconstructions.
 
-    The samples and reconstructions of all epochs use the same random numbers, and leave the random state as it is. Events after
-    `epoch`, of an interrupted run, are hidden.
+    The pictures of all epochs use the same random numbers, and leave the random state as it is.
+    Events after `epoch`, of an interrupted run, are hidden.
 
     Arguments:
         folder: The folder of the event files.
         vae: The model that is being trained.
-        data: Its data.
+        data: Its data; validation images are reconstructed.
         epoch: Number of epochs that were trained before.
     """
     from torch.utils.tensorboard import SummaryWriter
@@ -42,24 +42,15 @@ def tensorboard(folder: Path, vae: Model, data: Data, epoch: int) -> Iterator[Lo
     def log(record: Record) -> None:
         step = record["epoch"]
         for key, value in record.items():
-            name, kind = (
-                key.removeprefix("validation_"),
-                "validation" if key.startswith("validation_") else "training",
-            )
-            writer.add_scalar(
-                f"{name}/{kind}" if f"validation_{name}" in record else name, value, step
-            )
+            writer.add_scalar(_tag(key, record), value, step)
         with forked_rng():
             torch.manual_seed(0)
-            made = views.samples(vae, 40, y=views.random_labels(vae, data.validation, 40))
+            labels = views.random_labels(vae, data.validation, 40)
+            samples = figures.tile(views.samples(vae, 40, y=labels), 10)
             pairs = views.reconstructions(vae, batch).transpose(0, 1)
-        writer.add_image("samples", figures.tile(made, 10), step, dataformats="HWC")
-        writer.add_image(
-            "reconstructions",
-            figures.tile(pairs.flatten(0, 1), len(batch)),
-            step,
-            dataformats="HWC",
-        )
+        reconstructions = figures.tile(pairs.flatten(0, 1), len(batch))
+        writer.add_image("samples", samples, step, dataformats="HWC")
+        writer.add_image("reconstructions", reconstructions, step, dataformats="HWC")
         writer.flush()
 
     with writing(folder):
@@ -71,9 +62,17 @@ def tensorboard(folder: Path, vae: Model, data: Data, epoch: int) -> Iterator[Lo
             writer.close()
 
 
+def _tag(key: str, record: Record) -> str:
+    """The name of a curve: `elbo/training` and `elbo/validation` where both are measured."""
+    if key.startswith("validation_"):
+        return f"{key.removeprefix('validation_')}/validation"
+    return f"{key}/training" if f"validation_{key}" in record else key
+
+
 def check_installed() -> None:
     """Raise `RequestError` if TensorBoard is not installed."""
     if find_spec("tensorboard") is None:
         raise RequestError(
-            "--logger tensorboard needs the package tensorboard; install it with pip install tensorboard"
+            "--logger tensorboard needs the package tensorboard; install it with pip install"
+            " tensorboard"
         )

@@ -273,7 +273,7 @@ def _path(cls: type) -> str:
 
 
 def _print_help(name: str, path: str) -> None:
-    """Print the options of a class, which is the default if the path is that of no class; stop."""
+    """Print the options of a class, or the known classes if none is named, and stop."""
     part = PARTS[name]
     if not path or path.startswith("-"):
         print(f"--{name} CLASS is one of {part.choices}")
@@ -283,7 +283,7 @@ def _print_help(name: str, path: str) -> None:
     texts = {param.arg_name: param.description or "" for param in docstring.params}
     printed = argparse.ArgumentParser(
         prog=f"--{name} {path}",
-        usage=f"--{name} {path} [--{name}.OPTION VALUE ...]",
+        usage=f"--{name} CLASS [--{name}.OPTION VALUE ...]",
         description=_plain_text(docstring.short_description or cls.__name__),
         add_help=False,
         allow_abbrev=False,
@@ -299,9 +299,10 @@ def _print_help(name: str, path: str) -> None:
 
 
 def _plain_text(text: str) -> str:
-    """The first paragraph of a description, without the markup of Sphinx."""
+    """The first sentence of a description, without the markup of Sphinx."""
     paragraph = " ".join(text.partition("\n\n")[0].split())
-    return re.sub(r":\w+:`~?(.*?)`", r"\1", paragraph)
+    sentence = re.split(r"(?<=[a-z)][.;]) ", paragraph)[0]
+    return re.sub(r":\w+:`~?(.*?)`", r"\1", sentence)
 
 
 def parse_resumed(stored: Recipe, argv: list[str], where: Path) -> Recipe:

@@ -16,7 +16,11 @@ from pyro_vae.reporting.overview import FULL, QUICK
 from pyro_vae.reporting.report import check_installed, check_page, write_page
 from pyro_vae.reporting.subject import SECONDS, Subject, facts_of
 from pyro_vae.runs.build import pick_device
-from pyro_vae.runs.folder import Checkpoint, Run
+from pyro_vae.runs.checkpoints import load_checkpoint
+from pyro_vae.runs.folder import Run
+from pyro_vae.runs.load import SavedRun, open_run
+from pyro_vae.runs.log import read_records
+from pyro_vae.runs.recipe import Recipe
 from pyro_vae.runs.store import read, read_yaml
 from pyro_vae.vae import Model
 
@@ -61,11 +65,10 @@ def _out(config: Namespace) -> Path:
 
 def _open(run_dir: str, config: Namespace, several: bool) -> Subject:
     """A saved run as the subject of a page; a comparison shows whole paths."""
-    run = Run.open(run_dir)
-    stored, checkpoint, vae = run.load("last", pick_device(config.device), config.trust)
-    data = run.data(stored, checkpoint, config.data_dir)
-    name = str(run.path) if several else run.path.resolve().name
-    return _subject(name, run, checkpoint, vae, data.test, data)
+    saved = open_run(run_dir, "last", pick_device(config.device), config.trust)
+    data = saved.data(config.data_dir)
+    path = saved.run.path
+    return _subject(str(path) if several else path.resolve().name, saved, data.test, data)
 
 
 def save_report(run: Run, vae: Model, test: Split) -> list[Path]:
@@ -73,27 +76,27 @@ def save_report(run: Run, vae: Model, test: Split) -> list[Path]:
     try:
         check_installed()
         name = run.path.resolve().name
-        subject = _subject(name, run, run.load_checkpoint("last"), vae, test)
+        recipe = Recipe.load(run.recipe_file, trust=True)
+        saved = SavedRun(run, recipe, load_checkpoint(run, "last"), vae)
+        subject = _subject(name, saved, test)
         return [write_page(run.path / "report.html", [subject], QUICK)]
     except (RequestError, NotFiniteError) as error:
         logger.info("no report.html: %s", error)
         return []
 
 
-def _subject(
-    name: str, run: Run, checkpoint: Checkpoint, vae: Model, test: Split, data: Data | None = None
-) -> Subject:
-    records = run.records()
+def _subject(name: str, saved: SavedRun, test: Split, data: Data | None = None) -> Subject:
+    run, vae = saved.run, saved.vae
+    records = read_records(run)
     seconds = sum(record["seconds"] for record in records)
-    versions = checkpoint.content.get("versions")
-    known = versions if isinstance(versions, dict) else {}
+    versions = saved.checkpoint.content["versions"]
     facts = {
         SECONDS: f"{seconds:,.1f}",
-        "versions in training": ", ".join(f"{key} {value}" for key, value in known.items()),
+        "versions in training": ", ".join(f"{key} {value}" for key, value in versions.items()),
         **facts_of(vae, test),
     }
     fault = ""
-    if data is not None and data.fingerprint != checkpoint.content.get("data"):
+    if data is not None and data.fingerprint != saved.checkpoint.content.get("data"):
         fault = "its data have changed since it was trained"
     return Subject(
         name,
@@ -101,9 +104,9 @@ def _subject(
         test,
         results=_results(run.path / "results.json"),
         records=records,
-        options=dict(_flat(read_yaml(run.path / "config.yaml"))),
+        options=dict(_flat(read_yaml(run.recipe_file))),
         facts=facts,
-        earlier=run.earlier(vae, checkpoint),
+        earlier=saved.earlier(),
         fault=fault,
     )
 

@@ -24,7 +24,9 @@ from pyro_vae.errors import NotFiniteError, RequestError
 from pyro_vae.evaluation.metrics import Metrics, evaluate, score_images
 from pyro_vae.reporting import figures
 from pyro_vae.runs.build import build_training, pick_device
+from pyro_vae.runs.checkpoints import load_checkpoint, resume, save_checkpoint
 from pyro_vae.runs.folder import Run
+from pyro_vae.runs.log import add_record, keep_records, read_records
 from pyro_vae.runs.recipe import Recipe
 from pyro_vae.runs.store import write
 from pyro_vae.training.fit import Record, Training
@@ -71,8 +73,8 @@ def _start(recipe: Recipe, run_dir: str | None) -> None:
     run = Run.create(_run_dir(run_dir, data)) if distributed.is_main_process() else None
     with run.lock() if run else nullcontext():
         if run:
-            run.save_checkpoint("last", training, data)
-            run.save_recipe(recipe)  # last: with it, the folder holds a run that can be resumed
+            save_checkpoint(run, "last", training, data)
+            recipe.save(run.recipe_file)  # last: with it, the run can be resumed
         with _how_to_resume(run, recipe):
             _finish(vae, data, training, run, recipe)
 
@@ -80,16 +82,16 @@ def _start(recipe: Recipe, run_dir: str | None) -> None:
 def _resume(asked: Asked, argv: list[str]) -> None:
     run = Run.open(asked.run_dir or "")
     with run.lock() if distributed.is_main_process() else nullcontext():
-        stored = run.recipe(asked.trust, asked.recipe.paths())
+        stored = Recipe.load(run.recipe_file, asked.trust, asked.recipe.paths())
         recipe = parse_resumed(stored, argv, run.path)
-        checkpoint = run.load_checkpoint("last")
+        checkpoint = load_checkpoint(run, "last")
         is_named = recipe.data_dir == asked.recipe.data_dir
         vae, data, training = build_training(recipe, download=is_named)
-        run.resume(training, data, checkpoint)
+        resume(training, data, checkpoint, stored.epochs or training.epochs)
         logger.info("resuming after epoch %d of %d", training.epoch, training.epochs)
         if distributed.is_main_process():
-            run.save_recipe(recipe)
-            run.keep_records(training.epoch)
+            recipe.save(run.recipe_file)
+            keep_records(run, training.epoch)
         with _how_to_resume(run, recipe):
             _finish(vae, data, training, run if distributed.is_main_process() else None, recipe)
 
@@ -185,13 +187,13 @@ def _train(
 
 def _save(training: Training, record: Record, run: Run, data: Data, recipe: Recipe) -> None:
     """Write an epoch; the checkpoint last, because resuming starts from it."""
-    run.add_record(record)
+    add_record(run, record)
     if training.improved:
-        run.save_checkpoint("best", training, data)
+        save_checkpoint(run, "best", training, data)
     if recipe.keep_every and training.epoch % recipe.keep_every == 0:
-        run.save_checkpoint(training.epoch, training, data)
+        save_checkpoint(run, training.epoch, training, data)
     if training.ended or training.epoch % recipe.checkpoint_every == 0:
-        run.save_checkpoint("last", training, data)
+        save_checkpoint(run, "last", training, data)
 
 
 def score(vae: Model, data: Data, recipe: Recipe) -> Metrics:
@@ -214,6 +216,6 @@ def score(vae: Model, data: Data, recipe: Recipe) -> Metrics:
 def draw(vae: Model, data: Data, run: Run) -> list[Path]:
     """Write the figures of a trained model; their paths."""
     files = []
-    for name, figure in figures.figures_of(vae, data, run.records()).items():
+    for name, figure in figures.figures_of(vae, data, read_records(run)).items():
         files.append(write(run.path / "figures" / f"{name}.png", figures.png(figure)))
     return files

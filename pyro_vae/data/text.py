@@ -26,7 +26,7 @@ def read_amat(path: Path) -> Contents:
     with refusing(f"{path} cannot be read as rows of numbers", "remove or replace it"):
         check_bytes(path, 2 * path.stat().st_size)
         rows = _integers(_loaded(path, np.float32, ndmin=2))
-    is_binary = rows.dtype.kind == "i" and bool(np.isin(rows, (0, 1)).all())
+    is_binary = rows.dtype.kind == "i" and bool(rows.min() >= 0 and rows.max() <= 1)
     if is_binary and rows.shape[1] == MNIST_WIDTH:
         images = rows.reshape(-1, 28, 28)
         return Contents("binary images as text", {"train": Arrays(images, str(path))})

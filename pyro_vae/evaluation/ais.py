@@ -1,4 +1,4 @@
-"""Annealed importance sampling with Hamiltonian Monte Carlo: log p(x) without a guide, as an independent second estimate."""
+"""Annealed importance sampling with Hamiltonian Monte Carlo: log p(x) without a guide."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from pyro_vae.engine.importance import joint_terms, log_likelihood
 from pyro_vae.engine.precision import products
 from pyro_vae.engine.programs import Batch, Program, Site, check_plates, sample_sites
 from pyro_vae.engine.progress import progress_bar
+from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError, check_positive
 
 LEAPFROGS = 10
 # Chains that adapt the step sizes.
 ADAPTING = 8
 FIRST_STEP = 0.2
-# Target share of accepted proposals, optimal for Hamiltonian Monte Carlo in many dimensions (Neal, 2011).
+# Target share of accepted proposals, optimal for Hamiltonian Monte Carlo in many dimensions
+# (Neal, 2011).
 ACCEPTANCE = 0.65
 
 
@@ -45,10 +47,11 @@ def annealed_log_weights(
 ) -> Tensor:
     r"""Log-weights of annealed importance sampling from the prior to the posterior, in nats.
 
-    Each chain passes through :math:`p(z) \, p(x \mid z)^{\beta_t}`, with :math:`\beta_t` rising from 0 to 1 along a sigmoid, by
-    one Hamiltonian transition of ten leapfrog steps per temperature. The mean of the weights is an unbiased estimate of p(x),
-    and their `log_likelihood` is a lower bound in expectation. A separate run adapts the step sizes, one per image and
-    temperature, so that the final run has fixed step sizes. Several processes share the rows.
+    Each chain passes through :math:`p(z) \, p(x | z)^{\beta_t}`, with :math:`\beta_t` rising from
+    0 to 1 along a sigmoid, by one Hamiltonian transition of ten leapfrog steps per temperature. The
+    mean of the weights is an unbiased estimate of p(x), and their `log_likelihood` is a lower bound
+    in expectation. A separate run adapts the step sizes, one per image and temperature, so that the
+    final run has fixed step sizes. Several processes share the rows.
 
     References:
         | Annealed Importance Sampling (Neal, 2001)
@@ -57,19 +60,23 @@ def annealed_log_weights(
         | https://arxiv.org/abs/1611.04273
 
     Arguments:
-        model: A Pyro program, as for `log_weights`; the support of its latent sites must be all real numbers.
+        model: A Pyro program, as for `log_weights`; the support of its latent sites must be all
+            real numbers.
         x: The data.
         *more: Further arguments of the model, such as labels.
         num_chains: Number of chains for each row.
         num_temperatures: Number of temperatures, and of transitions.
-        batch_size: Decoder rows per pass, where a row is one chain of one image; None takes all rows at once.
-        engine: What computes the densities and their gradient, see `Graph`; "auto" depends on the number of transitions.
+        batch_size: Decoder rows per pass, where a row is one chain of one image; None takes all
+            rows at once.
+        engine: What computes the densities and their gradient, see `Graph`; "auto" depends on the
+            number of transitions.
 
     Returns:
         The log-weights, shape `(num_chains, len(x))`.
 
     Raises:
-        RequestError: If a number is not positive, or a latent site is bounded or discrete, or there is none.
+        RequestError: If a number is not positive, or a latent site is bounded or discrete, or there
+            is none.
         ValueError: If a site is outside the plate.
     """
 
@@ -77,15 +84,12 @@ def annealed_log_weights(
         annealing = _Annealing(
             model, batch, num_chains, num_temperatures, batch_size, engine, runs=2
         )
+        weights = []
         with annealing.bar:
-            return [
-                torch.cat(
-                    [
-                        annealing.forward(batch, annealing.adapt(batch)).T
-                        for batch in annealing.batches
-                    ]
-                )
-            ]
+            for rows in annealing.batches:
+                steps = annealing.adapt(rows)
+                weights.append(annealing.forward(rows, steps).T)
+        return [torch.cat(weights)]
 
     return map_rows(anneal, Batch(x, *more))[0].T
 
@@ -102,8 +106,9 @@ def bidirectional_bounds(
 ) -> tuple[Tensor, Bounds]:
     """Data simulated from the model, and bounds on their log p(x) from both sides.
 
-    The latents from which an image was simulated are an exact draw from its posterior. Chains that start there and are annealed
-    back to the prior give an upper bound. The distance of the two bounds shows how well annealing works on this model.
+    The latents from which an image was simulated are an exact draw from its posterior. Chains that
+    start there and are annealed back to the prior give an upper bound. The distance of the two
+    bounds shows how well annealing works on this model.
 
     References:
         | Sandwiching the marginal likelihood using bidirectional Monte Carlo (Grosse et al., 2015)
@@ -138,7 +143,7 @@ def bidirectional_bounds(
 
 
 class _State(NamedTuple):
-    """Latents, `(chains, N, D)`, the logarithms of their prior and likelihood, `(chains, N)`, and the gradients of these."""
+    """Latents, `(chains, N, D)`, the logarithms of prior and likelihood, and their gradients."""
 
     latents: Tensor
     prior: Tensor
@@ -154,7 +159,7 @@ class _State(NamedTuple):
 
 
 class _Annealing:
-    """Chains between the prior and the posterior of all latent sites of a model, packed into one vector per row."""
+    """Chains from prior to posterior of all latent sites, packed into one vector per row."""
 
     def __init__(
         self,
@@ -169,10 +174,13 @@ class _Annealing:
         check_positive(
             num_chains=num_chains, num_temperatures=num_temperatures, batch_size=batch_size
         )
-        self.model, self.shapes, self.chains = model, _latent_shapes(model, batch), num_chains
-        self.batches = list(
-            batch.split(max(1, batch_size // num_chains) if batch_size else len(batch))
-        )
+        self.model = model
+        self.shapes = _latent_shapes(model, batch)
+        self.chains = num_chains
+        rows = len(batch)
+        if batch_size:
+            rows = max(1, batch_size // num_chains)
+        self.batches = list(batch.split(rows))
         ramp = torch.linspace(-4, 4, num_temperatures + 1, dtype=torch.float64).sigmoid()
         self.betas: list[float] = ((ramp - ramp[0]) / (ramp[-1] - ramp[0])).tolist()
         engine = pick_engine(
@@ -187,10 +195,8 @@ class _Annealing:
         steps = [torch.full_like(state.prior[0], FIRST_STEP)]
         for beta in self.betas[1:]:
             state, accepted = self._transition(state, batch, beta, steps[-1])
-            steps.append(
-                steps[-1]
-                * torch.where(accepted.double().mean(0) > ACCEPTANCE, 1.1, 0.9).to(steps[-1])
-            )
+            factor = torch.where(accepted.double().mean(0) > ACCEPTANCE, 1.1, 0.9)
+            steps.append(steps[-1] * factor.to(steps[-1]))
         return steps[:-1]
 
     def forward(self, batch: Batch, steps: list[Tensor]) -> Tensor:
@@ -203,7 +209,7 @@ class _Annealing:
         return log_weights
 
     def backward(self, batch: Batch, steps: list[Tensor], latents: Tensor) -> Tensor:
-        """Log-weights of chains from draws of the posterior to the prior, with the sign of `forward`."""
+        """Log-weights of chains from the posterior to the prior, with the sign of `forward`."""
         state = self._at(latents, batch)
         log_weights = torch.zeros_like(state.prior, dtype=torch.float64)
         for t, step in reversed(list(enumerate(steps))):
@@ -216,12 +222,13 @@ class _Annealing:
         simulated, latents = self.simulate(batch)
         batch = batch.with_x(simulated)
         steps = self.adapt(batch)
-        lower, upper = self.forward(batch, steps), self.backward(batch, steps, latents)
-        return simulated, log_likelihood(lower), -log_likelihood(-upper)
+        forward = self.forward(batch, steps)
+        backward = self.backward(batch, steps, latents)
+        return simulated, log_likelihood(forward), -log_likelihood(-backward)
 
     @torch.no_grad()
     def simulate(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Data from the model, and the latents they were simulated from, repeated for each chain."""
+        """Data from the model, and the latents that they came from, repeated for each chain."""
         sites = sample_sites(poutine.trace(self.model).get_trace(*batch))
         observed = [name for name, site in sites.items() if site["is_observed"]]
         if len(observed) != 1:
@@ -234,7 +241,7 @@ class _Annealing:
     def _transition(
         self, state: _State, batch: Batch, beta: float, step: Tensor
     ) -> tuple[_State, Tensor]:
-        """A Hamiltonian transition that leaves the density at beta invariant, and where it was accepted."""
+        """A Hamiltonian transition for the density at beta, and where it was accepted."""
         step = step[:, None]
         momentum = new_momentum = torch.randn_like(state.latents)
         new = state
@@ -246,10 +253,10 @@ class _Annealing:
         log_ratio = new.density(beta) - state.density(beta) - kinetic
         accepted = torch.rand_like(log_ratio).log() < log_ratio
         self.bar.update(len(batch))
-        kept = (
-            torch.where(accepted if a.ndim == 2 else accepted[..., None], a, b)
-            for a, b in zip(new, state, strict=True)
-        )
+        kept = []
+        for a, b in zip(new, state, strict=True):
+            where = accepted if a.ndim == 2 else accepted[..., None]
+            kept.append(torch.where(where, a, b))
         return _State(*kept), accepted
 
     def _at(self, latents: Tensor, batch: Batch) -> _State:
@@ -258,30 +265,40 @@ class _Annealing:
     def _evaluate(self, latents: Tensor, *args: Any) -> list[Tensor]:
         with torch.enable_grad(), pyro.validation_enabled(False):
             latents = latents.detach().requires_grad_()
-            values = joint_terms(self.model, Batch(*args), self._unpack(latents), len(latents))
-            slopes = [
-                torch.autograd.grad(value.sum(), latents, retain_graph=True)[0] for value in values
-            ]
-            return [*(value.detach() for value in values), *slopes]
+            prior, likelihood = joint_terms(
+                self.model, Batch(*args), self._unpack(latents), len(latents)
+            )
+            (prior_slope,) = torch.autograd.grad(prior.sum(), latents, retain_graph=True)
+            (likelihood_slope,) = torch.autograd.grad(likelihood.sum(), latents)
+        return [prior.detach(), likelihood.detach(), prior_slope, likelihood_slope]
 
     @torch.no_grad()
     def _draw(self, batch: Batch, chains: int) -> Tensor:
         """Latents from the prior."""
         with pyro.plate("chains", chains, dim=-2):
-            return self._pack(
-                sample_sites(poutine.trace(self.model).get_trace(*batch)), chains, len(batch)
-            )
+            sites = sample_sites(poutine.trace(self.model).get_trace(*batch))
+        return self._pack(sites, chains, len(batch))
 
     def _pack(self, sites: dict[str, Site], chains: int, rows: int) -> Tensor:
-        values = [
-            sites[name]["value"].expand(chains, rows, *shape) for name, shape in self.shapes.items()
-        ]
-        return torch.cat([value.reshape(chains, rows, -1) for value in values], -1)
+        values = []
+        for name, shape in self.shapes.items():
+            value = sites[name]["value"].expand(chains, rows, *shape)
+            values.append(value.reshape(chains, rows, -1))
+        return torch.cat(values, -1)
 
     def _unpack(self, latents: Tensor) -> dict[str, Tensor]:
         parts = latents.split([shape.numel() for shape in self.shapes.values()], -1)
-        pairs = zip(self.shapes.items(), parts, strict=True)
-        return {name: part.reshape(*latents.shape[:2], *shape) for (name, shape), part in pairs}
+        sites = {}
+        for (name, shape), part in zip(self.shapes.items(), parts, strict=True):
+            sites[name] = part.reshape(*latents.shape[:2], *shape)
+        return sites
+
+
+def can_anneal(model: Program, batch: Batch) -> bool:
+    """Whether the model has latent sites and all are real-valued. Has no side effects."""
+    with forked_rng():
+        latent = _latent_sites(model, batch[:1])
+    return bool(latent) and all(_is_real(fn.support) for fn in latent.values())
 
 
 def _latent_shapes(model: Program, batch: Batch) -> dict[str, torch.Size]:
@@ -290,9 +307,7 @@ def _latent_shapes(model: Program, batch: Batch) -> dict[str, torch.Size]:
     Raises:
         RequestError: If Hamiltonian dynamics does not apply to one of them.
     """
-    sites = sample_sites(poutine.trace(model).get_trace(*batch))
-    check_plates(sites, len(batch))
-    latent = {name: site["fn"] for name, site in sites.items() if not site["is_observed"]}
+    latent = _latent_sites(model, batch)
     if not latent:
         raise RequestError("the model has no latent site to anneal: its log-probability is exact")
     for name, fn in latent.items():
@@ -301,6 +316,13 @@ def _latent_shapes(model: Program, batch: Batch) -> dict[str, torch.Size]:
                 f"annealing requires real-valued latents, but {name} is bounded or discrete"
             )
     return {name: fn.event_shape for name, fn in latent.items()}
+
+
+def _latent_sites(model: Program, batch: Batch) -> dict[str, Any]:
+    """The distribution of each latent site."""
+    sites = sample_sites(poutine.trace(model).get_trace(*batch))
+    check_plates(sites, len(batch))
+    return {name: site["fn"] for name, site in sites.items() if not site["is_observed"]}
 
 
 def _is_real(support: Any) -> bool:

@@ -17,7 +17,7 @@ from pyro_vae.engine.programs import Batch, sample_sites
 from pyro_vae.engine.progress import progress_bar
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
-from pyro_vae.evaluation.codes import Data, scored
+from pyro_vae.evaluation.batch import Data, scored
 from pyro_vae.vae import Model, default_batch_size
 
 # Points per dimension of the first grid.
@@ -39,9 +39,10 @@ TOLERANCE = 1e-3
 def quadrature_log_likelihood(vae: Model, data: Data, batch_size: int | None = None) -> Tensor:
     r"""log p(x) by quadrature over a two-dimensional code, in nats. It does not use the guide.
 
-    The integrand :math:`p(z) \, p(x \mid z)` is evaluated on a grid of 64 x 64 codes that covers the prior and that
-    grows until it covers the posterior. It is refined where the posterior has mass, until log p(x) changes by less than
-    0.001 nats. A mode whose width is less than a tenth of a cell of the grid can be missed.
+    The integrand :math:`p(z) \, p(x \mid z)` is evaluated on a grid of 64 x 64 codes that covers
+    the prior and that grows until it covers the posterior. It is refined where the posterior has
+    mass, until log p(x) changes by less than 0.001 nats. A mode whose width is less than a tenth of
+    a cell of the grid can be missed.
 
     Arguments:
         vae: A model whose only latent site is `z`, with two dimensions.
@@ -60,7 +61,7 @@ def quadrature_log_likelihood(vae: Model, data: Data, batch_size: int | None = N
             "quadrature requires a model whose only latent site is z, with latent_dim=2"
         )
     batch_size = batch_size or default_batch_size(vae, batch.x)
-    box = _box(vae, batch)
+    box = _box(vae, batch, batch_size)
     results = []
     with progress_bar(len(batch), "quadrature") as bar:
         for image in batch.split(1):
@@ -81,53 +82,59 @@ def latent_shapes(vae: Model, batch: Batch) -> dict[str, tuple[int, ...]]:
     return {name: site["fn"].event_shape for name, site in sites.items() if not site["is_observed"]}
 
 
-def _box(vae: Model, batch: Batch) -> Tensor:
+def _box(vae: Model, batch: Batch, batch_size: int) -> Tensor:
     """Two corners, `(2, 2)`, of a box that holds nearly all draws of the prior."""
+    draws = []
     with forked_rng():
         index = torch.randint(len(batch), (DRAWS,), device=batch.x.device)
-        trace = poutine.trace(poutine.uncondition(vae.model)).get_trace(*batch[index])
-    z: Any = trace.nodes["z"]["value"]
+        for part in index.split(batch_size):
+            trace = poutine.trace(poutine.uncondition(vae.model)).get_trace(*batch[part])
+            site: Any = trace.nodes["z"]
+            draws.append(site["value"])
+    z = torch.cat(draws)
     return z.quantile(torch.tensor([TAIL, 1 - TAIL]).to(z), 0)
 
 
 def _log_joint(vae: Model, image: Batch, batch_size: int, z: Tensor) -> Tensor:
     """log p(x, z) of one image at each code of `z`, shape `(P, 2)`."""
-    parts = [
-        joint_terms(vae.model, image, {"z": part.unsqueeze(1)}, len(part))
-        for part in z.split(batch_size)
-    ]
-    return torch.cat(
-        [(prior.double() + likelihood.double()).squeeze(1).cpu() for prior, likelihood in parts]
-    )
+    parts = []
+    for part in z.split(batch_size):
+        prior, likelihood = joint_terms(vae.model, image, {"z": part.unsqueeze(1)}, len(part))
+        parts.append((prior.double() + likelihood.double()).squeeze(1).cpu())
+    return torch.cat(parts)
 
 
 def _integral(log_joint: Callable[[Tensor], Tensor], box: Tensor) -> Tensor:
-    """The logarithm of the integral over all codes; the grid is refined where the integrand is not negligible."""
+    """The logarithm of the integral over all codes, refined where the integrand is large."""
     grid, values = _cover(log_joint, box)
     cell = grid[1, 1] - grid[0, 0]
-    near = max_pool2d((values > values.max() - DEPTH)[None].double(), 3, stride=1, padding=1)[0] > 0
-    old, new, split = _log_sum(values[::2, ::2], 2 * cell), _log_sum(values, cell), 1
+    large = values > values.max() - DEPTH
+    near = max_pool2d(large[None].double(), 3, stride=1, padding=1)[0] > 0
+    old = _log_sum(values[::2, ::2], 2 * cell)
+    new = _log_sum(values, cell)
+    split = 1
     while abs(new - old) > TOLERANCE and split < FINEST:
         split *= 2
         middles = (torch.arange(split).to(cell) + 0.5) / split - 0.5
-        fine = (
-            grid[near.to(grid.device)].unsqueeze(1) + torch.cartesian_prod(middles, middles) * cell
-        )
-        old, new = new, _log_sum(log_joint(fine.flatten(0, 1)), cell / split)
+        within = torch.cartesian_prod(middles, middles) * cell
+        fine = grid[near.to(grid.device)].unsqueeze(1) + within
+        old = new
+        new = _log_sum(log_joint(fine.flatten(0, 1)), cell / split)
     return torch.where((new - old).abs() > TOLERANCE, torch.nan, new)
 
 
 def _cover(log_joint: Callable[[Tensor], Tensor], box: Tensor) -> tuple[Tensor, Tensor]:
-    """A grid of codes, `(POINTS, POINTS, 2)`, that covers the integrand, and log p(x, z) on it; NaN if no grid does."""
+    """A grid of codes that covers the integrand, and log p(x, z) on it; NaN if no grid does.
+
+    The grid has the shape `(POINTS, POINTS, 2)`.
+    """
     for _ in range(GROWTHS):
         box = 1.25 * box - 0.25 * box.flip(0)  # a quarter of its width more on each side
         sides = [torch.linspace(low, high, POINTS) for low, high in box.T.tolist()]
         grid = torch.cartesian_prod(*sides).to(box).unflatten(0, (POINTS, POINTS))
         values = log_joint(grid.flatten(0, 1)).unflatten(0, (POINTS, POINTS))
-        if (
-            torch.cat([values[[0, -1]].flatten(), values[:, [0, -1]].flatten()]).max()
-            < values.max() - DEPTH
-        ):
+        edges = torch.cat([values[[0, -1]].flatten(), values[:, [0, -1]].flatten()])
+        if edges.max() < values.max() - DEPTH:
             return grid, values
     return grid, torch.full_like(values, torch.nan)
 

@@ -22,7 +22,7 @@ from pyro_vae.engine.importance import (
 )
 from pyro_vae.engine.programs import Batch, sample_sites, site_sum, traces
 from pyro_vae.evaluation.codes import activity, codes, scored
-from pyro_vae.evaluation.diagnostics import inference_gap
+from pyro_vae.evaluation.gap import inference_gap
 from pyro_vae.evaluation.quadrature import quadrature_log_likelihood
 from pyro_vae.reporting import views
 from pyro_vae.reporting.overview import FULL, kl_per_dimension

@@ -44,6 +44,9 @@ BLUE, ORANGE, GREEN = COLOURS[:3]
 # The colours of curves, in pictures and on pages.
 CURVE_COLOURS = {"training": BLUE, "validation": ORANGE, "training, -loss": GREEN}
 
+# Longest name of a class, in characters, that is written in large letters.
+SHORT_NAME = 3
+
 TERMS = {
     "elbo": "ELBO",
     "reconstruction": "reconstruction, log p(x | z)",
@@ -68,7 +71,7 @@ def plain(text: str) -> str:
     font = get_font(findfont(FontProperties()))
     letters = []
     for letter in text:
-        drawn = letter.isprintable() and font.get_char_index(ord(letter))
+        drawn = letter == "\n" or (letter.isprintable() and font.get_char_index(ord(letter)))
         letters.append(letter if drawn else letter.encode("unicode_escape").decode())
     return "".join(letters).replace("$", r"\$")
 
@@ -129,12 +132,12 @@ def grid(
     # Font sizes in points at which one line of six characters fits a cell.
     axes.set_xticks(
         _centres(width, len(column_labels)),
-        labels=[plain_lines(label) for label in column_labels],
+        labels=[plain(label) for label in column_labels],
         fontsize=min(8, 20 * width * inches),
     )
     axes.set_yticks(
         _centres(height, len(row_labels)),
-        labels=[plain_lines(label) for label in row_labels],
+        labels=[plain(label) for label in row_labels],
         fontsize=min(8, 60 * height * inches),
     )
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
@@ -142,20 +145,15 @@ def grid(
     return figure
 
 
-def plain_lines(label: str) -> str:
-    """`plain` for a label of several lines."""
-    return "\n".join(plain(line) for line in label.split("\n"))
-
-
 def tile(images: Tensor, columns: int) -> np.ndarray:
     """Tile images into one RGB picture, `(height, width, 3)`, with white lines between them."""
     from torchvision.utils import make_grid
 
-    picture = make_grid(shown(images).cpu(), columns, padding=1, pad_value=1.0)
+    picture = make_grid(as_drawn(images).cpu(), columns, padding=1, pad_value=1.0)
     return picture.permute(1, 2, 0).numpy()
 
 
-def shown(images: Tensor) -> Tensor:
+def as_drawn(images: Tensor) -> Tensor:
     """Images as they are drawn: the first three of 3 or 4 channels, or an inverted grey channel."""
     if images.shape[1] in (3, 4):
         return images[:, :3]
@@ -316,13 +314,14 @@ def _name_groups(axes: Any, names: Sequence[str], points: Tensor, groups: Tensor
     from matplotlib.patheffects import withStroke
 
     outline = [withStroke(linewidth=3, foreground="white")]
+    size = 18 if max(map(len, names)) <= SHORT_NAME else 11
     for group, name in enumerate(names):
         label = name
         if name.startswith("_"):  # matplotlib leaves such names out
             label = f" {name}"
         axes.scatter([], [], color=COLOURS[group], label=label)
         middle = points[groups == group].median(0).values.tolist()
-        text = axes.annotate(name, middle, ha="center", va="center", size=18, weight="bold")
+        text = axes.annotate(name, middle, ha="center", va="center", size=size, weight="bold")
         text.set_path_effects(outline)
     axes.legend(
         title="label", frameon=False, handletextpad=0, bbox_to_anchor=(1, 1), loc="upper left"

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.utils import make_grid
 
-from pyro_vae.reporting.figures import shown
+from pyro_vae.reporting.figures import as_drawn
 
 # Bytes of the pixels of all pictures, and of all tiles of the atlas, above which they are made
 # smaller.
@@ -45,7 +45,7 @@ def atlas(images: Tensor) -> Atlas:
 
 def _pixels(images: Tensor, limit: int) -> Tensor:
     """Bytes of shape `(N, 1, height, width)` or `(N, 3, height, width)`."""
-    images = shown(images)
+    images = as_drawn(images)
     scale = sqrt(limit / images.numel())
     if scale < 1:
         images = interpolate(images, scale_factor=scale, mode="area")

@@ -19,7 +19,7 @@ from pyro_vae.reporting.document import (
     medians,
 )
 from pyro_vae.reporting.explorer import DecodedPlane
-from pyro_vae.reporting.figures import BLUE, COLOURS, CURVE_COLOURS, GREEN, ORANGE
+from pyro_vae.reporting.figures import BLUE, COLOURS, CURVE_COLOURS, GREEN, ORANGE, SHORT_NAME
 from pyro_vae.reporting.overview import Overview
 from pyro_vae.reporting.subject import Subject
 
@@ -150,13 +150,14 @@ def latent(shown: Overview, urls: list[str], groups: Groups, plane: DecodedPlane
     )
     plot.add_tools(HoverTool(renderers=[dots], tooltips=TOOLTIP))
     # Ten colours alone are hard to tell apart.
+    size = "22px" if max(map(len, groups.names)) <= SHORT_NAME else "14px"
     columns = {**medians(points, groups), "text": groups.names}
     plot.text(
         "x",
         "y",
         "text",
         source=ColumnDataSource(columns, name="medians"),
-        text_font_size="22px",
+        text_font_size=size,
         text_font_style="bold",
         anchor="center",
         text_outline_color="white",

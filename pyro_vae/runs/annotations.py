@@ -34,7 +34,7 @@ def members(hint: Any) -> tuple[Any, ...]:
 
 def union(kinds: tuple[Any, ...]) -> Any:
     """The union of types."""
-    return Union[kinds]  # noqa: UP007
+    return Union[kinds]  # noqa: UP007 (of a tuple)
 
 
 def items(kinds: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -128,7 +128,7 @@ class _Limit(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        size = args[0] if args else None
+        size: Any = args[0] if args else None
         is_size = isinstance(size, list | tuple) and all(isinstance(each, int) for each in size)
         if is_size and math.prod(size) > self.elements:
             raise RequestError(
@@ -260,7 +260,7 @@ def build_training(recipe: Recipe, download: bool = True) -> tuple[Model, Data, 
     """
     recipe.check(trust=True)
     device = pick_device(recipe.device)
-    recipe.binarization = _binarization(recipe)
+    recipe.binarization = pick_binarization(recipe)
     with distributed.main_process_first():
         data = load_data(
             recipe.data,
@@ -327,7 +327,7 @@ def _rehearse_schedule(recipe: Recipe) -> None:
             scheduler.step()
 
 
-def _binarization(recipe: Recipe) -> Binarization:
+def pick_binarization(recipe: Recipe) -> Binarization:
     """What the likelihood needs, unless it is given."""
     asked = recipe.binarization
     with forked_rng():

@@ -15,7 +15,7 @@ from pyro_vae.engine.precision import Precision
 from pyro_vae.errors import RequestError
 from pyro_vae.runs.check import Check, UntrustedError
 from pyro_vae.runs.parts import PARTS, Choice, Part
-from pyro_vae.runs.store import parse_yaml, read_yaml
+from pyro_vae.runs.store import parse_yaml, read_yaml, write
 from pyro_vae.training.fit import OnNaN
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -161,6 +161,14 @@ class Recipe:
     def to_yaml(self) -> str:
         """As YAML, which `from_yaml` reads."""
         return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)
+
+    def save(self, file: Path) -> None:
+        """Write the config.yaml of a run folder.
+
+        Raises:
+            StorageError: If it cannot be written.
+        """
+        write(file, self.to_yaml().encode())
 
     def paths(self) -> set[str]:
         """The import paths that it names."""

@@ -102,7 +102,8 @@ function startPaths({ count, steps, dimensions, pairs }) {
       const at = value(`unit${n}`);
       const first = (chosen() * dimensions.length + n) * steps;
       blend(element(`traversal${n}`), onPath(first, position([low, high], at)));
-      element(`at${n}`).textContent = at.toFixed(1);
+      // Adding 0 turns -0 into 0.
+      element(`at${n}`).textContent = (Math.round(10 * at) / 10 + 0).toFixed(1);
     });
   };
   const connect = () => {

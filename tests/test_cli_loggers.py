@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from pyro_vae.cli.main import main
+from pyro_vae.runs.checkpoints import read_content
 from pyro_vae.runs.folder import Run
-from pyro_vae.runs.store import load_checkpoint
+from pyro_vae.runs.log import read_records
 
 pytest.importorskip("tensorboard", reason="tensorboard is not installed")
 
@@ -38,7 +39,7 @@ def events(path):
 def test_each_epoch_has_its_metrics_and_pictures(images, tmp_path):
     for name, options in (("plain", []), ("logged", ["--logger", "tensorboard"])):
         assert train(images, tmp_path / name, "--epochs", 3, *options) == 0
-    found, records = events(tmp_path / "logged"), Run(tmp_path / "logged").records()
+    found, records = events(tmp_path / "logged"), read_records(Run(tmp_path / "logged"))
     for tag, key in (
         ("elbo/training", "elbo"),
         ("elbo/validation", "validation_elbo"),
@@ -57,7 +58,7 @@ def test_each_epoch_has_its_metrics_and_pictures(images, tmp_path):
             (n, *size) for n in (1, 2, 3)
         ]
     states = [
-        load_checkpoint(tmp_path / name / "checkpoint.pt")["training"]["vae"]
+        read_content(tmp_path / name / "checkpoint.pt")["training"]["vae"]
         for name in ("plain", "logged")
     ]
     assert all(states[0][key].equal(states[1][key]) for key in states[0])

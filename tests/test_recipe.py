@@ -1,4 +1,4 @@
-"""The classes in the docstrings of the base classes work as written there, and the experiments' recipes can be trained."""
+"""Recipes: of the docstrings of the base classes, of the experiments, and as plain values."""
 
 import inspect
 import textwrap
@@ -15,7 +15,9 @@ from pyro import poutine
 import pyro_vae as pv
 from pyro_vae import testing
 from pyro_vae.cli.options import parse_training
-from pyro_vae.runs.build import build_training
+from pyro_vae.runs.build import build_model, build_training, make
+from pyro_vae.runs.parts import Choice
+from pyro_vae.runs.recipe import Recipe
 
 PUBLIC = {name: getattr(pv, name) for name in pv.__all__}
 NAMES = {"dist": dist, "nn": torch.nn, "poutine": poutine, "pyro": pyro, "torch": torch, **PUBLIC}
@@ -97,3 +99,66 @@ def test_experiments(file, few):
     assert training.epochs >= 3
     y = torch.zeros(2, dtype=torch.int64) if vae.needs_labels else None
     assert vae.sample(2, y).shape == (2, 1, 28, 28)
+
+
+def plain_values():
+    yield Recipe()
+    yield Recipe(data="digits", latent_dim=3, epochs=2, clip_grad_norm=1.5, report=False)
+    capacity = {"class_path": "Linear", "init_args": {"end": 3.0}}
+    yield Recipe(
+        prior=Choice("VampPrior", {"components": 5}),
+        encoder=Choice("pyro_vae.MLP", {"hidden": [8], "activation": "torch.nn.Tanh"}),
+        objective=Choice("CapacityELBO", {"capacity": capacity, "gamma": 10.0}),
+        posterior=Choice("DiagonalNormal", {"log_scale_limits": [-3.0, 3.0]}),
+        lr_scheduler=Choice("LambdaLR", {"lr_lambda": "torch.nn.init.ones_"}),
+    )
+
+
+@pytest.mark.parametrize("given", [*plain_values()], ids=["default", "values", "parts"])
+def test_a_recipe_is_what_its_yaml_says(given):
+    given.check()
+    assert Recipe.from_yaml(given.to_yaml()) == given
+
+
+def test_nested_classes_are_built_by_their_annotations():
+    *_, given = plain_values()
+    assert make(given, "objective").schedule.end == 3.0
+    assert make(given, "posterior").log_scale_limits == (-3.0, 3.0)
+    encoder = make(given, "encoder", in_shape=(1, 4, 4), out_shape=(2, 3))
+    assert any(isinstance(layer, torch.nn.Tanh) for layer in encoder.modules())
+
+
+def test_parts_are_constructed_once(monkeypatch, digits):
+    """In particular a posterior that learns its number of parameters from its options."""
+    made = []
+    for cls in (pv.LowRankNormal, pv.FlowPosterior, pv.Bernoulli, pv.DiscretizedLogistic):
+        before = cls.__init__
+
+        def spy(self, *args, before=before, **options):
+            made.append(type(self).__name__)
+            before(self, *args, **options)
+
+        spy.__wrapped__ = before
+        monkeypatch.setattr(cls, "__init__", spy)
+    for posterior, likelihood in (
+        ("LowRankNormal", "DiscretizedLogistic"),
+        ("FlowPosterior", "Bernoulli"),
+    ):
+        made.clear()
+        recipe = Recipe(posterior=Choice(posterior), likelihood=Choice(likelihood))
+        build_model(recipe, (1, 8, 8))
+        assert sorted(made) == sorted([posterior, likelihood])
+
+
+def test_a_class_that_contradicts_itself(monkeypatch):
+    monkeypatch.setattr(pv.LowRankNormal, "num_params", 2, raising=False)
+    with pytest.raises(pv.RequestError, match="declares num_params = 2"):
+        build_model(Recipe(posterior=Choice("LowRankNormal")), (1, 8, 8))
+
+
+def test_only_known_classes_are_known():
+    assert Recipe().is_known()
+    assert not Recipe(prior=Choice("my_module.MyPrior")).is_known()
+    assert not Recipe(data="my_module.my_data").is_known()
+    with pytest.raises(pv.RequestError, match="there is no class"):
+        Recipe(prior=Choice("no_such_module.MyPrior")).check(trust=True)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,10 @@ import pyro
 import pytest
 import torch
 import yaml
-from PIL import Image
 
 import pyro_vae as pv
 from pyro_vae import networks
 from pyro_vae.cli.main import main
-from pyro_vae.cli.tables import epoch_line, table
 from pyro_vae.train import main as train
 
 ROOT = Path(__file__).parents[1]
@@ -138,7 +137,7 @@ EQUAL = {
 
 @pytest.mark.parametrize("flags", EQUAL)
 def test_python_and_the_command_line_train_the_same_model(images, tmp_path, flags):
-    """Parts constructed in the order of VAE's parameters, with equal options and seed: equal parameters, bit for bit."""
+    """Parts constructed in the order of VAE's parameters: equal parameters, bit for bit."""
     argv = [
         "--data",
         str(images),
@@ -164,6 +163,50 @@ def test_python_and_the_command_line_train_the_same_model(images, tmp_path, flag
     assert [record["validation_elbo"] for record in records] == [
         line["validation_elbo"] for line in metrics(tmp_path / "r")
     ]
+
+
+OPTIMIZERS = {
+    "--optimizer AdamW": torch.optim.AdamW,
+    "--optimizer SGD --optimizer.lr 0.01": partial(torch.optim.SGD, lr=0.01),
+    "--optimizer Adam": torch.optim.Adam,
+    "--optimizer.lr 0.01": partial(torch.optim.Adam, lr=0.01, fused=True),
+    "--optimizer torch.optim.RAdam": torch.optim.RAdam,
+}
+
+
+@pytest.mark.parametrize("flags", OPTIMIZERS)
+def test_optimizers_of_python_and_of_the_command_line_are_the_same(images, tmp_path, flags):
+    """An optimizer that is named has its own default options, not those of the default one."""
+    argv = ["--data", str(images), "--epochs", "1", "--batch_size", "20", "--latent_dim", "3"]
+    argv += ["--device", "cpu", *flags.split(), "--run_dir", str(tmp_path / "r")]
+    assert train(argv) == 0
+    data = pv.load_data(str(images))
+    pyro.set_rng_seed(0)
+    vae = _standard(data)
+    list(pv.fit(vae, data, epochs=1, batch_size=20, seed=0, optimizer=OPTIMIZERS[flags]))
+    saved = pv.load_run(tmp_path / "r").state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in vae.state_dict().items())
+
+
+def test_the_same_command_after_a_kill(run_dir, refused, monkeypatch):
+    """It says how to go on, before any data are loaded."""
+    monkeypatch.setattr("pyro_vae.runs.build.load_data", lambda *args: pytest.fail("it loads"))
+    assert "--resume" in refused("train", "--data", "digits", "--run_dir", run_dir)
+
+
+@pytest.mark.parametrize("samples", [0, 7])
+def test_how_the_final_scoring_is_bounded(images, tmp_path, capfd, complete, samples):
+    argv = ["--data", str(images), "--epochs", "1", "--report", "false", "--test_images", "4"]
+    path = tmp_path / "r"
+    assert train([*argv, "--test_samples", str(samples), "--run_dir", str(path)]) == 0
+    out = capfd.readouterr().out
+    assert ("scoring 4 test images, 7 samples each" in out) == bool(samples)
+    assert (path / "results.json").exists() == bool(samples)
+    if samples:
+        results = json.loads((path / "results.json").read_text())
+        assert results["log_likelihood"]["num_samples"] == 7
+        assert results["log_likelihood"]["num_images"] == 4
+        assert results["elbo"]["num_images"] == 10
 
 
 def test_load_run(run_dir, digits):
@@ -203,93 +246,8 @@ def test_what_training_prints_without_a_terminal(tmp_path, capfd, complete):
     assert all(line.startswith("warning: ") for line in err.splitlines())
 
 
-def test_large_numbers_fit_into_80_columns():
-    record = {
-        **dict.fromkeys(
-            (
-                "step",
-                "beta",
-                "learning_rate",
-                "loss",
-                "reconstruction",
-                "rewinds",
-                "images_per_second",
-            ),
-            0.12345,
-        ),
-        **{
-            "epoch": 10000,
-            "elbo": -123456.78,
-            "validation_elbo": -123456.78,
-            "kl": 12345.67,
-            "active_units": 1000,
-        },
-        "seconds": 12345.6,
-    }
-    assert len(epoch_line(record, 10000)) <= 80
-    value = {
-        "mean": -123456.78,
-        "standard_error": 12345.67,
-        "num_samples": 5_000_000,
-        "num_images": 1_000_000,
-    }
-    more = {
-        "monte_carlo_error": 12345.678,
-        "median_effective_sample_size": 5e6,
-        "share_of_images_with_k_hat_over_0.7": 1.0,
-    }
-    numbers = {
-        "count": 1000,
-        "latent_dim": 1000,
-        "accuracy": 1.0,
-        "difference": -123456.78,
-        "max_difference": 123456.78,
-    }
-    information = {
-        "mutual_information": 12345.67,
-        "mutual_information_error": 123.45,
-        "marginal_kl": 12345.67,
-    }
-    shared = {
-        **value,
-        **more,
-        **numbers,
-        **information,
-        "marginal_kl_error": 123.45,
-        "elbo_same_images": value,
-    }
-    everything = {
-        **shared,
-        **dict.fromkeys(("total", "approximation", "amortization", "lower", "upper", "gap"), value),
-    }
-    names = [
-        "elbo",
-        "reconstruction",
-        "kl",
-        "log_likelihood",
-        "log_likelihood_all_images",
-        "check",
-        "annealed",
-        "simulated",
-    ]
-    names += [
-        "annealed_difference",
-        "bits_per_dimension",
-        "active_units",
-        "information",
-        "linear_probe",
-        "inference_gap",
-    ]
-    results = {name: {**everything, "method": "quadrature", "disagree": True} for name in names}
-    text = table(
-        results, "fashion_mnist, validation set, best checkpoint", pv.Bernoulli(relaxed=True)
-    )
-    assert all(len(line) <= 80 for line in text.splitlines()), text
-    assert len(text.splitlines()) > 20
-
-
 def test_a_loss_that_is_not_finite(capfd, tmp_path):
-    """One line, and no hint how to continue: it would only become so again. Nothing of Pyro's own."""
+    """One line, without a hint how to continue: it would only become so again."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         argv = [
@@ -333,198 +291,6 @@ def test_fewer_images_than_a_batch(images, tmp_path, capfd):
     assert yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())["batch_size"] == 45
 
 
-SCORE = [
-    "--num_samples",
-    "20",
-    "--num_images",
-    "30",
-    "--split",
-    "validation",
-    "--check_images",
-    "0",
-]
-
-
-def written(out):
-    """The files whose paths were printed."""
-    return [Path(line.strip()) for line in out.splitlines() if Path(line.strip()).is_file()]
-
-
-def evaluated(capfd, *argv):
-    """The results of an evaluation, and what it printed."""
-    capfd.readouterr()
-    assert main(["evaluate", *map(str, argv)]) == 0
-    out = capfd.readouterr().out
-    (file,) = [file for file in written(out) if file.suffix == ".json"]
-    return json.loads(file.read_text()), out
-
-
-def test_evaluate(run_dir, capfd):
-    results, out = evaluated(capfd, run_dir, *SCORE)
-    assert "validation set, last checkpoint" in out
-    assert (results["log_likelihood"]["num_samples"], results["log_likelihood"]["num_images"]) == (
-        20,
-        30,
-    )
-    assert results["elbo"]["num_images"] == 149
-    assert "linear_probe" in results
-    assert all(file.stat().st_size > 0 for file in written(out))
-
-
-def test_evaluate_overwrites_no_results_of_other_settings(run_dir, capfd, monkeypatch):
-    monkeypatch.setattr("pyro_vae.reporting.figures.png", lambda figure: b"")
-    others = [
-        "",
-        "--num_samples 21",
-        "--num_images 31",
-        "--split test",
-        "--checkpoint best",
-        "--seed 1",
-        "--method ais",
-    ]
-    argv = [run_dir, *SCORE, "--num_chains", "2", "--num_temperatures", "2"]
-    files = [
-        file for other in others for file in written(evaluated(capfd, *argv, *other.split())[1])
-    ]
-    assert len(files) == len({*files}) == 3 * len(others)
-
-
-def test_evaluate_repeats_itself(run_dir, capfd):
-    assert (
-        evaluated(capfd, run_dir, *SCORE, "--checkpoint", "best")[0]
-        == evaluated(capfd, run_dir, *SCORE, "--checkpoint", "best")[0]
-    )
-
-
-def test_evaluate_says_how_far_to_trust_it(run_dir, tmp_path, capfd):
-    file = tmp_path / "a" / "scores.npz"
-    argv = [
-        "--num_samples",
-        "60",
-        "--num_images",
-        "40",
-        "--gap_images",
-        "2",
-        "--check_images",
-        "2",
-        "--per_image",
-        file,
-    ]
-    results, out = evaluated(capfd, run_dir, *argv)
-    for said in (
-        "active units",
-        "mutual information",
-        "linear probe",
-        "inference gap",
-        "effective samples",
-        "ELBO, same",
-    ):
-        assert said in out
-    gap = results["inference_gap"]
-    assert gap["total"]["num_images"] == 2
-    assert gap["total"]["mean"] == pytest.approx(
-        gap["approximation"]["mean"] + gap["amortization"]["mean"], rel=1e-5
-    )
-    assert results["check"]["num_images"] == 2
-    assert results["linear_probe"]["num_images"] == 299
-    assert list(results["k_curve"]) == ["1", "2", "4", "8", "16", "32", "60"]
-    data = pv.load_data("digits")
-    with np.load(file) as arrays:
-        assert {
-            "elbo",
-            "log_likelihood",
-            "monte_carlo_error",
-            "effective_sample_size",
-            "pareto_k",
-        } <= set(arrays)
-        assert all(len(arrays[name]) == 40 for name in arrays)
-        assert arrays["log_likelihood"].mean() == pytest.approx(results["log_likelihood"]["mean"])
-        np.testing.assert_array_equal(arrays["labels"], data.test.labels[arrays["index"]])
-        assert len({*arrays["index"].tolist()}) == 40
-    for picture in (file for file in written(out) if file.suffix == ".png"):
-        with Image.open(picture) as image:
-            assert min(image.size) > 200
-
-
-def test_evaluate_by_annealing(run_dir, capfd):
-    argv = [
-        "--method",
-        "ais",
-        "--num_images",
-        "5",
-        "--num_samples",
-        "200",
-        "--num_chains",
-        "4",
-        "--num_temperatures",
-        "20",
-    ]
-    results, out = evaluated(capfd, run_dir, *argv, "--check_images", "0")
-    assert "AIS" in out
-    assert "inference gap" not in out
-    assert results["annealed"]["num_images"] == results["log_likelihood"]["num_images"] == 5
-    difference = results["annealed"]["mean"] - results["log_likelihood"]["mean"]
-    assert results["annealed_difference"]["mean"] == pytest.approx(difference, rel=1e-4)
-    assert results["simulated"]["gap"]["mean"] > -1
-
-
-@pytest.mark.parametrize(
-    "flags",
-    ["", "--likelihood Binomial", "--model HierarchicalVAE --model.prior_dim 2 --latent_dim 3"],
-)
-def test_evaluate_images_without_labels(tmp_path, capfd, flags):
-    np.save(
-        tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, (30, 4, 4), dtype=np.uint8)
-    )
-    argv = [
-        "--data",
-        str(tmp_path / "a.npy"),
-        "--epochs",
-        "1",
-        "--batch_size",
-        "8",
-        "--run_dir",
-        str(tmp_path / "r"),
-    ]
-    assert train([*argv, *flags.split()]) == 0
-    results, out = evaluated(capfd, tmp_path / "r", "--num_samples", "30", "--check_images", "0")
-    assert "linear_probe" not in results
-    assert ("bits per dimension" in out) == ("Binomial" in flags)
-
-
-def test_labels_of_one_class(tmp_path, capfd):
-    images = np.random.default_rng(0).integers(0, 256, (40, 5, 5), dtype=np.uint8)
-    np.savez(tmp_path / "a.npz", images=images, labels=np.zeros(40, dtype=np.int64))
-    argv = [
-        "--data",
-        str(tmp_path / "a.npz"),
-        "--epochs",
-        "1",
-        "--batch_size",
-        "8",
-        "--run_dir",
-        str(tmp_path / "r"),
-    ]
-    assert train(argv) == 0
-    flags = [
-        "--num_samples",
-        "3",
-        "--method",
-        "ais",
-        "--num_chains",
-        "1",
-        "--num_temperatures",
-        "2",
-        "--check_images",
-        "1",
-    ]
-    results, _ = evaluated(
-        capfd, tmp_path / "r", "--split", "validation", "--num_images", "1", *flags
-    )
-    assert "linear_probe" not in results
-    assert "nan" not in json.dumps(results).lower()
-
-
 @pytest.mark.parametrize("latent_dim", ["1", "5"])
 @pytest.mark.parametrize(
     "flags",
@@ -542,7 +308,7 @@ def test_own_images_of_any_shape(images, tmp_path, capfd, latent_dim, flags):
         str(tmp_path / "r"),
     ]
     assert train([*argv, *flags.split()]) == 0
-    evaluated(capfd, tmp_path / "r", "--num_samples", "3", "--check_images", "0")
+    assert main(["evaluate", str(tmp_path / "r"), "--num_samples", "3", "--check_images", "0"]) == 0
 
 
 def test_colour_images(tmp_path, complete):
@@ -589,7 +355,7 @@ RECIPES = sorted(path for path in (ROOT / "experiments").glob("*.yaml"))
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipes_run(recipe, tmp_path, few):
-    """Two steps of each recipe on a few real images; the whole runs are in experiments/README.md."""
+    """Two steps of each recipe on a few images; experiments/README.md has the whole runs."""
     argv = ["--config", str(recipe), "--data", str(few), "--epochs", "1", "--batch_size", "45"]
     assert train([*argv, "--run_dir", str(tmp_path / "r")]) == 0
     assert metrics(tmp_path / "r")[0]["step"] == 2

@@ -1,10 +1,9 @@
-"""Requests that cannot be carried out: exit code 2, one line that names the option, nothing written."""
+"""Options, their help, and wrong ones: exit code 2, one line that names the option."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +12,14 @@ import pytest
 import torch
 
 from pyro_vae.cli.main import main
+from pyro_vae.cli.options import parse_training
+from pyro_vae.runs.annotations import parameters
+from pyro_vae.runs.parts import PARTS, known_classes
 
 TRAIN = ["train", "--data", "digits", "--epochs", "1", "--device", "cpu"]
+
+CAPACITY = "--objective CapacityELBO --objective.capacity Linear --objective.capacity"
+ONE_CYCLE = "--lr_scheduler OneCycleLR --lr_scheduler.max_lr 0.01"
 
 # Flags of `train`, and what the line must name.
 BAD_TRAIN = {
@@ -27,7 +32,7 @@ BAD_TRAIN = {
     "--prior my_module.Foo": "my_module",
     "--prior own.Missing": "own",
     "--prior torch.nn.Linear": "torch.nn.Linear",
-    "--prior.foo 3": "--prior.help",
+    "--prior.foo 3": "StandardNormal has no option foo",
     "--prior.latent_dim 3": "latent_dim",
     "--prior null": "prior",
     "--model null": "model",
@@ -38,7 +43,7 @@ BAD_TRAIN = {
     "--encoder.hidden null": "encoder.hidden",
     "--encoder.activation null": "encoder.activation",
     "--optimizer.lr null": "optimizer.lr",
-    "--objective CapacityELBO --objective.capacity Linear --objective.capacity.end null": "capacity",
+    f"{CAPACITY}.end null": "capacity",
     "--encoder Conv --encoder.kernel_sizes [3]": "encoder",
     "--encoder.activation Foo": "encoder.activation",
     "--encoder Network": "encoder",
@@ -68,7 +73,7 @@ BAD_TRAIN = {
     "--image_size 0": "image_size",
     "--image_size 1000000": "image_size",
     "--objective pyro.infer.JitTrace_ELBO": "JitTrace_ELBO",
-    "--objective CapacityELBO --objective.capacity Linear --objective.capacity.epochs x": "capacity",
+    f"{CAPACITY}.epochs x": "capacity",
     "--objective DReGELBO --posterior own.Coin": "reparameterized",
     "--model Foo": "HierarchicalVAE",
     "--model.prior_dim 3": "prior_dim",
@@ -116,7 +121,7 @@ BAD_TRAIN = {
     "--lr_scheduler StepLR": "lr_scheduler",
     "--lr_scheduler StepLR --lr_scheduler.step_size 0": "lr_scheduler",
     "--lr_scheduler torch.optim.Adam": "lr_scheduler",
-    "--lr_scheduler OneCycleLR --lr_scheduler.max_lr 0.01 --lr_scheduler.total_steps 1 --epochs 5": "lr_scheduler",
+    f"{ONE_CYCLE} --lr_scheduler.total_steps 1 --epochs 5": "lr_scheduler",
     "--patience 0": "patience",
     "--clip_grad_norm 0": "clip_grad_norm",
     "--clip_grad_norm x": "clip_grad_norm",
@@ -305,58 +310,6 @@ def test_output_files_that_cannot_be_named(refused, run_dir, out):
     assert len(refused("generate", run_dir, "samples", "--out", out)) < 1000
 
 
-@pytest.mark.parametrize("path", ["x" * 5000, "/dev/null/x.png"])
-@pytest.mark.parametrize("command", ["train", "generate"])
-def test_output_files_that_cannot_be_written(capfd, run_dir, images, command, path):
-    argv = (
-        ["train", "--data", images, "--run_dir"]
-        if command == "train"
-        else ["generate", run_dir, "samples", "--out"]
-    )
-    assert main([*map(str, argv), path]) == 1
-    err = capfd.readouterr().err
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert len(err) < 1000
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
-@pytest.mark.parametrize(
-    "command",
-    [
-        "generate run samples --out s.npz --count 2000",
-        "generate run samples --out s.png",
-        "evaluate run",
-    ],
-)
-def test_a_full_disk_leaves_no_part_of_a_file(capfd, run_dir, tmp_path, monkeypatch, command):
-    """Stood in for by a limit on the size of files, which is below that of arrays and figures."""
-    import resource
-
-    shutil.copytree(run_dir, tmp_path / "run")
-    monkeypatch.chdir(tmp_path)
-    argv, before = (
-        [*command.split(), *(["--num_samples", "2"] if command == "evaluate run" else [])],
-        [*tmp_path.rglob("*")],
-    )
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
-    try:
-        assert main(argv) == 1
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert capfd.readouterr().err.count("cannot be written") == 1
-    assert [*tmp_path.rglob("*")] == before
-
-
-def test_commands(capfd):
-    assert main(["--help"]) == main([]) == 0
-    assert main(["tain"]) == 2
-    out, err = capfd.readouterr()
-    assert all(name in out for name in ("train", "evaluate", "generate"))
-    assert err.count("\n") == 1
-
-
 @pytest.mark.parametrize("flag", ["--help", "--prior.help", "--encoder.help=MLP", "--print_config"])
 def test_help(capfd, flag):
     assert main(["train", flag]) == 0
@@ -368,6 +321,57 @@ def test_help(capfd, flag):
         "--print_config": "latent_dim: 20",
     }
     assert expected.get(flag, "prior") in out
+
+
+PARTS_AND_CLASSES = [(name, cls.__name__) for name, part in PARTS.items() for cls in part.known()]
+
+
+# Classes of torch with ten options and more.
+LONG = ("Adam", "AdamW", "CyclicLR", "OneCycleLR", "ReduceLROnPlateau", "RMSprop", "NAdam", "RAdam")
+
+
+@pytest.mark.parametrize(("name", "cls"), PARTS_AND_CLASSES)
+def test_help_of_a_class_is_short_and_without_markup(capfd, name, cls):
+    assert main(["train", f"--{name}.help", cls]) == 0
+    out = capfd.readouterr().out
+    lines = out.splitlines()
+    assert len(lines) <= (50 if cls in LONG else 30)
+    assert max(map(len, lines)) <= 80 or "COLUMNS" in os.environ
+    for markup in (":math:", ":class:", "<class", "subclass", "typing."):
+        assert markup not in out
+    options = parameters(known_classes(name)[cls], PARTS[name].supplied)
+    assert all(f"--{name}.{option} " in out for option in options)
+
+
+def test_help_of_a_class_that_does_not_exist(refused):
+    assert "there is no class Foo" in refused("train", "--prior.help", "Foo")
+
+
+def test_printed_options_are_a_configuration(capfd, tmp_path):
+    argv = ["--latent_dim", "3", "--prior", "VampPrior", "--optimizer.lr", "0.01"]
+    assert main(["train", *argv, "--print_config"]) == 0
+    file = tmp_path / "c.yaml"
+    file.write_text(capfd.readouterr().out)
+    assert parse_training(["--config", str(file)]) == parse_training(argv)
+
+
+MESSAGES = {
+    "--latent_dim x": "latent_dim must be an integer, but is 'x'",
+    "--latent_dim 0": "latent_dim must be an integer from 1 to 16384, but is 0",
+    "--device tpu": "device must be one of auto, cpu, cuda, but is 'tpu'",
+    "--optimizer.lr x": "optimizer.lr must be a number or Tensor, but is 'x'",
+    "--encoder.hidden [a]": "encoder.hidden must be a list such as [2, 3], but is ['a']",
+    "--prior.foo 3": "prior: StandardNormal has no option foo; its options are: none",
+    "--likelihood.relaxed 2": "likelihood.relaxed must be true or false, but is 2",
+    "--lr_scheduler StepLR": "lr_scheduler: the following arguments are required: step_size",
+    "--prior pyro_vae.MLP": "prior: pyro_vae.MLP is not a subclass of Prior; choose from",
+    "--epoch 3": "unrecognized arguments: --epoch 3; did you mean --epochs?",
+}
+
+
+@pytest.mark.parametrize("flags", MESSAGES)
+def test_messages_are_written_for_the_user(refused, flags):
+    assert refused("train", *flags.split()).startswith(f"error: {MESSAGES[flags]}")
 
 
 def test_help_lists_what_works(capfd):
@@ -385,13 +389,6 @@ def pyro_vae(*argv, **options):
     return subprocess.run(
         [sys.executable, *map(str, argv)], capture_output=True, text=True, timeout=120, **options
     )
-
-
-@pytest.mark.parametrize("command", ["pyro_vae.train --help", "pyro_vae --help"])
-def test_help_as_a_process(command):
-    done = pyro_vae("-W", "error", "-m", *command.split())
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("usage: ")
 
 
 MISTAKES = """
@@ -412,7 +409,7 @@ os._exit(0)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_mistakes_as_processes(tmp_path, run_dir):
-    """Some lines of the tables, each in a process of its own, forked after the imports to save their time."""
+    """Some lines of the tables, each in a process of its own, forked after the imports."""
     (tmp_path / "own.py").write_text(OWN)
     lines = [
         [*TRAIN, *flags.split()]
@@ -434,10 +431,3 @@ def test_mistakes_as_processes(tmp_path, run_dir):
     assert [line for line in done.stderr.splitlines() if not line.startswith("error: ")] == []
     assert done.stderr.count("\n") == 1 + len(lines)
     assert [path.name for path in tmp_path.iterdir()] == ["own.py"]
-
-
-def test_importing_leaves_torchs_validation_alone():
-    """zuko switches it off for everybody."""
-    ask = "from torch.distributions import Distribution as D; import pyro; before = D._validate_args; import pyro_vae.cli.main"
-    done = pyro_vae("-c", f"{ask}; print(before, D._validate_args)")
-    assert done.stdout == "True True\n", done.stderr

@@ -1,0 +1,68 @@
+"""What the functions of evaluation take: a split, a batch or a tensor, as a `Batch` of values."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_vae.data.split import Split, shuffled
+from pyro_vae.engine.programs import Batch
+from pyro_vae.engine.random_state import forked_rng
+from pyro_vae.errors import RequestError
+from pyro_vae.vae import Model
+
+Data = Split | Batch | Tensor
+
+
+def scored(vae: Model, data: Data) -> Batch:
+    """The arguments of a model's programs, on its device; sets the model to evaluation mode.
+
+    The pixels of a split are equal at every call: noise that it lacks is fixed, see
+    `Split.with_fixed_noise`.
+
+    Arguments:
+        vae: A model.
+        data: A split of a data set; or a batch, or a tensor, of the values that the likelihood
+            scores (`Split.scored`).
+
+    Raises:
+        ValueError: If images or labels do not have the dtype and shape of the model's.
+    """
+    vae.eval()
+    if isinstance(data, Split):
+        split = data.with_fixed_noise().to(next(vae.parameters()).device)
+        batch = Batch(split.scored(vae.pixels), split.y)
+    elif isinstance(data, Tensor):
+        batch = Batch(data, None)
+    else:
+        batch = data
+    _check_batch(vae, batch)
+    return batch
+
+
+def random_rows(data: Split | Batch, count: int) -> Tensor:
+    """The positions of at most `count` random rows, the same at every call; all rows in order."""
+    device = data.x.device
+    if count >= len(data):
+        return torch.arange(len(data), device=device)
+    return shuffled(len(data))[:count].to(device)
+
+
+def _check_batch(vae: Model, batch: Batch) -> None:
+    if len(batch) == 0:
+        raise RequestError("there are no images; use at least one")
+    vae.check_labels(batch.y)
+    first = batch[:1]
+    with forked_rng():
+        shape = vae.sample(1, first.y).shape[1:]
+    if batch.x.shape[1:] != shape:
+        raise RequestError(
+            f"images have shape {tuple(batch.x.shape[1:])}, but the model was made for"
+            f" {tuple(shape)}; use images of that shape (image_size in load_data resizes them)"
+        )
+    dtype = next(vae.parameters()).dtype
+    if batch.x.dtype != dtype:
+        raise RequestError(
+            f"images must be values that the likelihood scores, {dtype}, but are {batch.x.dtype};"
+            " pass a split, or its split.scored(vae.pixels)"
+        )

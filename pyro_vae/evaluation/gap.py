@@ -1,0 +1,222 @@
+"""The inference gap: what the family of posteriors costs, and what the encoder costs."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import pyro
+import torch
+from torch import Tensor
+from torch.optim import Adam
+
+from pyro_vae.engine.graphs import AnyEngine, Graph, pick_engine
+from pyro_vae.engine.importance import log_likelihood
+from pyro_vae.engine.precision import products
+from pyro_vae.engine.programs import Batch, Program
+from pyro_vae.engine.progress import progress_bar
+from pyro_vae.errors import RequestError, check_positive
+from pyro_vae.evaluation.ais import annealed_log_weights, can_anneal
+from pyro_vae.evaluation.batch import Data, scored
+from pyro_vae.evaluation.codes import IMAGES
+from pyro_vae.evaluation.metrics import RELIABLE, Metrics, score, summary
+from pyro_vae.evaluation.quadrature import has_two_dimensions, quadrature_log_likelihood
+from pyro_vae.objectives import StickingTheLandingELBO
+from pyro_vae.vae import Model, default_batch_size
+
+Method = Literal["quadrature", "ais", "is"]
+
+# Rise of the mean ELBO, in nats per round of steps, below which the optimization ends.
+RISE = 0.01
+
+
+class Gap(NamedTuple):
+    """The inference gap of each image, in nats, each of shape `(N,)`, and how it was measured."""
+
+    log_likelihood: Tensor
+    """log p(x) by quadrature, or a lower bound in expectation, see `method`."""
+    local_elbo: Tensor
+    """The ELBO of the best posterior of the family, optimized for each image."""
+    elbo: Tensor
+    """The ELBO of the encoder's posterior."""
+    params: Tensor
+    """The parameters of the best posterior, shape `(N, num_params, latent_dim)`."""
+    method: Method
+    """How log p(x) was estimated: by quadrature; or, as the higher of two bounds, by annealed
+    importance sampling or by importance sampling from the best posterior."""
+    pareto_k: Tensor
+    """k-hat of the importance weights of the best posterior."""
+    num_samples: int
+    """Samples of each image for each metric."""
+
+    @property
+    def approximation(self) -> Tensor:
+        """The cost of the family: log p(x) minus the best ELBO.
+
+        Unless log p(x) is by quadrature, its mean is a lower bound in expectation, if the
+        optimization found the best posterior.
+        """
+        return self.log_likelihood - self.local_elbo
+
+    @property
+    def amortization(self) -> Tensor:
+        """The cost of the encoder: the best ELBO minus the encoder's."""
+        return self.local_elbo - self.elbo
+
+    def summary(self) -> Metrics:
+        """The means over images with their standard errors, as `pyro-vae evaluate` reports them."""
+        return {
+            "total": summary(self.log_likelihood - self.elbo, self.num_samples),
+            "approximation": summary(self.approximation, self.num_samples),
+            "amortization": summary(self.amortization, self.num_samples),
+            "method": self.method,
+            "share_of_images_with_k_hat_over_0.7": self._share_of_unreliable(),
+        }
+
+    def _share_of_unreliable(self) -> float | None:
+        if self.pareto_k.isnan().any():
+            return None
+        return (self.pareto_k > RELIABLE).double().mean().item()
+
+
+@products("float32")
+def inference_gap(
+    vae: Model,
+    data: Data,
+    *,
+    num_samples: int = 1000,
+    steps: int = 200,
+    rounds: int = 10,
+    learning_rate: float = 0.05,
+    draws: int = 10,
+    num_chains: int = 16,
+    num_temperatures: int = 500,
+    batch_size: int | None = None,
+    engine: AnyEngine = "auto",
+) -> Gap:
+    r"""Split :math:`\log p(x) - \mathrm{ELBO}` into approximation gap and amortization gap.
+
+    Adam optimizes the posterior's parameters for each image, starting from the encoder's, in rounds
+    of steps until the ELBO stops rising; the results are scored with new draws. Its gradients are
+    those of `StickingTheLandingELBO`. In a hierarchical VAE the parameters are those of q(z | x);
+    the other sites of the guide stay as they are.
+
+    log p(x) is computed by quadrature if the code has two dimensions. Otherwise it is the higher,
+    on average over the images, of two lower bounds: annealed importance sampling, and importance
+    sampling from the optimized posterior. The approximation gap is then a lower bound, too.
+
+    References:
+        | Inference Suboptimality in Variational Autoencoders (Cremer et al., 2018)
+        | https://arxiv.org/abs/1801.03558
+
+    Arguments:
+        vae: A VAE whose posterior has reparameterized draws.
+        data: The images, see `scored`.
+        num_samples: Samples for each metric.
+        steps: Steps of Adam in each round.
+        rounds: Largest number of rounds. They end earlier if the mean ELBO rises by less than 0.01
+            nats.
+        learning_rate: Adam's learning rate, which decays linearly to 0 in each round.
+        draws: Draws for each gradient.
+        num_chains: Chains of annealing for each image.
+        num_temperatures: Temperatures of annealing.
+        batch_size: Decoder rows per pass; None is `default_batch_size`.
+        engine: What runs the passes, see `Graph`; "auto" depends on the number of steps.
+
+    Raises:
+        RequestError: If the posterior has no reparameterized draws, or a number is not positive.
+    """
+    check_positive(steps=steps, rounds=rounds, learning_rate=learning_rate, draws=draws)
+    batch = scored(vae, data)
+    with torch.no_grad():
+        params = torch.cat([_posterior_params(vae, rows) for rows in batch.split(IMAGES)])
+    if not vae.posterior(params[:1]).has_rsample:
+        raise RequestError("the inference gap needs a posterior with reparameterized draws")
+    batch_size = batch_size or default_batch_size(vae, batch.x)
+
+    def model(x: Tensor, y: Tensor | None, params: Tensor) -> None:
+        vae.model(x, y)
+
+    def guide(x: Tensor, y: Tensor | None, params: Tensor) -> None:
+        with vae.posterior.register_forward_pre_hook(lambda module, args: (params,)):
+            vae.guide(x, y)
+
+    rows = max(1, batch_size // draws)
+    chosen = pick_engine(engine, batch.x.device, steps * -(-len(batch) // rows))
+    gradient = Graph(partial(_gradient, model, guide, draws), chosen)
+    best = []
+    with progress_bar(rounds * steps * len(batch), "optimizing posteriors", " steps") as bar:
+        for part in Batch(*batch, params).split(rows):
+            best.append(_optimize(gradient, part, steps, rounds, learning_rate, bar))
+    params = torch.cat(best)
+    local = score(model, guide, Batch(*batch, params), num_samples, batch_size)
+    encoder = score(vae.model, vae.guide, batch, num_samples, batch_size)
+    method: Method = "is"
+    log_p = local.log_likelihood
+    exact = _quadrature(vae, batch, batch_size)
+    if exact is not None:
+        log_p, method = exact, "quadrature"
+    elif can_anneal(vae.model, batch):
+        weights = annealed_log_weights(
+            vae.model,
+            *batch,
+            num_chains=num_chains,
+            num_temperatures=num_temperatures,
+            batch_size=batch_size,
+            engine=engine,
+        )
+        annealed = log_likelihood(weights.cpu())
+        if annealed.mean() > log_p.mean():
+            log_p, method = annealed, "ais"
+    return Gap(log_p, local.elbo, encoder.elbo, params, method, local.pareto_k, num_samples)
+
+
+def _posterior_params(vae: Model, batch: Batch) -> Tensor:
+    """The parameters that the guide hands to the posterior, `(N, num_params, latent_dim)`."""
+    seen: list[Tensor] = []
+    with vae.posterior.register_forward_pre_hook(lambda module, args: seen.append(args[0])):
+        vae.q_z(*batch)
+    return seen[0]
+
+
+def _gradient(
+    model: Program, guide: Program, draws: int, x: Tensor, y: Tensor | None, params: Tensor
+) -> list[Tensor]:
+    """The gradient of minus the ELBO for the parameters, and its value."""
+    with torch.enable_grad(), pyro.validation_enabled(False):
+        params = params.detach().requires_grad_()
+        loss = StickingTheLandingELBO(draws).tensor_loss(model, guide, (x, y, params))
+        (slope,) = torch.autograd.grad(loss, [params])
+    return [slope, loss.detach()]
+
+
+def _optimize(
+    gradient: Graph, part: Batch, steps: int, rounds: int, learning_rate: float, bar: Any
+) -> Tensor:
+    """The parameters after the rounds of Adam."""
+    x, y, params = part
+    params = params.clone()
+    previous = None
+    for _ in range(rounds):
+        optimizer = Adam([params], lr=learning_rate)
+        late = []
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
+            params.grad, loss = gradient(x, y, params)
+            optimizer.step()
+            if step >= steps // 2:
+                late.append(loss / len(x))
+            bar.update(len(x))
+        mean = torch.stack(late).mean().item()
+        if previous is not None and previous - mean < RISE:
+            break
+        previous = mean
+    return params
+
+
+def _quadrature(vae: Model, batch: Batch, batch_size: int) -> Tensor | None:
+    """log p(x) of each image, if the code has two dimensions and all integrals converge."""
+    if not has_two_dimensions(vae, batch):
+        return None
+    log_p = quadrature_log_likelihood(vae, batch, batch_size)
+    return log_p if log_p.isfinite().all() else None

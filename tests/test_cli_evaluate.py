@@ -1,0 +1,276 @@
+"""`pyro-vae evaluate`: what it prints and writes."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import pyro_vae as pv
+from pyro_vae.cli import evaluate as command
+from pyro_vae.cli.main import main
+from pyro_vae.train import main as train
+
+SCORE = [
+    "--num_samples",
+    "20",
+    "--num_images",
+    "30",
+    "--split",
+    "validation",
+    "--check_images",
+    "0",
+]
+
+
+def written(out):
+    """The files whose paths were printed."""
+    return [Path(line.strip()) for line in out.splitlines() if Path(line.strip()).is_file()]
+
+
+def evaluated(capfd, *argv):
+    """The results of an evaluation, and what it printed."""
+    capfd.readouterr()
+    assert main(["evaluate", *map(str, argv)]) == 0
+    out = capfd.readouterr().out
+    (file,) = [file for file in written(out) if file.suffix == ".json"]
+    return json.loads(file.read_text()), out
+
+
+def test_evaluate(run_dir, capfd):
+    results, out = evaluated(capfd, run_dir, *SCORE)
+    assert "validation set, last checkpoint" in out
+    assert (results["log_likelihood"]["num_samples"], results["log_likelihood"]["num_images"]) == (
+        20,
+        30,
+    )
+    assert results["elbo"]["num_images"] == 149
+    assert "linear_probe" in results
+    assert all(file.stat().st_size > 0 for file in written(out))
+
+
+def test_evaluate_overwrites_no_results_of_other_settings(run_dir, capfd, monkeypatch):
+    monkeypatch.setattr("pyro_vae.reporting.figures.png", lambda figure: b"")
+    others = [
+        "",
+        "--num_samples 21",
+        "--num_images 31",
+        "--split test",
+        "--checkpoint best",
+        "--seed 1",
+        "--method ais",
+    ]
+    argv = [run_dir, *SCORE, "--num_chains", "2", "--num_temperatures", "2"]
+    files = [
+        file for other in others for file in written(evaluated(capfd, *argv, *other.split())[1])
+    ]
+    assert len(files) == len({*files}) == 3 * len(others)
+
+
+def test_evaluate_repeats_itself(run_dir, capfd):
+    assert (
+        evaluated(capfd, run_dir, *SCORE, "--checkpoint", "best")[0]
+        == evaluated(capfd, run_dir, *SCORE, "--checkpoint", "best")[0]
+    )
+
+
+def test_evaluate_says_how_far_to_trust_it(run_dir, tmp_path, capfd):
+    file = tmp_path / "a" / "scores.npz"
+    argv = [
+        "--num_samples",
+        "60",
+        "--num_images",
+        "40",
+        "--gap_images",
+        "2",
+        "--check_images",
+        "2",
+        "--per_image",
+        file,
+    ]
+    results, out = evaluated(capfd, run_dir, *argv)
+    for said in (
+        "active units",
+        "mutual information",
+        "linear probe",
+        "inference gap",
+        "effective samples",
+        "ELBO, same",
+    ):
+        assert said in out
+    gap = results["inference_gap"]
+    assert gap["total"]["num_images"] == 2
+    assert gap["total"]["mean"] == pytest.approx(
+        gap["approximation"]["mean"] + gap["amortization"]["mean"], rel=1e-5
+    )
+    assert results["check"]["num_images"] == 2
+    assert results["linear_probe"]["num_images"] == 299
+    assert list(results["k_curve"]) == ["1", "2", "4", "8", "16", "32", "60"]
+    data = pv.load_data("digits")
+    with np.load(file) as arrays:
+        assert {
+            "elbo",
+            "log_likelihood",
+            "monte_carlo_error",
+            "effective_sample_size",
+            "pareto_k",
+        } <= set(arrays)
+        assert all(len(arrays[name]) == 40 for name in arrays)
+        assert arrays["log_likelihood"].mean() == pytest.approx(results["log_likelihood"]["mean"])
+        np.testing.assert_array_equal(arrays["labels"], data.test.labels[arrays["index"]])
+        assert len({*arrays["index"].tolist()}) == 40
+    for picture in (file for file in written(out) if file.suffix == ".png"):
+        with Image.open(picture) as image:
+            assert min(image.size) > 200
+
+
+def test_evaluate_by_annealing(run_dir, capfd):
+    argv = [
+        "--method",
+        "ais",
+        "--num_images",
+        "5",
+        "--num_samples",
+        "200",
+        "--num_chains",
+        "4",
+        "--num_temperatures",
+        "20",
+    ]
+    results, out = evaluated(capfd, run_dir, *argv, "--check_images", "0")
+    assert "AIS" in out
+    assert "inference gap" not in out
+    assert results["annealed"]["num_images"] == results["log_likelihood"]["num_images"] == 5
+    difference = results["annealed"]["mean"] - results["log_likelihood"]["mean"]
+    assert results["annealed_difference"]["mean"] == pytest.approx(difference, rel=1e-4)
+    assert results["simulated"]["gap"]["mean"] > -1
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["", "--likelihood Binomial", "--model HierarchicalVAE --model.prior_dim 2 --latent_dim 3"],
+)
+def test_evaluate_images_without_labels(tmp_path, capfd, flags):
+    np.save(
+        tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, (30, 4, 4), dtype=np.uint8)
+    )
+    argv = [
+        "--data",
+        str(tmp_path / "a.npy"),
+        "--epochs",
+        "1",
+        "--batch_size",
+        "8",
+        "--run_dir",
+        str(tmp_path / "r"),
+    ]
+    assert train([*argv, *flags.split()]) == 0
+    results, out = evaluated(capfd, tmp_path / "r", "--num_samples", "30", "--check_images", "0")
+    assert "linear_probe" not in results
+    assert ("bits per dimension" in out) == ("Binomial" in flags)
+
+
+def test_labels_of_one_class(tmp_path, capfd):
+    images = np.random.default_rng(0).integers(0, 256, (40, 5, 5), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=images, labels=np.zeros(40, dtype=np.int64))
+    argv = [
+        "--data",
+        str(tmp_path / "a.npz"),
+        "--epochs",
+        "1",
+        "--batch_size",
+        "8",
+        "--run_dir",
+        str(tmp_path / "r"),
+    ]
+    assert train(argv) == 0
+    flags = [
+        "--num_samples",
+        "3",
+        "--method",
+        "ais",
+        "--num_chains",
+        "1",
+        "--num_temperatures",
+        "2",
+        "--check_images",
+        "1",
+    ]
+    results, _ = evaluated(
+        capfd, tmp_path / "r", "--split", "validation", "--num_images", "1", *flags
+    )
+    assert "linear_probe" not in results
+    assert "nan" not in json.dumps(results).lower()
+
+
+def test_training_images_are_scored_on_fixed_pixels_and_not_probed(run_dir, capfd):
+    """They have no fixed noise of their own; quadrature of other pixels would disagree."""
+    argv = [run_dir, "--split", "train", "--num_samples", "300", "--num_images", "200"]
+    results, _ = evaluated(capfd, *argv)
+    assert results["check"]["method"] == "quadrature"
+    assert not results["check"]["disagree"]
+    assert abs(results["check"]["difference"]) < 0.1
+    assert "linear_probe" not in results
+
+
+def test_evaluate_with_one_sample(run_dir, capfd):
+    results, out = evaluated(capfd, run_dir, *SCORE[2:4], "--num_samples", "1")
+    assert "nan" not in out
+    json.dumps(results, allow_nan=False)
+    assert "agrees" not in out
+
+
+def test_options_reach_everything_that_is_computed(run_dir, capfd, monkeypatch):
+    """The engine and the batch size of the check, the information, the gap and the rest."""
+    seen = {}
+    names = ["score_images", "summarize", "check_log_likelihood", "inference_gap"]
+    for name in [*names, "information"]:
+        function = getattr(command, name)
+
+        def spy(*args, name=name, function=function, **options):
+            seen[name] = [*args, *options.values()]
+            return function(*args, **options)
+
+        monkeypatch.setattr(command, name, spy)
+    argv = ["--engine", "eager", "--batch_size", "123", "--num_samples", "9", "--gap_images", "2"]
+    evaluated(capfd, run_dir, "--num_images", "5", "--check_images", "2", *argv)
+    for name in names:
+        assert "eager" in [item for item in seen[name] if isinstance(item, str)], name
+    for name, items in seen.items():
+        assert 123 in [item for item in items if isinstance(item, int)], name
+
+
+def test_names_of_classes_are_written_per_image(tmp_path, capfd):
+    images = np.random.default_rng(0).integers(0, 256, (40, 5, 5), dtype=np.uint8)
+    labels = np.array(["cat", "dog"])[np.arange(40) % 2]
+    np.savez(tmp_path / "a.npz", images=images, labels=labels)
+    argv = ["--data", str(tmp_path / "a.npz"), "--epochs", "1", "--batch_size", "8"]
+    assert train([*argv, "--run_dir", str(tmp_path / "r")]) == 0
+    file = tmp_path / "s.npz"
+    evaluated(capfd, tmp_path / "r", "--num_samples", "3", "--per_image", file)
+    with np.load(file) as arrays:
+        assert set(arrays["classes"]) == {"cat", "dog"}
+        assert (np.array(["cat", "dog"])[arrays["labels"]] == arrays["classes"]).all()
+
+
+def test_a_folder_that_cannot_be_written(run_dir, tmp_path, refused, monkeypatch, capfd):
+    """It is refused before anything is computed; scores of each image are written elsewhere."""
+    access = os.access
+
+    def read_only(path, mode):
+        is_inside = run_dir in (path, *Path(path).parents)
+        return access(path, mode) and not (is_inside and mode == os.W_OK)
+
+    monkeypatch.setattr(os, "access", read_only)
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "score_images", None)
+        assert "--per_image" in refused("evaluate", run_dir)
+    before = sorted(run_dir.rglob("*"))
+    file = tmp_path / "scores.npz"
+    argv = ["--num_samples", "3", "--check_images", "0", "--per_image", str(file)]
+    assert main(["evaluate", str(run_dir), *argv]) == 0
+    assert "log p(x)" in capfd.readouterr().out
+    assert file.exists()
+    assert sorted(run_dir.rglob("*")) == before

@@ -213,7 +213,9 @@ def train_parser() -> ArgumentParser:
     parser.add_argument("--config", action=_ConfigFile, help=text)
     text = "Print all options as YAML, and stop."
     parser.add_argument("--print_config", action="store_true", help=text)
-    parser.add_class_arguments(Recipe, as_group=False, skip=set(PARTS))
+    parser.add_class_arguments(Recipe, as_group=False, skip={*PARTS, "image_shape"})
+    text = "Height and width, or channels, height and width, of images that a file stores as rows."
+    parser.add_argument("--image_shape", nargs="+", type=_size, metavar="SIZE", help=text)
     text = "New folder for everything that the run writes; by default runs/DATA-TIME."
     add(parser, "run_dir", str, None, text)
     text = "Continue the run in --run_dir from its last checkpoint; with auto, start it if new."
@@ -429,6 +431,11 @@ def _explain(option: str, message: str) -> None:
     elif not unknown and "." in option:
         annotated = hints(resolve(name, paths[-1]))
         check.value(option, value, annotated.get(option.rpartition(".")[2], Any))
+
+
+def _size(value: Any) -> Any:
+    """An integer; what is none is refused by `Recipe.check`."""
+    return int(value) if str(value).isdecimal() else value
 
 
 def _value(text: str) -> Any:

@@ -213,7 +213,9 @@ def train_parser() -> ArgumentParser:
     parser.add_argument("--config", action=_ConfigFile, help=text)
     text = "Print all options as YAML, and stop."
     parser.add_argument("--print_config", action="store_true", help=text)
-    parser.add_class_arguments(Recipe, as_group=False, skip=set(PARTS))
+    parser.add_class_arguments(Recipe, as_group=False, skip={*PARTS, "image_shape"})
+    text = "Height and width, or channels, height and width, of images that a file stores as rows."
+    parser.add_argument("--image_shape", nargs="+", type=_size, metavar="SIZE", help=text)
     text = "New folder for everything that the run writes; by default runs/DATA-TIME."
     add(parser, "run_dir", str, None, text)
     text = "Continue the run in --run_dir from its last checkpoint; with auto, start it if new."
@@ -389,10 +391,20 @@ def one_line(message: str, parser: ArgumentParser) -> str:
         _explain(option, message)
     lines = [re.sub(r'Parser key ".*?":', "", line).strip(" -") for line in message.splitlines()]
     said = [line for line in lines if line and not line.startswith(_NESTING)]
+    line = said[0]
+    restricted = re.match(r"Not of type (?:UpTo)?(\w+):", line)
+    if restricted:
+        line = _INTEGERS.get(restricted[1], f"must be an integer from 1 to {restricted[1]}")
     if option:
-        return f"{option}: {said[0]}"
-    return said[0]
+        return f"{option}: {line}"
+    return line
 
+
+_INTEGERS = {
+    "PositiveInt": "must be a positive integer",
+    "NonNegativeInt": "must be an integer, at least 0",
+    "Seed": "must be an integer from 0 to 4294967295",
+}
 
 # Lines of jsonargparse's messages that say how it tried to read a value.
 _NESTING = ("Expected a path", "Does not validate", "Subtypes", "Errors", "Problem with given")
@@ -419,6 +431,11 @@ def _explain(option: str, message: str) -> None:
     elif not unknown and "." in option:
         annotated = hints(resolve(name, paths[-1]))
         check.value(option, value, annotated.get(option.rpartition(".")[2], Any))
+
+
+def _size(value: Any) -> Any:
+    """An integer; what is none is refused by `Recipe.check`."""
+    return int(value) if str(value).isdecimal() else value
 
 
 def _value(text: str) -> Any:

@@ -284,8 +284,16 @@ def build_training(recipe: Recipe, download: bool = True) -> tuple[Model, Data, 
     device = pick_device(recipe.device)
     recipe.binarization = pick_binarization(recipe)
     with distributed.main_process_first():
-        options = (recipe.image_size, recipe.binarization, download, recipe.validation_size)
-        data = load_data(recipe.data, recipe.data_dir, *options)
+        data = load_data(
+            recipe.data,
+            recipe.data_dir,
+            image_size=recipe.image_size,
+            binarization=recipe.binarization,
+            download=download,
+            validation_size=recipe.validation_size,
+            image_shape=recipe.image_shape,
+            condition_on=recipe.condition_on,
+        )
     recipe.data = stored_data(recipe.data, data)
     recipe.data_dir = absolute(recipe.data_dir)
     pyro.clear_param_store()

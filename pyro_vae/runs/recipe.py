@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
-from pyro_vae.data.datasets import Binarization
+from pyro_vae.data.datasets import Binarization, Condition
 from pyro_vae.engine.graphs import AnyEngine
 from pyro_vae.engine.precision import Precision
 from pyro_vae.errors import RequestError
@@ -32,10 +32,14 @@ class Recipe:
     """Everything that a run was asked for, as the plain values of its config.yaml.
 
     Attributes:
-        data: auto, the name of a data set, a path to your own images (.npy, .npz or a folder), or
-            the import path of a function that returns `pyro_vae.Data`.
+        data: auto, the name of a data set, a path to your own images (a folder, .npy, .npz, .mat,
+            .amat, .csv or IDX), or the import path of a function that returns `pyro_vae.Data`.
         data_dir: Folder of the downloaded data sets.
         image_size: Height and width to resize every image to, up to 1024.
+        image_shape: Height and width, or channels, height and width, of images that a file stores
+            as rows of values.
+        condition_on: What models with labels use if the data have labels and covariates; by default
+            the covariates.
         binarization: How grey pixels become binary: drawn at each presentation, drawn once, or not
             at all; by default what the likelihood needs.
         validation_size: Training images held out for validation; by default a twelfth.
@@ -75,6 +79,8 @@ class Recipe:
     data: str = "auto"
     data_dir: str = "data"
     image_size: int | None = None
+    image_shape: list[int] | None = None
+    condition_on: Condition | None = None
     binarization: Binarization | None = None
     validation_size: int | None = None
     latent_dim: int = 20

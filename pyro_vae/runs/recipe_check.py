@@ -35,6 +35,7 @@ from pyro_vae.runs.parts import PARTS, Choice, known_classes, resolve
 # built. All of them count something, so that they are at least 1.
 LIMITS = {
     "image_size": 1024,
+    "image_shape": 1024,
     "latent_dim": 2**14,
     "prior_dim": 2**14,
     "hidden": 2**14,

@@ -134,6 +134,8 @@ def _check_data(recipe: Recipe, data: Data) -> None:
         pick_binarization(recipe),
         download=False,
         validation_size=recipe.validation_size,
+        image_shape=recipe.image_shape,
+        condition_on=recipe.condition_on,
     )
     if loaded.fingerprint != data.fingerprint:
         raise RequestError(

@@ -105,7 +105,9 @@ def _log_likelihood(value: Values, all_images: int) -> list[str]:
 
 def _check(value: Values) -> list[str]:
     """The second estimate minus the importance-weighted one."""
-    name = "AIS" if value["method"] == "ais" else value["method"]
+    name = value["method"]
+    if name == "ais":
+        name = "AIS"
     verdicts = {True: "DISAGREES", False: "agrees", None: "error unknown"}
     note = f"  {value['num_images']:,} images: {verdicts[value['disagree']]}"
     difference = {"mean": value["difference"], "standard_error": value["standard_error"]}

@@ -85,7 +85,7 @@ def _start(recipe: Recipe, run_dir: str | None) -> None:
 
 def _resume(asked: Asked, argv: list[str]) -> None:
     run = Run.open(asked.run_dir or "")
-    written = None
+    written = None  # only the main process writes to the folder
     lock: AbstractContextManager[None] = nullcontext()
     if distributed.is_main_process():
         written = run

@@ -18,7 +18,8 @@ from pyro_vae.evaluation.quadrature import latent_shapes
 from pyro_vae.vae import OUTPUTS_PER_PASS, Model, default_batch_size
 
 # Nats below log N within which the mutual information is clearly too low: by 0.2 to 1.2 nats on
-# linear-Gaussian models of 2 to 20 dimensions with N = 300 to 3,000, and by at most 0.3 elsewhere.
+# linear-Gaussian models of 2 to 20 dimensions with N = 300 to 3,000, or far more at the ceiling;
+# elsewhere by at most 0.3.
 NEAR_CEILING = 3.0
 
 

@@ -169,7 +169,9 @@ class SavedRun:
         """Models of epochs that were kept before the checkpoint, evenly spaced, with names."""
         kept = []
         for file in (self.run.path / "epochs").glob("*.pt"):
-            epoch = int(file.stem) if file.stem.isdecimal() else 0
+            if not file.stem.isdecimal():
+                continue
+            epoch = int(file.stem)
             if file == self.run.checkpoint_file(epoch) and 0 < epoch < self.checkpoint.epoch:
                 kept.append(epoch)
         kept.sort()

@@ -13,17 +13,18 @@ from pyro_vae.data.datasets import Binarization, Condition
 from pyro_vae.engine.graphs import AnyEngine
 from pyro_vae.engine.precision import Precision
 from pyro_vae.errors import RequestError
-from pyro_vae.runs.check import Check, UntrustedError
-from pyro_vae.runs.parts import PARTS, Choice, Part
-from pyro_vae.runs.store import parse_yaml, read_yaml, write
+from pyro_vae.runs.parts import PARTS, Choice
+from pyro_vae.runs.recipe_check import Check, UntrustedError
+from pyro_vae.runs.store import write
+from pyro_vae.runs.strict_yaml import parse_yaml, read_yaml
 from pyro_vae.training.fit import OnNaN
 
 Device = Literal["auto", "cpu", "cuda"]
 Logger = Literal["tensorboard"]
 
 
-def _default(part: Part) -> Callable[[], Any]:
-    return lambda: part.default
+def _default(name: str) -> Callable[[], Any]:
+    return lambda: PARTS[name].default
 
 
 @dataclass(kw_only=True)
@@ -99,16 +100,16 @@ class Recipe:
     report: bool = True
     test_samples: int = 1000
     test_images: int = 1000
-    model: Choice = field(default_factory=_default(PARTS["model"]))
-    prior: Choice = field(default_factory=_default(PARTS["prior"]))
-    posterior: Choice = field(default_factory=_default(PARTS["posterior"]))
-    likelihood: Choice = field(default_factory=_default(PARTS["likelihood"]))
-    encoder: Choice = field(default_factory=_default(PARTS["encoder"]))
-    decoder: Choice = field(default_factory=_default(PARTS["decoder"]))
-    objective: Choice = field(default_factory=_default(PARTS["objective"]))
-    optimizer: Choice = field(default_factory=_default(PARTS["optimizer"]))
+    model: Choice = field(default_factory=_default("model"))
+    prior: Choice = field(default_factory=_default("prior"))
+    posterior: Choice = field(default_factory=_default("posterior"))
+    likelihood: Choice = field(default_factory=_default("likelihood"))
+    encoder: Choice = field(default_factory=_default("encoder"))
+    decoder: Choice = field(default_factory=_default("decoder"))
+    objective: Choice = field(default_factory=_default("objective"))
+    optimizer: Choice = field(default_factory=_default("optimizer"))
     lr_scheduler: Choice | None = None
-    beta: Choice = field(default_factory=_default(PARTS["beta"]))
+    beta: Choice = field(default_factory=_default("beta"))
 
     @classmethod
     def from_plain(cls, plain: Mapping[Any, Any]) -> Recipe:
@@ -172,7 +173,11 @@ class Recipe:
 
     def paths(self) -> set[str]:
         """The import paths that it names."""
-        return {text for name in PARTS for text in _strings(self.plain().get(name))} | {self.data}
+        plain = self.plain()
+        paths = {self.data}
+        for name in PARTS:
+            paths.update(_strings(plain.get(name)))
+        return paths
 
     def is_known(self) -> bool:
         """Whether it names only known classes, so that run folders with it need no trust."""
@@ -198,7 +203,9 @@ class Recipe:
 def _strings(plain: Any) -> Iterator[str]:
     if isinstance(plain, str):
         yield plain
-    children = plain.values() if isinstance(plain, dict) else plain
-    if isinstance(children, Collection) and not isinstance(children, str):
-        for child in children:
+    elif isinstance(plain, Mapping):
+        for child in plain.values():
+            yield from _strings(child)
+    elif isinstance(plain, Collection):
+        for child in plain:
             yield from _strings(child)

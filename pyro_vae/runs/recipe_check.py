@@ -237,4 +237,6 @@ def _short(value: Any) -> str:
     if isinstance(value, int) and abs(value) > 10**30:
         return f"an integer of {value.bit_length():,} bits"
     text = repr(value)
-    return text if len(text) < 100 else f"{text[:100]}..."
+    if len(text) >= 100:
+        text = f"{text[:100]}..."
+    return text

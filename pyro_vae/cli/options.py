@@ -435,7 +435,9 @@ def _explain(option: str, message: str) -> None:
 
 def _size(value: Any) -> Any:
     """An integer; what is none is refused by `Recipe.check`."""
-    return int(value) if str(value).isdecimal() else value
+    if str(value).isdecimal():
+        return int(value)
+    return value
 
 
 def _value(text: str) -> Any:

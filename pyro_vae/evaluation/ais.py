@@ -256,7 +256,9 @@ class _Annealing:
         self.bar.update(len(batch))
         kept = []
         for a, b in zip(new, state, strict=True):
-            where = accepted if a.ndim == 2 else accepted[..., None]
+            where = accepted
+            if a.ndim > 2:
+                where = accepted[..., None]
             kept.append(torch.where(where, a, b))
         return _State(*kept), accepted
 

@@ -39,8 +39,14 @@ class Network(nn.Module, ABC):
 class _Layers(nn.Module):
     """Layers in sequence, with an initialization of their weights."""
 
-    def __init__(self, layers: Iterable[nn.Module], initialization: Initialization | None) -> None:
+    def __init__(
+        self,
+        in_shape: Shape,
+        layers: Iterable[nn.Module],
+        initialization: Initialization | None,
+    ) -> None:
         super().__init__()
+        self.in_shape = in_shape
         self.layers = nn.Sequential(*layers)
         if initialization is None:
             return
@@ -83,7 +89,7 @@ class MLP(_Layers, Network):
         layers: list[nn.Module] = [nn.Flatten()]
         for width_in, width_out in pairwise(widths):
             layers += [nn.Linear(width_in, width_out), activation()]
-        super().__init__([*layers, *_head(widths[-1], out_shape)], initialization)
+        super().__init__(in_shape, [*layers, *_head(widths[-1], out_shape)], initialization)
 
 
 class Linear(MLP):
@@ -127,7 +133,7 @@ class Gated(_Layers, Network):
         layers: list[nn.Module] = [nn.Flatten()]
         for width_in, width_out in pairwise(widths):
             layers += [nn.Linear(width_in, 2 * width_out), nn.GLU()]
-        super().__init__([*layers, *_head(widths[-1], out_shape)], initialization)
+        super().__init__(in_shape, [*layers, *_head(widths[-1], out_shape)], initialization)
 
 
 class Conv(_Layers, Network):
@@ -180,7 +186,9 @@ class Conv(_Layers, Network):
         options = list(zip(kernel_sizes, strides, strict=True))
         build = _down if len(in_shape) == 3 else _up
         super().__init__(
-            build(in_shape, out_shape, list(channels), options, activation), initialization
+            in_shape,
+            build(in_shape, out_shape, list(channels), options, activation),
+            initialization,
         )
 
 

@@ -237,3 +237,11 @@ def test_the_format_follows_the_file_unless_it_is_given(run_dir, tmp_path, refus
     run("generate", run_dir, "codes", "--out", tmp_path / "c")
     assert {file.name for file in tmp_path.glob("*.*")} == {"c.png", "s.npz", "c.npz"}
     refused("generate", run_dir, "samples", "--format", "npz", "--out", tmp_path / "x.png")
+
+
+def test_traversals_of_a_collapsed_model_say_so(run_dir, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("pyro_vae.cli.generate.ACTIVE", 1e6)
+    run("generate", run_dir, "traversals", "--out", tmp_path / "t.npz")
+    out = capfd.readouterr().out
+    assert "no latent dimension is active; the most active one is " in out
+    assert "most active first" not in out

@@ -344,7 +344,31 @@ def test_help_of_a_class_is_short_and_without_markup(capfd, name, cls):
 
 
 def test_help_of_a_class_that_does_not_exist(refused):
-    assert "there is no class Foo" in refused("train", "--prior.help", "Foo")
+    said = refused("train", "--prior.help", "Foo")
+    assert "there is no class Foo; choose from FlowPrior, " in said
+
+
+def test_sentences_of_help_are_whole(capfd):
+    assert main(["train", "--encoder.help", "Conv"]) == 0
+    words = " ".join(capfd.readouterr().out.split())
+    assert "starting at the image. (default: (32, 64))" in words
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ("evaluate r --split tests", "split: must be one of train, validation, test\n"),
+        ("evaluate r --checkpoint first", "checkpoint: must be one of last, best"),
+        ("evaluate r --device gpu", "device: must be one of auto, cpu, cuda\n"),
+        ("train --resume sometimes", "resume: must be one of never, always, auto\n"),
+        ("generate r movie", "kind: must be one of samples, reconstructions, "),
+        ("generate r samples --format pdf", "format: must be one of png, npz\n"),
+        ("generate r samples --mean maybe", "mean: must be true or false\n"),
+        ("generate r", "required: kind; --help"),
+    ],
+)
+def test_choices_are_named_without_types(refused, argv, said):
+    assert said in refused(*argv.split())
 
 
 def test_printed_options_are_a_configuration(capfd, tmp_path):

@@ -961,3 +961,27 @@ def test_every_objective_given_labels(name, digits):
         vae, digits, epochs=1, objective=OBJECTIVES[name](**options), engine="traced"
     )
     assert -60 < record["elbo"] < 0
+
+
+@pytest.mark.parametrize(
+    ("images", "codes", "said"),
+    [
+        (
+            (1, 28, 28),
+            2,
+            r"encoder was built for inputs of shape \(1, 28, 28\), but gets \(1, 8, 8\)",
+        ),
+        ((1, 8, 8), 3, r"decoder was built for inputs of shape \(3,\), but gets \(2,\)"),
+    ],
+)
+@pytest.mark.parametrize("network", [pv.MLP, pv.Conv, pv.Gated])
+def test_networks_that_were_built_for_other_inputs(digits, network, images, codes, said):
+    vae = pv.VAE(
+        pv.StandardNormal(2),
+        network(images, (2, 2)),
+        pv.DiagonalNormal(),
+        network((codes,), (1, *digits.shape)),
+        pv.Bernoulli(),
+    )
+    with pytest.raises(pv.RequestError, match=said):
+        pv.fit(vae, digits, epochs=1)

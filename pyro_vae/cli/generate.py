@@ -28,7 +28,7 @@ from pyro_vae.cli.options import (
 )
 from pyro_vae.data.split import Split
 from pyro_vae.errors import RequestError
-from pyro_vae.evaluation.codes import codes
+from pyro_vae.evaluation.codes import ACTIVE, activity, codes
 from pyro_vae.reporting import figures, views
 from pyro_vae.runs.build import pick_device
 from pyro_vae.runs.folder import Run
@@ -294,8 +294,11 @@ def _traversals(request: Request) -> Output:
     split = request.some()
     many = request.images.subset(min(RANGE_IMAGES, len(request.images)))
     active = views.active_dimensions(vae, many)
-    listed = ", ".join(map(str, active[:LISTED]))
-    logger.info("active dimensions, the most active first: %s", listed)
+    if activity(vae, many)[active[0]] > ACTIVE:
+        listed = ", ".join(map(str, active[:LISTED]))
+        logger.info("active dimensions, the most active first: %s", listed)
+    else:
+        logger.info("no latent dimension is active; the most active one is %d", active[0])
     dimension = request.config.dimension
     if dimension is None:
         dimension = active[0]

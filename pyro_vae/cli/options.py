@@ -277,7 +277,10 @@ def _print_help(name: str, path: str) -> None:
     if not path or path.startswith("-"):
         print(f"--{name} CLASS is one of {part.choices}")
         raise SystemExit(0)
-    cls = _with_current_folder(lambda: known_classes(name).get(path) or resolve(name, path))
+    known = known_classes(name)
+    if path not in known and "." not in path:
+        raise RequestError(f"{name}: there is no class {path}; choose from {part.choices}")
+    cls = _with_current_folder(lambda: known.get(path) or resolve(name, path))
     docstring = docstring_parser.parse(getdoc(cls) or "")
     texts = {param.arg_name: param.description or "" for param in docstring.params}
     printed = argparse.ArgumentParser(
@@ -301,6 +304,8 @@ def _plain_text(text: str) -> str:
     """The first sentence of a description, without the markup of Sphinx."""
     paragraph = " ".join(text.partition("\n\n")[0].split())
     sentence = re.split(r"(?<=[a-z)][.;]) ", paragraph)[0]
+    if sentence.endswith(";"):
+        sentence = sentence[:-1] + "."
     return re.sub(r":\w+:`~?(.*?)`", r"\1", sentence)
 
 
@@ -395,6 +400,16 @@ def one_line(message: str, parser: ArgumentParser) -> str:
     restricted = re.match(r"Not of type (?:UpTo)?(\w+):", line)
     if restricted:
         line = _INTEGERS.get(restricted[1], f"must be an integer from 1 to {restricted[1]}")
+    choice = re.match(r"Expected a typing\.Literal\[(.*?)\]", line)
+    if choice:
+        names = choice[1].replace("'", "")
+        line = f"must be one of {names}"
+        if any(other.startswith("Not of type: PositiveInt") for other in said):
+            line += ", or a positive integer"
+    if line.startswith("Expected a <class 'bool'>"):
+        line = "must be true or false"
+    if line.startswith("the following arguments are required"):
+        line += "; --help says what they are"
     if option:
         return f"{option}: {line}"
     return line

@@ -97,6 +97,7 @@ def _subject(name: str, saved: SavedRun, test: Split, data: Data | None = None) 
     seconds = sum(record["seconds"] for record in records)
     versions = saved.checkpoint.content["versions"]
     facts = {
+        "data": saved.recipe.data,
         SECONDS: f"{seconds:,.1f}",
         "versions in training": ", ".join(f"{key} {value}" for key, value in versions.items()),
         **facts_of(vae, test),

@@ -59,8 +59,8 @@ class Recipe:
         checkpoint_every: Epochs between checkpoints.
         keep_every: Epochs between checkpoints that are all kept, in epochs/ of the run folder; the
             report has a slider over them.
-        logger: Also write curves, samples and reconstructions of each epoch to tensorboard/ in the
-            run folder.
+        logger: tensorboard also writes curves, samples and reconstructions of each epoch to
+            tensorboard/ in the run folder.
         report: Write report.html, a page about the run, at the end.
         test_samples: Importance samples per test image at the end; 0 skips the test set.
         test_images: Test images with `test_samples` samples; the ELBO is of all test images.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from logging import getLogger
+from math import prod
 from typing import Any
 
 from torch import nn
@@ -13,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pyro_vae.engine import distributed
 from pyro_vae.engine.programs import Batch
 from pyro_vae.errors import RequestError
+from pyro_vae.networks import MLP, Conv, Gated
 from pyro_vae.vae import Model
 
 logger = getLogger("pyro_vae")
@@ -86,17 +88,32 @@ def check_model(vae: Model, batch: Batch) -> None:
 def _outputs(name: str, network: nn.Module, wanted: tuple[int, ...]) -> Iterator[None]:
     """Raise `RequestError` if a network's output in the block has another shape than is wanted.
 
+    Of the package's networks, the inputs are checked, too.
     It replaces any exception of the block.
     """
     shapes: list[tuple[int, ...]] = []
+    inputs: list[tuple[int, ...]] = []
+
+    def look_before(module: nn.Module, args: Any) -> None:
+        inputs.append(tuple(args[0].shape[1:]))
 
     def look(module: nn.Module, args: Any, output: Any) -> None:
         shapes.append(tuple(output.shape[1:]))
 
     try:
-        with network.register_forward_hook(look):
+        with (
+            network.register_forward_pre_hook(look_before),
+            network.register_forward_hook(look),
+        ):
             yield
     finally:
+        if isinstance(network, MLP | Gated | Conv):
+            for given in inputs:
+                if prod(given) != prod(network.in_shape):
+                    raise RequestError(
+                        f"{name} was built for inputs of shape {tuple(network.in_shape)}, but gets"
+                        f" {given}"
+                    )
         for shape in shapes:
             if shape != wanted:
                 raise RequestError(

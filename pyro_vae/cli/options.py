@@ -37,10 +37,10 @@ from torch.optim import Adam
 from pyro_vae.data.datasets import NAMED, stored_name
 from pyro_vae.errors import RequestError
 from pyro_vae.runs.annotations import hints, parameters
-from pyro_vae.runs.check import Check
 from pyro_vae.runs.parts import PARTS, Choice, known_classes, resolve
 from pyro_vae.runs.recipe import Device, Recipe
 from pyro_vae.runs.store import parse_yaml, read_yaml
+from pyro_vae.runs.validation import Validation
 
 __all__ = ["ArgumentParser", "Namespace", "NonNegativeInt", "PositiveInt"]
 
@@ -413,16 +413,16 @@ def _explain(option: str, message: str) -> None:
     name, *_ = option.split(".")
     paths = re.findall(r"class_path '(.*?)'", message)
     unknown = re.search(r"Option '(.*?)' is not accepted", message)
-    check = Check(trust=True, allowed=())
+    validation = Validation(trust=True, allowed=())
     if not paths and name in PARTS:
-        check.part(name, Choice(str(value)))
+        validation.part(name, Choice(str(value)))
     elif name not in PARTS:
-        check.value(name, value, get_type_hints(Recipe).get(name, Any))
+        validation.value(name, value, get_type_hints(Recipe).get(name, Any))
     elif unknown and option in PARTS:
-        check.part(name, Choice(paths[-1], {unknown[1]: value}))
+        validation.part(name, Choice(paths[-1], {unknown[1]: value}))
     elif not unknown and "." in option:
         annotated = hints(resolve(name, paths[-1]))
-        check.value(option, value, annotated.get(option.rpartition(".")[2], Any))
+        validation.value(option, value, annotated.get(option.rpartition(".")[2], Any))
 
 
 def _value(text: str) -> Any:

@@ -13,9 +13,9 @@ from pyro_vae.data.datasets import Binarization
 from pyro_vae.engine.graphs import AnyEngine
 from pyro_vae.engine.precision import Precision
 from pyro_vae.errors import RequestError
-from pyro_vae.runs.check import Check, UntrustedError
 from pyro_vae.runs.parts import PARTS, Choice, Part
 from pyro_vae.runs.store import parse_yaml, read_yaml, write
+from pyro_vae.runs.validation import UntrustedError, Validation
 from pyro_vae.training.fit import OnNaN
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -186,7 +186,7 @@ class Recipe:
         Raises:
             ValueError: If a value is wrong, or names a class that is neither known nor trusted.
         """
-        Check(trust, allowed).recipe(self)
+        Validation(trust, allowed).recipe(self)
 
 
 def _strings(plain: Any) -> Iterator[str]:

@@ -61,7 +61,7 @@ class UntrustedError(RequestError):
 
 
 @dataclass(frozen=True)
-class Check:
+class Validation:
     """The checks of a recipe, before anything is built or loaded.
 
     Attributes:

@@ -8,6 +8,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.data.split import to_pixels
+from pyro_vae.data.values import as_covariates, as_labels, with_channels
 
 BYTES = torch.arange(64 * 4).remainder(256).to(torch.uint8).reshape(4, 1, 8, 8)
 
@@ -81,3 +82,83 @@ def test_the_conversion_that_is_advised_helps(name):
         pv.Split(x)
     advice = str(caught.value).rpartition(": use ")[2]
     assert len(pv.Split(eval(advice, {"x": x, "torch": torch}))) == len(x)
+
+
+LABELS = {
+    "integers": np.array([3, 0, 7]),
+    "small": np.array([3, 0, 7], dtype=np.int8),
+    "unsigned": np.array([3, 0, 7], dtype=np.uint64),
+    "a column": np.array([[3], [0], [7]]),
+    "one-hot codes": np.eye(8)[[3, 0, 7]],
+    "one-hot bools": torch.eye(8, dtype=torch.bool)[[3, 0, 7]],
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_labels_of_every_form_are_the_same(name):
+    labels, names = as_labels(LABELS[name], 3, "labels")
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == [3, 0, 7]
+    assert names is None
+
+
+@pytest.mark.parametrize("names", [["b", "a", "b"], [b"b", b"a", b"b"], [["b"], ["a"], ["b"]]])
+def test_names_become_numbers_in_alphabetical_order(names):
+    labels, classes = as_labels(np.array(names), 3, "labels")
+    assert [classes[number] for number in labels] == ["b", "a", "b"]
+    assert classes == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("labels", "advice"),
+    [
+        (np.array([0.0, 1.0, 2.0]), r"labels.astype\(int\)$"),
+        (np.array([0.1, 0.5, 2.0]), "as covariates$"),
+        (np.array([[0.2, 0.8]] * 3), r"labels.argmax\(1\)"),
+        (np.zeros((3, 2, 2)), "reshape"),
+        (np.arange(4), r"shape \(3,\)$"),
+        (np.array(["a", "b"]), r"shape \(3,\)$"),
+        (np.array(1), r"shape \(3,\)$"),
+    ],
+)
+def test_other_labels_are_refused_with_the_conversion(labels, advice):
+    with pytest.raises(pv.RequestError, match=advice):
+        as_labels(labels, 3, "labels")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int32, torch.bool])
+def test_covariates_become_float32(dtype):
+    given = torch.tensor([[1, 0], [0, 1]]).to(dtype)
+    covariates = as_covariates(given, 2, "covariates")
+    assert covariates.dtype == torch.float32
+    assert covariates.tolist() == [[1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    "given", [torch.zeros(2), torch.zeros(3, 1), torch.zeros(2, 0), torch.full((2, 1), torch.inf)]
+)
+def test_other_covariates_are_refused(given):
+    with pytest.raises(pv.RequestError, match=r"^covariates has"):
+        as_covariates(given, 2, "covariates")
+
+
+@pytest.mark.parametrize(
+    ("shape", "moved"),
+    [
+        ((5, 28, 28), (5, 1, 28, 28)),
+        ((5, 28, 28, 3), (5, 3, 28, 28)),
+        ((5, 9, 30, 4), (5, 4, 9, 30)),
+        ((5, 2, 2, 3), (5, 3, 2, 2)),
+        ((5, 3, 28, 28), (5, 3, 28, 28)),
+        ((5, 1, 28, 1), (5, 1, 28, 1)),
+        ((5, 2, 9, 3), (5, 2, 9, 3)),
+    ],
+)
+def test_where_the_channels_are(shape, moved):
+    """A last dimension of 3 is width where the first two are no height and width."""
+    x = torch.arange(np.prod(shape)).reshape(shape)
+    found = with_channels(x, "x")
+    assert found.shape == moved
+    assert torch.equal(found.flatten().sort().values, x.flatten())
+    if len(shape) == 4 and moved != shape:
+        assert all(torch.equal(found[:, channel], x[..., channel]) for channel in range(moved[1]))

@@ -7,14 +7,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from pyro_vae.data.datasets import Binarization
 from pyro_vae.engine.graphs import AnyEngine
 from pyro_vae.engine.precision import Precision
 from pyro_vae.errors import RequestError
 from pyro_vae.runs.parts import PARTS, Choice, Part
-from pyro_vae.runs.store import parse_yaml, read_yaml, write
+from pyro_vae.runs.store import dump_yaml, parse_yaml, read_yaml, write
 from pyro_vae.runs.validation import UntrustedError, Validation
 from pyro_vae.training.fit import OnNaN
 
@@ -154,7 +152,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """As YAML, which `from_yaml` reads."""
-        return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.plain())
 
     def save(self, file: Path) -> None:
         """Write the config.yaml of a run folder.

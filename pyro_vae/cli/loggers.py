@@ -66,7 +66,9 @@ def _tag(key: str, record: Record) -> str:
     """The name of a curve: `elbo/training` and `elbo/validation` where both are measured."""
     if key.startswith("validation_"):
         return f"{key.removeprefix('validation_')}/validation"
-    return f"{key}/training" if f"validation_{key}" in record else key
+    if f"validation_{key}" in record:
+        return f"{key}/training"
+    return key
 
 
 def check_installed() -> None:

@@ -71,8 +71,10 @@ def plain(text: str) -> str:
     font = get_font(findfont(FontProperties()))
     letters = []
     for letter in text:
-        drawn = letter == "\n" or (letter.isprintable() and font.get_char_index(ord(letter)))
-        letters.append(letter if drawn else letter.encode("unicode_escape").decode())
+        is_drawn = letter == "\n" or (letter.isprintable() and font.get_char_index(ord(letter)))
+        if not is_drawn:
+            letter = letter.encode("unicode_escape").decode()
+        letters.append(letter)
     return "".join(letters).replace("$", r"\$")
 
 

@@ -129,8 +129,9 @@ def interpolations(vae: Model, data: Data, new_y: Tensor | None = None, steps: i
     batch = scored(vae, data)
     weights = torch.linspace(0, 1, steps, device=batch.x.device)[:, None]
     start, end = codes(vae, batch).loc[:, None].chunk(2)
-    labels = batch.y if new_y is None else new_y
-    lines = Batch(torch.lerp(start, end, weights), labels)[: len(start)]
+    if new_y is None:
+        new_y = batch.y
+    lines = Batch(torch.lerp(start, end, weights), new_y)[: len(start)]
     means = decode_mean(vae, *lines)
     first, last = to_grey(vae, batch.x)[:, None].chunk(2)
     return torch.cat([first, means, last], 1)
@@ -223,7 +224,9 @@ def traversals(
     batch = scored(vae, data)
     z = codes(vae, batch).loc[:, None].repeat(1, len(values), 1)
     z[..., dimension] = values.to(z)
-    means = decode_mean(vae, z, batch.y if new_y is None else new_y)
+    if new_y is None:
+        new_y = batch.y
+    means = decode_mean(vae, z, new_y)
     return torch.cat([to_grey(vae, batch.x)[:, None], means], 1)
 
 

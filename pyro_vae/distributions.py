@@ -85,7 +85,7 @@ class UniformMixture(TorchDistribution):
 # Spacing of float64, and the largest rounding error, in nats, of the matrix products.
 EPSILON = 2.0**-52
 TOLERANCE = 1e-4
-# Components near a value whose log-density is computed anew if the matrix products are not precise.
+# Components near a value whose log-density is recomputed if the matrix products are not precise.
 NEAREST = 4
 
 

@@ -89,8 +89,7 @@ def test_what_the_data_lack_cannot_be_conditioned_on(tmp_path, refused, images):
         pv.load_data(str(images), condition_on="noise")
 
 
-@pytest.mark.parametrize("name", ["x", "images"])
-def test_several_labels_per_image_are_covariates(tmp_path, name):
+def test_several_labels_per_image_are_covariates(tmp_path):
     """ChestMNIST: columns of 0 and 1, of which none or several are 1."""
     marks = np.random.default_rng(0).integers(0, 2, (36, 5), dtype=np.uint8)
     images = ROWS.reshape(36, 8, 8)

@@ -12,7 +12,7 @@ import torch
 from pyro_vae.data.split import Data
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
-from pyro_vae.evaluation.codes import scored
+from pyro_vae.evaluation.batch import scored
 from pyro_vae.reporting import figures, views
 from pyro_vae.runs.store import writing
 from pyro_vae.training.fit import Record

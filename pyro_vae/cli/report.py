@@ -77,7 +77,7 @@ def _open(run_dir: str, config: Namespace, several: bool) -> Subject:
 
 
 def save_report(run: Run, vae: Model, test: Split) -> list[Path]:
-    """Write the report of a run that has just ended, in seconds; a message if it cannot be made."""
+    """Write a quick report of a run that has just ended; log a message if that is not possible."""
     try:
         check_installed()
         name = run.path.resolve().name

@@ -16,7 +16,7 @@ MANY = 0.05
 
 
 def epoch_line(record: Record, epochs: int) -> str:
-    """One epoch: ELBO, KL, active units, beta if it is not 1, seconds, as far as they fit."""
+    """One line about an epoch; what does not fit into 80 columns is left out."""
     parts = [
         f"ELBO {record['elbo']:.2f}",
         f"validation {record['validation_elbo']:.2f}",
@@ -105,7 +105,9 @@ def _log_likelihood(value: Values, all_images: int) -> list[str]:
 
 def _check(value: Values) -> list[str]:
     """The second estimate minus the importance-weighted one."""
-    name = "AIS" if value["method"] == "ais" else value["method"]
+    name = value["method"]
+    if name == "ais":
+        name = "AIS"
     verdicts = {True: "DISAGREES", False: "agrees", None: "error unknown"}
     note = f"  {value['num_images']:,} images: {verdicts[value['disagree']]}"
     difference = {"mean": value["difference"], "standard_error": value["standard_error"]}

@@ -192,7 +192,7 @@ def _train(
 
 
 def _save(training: Training, record: Record, run: Run, data: Data, recipe: Recipe) -> None:
-    """Write an epoch; the checkpoint last, because resuming starts from it."""
+    """Write the record and the checkpoints. Resuming starts from "last", which is written last."""
     add_record(run, record)
     if training.improved:
         save_checkpoint(run, "best", training, data)
@@ -223,7 +223,7 @@ def score(vae: Model, data: Data, recipe: Recipe) -> Metrics:
 
 
 def draw(vae: Model, data: Data, run: Run) -> list[Path]:
-    """Write the figures of a trained model; their paths."""
+    """Write the figures of a trained model and return their paths."""
     files = []
     for name, figure in figures.figures_of(vae, data, read_records(run)).items():
         files.append(write(run.path / "figures" / f"{name}.png", figures.png(figure)))

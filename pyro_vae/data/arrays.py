@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pyro_vae.data.files import Arrays, Contents, check_bytes, refusing
+from pyro_vae.data.files import Arrays, Contents, binary, check_bytes, refusing
 from pyro_vae.errors import RequestError
 
 # The splits of a file, and what they are called in the names of arrays and files.
@@ -173,7 +173,7 @@ def _sprites(archive: Archive) -> Contents | None:
     labels, classes = None, None
     if factors is not None and factors.shape == (len(images), SPRITE_FACTORS):
         labels, classes = factors[:, 1], SPRITE_SHAPES
-    arrays = Arrays(images, archive.title("imgs"), labels, values, classes)
+    arrays = Arrays(binary(images), archive.title("imgs"), labels, values, classes)
     return Contents("dSprites, shapes as labels and factors as covariates", {"train": arrays})
 
 

@@ -110,6 +110,13 @@ def rows_as_images(x: np.ndarray, name: str, image_shape: Shape | None) -> np.nd
     return x.reshape(count, *image_shape)
 
 
+def binary(x: np.ndarray) -> np.ndarray:
+    """Bytes of 0 and 1 as bools, for layouts that are known to be black and white."""
+    if x.size > 0 and x.min() >= 0 and x.max() == 1 and x.dtype.kind in "iu":
+        return x.astype(bool)
+    return x
+
+
 def _shape_advice(width: int) -> str:
     """The option that makes images of rows of `width` values, if they are square."""
     side = isqrt(width)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pyro_vae.data.files import Arrays, Contents, check_bytes, refusing
+from pyro_vae.data.files import Arrays, Contents, binary, check_bytes, refusing
 from pyro_vae.errors import RequestError
 
 # Height and width of the Frey faces.
@@ -72,7 +72,7 @@ def _silhouettes(variables: dict[str, Any], path: Path) -> Contents | None:
         return None
     parts = {}
     for part, name in names.items():
-        images = _upright(variables[f"{name}_data"])
+        images = _upright(binary(variables[f"{name}_data"]))
         labels = variables.get(f"{name}_labels")
         parts[part] = _classified(images, labels, variables, f"{path}: {name}_data")
     return Contents("Caltech-101 silhouettes with their splits", parts)
@@ -82,7 +82,7 @@ def _all_silhouettes(variables: dict[str, Any], path: Path) -> Contents | None:
     """caltech101_silhouettes_28.mat: all images, without splits."""
     if not {"X", "Y", "classnames"} <= variables.keys():
         return None
-    images = _upright(variables["X"])
+    images = _upright(binary(variables["X"]))
     arrays = _classified(images, variables["Y"], variables, f"{path}: X")
     return Contents("Caltech-101 silhouettes", {"train": arrays})
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pyro_vae.data.files import Arrays, Contents, check_bytes, refusing
+from pyro_vae.data.files import Arrays, Contents, binary, check_bytes, refusing
 from pyro_vae.errors import RequestError
 
 LABELS = ("label", "class")
@@ -26,9 +26,9 @@ def read_amat(path: Path) -> Contents:
     with refusing(f"{path} cannot be read as rows of numbers", "remove or replace it"):
         check_bytes(path, 2 * path.stat().st_size)
         rows = _integers(_loaded(path, np.float32, ndmin=2))
-    is_binary = rows.dtype.kind == "i" and bool(rows.min() >= 0 and rows.max() <= 1)
-    if is_binary and rows.shape[1] == MNIST_WIDTH:
-        images = rows.reshape(-1, 28, 28)
+    pixels = binary(rows)
+    if rows.shape[1] == MNIST_WIDTH and pixels.dtype == bool:
+        images = pixels.reshape(-1, 28, 28)
         return Contents("binary images as text", {"train": Arrays(images, str(path))})
     return Contents("rows of numbers as text", {"train": Arrays(rows, str(path))})
 

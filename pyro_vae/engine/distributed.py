@@ -1,4 +1,4 @@
-"""Data-parallel processes: each works on its shard of every batch, with noise of its own."""
+"""Data-parallel processes: each computes its shard of every batch, with its own noise."""
 
 from __future__ import annotations
 

@@ -169,6 +169,11 @@ def sample_sites(trace: Trace) -> dict[str, Site]:
     return {name: site for name, site in trace.nodes.items() if is_random(site)}
 
 
+def latent_sites(model: Trace) -> dict[str, Site]:
+    """The random sites of a model that are not observed, by name."""
+    return {name: site for name, site in sample_sites(model).items() if not site["is_observed"]}
+
+
 def is_random(site: Site) -> bool:
     """Whether a site has a random value: neither a plate nor `pyro.deterministic`."""
     if site["type"] != "sample" or site_is_subsample(site):
@@ -209,8 +214,9 @@ def site_sum(
 
 def _check_sites(model: Trace, guide: Trace, size: int) -> None:
     """Raise `RequestError` unless the latent sites are the same, and all sites in the plate."""
-    p, q = sample_sites(model), sample_sites(guide)
-    latent = {name for name, site in p.items() if not site["is_observed"]}
+    p = sample_sites(model)
+    q = sample_sites(guide)
+    latent = latent_sites(model).keys()
     sampled = {name for name, site in q.items() if not site["infer"].get("is_auxiliary")}
     if latent != sampled:
         names = ", ".join(sorted(latent ^ sampled))

@@ -341,8 +341,8 @@ class SVI:
     def _refresh(self) -> None:
         """Keep replays valid.
 
-        Learning rates are updated in place. If other options of the optimizer changed, steps are
-        captured anew.
+        Learning rates are updated in place. If other options of the optimizer changed, the steps
+        are captured again.
         """
         options = []
         for group in self._groups:

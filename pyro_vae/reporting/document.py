@@ -1,4 +1,4 @@
-"""The JSON document that a page's script reads: everything that it can show, computed beforehand.
+"""The JSON document that a page's script reads: everything that it can show, precomputed.
 
 The types below are the contract with `templates/page.js`. A key of a `...Models` type is the name
 of a Bokeh model on the page, and its value the properties that the script sets, where `data` are
@@ -400,7 +400,7 @@ def _contours(grid: Grid, density: np.ndarray) -> Any:
 def density_levels(
     grid: Grid, log_density: Tensor, masses: Sequence[float] = MASSES
 ) -> tuple[np.ndarray, list[float]]:
-    """A density on a grid, 1 at its maximum; the levels above which it has shares of its mass."""
+    """A density on a grid, scaled to a maximum of 1, and the levels that enclose `masses` of it."""
     log_density = log_density.double().cpu().nan_to_num(-inf, inf, -inf)
     density = (log_density - log_density.max()).exp()
     ordered = density.sort(descending=True).values

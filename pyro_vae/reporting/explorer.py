@@ -21,7 +21,8 @@ from pyro_vae.engine.importance import (
     pareto_k,
 )
 from pyro_vae.engine.programs import Batch, sample_sites, site_sum, traces
-from pyro_vae.evaluation.codes import activity, codes, scored
+from pyro_vae.evaluation.batch import scored
+from pyro_vae.evaluation.codes import activity, codes
 from pyro_vae.evaluation.gap import inference_gap
 from pyro_vae.evaluation.quadrature import quadrature_log_likelihood
 from pyro_vae.reporting import views

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from pyro_vae.engine.random_state import forked_rng
-from pyro_vae.evaluation.codes import scored
+from pyro_vae.evaluation.batch import scored
 from pyro_vae.evaluation.quadrature import has_two_dimensions
 from pyro_vae.reporting import plots
 from pyro_vae.reporting.document import (

@@ -40,12 +40,12 @@ from pyro_vae.runs.recipe import Recipe
 from pyro_vae.training.fit import Training, fit
 from pyro_vae.vae import Model
 
-# Elements of a tensor that are allowed for any checkpoint, such as of masks that are not stored.
+# Elements that a tensor may have however small the checkpoint is: masks, say, are not stored.
 SMALL = 2**24
 
 
 def make(recipe: Recipe, name: str, **supplied: Any) -> Any:
-    """A part of a checked recipe; its constructor gets those supplied arguments that it accepts.
+    """Construct a part of a checked recipe, with the supplied arguments that it accepts.
 
     Raises:
         ValueError: If the constructor rejects its arguments. Other errors in the user's own class
@@ -147,7 +147,7 @@ class _Limit(TorchDispatchMode):
 def build_stored_model(
     recipe: Recipe, shape: Shape, label_dim: int | None, file_bytes: int
 ) -> Model:
-    """The model of a stored recipe, before a checkpoint of so many bytes is loaded into it.
+    """The model of a stored recipe, into which a checkpoint of `file_bytes` is to be loaded.
 
     Raises:
         ValueError: If it needs more memory than the checkpoint, or as `build_model`.

@@ -125,7 +125,7 @@ def load_checkpoint(run: Run, which: Which | int) -> Checkpoint:
 
 
 def load_parameters(vae: Model, checkpoint: Checkpoint) -> Model:
-    """Set the parameters of a model to those of a checkpoint; the model, in evaluation mode.
+    """Load the parameters of a checkpoint into a model and return it in evaluation mode.
 
     Raises:
         ValueError: If they are of another model.

@@ -97,7 +97,7 @@ class SavedRun:
     vae: Model
 
     def data(self, data_dir: str | None = None) -> Data:
-        """The data set of the run; it is downloaded only to a folder that the user names.
+        """The data set of the run. It is downloaded only if `data_dir` is given.
 
         Raises:
             ValueError: If the data are missing, or have another shape.

@@ -33,7 +33,7 @@ def add_record(run: Run, record: Record) -> None:
 
 
 def read_records(run: Run) -> list[Record]:
-    """The well-formed records, in order; a warning says how many lines are not."""
+    """The records, in order. Damaged lines are skipped, with a warning."""
     file = run.metrics_file
     if not os.path.lexists(file):
         return []

@@ -61,7 +61,7 @@ class Recipe:
             run folder.
         report: Write report.html, a page about the run, at the end.
         test_samples: Importance samples per test image at the end; 0 skips the test set.
-        test_images: Test images that get so many samples; the ELBO is of all of them.
+        test_images: Test images with `test_samples` samples; the ELBO is of all test images.
         model: The model, like the nine other parts; see `parts.PARTS`.
         prior: A part.
         posterior: A part.
@@ -111,7 +111,7 @@ class Recipe:
 
     @classmethod
     def from_plain(cls, plain: Mapping[Any, Any]) -> Recipe:
-        """From the mapping that a YAML file holds; what it leaves out has its default.
+        """From the mapping that a YAML file holds; missing options have their defaults.
 
         Raises:
             ValueError: If it has other keys.

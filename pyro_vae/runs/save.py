@@ -1,4 +1,4 @@
-"""Saving a model in hand as a run folder, also one that was trained in a loop of the user's own."""
+"""Saving a model as a run folder, also one that was trained in a custom loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyro_vae.data.split import Data, Split
 from pyro_vae.engine.importance import log_weights
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
-from pyro_vae.evaluation.codes import scored
+from pyro_vae.evaluation.batch import scored
 from pyro_vae.runs.build import build_model_for, pick_binarization, stored_data
 from pyro_vae.runs.checkpoint_check import MisfitError, check_parameters
 from pyro_vae.runs.checkpoints import data_identity, write_content

@@ -24,9 +24,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write(path: Path, content: bytes) -> Path:
-    """Replace a file so that at any time the old or the new content is there, whole; the path.
-
-    Follows no links.
+    """Replace a file atomically and return its path. Does not follow links.
 
     Raises:
         StorageError: If it cannot be written; the old content is still there.

@@ -334,7 +334,7 @@ class Loop:
             self.scheduler = lr_scheduler(self.optimizer)
 
     def epoch(self, label: str, progress: tqdm[Any]) -> dict[str, Any]:
-        """Train one epoch and score the validation images; the metrics of both."""
+        """Train one epoch, score the validation images, and return the metrics of both."""
         order = torch.randperm(len(self.train), device=self.train.x.device)
         order = distributed.broadcast(order)
         try:
@@ -500,7 +500,7 @@ class Loop:
         }
 
     def _clear_sums(self) -> None:
-        """Start anew, even after an epoch that was interrupted."""
+        """Reset the sums, which an interrupted epoch leaves behind."""
         self.svi.total.zero_()
         self.sums.zero_()
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -209,3 +211,16 @@ def folder(tmp_path, monkeypatch):
     shutil.copy(Path(__file__).with_name("own_classes.py"), tmp_path / "mine.py")
     yield tmp_path
     sys.modules.pop("mine", None)
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Nothing can be downloaded; the timeouts of the attempts."""
+    timeouts = []
+
+    def refuse(*args, **kwargs):
+        timeouts.append(socket.getdefaulttimeout())
+        raise urllib.error.URLError("no\nnetwork")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    return timeouts

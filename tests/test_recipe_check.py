@@ -14,6 +14,7 @@ import yaml
 
 import pyro_vae as pv
 from pyro_vae.runs.folder import Run
+from pyro_vae.runs.recipe import Recipe
 
 # Events of Python's audit hooks that start another program or run code from a file.
 PROGRAMS = {"subprocess.Popen", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn"}

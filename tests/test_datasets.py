@@ -67,18 +67,6 @@ def test_splits_have_different_noise(digits):
     assert not torch.equal(digits.validation.noise, digits.test.noise[:149])
 
 
-@pytest.fixture(scope="module")
-def drawn():
-    return np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
-
-
-@pytest.fixture
-def new(tmp_path, drawn):
-    path = tmp_path / "test.npz"
-    np.savez(path, images=drawn)
-    return path
-
-
 @pytest.fixture
 def logged(caplog):
     caplog.set_level(logging.INFO, "pyro_vae")

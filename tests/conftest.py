@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+import socket
+import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -162,3 +166,61 @@ def flags(images):
         "--latent_dim",
         "2",
     ]
+
+
+@pytest.fixture(scope="session")
+def run_of_classes(tmp_path_factory):
+    """A trained run with a two-dimensional code."""
+    folder = tmp_path_factory.mktemp("classes") / "run"
+    options = [
+        "--model",
+        "ConditionalVAE",
+        "--latent_dim",
+        "2",
+        "--encoder.hidden",
+        "[16]",
+        "--decoder.hidden",
+        "[16]",
+    ]
+    with ending(WHOLE):
+        assert (
+            main(["train", "--data", "digits", "--epochs", "3", "--run_dir", str(folder), *options])
+            == 0
+        )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def drawn():
+    return np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
+
+
+@pytest.fixture
+def new(tmp_path, drawn):
+    path = tmp_path / "test.npz"
+    np.savez(path, images=drawn)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty current folder with a module of the user's own, which is not yet on the path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    sys.modules.pop("mine", None)
+    shutil.copy(Path(__file__).with_name("own_classes.py"), tmp_path / "mine.py")
+    yield tmp_path
+    sys.modules.pop("mine", None)
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Nothing can be downloaded; the timeouts of the attempts."""
+    timeouts = []
+
+    def refuse(*args, **kwargs):
+        timeouts.append(socket.getdefaulttimeout())
+        raise urllib.error.URLError("no\nnetwork")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    return timeouts

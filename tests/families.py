@@ -10,8 +10,10 @@ from collections.abc import Callable
 from inspect import isabstract
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
+from torch import nn
 
 import pyro_vae as pv
 from pyro_vae import likelihoods, networks, priors, schedules, testing
@@ -192,3 +194,27 @@ def is_public(cls: type) -> bool:
         and home != testing.__name__
         and vars(sys.modules[home]).get(cls.__name__) is cls
     )
+
+
+def build(data, seed=0, **parts):
+    """A small VAE, always with the same parameters, with some of its parts replaced."""
+    pyro.set_rng_seed(seed)
+    vae = make_vae(latent_dim=3, shape=data.shape)
+    for name, part in parts.items():
+        setattr(vae, name, part)
+    return vae
+
+
+class Normalized(nn.Module):
+    """Flat features with batch normalization and dropout, from one shape to another."""
+
+    def __init__(self, shape, outputs):
+        super().__init__()
+        sizes = int(np.prod(shape)), int(np.prod(outputs))
+        norm = nn.BatchNorm1d(sizes[0])
+        self.layers = nn.Sequential(
+            nn.Flatten(), norm, nn.Dropout(0.2), nn.Linear(*sizes), nn.Unflatten(1, outputs)
+        )
+
+    def forward(self, x):
+        return self.layers(x)

@@ -50,3 +50,8 @@ def document_in(text: str) -> Any:
 def opened_run(run: Run) -> tuple[pv.Model, pv.Data]:
     saved = open_run(run.path)
     return saved.vae, saved.data()
+
+
+def record(epoch):
+    names = ("elbo", "validation_elbo", "kl", "validation_kl", "active_units", "beta")
+    return {"epoch": epoch, **dict.fromkeys(names, 1.0)}

@@ -5,6 +5,7 @@ Run it by `torchrun --nproc-per-node=2 tests/processes.py OUT`.
 
 from __future__ import annotations
 
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -167,3 +168,8 @@ def main(out: Path) -> None:
 if __name__ == "__main__":
     fit.default_batch_size = lambda vae, x: 20
     main(Path(sys.argv[1]))
+
+
+def heeding_ctrl_c():
+    """A process started in the background of a shell ignores Ctrl-C, and so would its children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

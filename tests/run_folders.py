@@ -42,3 +42,10 @@ def epochs(folder):
 
 def trained(*argv):
     assert main([*map(str, argv)]) == 0
+
+
+class Hostile:
+    """Opens a file for writing when it is unpickled."""
+
+    def __reduce__(self):
+        return (open, ("ran", "w"))

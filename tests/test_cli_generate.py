@@ -16,18 +16,6 @@ def run(*argv):
     assert main([str(arg) for arg in argv]) == 0
 
 
-@pytest.fixture(scope="module")
-def drawn():
-    return np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
-
-
-@pytest.fixture
-def new(tmp_path, drawn):
-    path = tmp_path / "test.npz"
-    np.savez(path, images=drawn)
-    return path
-
-
 @pytest.mark.parametrize(
     "kind", ["samples", "reconstructions", "interpolations", "traversals", "manifold", "codes"]
 )
@@ -245,3 +233,65 @@ def test_traversals_of_a_collapsed_model_say_so(run_dir, tmp_path, capfd, monkey
     out = capfd.readouterr().out
     assert "no latent dimension is active; the most active one is " in out
     assert "most active first" not in out
+
+
+KINDS = [
+    "samples",
+    "samples --label 7",
+    "reconstructions --label 7",
+    "reconstructions",
+    "analogies",
+    "interpolations",
+]
+
+
+KINDS += [
+    "interpolations --label 3",
+    "traversals",
+    "traversals --label 3",
+    "manifold --label 3",
+    "codes",
+]
+
+
+@pytest.mark.parametrize("options", KINDS)
+def test_generate_of_a_model_with_labels(options, run_of_classes, tmp_path):
+    for out in ("a.png", "a.npz"):
+        argv = ["generate", str(run_of_classes), *options.split(), "--out", str(tmp_path / out)]
+        assert main([*argv, *([] if "manifold" in options else ["--count", "4"])]) == 0
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    if options == "analogies":
+        assert np.load(tmp_path / "a.npz")["images"].shape == (10, 4, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "samples --label 10",
+        "samples --label -1",
+        "samples --label [0.5]",
+        "samples --label x",
+        "codes --label 1",
+        "manifold",
+    ],
+)
+def test_labels_that_cannot_be_decoded_are_rejected(options, run_of_classes, capfd):
+    assert main(["generate", str(run_of_classes), *options.split()]) == 2
+    assert len(capfd.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("options", ["samples --label 1", "analogies"])
+def test_a_model_without_labels_takes_none(options, run_dir, capfd):
+    assert main(["generate", str(run_dir), *options.split()]) == 2
+    assert len(capfd.readouterr().err.splitlines()) == 1
+
+
+def test_the_data_of_the_run_are_not_new(tmp_path, images, capfd):
+    run("train", "--data", images, "--epochs", 1, "--run_dir", tmp_path / "run", "--device", "cpu")
+    run("generate", tmp_path / "run", "codes", "--data", images)
+    assert "was trained on" in capfd.readouterr().err
+
+
+def test_a_named_set_without_test_images_is_not_new(run_dir, capfd):
+    run("generate", run_dir, "codes", "--data", "digits")
+    assert "was trained on" in capfd.readouterr().err

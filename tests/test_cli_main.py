@@ -70,13 +70,6 @@ def test_commands(capfd):
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["pyro_vae.train --help", "pyro_vae --help"])
-def test_help_as_a_process(command):
-    done = pyro_vae("-W", "error", "-m", *command.split())
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("usage: ")
-
-
 def test_importing_leaves_torchs_validation_alone():
     """zuko switches it off for everybody."""
     ask = "from torch.distributions import Distribution as D; import pyro"

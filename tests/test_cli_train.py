@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,8 @@ import pyro
 import pytest
 import torch
 import yaml
+from families import make_conditional
+from processes import heeding_ctrl_c
 
 import pyro_vae as pv
 from pyro_vae import networks
@@ -366,11 +368,6 @@ def test_recipes_run(recipe, tmp_path, few):
     )
 
 
-def heeding_ctrl_c():
-    """A process started in the background of a shell ignores Ctrl-C, and so would its children."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 def continued(err, path):
     """Run the command that the one line of an interruption gives, for one more epoch."""
     (line,) = [line for line in err.splitlines() if not line.startswith("warning: ")]
@@ -408,35 +405,6 @@ def test_ctrl_c(images, tmp_path):
             process.kill()
     assert process.returncode == 130
     continued(err, path)
-
-
-FORMS = [
-    "-m pyro_vae",
-    "-m pyro_vae.train",
-    "-c 'from pyro_vae.__main__ import main; raise SystemExit(main())'",
-]
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-@pytest.mark.parametrize("form", FORMS)
-def test_ctrl_c_while_torch_is_imported(tmp_path, form):
-    """In place of torch stands a module whose import does not end."""
-    (tmp_path / "torch.py").write_text(
-        "import time\nprint('importing', flush=True)\ntime.sleep(60)\n"
-    )
-    environment, pipe = (
-        {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
-        subprocess.PIPE,
-    )
-    argv = [sys.executable, *shlex.split(form)]
-    with subprocess.Popen(
-        argv, stdout=pipe, stderr=pipe, text=True, env=environment, preexec_fn=heeding_ctrl_c
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "importing\n"
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, "stopped by Ctrl-C\n")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
@@ -489,3 +457,67 @@ def test_output_that_cannot_be_written(images, run_dir, tmp_path):
         ["sh", "-c", f"{shlex.join(argv)} >&- 2>&-"], capture_output=True, text=True
     )
     assert (closed.returncode, (tmp_path / "codes.npz").exists()) == (0, True)
+
+
+def test_data_without_labels_are_rejected(digits, tmp_path, capfd):
+    unlabelled = digits.map(lambda split: replace(split, labels=None))
+    with pytest.raises(pv.RequestError, match="labels"):
+        pv.fit(make_conditional(10), unlabelled, epochs=1)
+    np.save(tmp_path / "images.npy", digits.train.x[:50].numpy())
+    argv = [
+        "train",
+        "--data",
+        str(tmp_path / "images.npy"),
+        "--model",
+        "ConditionalVAE",
+        "--run_dir",
+        str(tmp_path / "r"),
+    ]
+    assert main(argv) == 2
+    _, err = capfd.readouterr()
+    assert "labels" in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "r").exists()
+
+
+def test_training_draws_analogies(run_of_classes):
+    pictures = {file.stem for file in (run_of_classes / "figures").glob("*.png")}
+    assert pictures >= {"curves", "reconstructions", "samples", "latent", "analogies"}
+    assert "manifold" not in pictures  # it would need a label
+
+
+def test_covariates(tmp_path, capfd):
+    """The brightness of an image as a covariate."""
+    generator = np.random.default_rng(0)
+    brightness = generator.uniform(size=(240, 1))
+    images = (255 * brightness[:, :, None] * np.ones((1, 4, 4))).astype(np.uint8)
+    np.savez(tmp_path / "data.npz", images=images, labels=np.arange(240) % 3, covariates=brightness)
+    run = str(tmp_path / "r")
+    options = ["--model", "ConditionalVAE", "--optimizer.lr", "0.01", "--latent_dim", "2"]
+    assert (
+        main(
+            [
+                "train",
+                "--data",
+                str(tmp_path / "data.npz"),
+                "--epochs",
+                "60",
+                "--run_dir",
+                run,
+                *options,
+            ]
+        )
+        == 0
+    )
+    vae = pv.load_run(run)
+    dark, bright = (
+        vae.sample_mean(20, torch.full((20, 1), value)).mean().item() for value in (0.2, 0.8)
+    )
+    assert dark == pytest.approx(0.2, abs=0.1)
+    assert bright == pytest.approx(0.8, abs=0.1)
+    assert main(["generate", run, "samples", "--label", "[0.3]"]) == 0
+    assert main(["generate", run, "samples", "--label", "1"]) == 0
+    assert main(["generate", run, "samples", "--label", "[1, 2]"]) == 2
+    assert main(["generate", run, "samples"]) == 0
+    assert main(["evaluate", run, "--num_samples", "50"]) == 0
+    assert main(["generate", run, "analogies"]) == 2

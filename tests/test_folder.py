@@ -12,6 +12,7 @@ from run_folders import trained
 
 import pyro_vae as pv
 from pyro_vae.cli import evaluate
+from pyro_vae.cli.main import main
 from pyro_vae.runs.folder import Run, check_writable
 
 
@@ -80,7 +81,7 @@ def test_what_can_be_written_elsewhere_is_written(read_only, tmp_path, capfd):
     file = tmp_path / "scores.npz"
     options = ["--num_samples", 2, "--check_images", 0, "--per_image", file]
     trained("evaluate", read_only, *options)
-    assert "not saved" in capfd.readouterr().err
+    assert "only printed" in capfd.readouterr().err
     assert file.exists()
     assert sorted(read_only.rglob("*")) == before
 
@@ -88,3 +89,36 @@ def test_what_can_be_written_elsewhere_is_written(read_only, tmp_path, capfd):
 def test_a_folder_that_vanished(tmp_path):
     with pytest.raises(pv.RequestError, match="no file can be written"):
         check_writable(tmp_path / "gone")
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "figures", "generated", ".lock", "results.json"])
+def test_a_link_in_a_run_folder_is_not_written_through(folder, run_dir, refused, name):
+    shutil.copytree(run_dir, folder / "r")
+    precious, file = folder / "precious", folder / "r" / name
+    precious.mkdir() if name in ("figures", "generated") else precious.write_text("precious")
+    shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
+    file.symlink_to(precious)
+    assert "link" in refused("evaluate", "r", "--num_samples", "3")
+    assert "link" in refused("train", "--run_dir", "r", "--resume")
+    assert not any(precious.iterdir()) if precious.is_dir() else precious.read_text() == "precious"
+
+
+def test_a_hard_link_in_a_run_folder_is_replaced(folder, run_dir, refused):
+    shutil.copytree(run_dir, folder / "r")
+    precious = {name: folder / f"precious-{number}" for number, name in enumerate(HARD)}
+    for name, file in precious.items():
+        file.write_bytes((folder / "r" / name).read_bytes())
+        (folder / "r" / name).unlink()
+        os.link(file, folder / "r" / name)
+    before = {name: file.read_bytes() for name, file in precious.items()}
+    assert main(["train", "--run_dir", "r", "--resume", "--epochs", "3"]) == 0
+    assert main(["generate", "r", "samples", "--out", "r/figures/samples.png"]) == 0
+    assert {name: file.read_bytes() for name, file in precious.items()} == before
+    lock = folder / "r" / ".lock"
+    lock.write_text("precious")
+    os.link(lock, folder / "precious")
+    assert "link" in refused("train", "--run_dir", "r", "--resume", "--epochs", "4")
+    assert (folder / "precious").read_text() == "precious"
+
+
+HARD = ("config.yaml", "metrics.jsonl", "checkpoint.pt", "results.json", "figures/samples.png")

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 import pyro_vae as pv
+from pyro_vae.cli.main import main
 from pyro_vae.runs.checkpoints import read_content, write_content
 from pyro_vae.runs.load import open_run
 from pyro_vae.runs.log import read_records
@@ -179,3 +180,30 @@ def test_epochs_before_the_checkpoint(run_dir, tmp_path):
         (folder / "epochs" / name).touch()
     names = [name for name, _ in open_run(folder).earlier()]
     assert names == ["epoch 1", "epoch 4", "epoch 7", "epoch 10"]
+
+
+def test_a_run_folder_whose_model_was_changed_to_one_with_labels(run_dir, tmp_path, capfd):
+    folder = tmp_path / "run"
+    shutil.copytree(run_dir, folder)
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("pyro_vae.VAE", "pyro_vae.ConditionalVAE"))
+    assert main(["generate", str(folder), "samples"]) == 2
+    assert len(capfd.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "command", [["train", "--run_dir", "r", "--resume"], ["evaluate", "r", "--num_samples", "3"]]
+)
+def test_a_run_folder_downloads_nothing_by_itself(folder, run_dir, refused, monkeypatch, command):
+    shutil.copytree(run_dir, folder / "r")
+    lines = (run_dir / "config.yaml").read_text().splitlines()
+    changed = {"data": "data: mnist", "data_dir": f"data_dir: {folder / 'elsewhere'}"}
+    (folder / "r" / "config.yaml").write_text(
+        "\n".join(changed.get(line.split(":")[0], line) for line in lines)
+    )
+    (folder / "elsewhere" / "MNIST").mkdir(parents=True)
+    monkeypatch.setattr(
+        "pyro_vae.data.datasets._download", lambda *args: pytest.fail("it was about to download")
+    )
+    assert "mnist" in refused(*command)
+    assert [path.name for path in (folder / "elsewhere").rglob("*")] == ["MNIST"]

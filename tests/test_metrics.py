@@ -23,7 +23,6 @@ from pyro_vae.engine.importance import (
     terms,
 )
 from pyro_vae.engine.programs import Batch
-from pyro_vae.evaluation.batch import scored
 from pyro_vae.evaluation.metrics import score, score_images, two_phase_mean
 
 
@@ -381,38 +380,10 @@ def test_the_errors_of_one_sample_are_none(vae, x):
     assert log_p["monte_carlo_error"] is log_p["share_of_images_with_k_hat_over_0.7"] is None
 
 
-@pytest.mark.parametrize("score", [pv.codes, score_images, pv.evaluate, pv.information])
-def test_images_of_a_wrong_type_or_shape_are_refused(vae, score):
-    """The message says what helps: another shape for one, the likelihood's values for the other."""
-    with pytest.raises(pv.RequestError, match=r"split\.scored\(vae\.pixels\)"):
-        score(vae, torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
-    for images in (torch.zeros(2, 1, 4, 5), torch.zeros(2, 16), pv.Split(torch.zeros(2, 1, 5, 5))):
-        with pytest.raises(pv.RequestError, match=r"made for \(1, 4, 4\).*image_size"):
-            score(vae, images)
-    with pytest.raises(pv.RequestError, match="no images"):
-        score(vae, torch.zeros(0, 1, 4, 4))
-
-
 @pytest.mark.parametrize("num_samples", [1, 3, 30])
 def test_scores_are_float64(vae, x, num_samples):
     scores = score_images(vae, x, num_samples)
     assert {value.dtype for value in scores} == {torch.float64}
-
-
-def test_a_split_made_by_hand_is_scored_on_the_same_pixels(digits):
-    vae = make_vae(shape=digits.shape)
-    split = pv.Split(digits.train.x[:60], digits.train.labels[:60])
-    assert torch.equal(scored(vae, split).x, scored(vae, split).x)
-    results = []
-    for _ in range(2):
-        pyro.set_rng_seed(3)
-        torch.rand(len(results))
-        pyro.set_rng_seed(3)
-        results.append(pv.evaluate(vae, split, num_samples=5))
-    assert results[0] == results[1]
-    torch.rand(7)
-    third = pv.evaluate(vae, split, num_samples=5)
-    assert third["elbo"]["mean"] == pytest.approx(results[0]["elbo"]["mean"], abs=0.3)
 
 
 def test_bits_per_dimension_are_of_all_images(digits):

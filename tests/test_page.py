@@ -18,6 +18,7 @@ from pages import (
     make_relaxed,
     opened_run,
     random_split,
+    record,
 )
 
 import pyro_vae as pv
@@ -25,14 +26,12 @@ from pyro_vae.cli.main import main
 from pyro_vae.data.split import Split
 from pyro_vae.evaluation.batch import scored
 from pyro_vae.evaluation.quadrature import quadrature_log_likelihood
-from pyro_vae.reporting import figures
 from pyro_vae.reporting.overview import overview
-from pyro_vae.reporting.subject import Subject, why_not_comparable
+from pyro_vae.reporting.subject import Subject
 from pyro_vae.runs.folder import Run
 
 pytest.importorskip("bokeh", reason="Bokeh is not installed")
 
-from pyro_vae.reporting import plots
 from pyro_vae.reporting.page import comparison, metrics, page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -68,33 +67,11 @@ def test_few_images_have_a_page(count, latent_dim):
     assert page(Subject("run", make_vae(latent_dim=latent_dim), random_split(count)), TINY)
 
 
-def record(epoch):
-    names = ("elbo", "validation_elbo", "kl", "validation_kl", "active_units", "beta")
-    return {"epoch": epoch, **dict.fromkeys(names, 1.0)}
-
-
 def test_long_curves_are_thinned_and_end_at_the_last_epoch():
     records = [record(epoch) for epoch in range(1, 2001)]
     text = page(Subject("run", make_vae(latent_dim=3), random_split(), records=records), TINY)
     assert ",1998,2000]" in text
     assert ",1997," not in text
-
-
-def test_curves_have_the_colours_of_the_pictures():
-    """Validation was blue on the page and orange in curves.png, training the reverse."""
-    subject = Subject("run", make_vae(latent_dim=3), random_split(), records=[record(1), record(2)])
-    plot = plots.curves([subject])["ELBO"]
-    on_page = {}
-    for item in plot.legend[0].items:
-        on_page[item.label.value] = item.renderers[0].glyph.line_color
-    lines = (
-        figures.curves(
-            [{**record(1), "loss": -1.0, "reconstruction": 0.0, "validation_reconstruction": 0.0}]
-        )
-        .axes[0]
-        .lines
-    )
-    assert on_page == {line.get_label(): line.get_color() for line in lines}
 
 
 def test_classes_have_the_users_names():
@@ -186,22 +163,6 @@ def test_models_that_cannot_be_compared_are_listed_with_the_reason(reason, monke
     assert vae not in scored_models
     assert len(scored_models) == 2
     assert "Differences from first" in text
-
-
-def test_relaxed_values_are_not_set_beside_densities():
-    test = Split(torch.randint(0, 256, (40, *SHAPE), dtype=torch.uint8))
-    normal = Subject("normal", make_vae(likelihood="Normal"), test)
-    relaxed = Subject("relaxed", make_relaxed(), test)
-    assert "cross-entropies" in why_not_comparable(relaxed, normal)
-    assert why_not_comparable(relaxed, relaxed) == ""
-
-
-def test_models_given_other_labels_are_not_compared():
-    test = random_split()
-    relabelled = Split(test.x, (test.labels + 1) % 3)
-    first = Subject("first", make_conditional(), test)
-    assert "labels" in why_not_comparable(Subject("b", make_conditional(), relabelled), first)
-    assert why_not_comparable(Subject("c", make_conditional(), test), first) == ""
 
 
 # --- in a browser ---------------------------------------------------------------------------------

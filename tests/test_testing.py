@@ -1,12 +1,19 @@
 """The checks accept correct parts and find the errors of others."""
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.testing import CheckError, check_likelihood, check_posterior, check_prior
+from pyro_vae.testing import (
+    CheckError,
+    check_likelihood,
+    check_posterior,
+    check_prior,
+    probabilistic_pca,
+)
 
 
 class Unnormalized(dist.Normal):
@@ -290,3 +297,23 @@ def test_a_check_leaves_the_random_state_alone():
     torch.manual_seed(5)
     check_prior(pv.StandardNormal(2))
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_probabilistic_pca_against_its_own_density():
+    """The closed form is the density's value at its own maximum, and no worse than near it."""
+    generator = np.random.default_rng(0)
+    x = torch.from_numpy(generator.normal(size=(500, 6)) @ generator.normal(size=(6, 6)))
+    covariance = torch.cov(x.T, correction=0)
+    found = probabilistic_pca(covariance, 2)
+    values, vectors = torch.linalg.eigh(covariance)
+    weight = vectors[:, -2:] * (values[-2:] - found.scale**2).sqrt()
+
+    def mean_density(factor, scale):
+        c = factor**2 * weight @ weight.T + scale**2 * torch.eye(6)
+        return torch.distributions.MultivariateNormal(x.mean(0), c).log_prob(x).mean().item()
+
+    assert mean_density(1.0, found.scale) == pytest.approx(found.log_likelihood)
+    assert all(
+        mean_density(*at) < found.log_likelihood
+        for at in [(1.02, found.scale), (1.0, 1.02 * found.scale)]
+    )

@@ -41,8 +41,11 @@ def union(kinds: tuple[Any, ...]) -> Any:
 
 def items(kinds: tuple[Any, ...]) -> tuple[Any, ...]:
     """The types of the items of those types that are lists."""
-    lists = (list, tuple, Sequence, Iterable)
-    return tuple(get_args(hint)[0] for hint in kinds if get_origin(hint) in lists) or (Any,)
+    found: list[Any] = []
+    for hint in kinds:
+        if get_origin(hint) in (list, tuple, Sequence, Iterable):
+            found.extend(members(get_args(hint)[0]))
+    return tuple(found) or (Any,)
 
 
 def is_callable(hint: Any) -> bool:

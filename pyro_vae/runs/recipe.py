@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from pyro_vae.data.datasets import Binarization, Condition
 from pyro_vae.engine.graphs import AnyEngine
 from pyro_vae.engine.precision import Precision
@@ -16,7 +14,7 @@ from pyro_vae.errors import RequestError
 from pyro_vae.runs.parts import PARTS, Choice
 from pyro_vae.runs.recipe_check import Check, UntrustedError
 from pyro_vae.runs.store import write
-from pyro_vae.runs.strict_yaml import parse_yaml, read_yaml
+from pyro_vae.runs.strict_yaml import dump_yaml, parse_yaml, read_yaml
 from pyro_vae.training.fit import OnNaN
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -161,7 +159,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """As YAML, which `from_yaml` reads."""
-        return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.plain())
 
     def save(self, file: Path) -> None:
         """Write the config.yaml of a run folder.

@@ -34,6 +34,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def dump_yaml(plain: Any) -> str:
+    """Plain values as YAML, which `parse_yaml` reads."""
+    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
 def parse_yaml(text: str) -> Any:
     """The content of YAML's core schema, without tags and anchors, bounded in size and depth.
 
@@ -82,11 +87,18 @@ for _first, _resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items():
     _Loader.yaml_implicit_resolvers[_first] = [
         (tag, pattern) for tag, pattern in _resolvers if not tag.endswith((":timestamp", ":float"))
     ]
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d[\d_]*([eE][-+]?\d+)?"
-        r"|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$"
-    ),
-    list("-+0123456789."),
-)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that `_Loader` would read as a number."""
+
+
+for _each in (_Loader, _Dumper):
+    _each.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(
+            r"[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d[\d_]*([eE][-+]?\d+)?"
+            r"|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$"
+        ),
+        list("-+0123456789."),
+    )

@@ -13,9 +13,7 @@ import pytest
 import yaml
 
 import pyro_vae as pv
-from pyro_vae.runs.build import make
 from pyro_vae.runs.folder import Run
-from pyro_vae.runs.parts import Choice
 from pyro_vae.runs.recipe import Recipe
 
 # Events of Python's audit hooks that start another program or run code from a file.
@@ -267,22 +265,133 @@ def test_commands_inside_a_strangers_folder(stranger, argv):
     assert not list(folder.parent.rglob("ran"))
 
 
-@pytest.mark.parametrize("value", [0, -1.0, float("inf")])
-def test_what_is_built_only_to_resume(value):
-    constant = {"class_path": "Constant", "init_args": {"value": value}}
-    recipe = Recipe(objective=Choice("CapacityELBO", {"capacity": constant}))
-    recipe.check()
-    with pytest.raises(pv.RequestError, match="value must be positive"):
-        make(recipe, "objective")
+EVIL = "open('ran', 'w')\nimport torch\ndef f(*args): return 1\nclass P(torch.nn.ReLU): pass\n"
 
 
-def test_the_recipe_of_the_previous_version(run_dir, tmp_path):
-    """Without the options that it did not have, and without null values."""
-    content = yaml.safe_load((run_dir / "config.yaml").read_text())
-    for name in ("test_samples", "test_images"):
-        del content[name]
-    del content["encoder"]["init_args"]["initialization"]
-    content["encoder"]["init_args"]["activation"] = of_torch("ReLU", inplace=False)
-    recipe = Recipe.from_yaml(yaml.safe_dump(content))
-    recipe.check()
-    assert (recipe.test_samples, recipe.latent_dim) == (1000, 2)
+STEP = (
+    "lr_scheduler:\n  class_path: torch.optim.lr_scheduler.LambdaLR\n  init_args:\n    lr_lambda: "
+)
+
+
+A_PRIOR = "prior:\n  class_path: "
+
+
+ENCODER = "encoder:\n  class_path: pyro_vae.MLP\n  init_args:\n    activation:"
+
+
+OBJECTIVE = "objective:\n  class_path: pyro_vae.CapacityELBO\n  init_args:\n    capacity:"
+
+
+# What a stranger's config.yaml may hold; each would create a file if the code that it names ran.
+STRANGERS = {
+    "a class": A_PRIOR + "evil.P",
+    "a function": A_PRIOR + "evil.f",
+    "a module": A_PRIOR + "evil",
+    "a short form": "prior: evil.P",
+    "a list": "prior:\n- evil.P",
+    "every part": "beta:\n  class_path: evil.P",
+    "nested": ENCODER + " evil.P",
+    "nested class": ENCODER + "\n      class_path: evil.P",
+    "a schedule of an objective": OBJECTIVE + " evil.P",
+    "a callable": STEP + "evil.f",
+    "a set": STEP + "!!set {evil.f}",
+    "an ordered mapping": STEP + "!!omap [evil.f: 1]",
+    "a list of callables": STEP + "[evil.f]",
+    "dict_kwargs": A_PRIOR + "pyro_vae.StandardNormal\n  dict_kwargs:\n    a: evil.f",
+    "a dotted key": "prior.class_path: evil.P",
+    "a key of help": "prior.help: evil.P",
+    "a merge": "lr_scheduler:\n  <<: {class_path: evil.P}",
+    "an alias": "a: &a evil.P\nprior: *a",
+    "another configuration": "config: evil.yaml",
+    "a file for a part": "prior: evil",
+    "a YAML file for a part": "prior: evil.yaml",
+    "a path": A_PRIOR + "./evil.P",
+    "a folder above": A_PRIOR + "../evil.P",
+    "a Python object": "seed: !!python/object/apply:evil.f []",
+    "a Python name": STEP + "!!python/name:evil.f",
+    "a trusted package's import": A_PRIOR + "torch.os.system",
+    "a trusted package's function": A_PRIOR + "torch.hub.load",
+    "a module of code": "encoder:\n  class_path: torch.fx.GraphModule",
+    "a module that is not an activation": "encoder:\n  class_path: torch.nn.Bilinear",
+    "trust": "trust: true\n" + A_PRIOR + "evil.P",
+    "white space": A_PRIOR + "' evil.P'",
+    "another alphabet": A_PRIOR + "ｅvil.P",
+}
+
+
+@pytest.fixture
+def of_a_stranger(folder, run_dir):
+    """Make a run folder as a stranger would, and go into it."""
+
+    def make(text):
+        shutil.copytree(run_dir, folder / "r")
+        os.chdir(folder / "r")
+        replaced = {line.split(":")[0] for line in text.splitlines() if line[0].isalpha()}
+        kept = []
+        is_kept = True
+        for line in (run_dir / "config.yaml").read_text().splitlines():
+            if line[0].isalpha():
+                is_kept = line.split(":")[0] not in replaced
+            if is_kept:
+                kept.append(line)
+        (folder / "r" / "config.yaml").write_text("\n".join([*kept, text, ""]))
+        for place in (folder, folder / "r"):
+            (place / "evil.py").write_text(EVIL)
+            (place / "evil").write_text("class_path: evil.P\n")
+            (place / "evil.yaml").write_text("prior:\n  class_path: evil.P\n")
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("text", STRANGERS.values(), ids=STRANGERS)
+def test_a_strangers_configuration_runs_nothing(of_a_stranger, refused, text):
+    folder = of_a_stranger(text)
+    with pytest.raises(pv.RequestError) as caught:
+        pv.load_run(".")
+    assert "\n" not in str(caught.value)
+    refused("train", "--run_dir", ".", "--resume")
+    assert not list(folder.rglob("ran"))
+    assert "evil" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["evaluate", "r"], ["generate", "r", "samples"], ["train", "--run_dir", "r", "--resume"]],
+)
+def test_every_command_asks_for_trust(of_a_stranger, refused, command):
+    folder = of_a_stranger(A_PRIOR + "evil.P")
+    os.chdir(folder)
+    assert "--trust" in refused(*command)
+    assert not list(folder.rglob("ran"))
+
+
+def test_evaluating_inside_a_strangers_folder_imports_nothing_of_it(of_a_stranger):
+    """Modules with the names of libraries that are imported late; `-P` is as in a script."""
+    folder = of_a_stranger("seed: 0")
+    for name in (
+        "sklearn",
+        "matplotlib",
+        "scipy",
+        "arviz_stats",
+        "PIL",
+        "yaml",
+        "evil",
+        "no_such_module",
+    ):
+        (folder / "r" / f"{name}.py").write_text("open('ran', 'w')\n")
+    argv = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pyro_vae",
+        "evaluate",
+        ".",
+        "--num_samples",
+        "3",
+        "--check_images",
+        "0",
+    ]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not list(folder.rglob("ran"))

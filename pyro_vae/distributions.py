@@ -85,7 +85,7 @@ class UniformMixture(TorchDistribution):
 # Spacing of float64, and the largest rounding error, in nats, of the matrix products.
 EPSILON = 2.0**-52
 TOLERANCE = 1e-4
-# Components near a value whose log-density is computed anew if the matrix products are not precise.
+# Components near a value whose log-density is recomputed if the matrix products are not precise.
 NEAREST = 4
 
 
@@ -103,7 +103,9 @@ def normal_log_probs(value: Tensor, normals: Any) -> Tensor:
     Returns:
         The log-densities, shape `(..., K)`.
     """
-    loc, scale, z = normals.loc.double(), normals.scale.double(), value.double()
+    loc = normals.loc.double()
+    scale = normals.scale.double()
+    z = value.double()
     precision = scale.square().reciprocal()
     of_z = z.square() @ precision.T
     of_loc = (precision * loc.square()).sum(-1)
@@ -130,7 +132,9 @@ class PreciseBeta(dist.Beta):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        a, b, x = self.concentration1.double(), self.concentration0.double(), value.double()
+        a = self.concentration1.double()
+        b = self.concentration0.double()
+        x = value.double()
         normalizer = torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b)
         score = torch.xlogy(a - 1, x) + torch.special.xlog1py(b - 1, -x) - normalizer
         return score.to(value.dtype)

@@ -30,13 +30,17 @@ class TerminatedError(BaseException):
 
 
 def _printable(letter: str) -> str:
-    return letter if letter.isprintable() else repr(letter)[1:-1]
+    if letter.isprintable():
+        return letter
+    return repr(letter)[1:-1]
 
 
 def first_line(error: Exception) -> str:
     """The first line of an exception's message, or its type."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return lines[0]
 
 
 def check_positive(**values: float | None) -> None:

@@ -66,7 +66,9 @@ class Likelihood(nn.Module, ABC):
 
     def unit(self, x: Tensor) -> Tensor:
         """Pixels as grey values in [0, 1], the input of the encoder."""
-        return x / (LEVELS - 1) if self.pixels == "byte" else x
+        if self.pixels == "byte":
+            return x / (LEVELS - 1)
+        return x
 
     def params_at(self, mean: Tensor) -> Tensor | None:
         """The decoder outputs for which the mean of p(x | z) is `mean`.
@@ -139,7 +141,9 @@ class LocationScale(Likelihood):
         self.num_params = 2 if learned == "pixel" else 1
         self.pixels = "unit" if learned == "no" else "dequantized"
         self.scale = scale
-        self.log_factor = nn.Parameter(torch.zeros(())) if learned == "scalar" else None
+        self.log_factor: nn.Parameter | None = None
+        if learned == "scalar":
+            self.log_factor = nn.Parameter(torch.zeros(()))
 
     @abstractmethod
     def family(self, loc: Tensor, scale: Tensor) -> TorchDistribution:
@@ -282,7 +286,9 @@ class DiscretizedLogistic(Likelihood):
         super().__init__()
         check_positive(components=components)
         self.components = components
-        self.num_params = 2 if components == 1 else 3 * components
+        self.num_params = 3 * components
+        if components == 1:
+            self.num_params = 2  # a single component has no weight
 
     def forward(self, params: Tensor) -> TorchDistribution:
         last = params.movedim(-1 - IMAGE_DIMS, -1).unflatten(-1, (-1, self.components))

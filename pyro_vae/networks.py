@@ -27,7 +27,9 @@ class Network(nn.Module, ABC):
     # So that the command line accepts any module as a subclass of Network.
     @classmethod
     def __subclasshook__(cls, other: type) -> bool:
-        return issubclass(other, nn.Module) if cls is Network else NotImplemented
+        if cls is not Network:
+            return NotImplemented
+        return issubclass(other, nn.Module)
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:

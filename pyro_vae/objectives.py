@@ -37,6 +37,7 @@ from pyro_vae.engine.programs import (
     Program,
     Site,
     is_random,
+    latent_sites,
     log_prob,
     sample_sites,
     site_sum,
@@ -446,9 +447,8 @@ def _reconstruction_and_rates(
         model_trace, guide_trace = traces(model, guide, Batch(*args), count)
         _require_reparameterized(guide_trace)
         q = sample_sites(guide_trace)
-        p = sample_sites(model_trace)
-        observed = [site for site in p.values() if site["is_observed"]]
-        latent = {name: site for name, site in p.items() if not site["is_observed"]}
+        latent = latent_sites(model_trace)
+        observed = [site for site in sample_sites(model_trace).values() if site["is_observed"]]
         reconstructions.append(sum(site["scale"] * log_prob(site).mean() for site in observed))
         for name, site in latent.items():
             rate = _rate(q[name], site, len(latent) == 1, groups)
@@ -574,14 +574,14 @@ def check_objective(objective: Any, beta: Schedule, model: Trace, guide: Trace) 
 def _check_closed_forms(name: str, p: Trace, q: Trace) -> None:
     """Raise `RequestError` unless the KL of the latent site has a closed form."""
     guide = sample_sites(q)
-    latent = [site for site in sample_sites(p).values() if not site["is_observed"]]
+    latent = latent_sites(p)
     if len(latent) > 1:
         raise RequestError(
             f"{name} is incorrect for a guide with several stochastic layers; use Trace_ELBO"
         )
-    for site in latent:
+    for latent_name, site in latent.items():
         try:
-            kl_divergence(guide[site["name"]]["fn"], site["fn"])
+            kl_divergence(guide[latent_name]["fn"], site["fn"])
         except NotImplementedError as error:
             raise RequestError(
                 f"{name} requires a closed-form KL, which this posterior and prior do not have; use"

@@ -10,7 +10,9 @@ import pyro_vae.__main__ as command
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    return command.main(["train", *(sys.argv[1:] if argv is None else argv)])
+    if argv is None:
+        argv = sys.argv[1:]
+    return command.main(["train", *argv])
 
 
 if __name__ == "__main__":

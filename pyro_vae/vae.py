@@ -113,7 +113,7 @@ class Model(nn.Module, ABC):
     def register(self) -> None:
         """Register the parameters with Pyro, under a name that is unique to this instance.
 
-        Those that require no gradient are not registered, of which Pyro would warn at every call.
+        Those that require no gradient are not registered. Pyro's warning about them is silenced.
         """
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".* was not registered in the param store")

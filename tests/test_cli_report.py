@@ -12,7 +12,7 @@ from endings import REPORTED, ending
 from pages import HOSTILE, TINY, document_in, opened_run
 
 from pyro_vae.cli.main import main
-from pyro_vae.evaluation.codes import scored
+from pyro_vae.evaluation.batch import scored
 from pyro_vae.evaluation.quadrature import quadrature_log_likelihood
 from pyro_vae.reporting.overview import overview
 from pyro_vae.runs.folder import Run

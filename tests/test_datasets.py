@@ -457,7 +457,20 @@ def test_a_function_in_a_run_folder_needs_trust(module, refused):
 
 def test_files_are_no_import_paths():
     assert is_import_path("os.abort")
-    for name in ("images.npz", "a.npy", "/a.b", "a/b.c", "digits", "", "a.", ".b", "a b.c"):
+    for name in (
+        "images.npz",
+        "a.npy",
+        "a.mat",
+        "a.csv",
+        "a.amat",
+        "/a.b",
+        "a/b.c",
+        "digits",
+        "",
+        "a.",
+        ".b",
+        "a b.c",
+    ):
         assert not is_import_path(name)
 
 

@@ -10,7 +10,7 @@ from pages import random_split
 
 from pyro_vae.engine.importance import log_likelihood
 from pyro_vae.engine.programs import Batch
-from pyro_vae.evaluation.codes import scored
+from pyro_vae.evaluation.batch import scored
 from pyro_vae.reporting import explorer, views
 from pyro_vae.testing import LinearGaussianVAE
 

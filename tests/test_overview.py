@@ -7,7 +7,8 @@ from families import make_vae
 from pages import TINY, random_split
 
 from pyro_vae.engine.programs import Batch
-from pyro_vae.evaluation.codes import codes, scored
+from pyro_vae.evaluation.batch import scored
+from pyro_vae.evaluation.codes import codes
 from pyro_vae.reporting.overview import kl_per_dimension, overview
 from pyro_vae.reporting.projection import projection
 

@@ -23,7 +23,7 @@ from pages import (
 import pyro_vae as pv
 from pyro_vae.cli.main import main
 from pyro_vae.data.split import Split
-from pyro_vae.evaluation.codes import scored
+from pyro_vae.evaluation.batch import scored
 from pyro_vae.evaluation.quadrature import quadrature_log_likelihood
 from pyro_vae.reporting import figures
 from pyro_vae.reporting.overview import overview

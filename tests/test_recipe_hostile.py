@@ -234,7 +234,7 @@ def test_what_a_run_writes_is_accepted(stranger, audit):
     stranger("epochs", 7)
     audit.clear()
     pv.load_run(".")
-    assert Run.open(".").recipe().epochs == 7
+    assert Recipe.load(Run.open(".").recipe_file).epochs == 7
     assert audit == []
 
 

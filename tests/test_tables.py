@@ -145,4 +145,4 @@ def test_the_gap_says_what_it_rests_on():
     gap |= {"share_of_images_with_k_hat_over_0.7": 0.9}
     assert "by quadrature" in printed(inference_gap={**gap, "method": "quadrature"})
     assert "lower bound, by AIS" in printed(inference_gap={**gap, "method": "ais"})
-    assert "lower bound: k-hat over 0.7 90%" in printed(inference_gap={**gap, "method": "is"})
+    assert "lower bound: k-hat over 0.7 for 90%" in printed(inference_gap={**gap, "method": "is"})

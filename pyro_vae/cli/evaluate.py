@@ -151,14 +151,16 @@ def _count(config: Namespace, split: Split) -> int:
 
 def _results(vae: Model, split: Split, images: Split, scores: Scores, config: Namespace) -> Metrics:
     """The numbers that need no labels."""
-    batch_size, engine = config.batch_size, config.engine
+    batch_size = config.batch_size
+    engine = config.engine
     results = summarize(vae, split, scores, config.num_samples, batch_size, engine)
     if config.check_images:
         results["check"] = check_log_likelihood(
             vae, images, scores, config.check_images, batch_size=batch_size, engine=engine
         )
     if config.method == "ais":
-        chains, temperatures = config.num_chains, config.num_temperatures
+        chains = config.num_chains
+        temperatures = config.num_temperatures
         results |= annealed_log_likelihood(
             vae, images, scores, chains, temperatures, batch_size, engine
         )

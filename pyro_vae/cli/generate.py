@@ -95,12 +95,16 @@ class Request:
 
     def y(self, rows: int) -> Tensor | None:
         """The label of --label, for each of some rows; None if it is not given."""
-        return None if self.label is None else self.label.repeat_interleave(rows, 0)
+        if self.label is None:
+            return None
+        return self.label.repeat_interleave(rows, 0)
 
     def some(self, each: int = 1) -> Split:
         """A seeded choice of --count times `each` images; by default ten times, or all."""
-        count = self.config.count
-        asked = each * count if count else min(each * IMAGES, len(self.images))
+        if self.config.count:
+            asked = each * self.config.count
+        else:
+            asked = min(each * IMAGES, len(self.images))
         if asked > len(self.images):
             raise RequestError(
                 f"--count needs {asked:,} images, but the split has {len(self.images):,};"
@@ -121,8 +125,8 @@ def generate(argv: list[str]) -> None:
     config = parse(_parser(), argv)
     run = Run.open(config.run_dir)
     device = pick_device(config.device)
-    kind: Format = _format(config)
-    file = _file(config, run, kind)
+    file_format = _format(config)
+    file = _file(config, run, file_format)
     saved = open_run(config.run_dir, config.checkpoint, device, config.trust)
     vae = saved.vae
     needs_no_images = config.kind == "manifold" or (
@@ -134,9 +138,12 @@ def generate(argv: list[str]) -> None:
         _check_takes_label(vae, config.kind)
     pyro.set_rng_seed(config.seed)
     asked = (config.split, config.data, config.data_dir, config.image_size)
-    request = Request(vae, config, kind, lambda: saved.images(*asked).split.to(device))
+    request = Request(vae, config, file_format, lambda: saved.images(*asked).split.to(device))
     output = KINDS[config.kind](request)
-    content = _picture(output, config) if kind == "png" else npz(output.arrays)
+    if file_format == "png":
+        content = _picture(output, config)
+    else:
+        content = npz(output.arrays)
     logger.info("written to %s", write(file, content))
 
 
@@ -164,7 +171,7 @@ def _format(config: Namespace) -> Format:
     """What --format says, or else the name of the file."""
     if config.format is not None:
         return config.format
-    suffix = Path(config.out).suffix if config.out else ""
+    suffix = Path(config.out or "").suffix
     if suffix == ".png":
         return "png"
     if suffix == ".npz" or config.kind == "codes":
@@ -172,7 +179,7 @@ def _format(config: Namespace) -> Format:
     return "png"
 
 
-def _file(config: Namespace, run: Run, kind: Format) -> Path:
+def _file(config: Namespace, run: Run, file_format: Format) -> Path:
     """The file to write."""
     if config.out:
         path = Path(config.out)
@@ -183,11 +190,11 @@ def _file(config: Namespace, run: Run, kind: Format) -> Path:
         if config.data is not None:
             name += f"-{source(config)}"
         path = run.path / "generated" / name
-    if path.suffix not in ("", f".{kind}") or os.path.isdir(path) or "\0" in str(path):
+    if path.suffix not in ("", f".{file_format}") or os.path.isdir(path) or "\0" in str(path):
         raise RequestError(
             f"--out {path} must be a file that ends in .png or .npz, as --format says"
         )
-    return path.with_suffix(f".{kind}")
+    return path.with_suffix(f".{file_format}")
 
 
 def _in_file_name(label: str) -> str:
@@ -244,8 +251,11 @@ def _picture(output: Output, config: Namespace) -> bytes:
 
 
 def _samples(request: Request) -> Output:
-    vae, config = request.vae, request.config
-    mean = request.format == "png" if config.mean is None else config.mean
+    vae = request.vae
+    config = request.config
+    mean = config.mean
+    if mean is None:
+        mean = request.format == "png"
     count = config.count or SAMPLES
     y = request.y(count)
     if vae.needs_labels and y is None:
@@ -280,7 +290,8 @@ def _interpolations(request: Request) -> Output:
 
 
 def _traversals(request: Request) -> Output:
-    vae, split = request.vae, request.some()
+    vae = request.vae
+    split = request.some()
     many = request.images.subset(min(RANGE_IMAGES, len(request.images)))
     active = views.active_dimensions(vae, many)
     listed = ", ".join(map(str, active[:LISTED]))
@@ -300,7 +311,8 @@ def _traversals(request: Request) -> Output:
 
 
 def _manifold(request: Request) -> Output:
-    vae, config = request.vae, request.config
+    vae = request.vae
+    config = request.config
     if vae.needs_labels and config.label is None and vae.latent_dim == 2:
         raise RequestError("the manifold of a model that uses labels needs one: add --label")
     made, z = views.manifold(vae, config.columns or 20, request.label)
@@ -308,7 +320,9 @@ def _manifold(request: Request) -> Output:
 
 
 def _codes(request: Request) -> Output:
-    split = request.images if request.config.count is None else request.some()
+    split = request.images
+    if request.config.count is not None:
+        split = request.some()
     loc, scale = codes(request.vae, split)
     arrays = {"loc": loc, "scale": scale, "labels": split.labels}
     title = f"posterior means of {request.named}"

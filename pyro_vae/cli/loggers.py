@@ -12,7 +12,7 @@ import torch
 from pyro_vae.data.split import Data
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
-from pyro_vae.evaluation.codes import scored
+from pyro_vae.evaluation.batch import scored
 from pyro_vae.reporting import figures, views
 from pyro_vae.runs.store import writing
 from pyro_vae.training.fit import Record
@@ -66,7 +66,9 @@ def _tag(key: str, record: Record) -> str:
     """The name of a curve: `elbo/training` and `elbo/validation` where both are measured."""
     if key.startswith("validation_"):
         return f"{key.removeprefix('validation_')}/validation"
-    return f"{key}/training" if f"validation_{key}" in record else key
+    if f"validation_{key}" in record:
+        return f"{key}/training"
+    return key
 
 
 def check_installed() -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -52,11 +53,13 @@ pyro-vae COMMAND --help lists the options of a command."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `pyro-vae COMMAND ...` and return its exit code."""
-    name, *options = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    return run(COMMANDS.get(name, lambda _: _usage(name)), options)
+    if argv is None:
+        argv = sys.argv[1:]
+    name, *options = argv or ["--help"]
+    return run(COMMANDS.get(name, partial(_usage, name)), options)
 
 
-def _usage(name: str) -> None:
+def _usage(name: str, options: list[str]) -> None:
     if name not in ("-h", "--help"):
         raise RequestError(f"unknown command {name}; choose from {', '.join(COMMANDS)}")
     print(USAGE)

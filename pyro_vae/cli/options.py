@@ -37,10 +37,10 @@ from torch.optim import Adam
 from pyro_vae.data.datasets import NAMED, stored_name
 from pyro_vae.errors import RequestError
 from pyro_vae.runs.annotations import hints, parameters
-from pyro_vae.runs.check import Check
 from pyro_vae.runs.parts import PARTS, Choice, known_classes, resolve
 from pyro_vae.runs.recipe import Device, Recipe
-from pyro_vae.runs.store import parse_yaml, read_yaml
+from pyro_vae.runs.recipe_check import Check
+from pyro_vae.runs.strict_yaml import parse_yaml, read_yaml
 
 __all__ = ["ArgumentParser", "Namespace", "NonNegativeInt", "PositiveInt"]
 
@@ -117,7 +117,9 @@ class HelpFormatter(DefaultHelpFormatter):
             and action.default is not False
             and action.default != "==SUPPRESS=="
         )
-        return f"{action.help} (default: %(default)s)" if given else str(action.help)
+        if given:
+            return f"{action.help} (default: %(default)s)"
+        return str(action.help)
 
 
 class _ConfigFile(ActionConfigFile):
@@ -126,12 +128,9 @@ class _ConfigFile(ActionConfigFile):
     def __call__(
         self, parser: Any, cfg: Any, values: Any, option_string: str | None = None
     ) -> None:
-        super().__call__(
-            parser,
-            cfg,
-            values if values.startswith("{") else json.dumps(read_yaml(Path(values))),
-            option_string,
-        )
+        if not values.startswith("{"):
+            values = json.dumps(read_yaml(Path(values)))
+        super().__call__(parser, cfg, values, option_string)
 
 
 def new_parser(command: str, description: str) -> ArgumentParser:
@@ -150,9 +149,9 @@ def new_parser(command: str, description: str) -> ArgumentParser:
 
 def add(parser: ArgumentParser, name: str, kind: Any, default: Any, text: str) -> None:
     """Add a flag; without a default it may be None."""
-    parser.add_argument(
-        f"--{name}", type=kind if default is not None else kind | None, default=default, help=text
-    )
+    if default is None:
+        kind = kind | None
+    parser.add_argument(f"--{name}", type=kind, default=default, help=text)
 
 
 def add_common(parser: ArgumentParser) -> None:
@@ -206,7 +205,7 @@ def source(config: Namespace) -> str:
 
 @cache
 def train_parser() -> ArgumentParser:
-    """The options of `train`: those of `Recipe`, and some about the folder."""
+    """The options of `train`: the fields of `Recipe`, and those that config.yaml does not hold."""
     parser = new_parser(
         "train", "Train a variational autoencoder, score it on the test set and draw figures."
     )
@@ -214,7 +213,9 @@ def train_parser() -> ArgumentParser:
     parser.add_argument("--config", action=_ConfigFile, help=text)
     text = "Print all options as YAML, and stop."
     parser.add_argument("--print_config", action="store_true", help=text)
-    parser.add_class_arguments(Recipe, as_group=False, skip=set(PARTS))
+    parser.add_class_arguments(Recipe, as_group=False, skip={*PARTS, "image_shape"})
+    text = "Height and width, or channels, height and width, of images that a file stores as rows."
+    parser.add_argument("--image_shape", nargs="+", type=_size, metavar="SIZE", help=text)
     text = "New folder for everything that the run writes; by default runs/DATA-TIME."
     add(parser, "run_dir", str, None, text)
     text = "Continue the run in --run_dir from its last checkpoint; with auto, start it if new."
@@ -310,7 +311,8 @@ def parse_resumed(stored: Recipe, argv: list[str], where: Path) -> Recipe:
         ValueError: If other options differ.
     """
     as_flags = ["--config", json.dumps(stored.plain())]
-    before, asked = parse_training(as_flags).recipe, parse_training([*as_flags, *argv]).recipe
+    before = parse_training(as_flags).recipe
+    asked = parse_training([*as_flags, *argv]).recipe
     if asked.data == "auto" or stored_name(asked.data) == stored.data:
         asked.data = stored.data
     fixed = [
@@ -353,7 +355,8 @@ def _parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
     try:
         return parser.parse_args(argv)
     except (ArgumentError, OSError, ValueError) as error:
-        if own := _raised_by_an_import(error):
+        own = _raised_by_an_import(error)
+        if own:
             raise own from None
         raise RequestError(one_line(str(error), parser)) from error
 
@@ -380,14 +383,28 @@ def one_line(message: str, parser: ArgumentParser) -> str:
     flag = re.match(r"unrecognized arguments: (--[\w.]+)", message)
     if flag:
         close = get_close_matches(flag[1], parser._option_string_actions, 1, 0.7)
-        return f"{message}; did you mean {close[0]}?" if close else message
+        if close:
+            return f"{message}; did you mean {close[0]}?"
+        return message
     option = ".".join(re.findall(r'Parser key "(.*?)":', message))
     if option and parser is train_parser():
         _explain(option, message)
     lines = [re.sub(r'Parser key ".*?":', "", line).strip(" -") for line in message.splitlines()]
     said = [line for line in lines if line and not line.startswith(_NESTING)]
-    return f"{option}: {said[0]}" if option else said[0]
+    line = said[0]
+    restricted = re.match(r"Not of type (?:UpTo)?(\w+):", line)
+    if restricted:
+        line = _INTEGERS.get(restricted[1], f"must be an integer from 1 to {restricted[1]}")
+    if option:
+        return f"{option}: {line}"
+    return line
 
+
+_INTEGERS = {
+    "PositiveInt": "must be a positive integer",
+    "NonNegativeInt": "must be an integer, at least 0",
+    "Seed": "must be an integer from 0 to 4294967295",
+}
 
 # Lines of jsonargparse's messages that say how it tried to read a value.
 _NESTING = ("Expected a path", "Does not validate", "Subtypes", "Errors", "Problem with given")
@@ -397,7 +414,8 @@ def _explain(option: str, message: str) -> None:
     """Raise what `Recipe.check` says of the same mistake."""
     value = None
     for pattern in (r", val='?(.*?)'?\)$", r"Given value: (.*)$", r"Got value: (.*)$"):
-        if given := re.findall(pattern, message, re.M):
+        given = re.findall(pattern, message, re.M)
+        if given:
             value = _value(given[-1])
             break
     name, *_ = option.split(".")
@@ -413,6 +431,11 @@ def _explain(option: str, message: str) -> None:
     elif not unknown and "." in option:
         annotated = hints(resolve(name, paths[-1]))
         check.value(option, value, annotated.get(option.rpartition(".")[2], Any))
+
+
+def _size(value: Any) -> Any:
+    """An integer; what is none is refused by `Recipe.check`."""
+    return int(value) if str(value).isdecimal() else value
 
 
 def _value(text: str) -> Any:

@@ -21,7 +21,8 @@ from pyro_vae.runs.folder import Run
 from pyro_vae.runs.load import SavedRun, open_run
 from pyro_vae.runs.log import read_records
 from pyro_vae.runs.recipe import Recipe
-from pyro_vae.runs.store import read, read_yaml
+from pyro_vae.runs.store import read
+from pyro_vae.runs.strict_yaml import read_yaml
 from pyro_vae.vae import Model
 
 logger = getLogger("pyro_vae")
@@ -59,7 +60,9 @@ def _out(config: Namespace) -> Path:
             return check_page(config.out)
         except RequestError as error:
             raise RequestError(f"--out {error}") from error
-    folder = config.run_dirs[0] if len(config.run_dirs) == 1 else "."
+    folder = "."
+    if len(config.run_dirs) == 1:
+        folder = config.run_dirs[0]
     return check_page(Path(folder, "report.html"))
 
 
@@ -67,12 +70,14 @@ def _open(run_dir: str, config: Namespace, several: bool) -> Subject:
     """A saved run as the subject of a page; a comparison shows whole paths."""
     saved = open_run(run_dir, "last", pick_device(config.device), config.trust)
     data = saved.data(config.data_dir)
-    path = saved.run.path
-    return _subject(str(path) if several else path.resolve().name, saved, data.test, data)
+    name = saved.run.path.resolve().name
+    if several:
+        name = str(saved.run.path)
+    return _subject(name, saved, data.test, data)
 
 
 def save_report(run: Run, vae: Model, test: Split) -> list[Path]:
-    """Write the report of a run that has just ended, in seconds; a message if it cannot be made."""
+    """Write a quick report of a run that has just ended; log a message if that is not possible."""
     try:
         check_installed()
         name = run.path.resolve().name
@@ -86,7 +91,8 @@ def save_report(run: Run, vae: Model, test: Split) -> list[Path]:
 
 
 def _subject(name: str, saved: SavedRun, test: Split, data: Data | None = None) -> Subject:
-    run, vae = saved.run, saved.vae
+    run = saved.run
+    vae = saved.vae
     records = read_records(run)
     seconds = sum(record["seconds"] for record in records)
     versions = saved.checkpoint.content["versions"]
@@ -125,7 +131,9 @@ def _results(file: Path) -> Mapping[str, Any]:
         raise RequestError(
             f"{file} is damaged; write it again by training, or remove it"
         ) from error
-    return results if isinstance(results, dict) else {}
+    if not isinstance(results, dict):
+        return {}
+    return results
 
 
 def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -134,9 +142,15 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
     Folders of data are left out: they tell about the machine only.
     """
     for key, value in options.items():
-        name = prefix if key == "class_path" else ".".join(filter(None, (prefix, key)))
-        if isinstance(value, Mapping):
-            yield from _flat(value, prefix if key == "init_args" else name)
+        name = key
+        if key == "class_path":
+            name = prefix
+        elif prefix:
+            name = f"{prefix}.{key}"
+        if isinstance(value, Mapping) and key == "init_args":
+            yield from _flat(value, prefix)
+        elif isinstance(value, Mapping):
+            yield from _flat(value, name)
         elif name == "data":
             yield name, Path(str(value)).name
         elif name != "data_dir":

@@ -16,7 +16,7 @@ MANY = 0.05
 
 
 def epoch_line(record: Record, epochs: int) -> str:
-    """One epoch: ELBO, KL, active units, beta if it is not 1, seconds, as far as they fit."""
+    """One line about an epoch; what does not fit into 80 columns is left out."""
     parts = [
         f"ELBO {record['elbo']:.2f}",
         f"validation {record['validation_elbo']:.2f}",
@@ -105,7 +105,9 @@ def _log_likelihood(value: Values, all_images: int) -> list[str]:
 
 def _check(value: Values) -> list[str]:
     """The second estimate minus the importance-weighted one."""
-    name = "AIS" if value["method"] == "ais" else value["method"]
+    name = value["method"]
+    if name == "ais":
+        name = "AIS"
     verdicts = {True: "DISAGREES", False: "agrees", None: "error unknown"}
     note = f"  {value['num_images']:,} images: {verdicts[value['disagree']]}"
     difference = {"mean": value["difference"], "standard_error": value["standard_error"]}
@@ -139,18 +141,17 @@ def _accuracy(name: str, value: Values) -> str:
 
 
 def _gap(value: Values) -> list[str]:
-    images = f"  {value['total']['num_images']:,} images"
-    methods = {
-        "quadrature": "log p(x) by quadrature",
-        "ais": "a lower bound, by AIS",
-        "is": "a lower bound",
-    }
-    over = value["share_of_images_with_k_hat_over_0.7"]
-    note = f"{images}, {methods[value['method']]}"
-    if value["method"] == "is" and over is not None:
-        note += f": k-hat over 0.7 {over:.0%}"
+    """The approximation gap is a lower bound where log p(x) is one."""
+    note = "  log p(x) by quadrature"
+    if value["method"] == "ais":
+        note = "  lower bound, by AIS"
+    if value["method"] == "is":
+        note = "  lower bound"
+        over = value["share_of_images_with_k_hat_over_0.7"]
+        if over is not None:
+            note += f": k-hat over 0.7 for {over:.0%}"
     return [
-        _row("inference gap", value["total"], note),
-        _row("  approximation", value["approximation"]),
-        _row("  amortization", value["amortization"], images),
+        _row("inference gap", value["total"], f"  {value['total']['num_images']:,} images"),
+        _row("  approximation", value["approximation"], note),
+        _row("  amortization", value["amortization"]),
     ]

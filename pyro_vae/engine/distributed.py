@@ -1,4 +1,4 @@
-"""Data-parallel processes: each works on its shard of every batch, with noise of its own."""
+"""Data-parallel processes: each computes its shard of every batch, with its own noise."""
 
 from __future__ import annotations
 
@@ -21,12 +21,16 @@ from pyro_vae.errors import LostWorkerError, RequestError
 
 def world_size() -> int:
     """Number of processes; 1 without `torchrun`."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    if dist.is_initialized():
+        return dist.get_world_size()
+    return 1
 
 
 def rank() -> int:
     """Index of this process; 0 without `torchrun`."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    if dist.is_initialized():
+        return dist.get_rank()
+    return 0
 
 
 def is_main_process() -> bool:
@@ -44,9 +48,12 @@ def process_group(device: torch.device) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
-    is_cuda = device.type == "cuda"
-    if is_cuda:
+    backend = "gloo"
+    device_id: torch.device | None = None
+    if device.type == "cuda":
         torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"
+        device_id = device
     # Python's handler would not run while torch waits for processes that may be lost.
     handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
@@ -58,13 +65,7 @@ def process_group(device: torch.device) -> Iterator[None]:
     # `torchrun` keeps the store when it restarts the processes, with the addresses of those that
     # were lost.
     store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if is_cuda else "gloo",
-        store=store,
-        rank=rank,
-        world_size=size,
-        device_id=device if is_cuda else None,
-    )
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, device_id=device_id)
     signal.signal(signal.SIGTERM, handler)
     try:
         yield

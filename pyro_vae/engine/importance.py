@@ -170,7 +170,9 @@ def _tail_index(log_weights: np.ndarray) -> float:
             _, k = array_stats.psislw(-log_weights)
     except ValueError:  # the largest weights are equal
         return -inf
-    return inf if np.isnan(k) else float(k)
+    if np.isnan(k):
+        return inf
+    return float(k)
 
 
 def k_curve(log_weights: Tensor) -> dict[int, Tensor]:

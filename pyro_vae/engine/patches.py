@@ -58,8 +58,14 @@ def _patched(*targets: tuple[Any, str, Any]) -> Iterator[None]:
             setattr(owner, name, value)
 
 
+def _detached(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return x.detach()
+    return x
+
+
 _TENSORS: dict[str, Callable[..., Any]] = {
-    "torch_item": lambda x: x.detach() if isinstance(x, Tensor) else x,
+    "torch_item": _detached,
     "warn_if_nan": lambda value, *args, **kwargs: value,
     "warn_if_inf": lambda value, *args, **kwargs: value,
 }
@@ -69,7 +75,9 @@ class _AllTrue(TorchFunctionMode):
     """Makes `mask.all()` True."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return True if func is Tensor.all else func(*args, **(kwargs or {}))
+        if func is Tensor.all:
+            return True
+        return func(*args, **(kwargs or {}))
 
 
 def _expectation(self: Any, costs: Any) -> Any:

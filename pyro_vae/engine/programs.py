@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pyro
@@ -49,7 +49,9 @@ class Batch:
     @property
     def y(self) -> Tensor | None:
         """The first of the further arguments: the labels; None if there are none."""
-        return self.more[0] if self.more else None
+        if not self.more:
+            return None
+        return self.more[0]
 
     def __len__(self) -> int:
         return len(self.x)
@@ -61,8 +63,12 @@ class Batch:
         return self.map(lambda tensor: tensor[index])
 
     def __repr__(self) -> str:
-        shapes = [tuple(item.shape) if isinstance(item, Tensor) else item for item in self]
-        return f"Batch({', '.join(map(str, shapes))})"
+        shown = []
+        for item in self:
+            if isinstance(item, Tensor):
+                item = tuple(item.shape)
+            shown.append(str(item))
+        return f"Batch({', '.join(shown)})"
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """Apply a function to each tensor that has rows."""
@@ -132,7 +138,10 @@ def _run(
     num_samples: int,
     at_draws: Messenger | None,
 ) -> tuple[Trace, Trace]:
-    with pyro.plate(SAMPLES, num_samples, dim=-2) if num_samples > 1 else nullcontext():
+    samples: AbstractContextManager[Any] = nullcontext()
+    if num_samples > 1:
+        samples = pyro.plate(SAMPLES, num_samples, dim=-2)
+    with samples:
         with at_draws or nullcontext():
             q = poutine.trace(guide).get_trace(*batch)
         p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*batch)
@@ -158,6 +167,11 @@ def trace_at(
 def sample_sites(trace: Trace) -> dict[str, Site]:
     """The random sites of a trace, by name."""
     return {name: site for name, site in trace.nodes.items() if is_random(site)}
+
+
+def latent_sites(model: Trace) -> dict[str, Site]:
+    """The random sites of a model that are not observed, by name."""
+    return {name: site for name, site in sample_sites(model).items() if not site["is_observed"]}
 
 
 def is_random(site: Site) -> bool:
@@ -192,14 +206,17 @@ def site_sum(
     for site in sample_sites(trace).values():
         if which(site):
             score = log_prob(site)
-            total = total + (score * site["scale"] if scaled else score)
+            if scaled:
+                score = score * site["scale"]
+            total = total + score
     return total.expand(num_samples, len(x))
 
 
 def _check_sites(model: Trace, guide: Trace, size: int) -> None:
     """Raise `RequestError` unless the latent sites are the same, and all sites in the plate."""
-    p, q = sample_sites(model), sample_sites(guide)
-    latent = {name for name, site in p.items() if not site["is_observed"]}
+    p = sample_sites(model)
+    q = sample_sites(guide)
+    latent = latent_sites(model).keys()
     sampled = {name for name, site in q.items() if not site["infer"].get("is_auxiliary")}
     if latent != sampled:
         names = ", ".join(sorted(latent ^ sampled))

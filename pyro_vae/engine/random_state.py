@@ -19,10 +19,13 @@ def forked_rng() -> AbstractContextManager[None]:
 
 def random_state(device: torch.device) -> dict[str, Any]:
     """The states of torch's, Python's and NumPy's generators, as tensors and plain values."""
+    cuda = None
+    if device.type == "cuda":
+        cuda = torch.cuda.get_rng_state(device)
     _, keys, *numbers = np.random.get_state()  # noqa: NPY002
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "cuda": cuda,
         "python": random.getstate(),
         "numpy": [torch.from_numpy(np.asarray(keys, dtype=np.int64)), *numbers],
     }

@@ -110,11 +110,15 @@ class SVI:
                 "optim must be a function that makes a torch optimizer, or one of pyro.optim, but"
                 f" is {optim!r}"
             )
+        if isinstance(optim, PyroOptim):
+            optim = _joint(optim)
+        if not hasattr(loss, "loss_and_grads"):
+            loss = _Function(loss)
         self.model = model
         self.guide = guide
         self.mean = mean
-        self.objective = loss if hasattr(loss, "loss_and_grads") else _Function(loss)
-        self.make_optimizer = _joint(optim) if isinstance(optim, PyroOptim) else optim
+        self.objective = loss
+        self.make_optimizer = optim
         self.prepare = prepare or (lambda *args: args)
         self.check_losses = check_losses
         self.optimizer: Optimizer | None = None
@@ -142,7 +146,9 @@ class SVI:
             **kwargs: Keyword arguments of `step`.
         """
         stored = set(pyro.get_param_store().keys())
-        own = {id(param) for module in self._modules() for param in module.parameters()}
+        own: set[int] = set()
+        for module in self._modules():
+            own.update(id(param) for param in module.parameters())
         with _Params() as seen:
             try:
                 dry_run(self._validate, check, *args, **kwargs)
@@ -251,8 +257,10 @@ class SVI:
             name = type(self.objective).__name__
             logger.warning("using the eager engine: %s has no differentiable_loss", name)
             engine = "eager"
-        gradients = self._gradients if engine == "eager" else self._tensor_gradients
-        self._graph = Graph(gradients, engine)
+        if engine == "eager":
+            self._graph = Graph(self._gradients, engine)
+        else:
+            self._graph = Graph(self._tensor_gradients, engine)
         self._picked = engine
         self._options = None
 
@@ -274,9 +282,15 @@ class SVI:
         loss, rows, *grads = self._graph(*args, **kwargs)
         # A graph has no gradients for parameters that appeared later, with other arguments.
         grads += [None] * (len(self._params) - len(grads))
-        sums = iter(distributed.all_reduce([grad for grad in grads if grad is not None]))
+        params = []
+        parts = []
         for param, grad in zip(self._params.values(), grads, strict=True):
-            param.grad = None if grad is None else next(sums)
+            param.grad = None
+            if grad is not None:
+                params.append(param)
+                parts.append(grad)
+        for param, total in zip(params, distributed.all_reduce(parts), strict=True):
+            param.grad = total
         if self.optimizer is not None:
             self.optimizer.step()
         self.last_loss.fill_(loss / rows)
@@ -292,8 +306,10 @@ class SVI:
         self._adopt(seen.params)
         results: list[Any] = [loss, rows]
         for key, param in self._params.items():
-            grad = param.grad if key in seen.params else None
-            results.append(None if grad is None else grad / rows)
+            if key in seen.params and param.grad is not None:
+                results.append(param.grad / rows)
+            else:
+                results.append(None)
         return results
 
     def _tensor_gradients(self, *args: Any, **kwargs: Any) -> list[Any]:
@@ -325,8 +341,8 @@ class SVI:
     def _refresh(self) -> None:
         """Keep replays valid.
 
-        Learning rates are updated in place. If other options of the optimizer changed, steps are
-        captured anew.
+        Learning rates are updated in place. If other options of the optimizer changed, the steps
+        are captured again.
         """
         options = []
         for group in self._groups:
@@ -345,10 +361,14 @@ class SVI:
 
     @property
     def _groups(self) -> list[dict[str, Any]]:
-        return [] if self.optimizer is None else self.optimizer.param_groups
+        if self.optimizer is None:
+            return []
+        return self.optimizer.param_groups
 
     def _rows(self, args: Sequence[Any]) -> int:
-        return len(args[0]) if self.mean else 1
+        if self.mean:
+            return len(args[0])
+        return 1
 
     def _adopt(self, params: dict[int, Tensor]) -> None:
         """Pass new parameters to the optimizer."""

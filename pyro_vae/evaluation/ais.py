@@ -14,7 +14,7 @@ from pyro_vae.engine.distributed import map_rows
 from pyro_vae.engine.graphs import AnyEngine, Graph, pick_engine
 from pyro_vae.engine.importance import joint_terms, log_likelihood
 from pyro_vae.engine.precision import products
-from pyro_vae.engine.programs import Batch, Program, Site, check_plates, sample_sites
+from pyro_vae.engine.programs import Batch, Program, Site, check_plates, latent_sites, sample_sites
 from pyro_vae.engine.progress import progress_bar
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError, check_positive
@@ -243,7 +243,8 @@ class _Annealing:
     ) -> tuple[_State, Tensor]:
         """A Hamiltonian transition for the density at beta, and where it was accepted."""
         step = step[:, None]
-        momentum = new_momentum = torch.randn_like(state.latents)
+        momentum = torch.randn_like(state.latents)
+        new_momentum = momentum
         new = state
         for _ in range(LEAPFROGS):
             new_momentum = new_momentum + step / 2 * new.slope(beta)
@@ -297,7 +298,7 @@ class _Annealing:
 def can_anneal(model: Program, batch: Batch) -> bool:
     """Whether the model has latent sites and all are real-valued. Has no side effects."""
     with forked_rng():
-        latent = _latent_sites(model, batch[:1])
+        latent = _latent_distributions(model, batch[:1])
     return bool(latent) and all(_is_real(fn.support) for fn in latent.values())
 
 
@@ -307,7 +308,7 @@ def _latent_shapes(model: Program, batch: Batch) -> dict[str, torch.Size]:
     Raises:
         RequestError: If Hamiltonian dynamics does not apply to one of them.
     """
-    latent = _latent_sites(model, batch)
+    latent = _latent_distributions(model, batch)
     if not latent:
         raise RequestError("the model has no latent site to anneal: its log-probability is exact")
     for name, fn in latent.items():
@@ -318,11 +319,11 @@ def _latent_shapes(model: Program, batch: Batch) -> dict[str, torch.Size]:
     return {name: fn.event_shape for name, fn in latent.items()}
 
 
-def _latent_sites(model: Program, batch: Batch) -> dict[str, Any]:
+def _latent_distributions(model: Program, batch: Batch) -> dict[str, Any]:
     """The distribution of each latent site."""
-    sites = sample_sites(poutine.trace(model).get_trace(*batch))
-    check_plates(sites, len(batch))
-    return {name: site["fn"] for name, site in sites.items() if not site["is_observed"]}
+    trace = poutine.trace(model).get_trace(*batch)
+    check_plates(sample_sites(trace), len(batch))
+    return {name: site["fn"] for name, site in latent_sites(trace).items()}
 
 
 def _is_real(support: Any) -> bool:

@@ -11,10 +11,11 @@ from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
 from pyro_vae.vae import Model
 
-Data = Split | Batch | Tensor
+# What `scored` makes a `Batch` of.
+BatchLike = Split | Batch | Tensor
 
 
-def scored(vae: Model, data: Data) -> Batch:
+def scored(vae: Model, data: BatchLike) -> Batch:
     """The arguments of a model's programs, on its device; sets the model to evaluation mode.
 
     The pixels of a split are equal at every call: noise that it lacks is fixed, see

@@ -9,7 +9,7 @@ from pyro_vae.engine.graphs import AnyEngine
 from pyro_vae.engine.importance import log_likelihood, monte_carlo_error
 from pyro_vae.errors import check_positive
 from pyro_vae.evaluation.ais import annealed_log_weights, bidirectional_bounds
-from pyro_vae.evaluation.batch import Data, random_rows, scored
+from pyro_vae.evaluation.batch import BatchLike, random_rows, scored
 from pyro_vae.evaluation.metrics import Metrics, Scores, summary
 from pyro_vae.evaluation.quadrature import has_two_dimensions, quadrature_log_likelihood
 from pyro_vae.vae import Model
@@ -22,7 +22,7 @@ Z_SCORE = 4.0
 
 def check_log_likelihood(
     vae: Model,
-    data: Data,
+    data: BatchLike,
     scores: Scores,
     num_images: int = 10,
     num_chains: int = 8,
@@ -81,10 +81,13 @@ def check_log_likelihood(
         error = torch.hypot(error, monte_carlo_error(weights))
     difference = second - first
     mean_error = error.square().sum().sqrt() / len(error)
+    standard_error = None
+    if not mean_error.isnan():
+        standard_error = mean_error.item()
     return {
         "method": method,
         "difference": difference.mean().item(),
-        "standard_error": None if mean_error.isnan() else mean_error.item(),
+        "standard_error": standard_error,
         "max_difference": difference.max().item(),
         "num_images": len(difference),
         "disagree": _disagree(difference, error, mean_error),
@@ -102,7 +105,7 @@ def _disagree(difference: Tensor, error: Tensor, mean_error: Tensor) -> bool | N
 
 def annealed_log_likelihood(
     vae: Model,
-    data: Data,
+    data: BatchLike,
     scores: Scores,
     num_chains: int = 16,
     num_temperatures: int = 500,

@@ -8,7 +8,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from pyro_vae.evaluation.batch import Data, scored
+from pyro_vae.evaluation.batch import BatchLike, scored
 from pyro_vae.vae import Model
 
 # A latent dimension is active if the variance of its posterior mean over the images exceeds this
@@ -28,7 +28,7 @@ class Codes(NamedTuple):
 
 
 @torch.no_grad()
-def codes(vae: Model, data: Data) -> Codes:
+def codes(vae: Model, data: BatchLike) -> Codes:
     """The means and standard deviations of q(z | x) for each image.
 
     They are estimated with 100 draws where the posterior has no closed form.
@@ -41,7 +41,8 @@ def codes(vae: Model, data: Data) -> Codes:
         ValueError: If `x` does not have the dtype and shape of the model's images.
     """
     batch = scored(vae, data)
-    locs, scales = [], []
+    locs = []
+    scales = []
     for rows in batch.split(IMAGES):
         loc, scale = _moments(vae.q_z(*rows))
         locs.append(loc)
@@ -58,7 +59,7 @@ def _moments(q: TorchDistribution) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def activity(vae: Model, data: Data) -> Tensor:
+def activity(vae: Model, data: BatchLike) -> Tensor:
     r"""The variance of the posterior mean over images, :math:`\mathrm{Var}_x \, \mathbb{E}[z | x]`.
 
     Where the mean has no closed form it is estimated twice, and the covariance of the two estimates
@@ -76,11 +77,13 @@ def activity(vae: Model, data: Data) -> Tensor:
         The variances, shape `(latent_dim,)`.
     """
     batch = scored(vae, data)
-    first, second = [], []
+    first = []
+    second = []
     for rows in batch.split(IMAGES):
         q = vae.q_z(*rows)
         first.append(_moments(q)[0])
         second.append(_moments(q)[0])
-    a, b = torch.cat(first).double(), torch.cat(second).double()
+    a = torch.cat(first).double()
+    b = torch.cat(second).double()
     products = (a - a.mean(0)) * (b - b.mean(0))
     return products.sum(0) / max(1, len(batch) - 1)

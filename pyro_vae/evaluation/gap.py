@@ -17,7 +17,7 @@ from pyro_vae.engine.programs import Batch, Program
 from pyro_vae.engine.progress import progress_bar
 from pyro_vae.errors import RequestError, check_positive
 from pyro_vae.evaluation.ais import annealed_log_weights, can_anneal
-from pyro_vae.evaluation.batch import Data, scored
+from pyro_vae.evaluation.batch import BatchLike, scored
 from pyro_vae.evaluation.codes import IMAGES
 from pyro_vae.evaluation.metrics import RELIABLE, Metrics, score, summary
 from pyro_vae.evaluation.quadrature import has_two_dimensions, quadrature_log_likelihood
@@ -82,7 +82,7 @@ class Gap(NamedTuple):
 @products("float32")
 def inference_gap(
     vae: Model,
-    data: Data,
+    data: BatchLike,
     *,
     num_samples: int = 1000,
     steps: int = 200,
@@ -155,7 +155,8 @@ def inference_gap(
     log_p = local.log_likelihood
     exact = _quadrature(vae, batch, batch_size)
     if exact is not None:
-        log_p, method = exact, "quadrature"
+        log_p = exact
+        method = "quadrature"
     elif can_anneal(vae.model, batch):
         weights = annealed_log_weights(
             vae.model,
@@ -167,7 +168,8 @@ def inference_gap(
         )
         annealed = log_likelihood(weights.cpu())
         if annealed.mean() > log_p.mean():
-            log_p, method = annealed, "ais"
+            log_p = annealed
+            method = "ais"
     return Gap(log_p, local.elbo, encoder.elbo, params, method, local.pareto_k, num_samples)
 
 
@@ -219,4 +221,6 @@ def _quadrature(vae: Model, batch: Batch, batch_size: int) -> Tensor | None:
     if not has_two_dimensions(vae, batch):
         return None
     log_p = quadrature_log_likelihood(vae, batch, batch_size)
-    return log_p if log_p.isfinite().all() else None
+    if not log_p.isfinite().all():
+        return None
+    return log_p

@@ -11,14 +11,15 @@ from torch import Tensor
 from pyro_vae.engine.programs import Batch
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError, check_positive
-from pyro_vae.evaluation.batch import Data, random_rows, scored
+from pyro_vae.evaluation.batch import BatchLike, random_rows, scored
 from pyro_vae.evaluation.codes import IMAGES
 from pyro_vae.evaluation.metrics import ELBO_SAMPLES, score, summary
 from pyro_vae.evaluation.quadrature import latent_shapes
 from pyro_vae.vae import OUTPUTS_PER_PASS, Model, default_batch_size
 
 # Nats below log N within which the mutual information is clearly too low: by 0.2 to 1.2 nats on
-# linear-Gaussian models of 2 to 20 dimensions with N = 300 to 3,000, and by at most 0.3 elsewhere.
+# linear-Gaussian models of 2 to 20 dimensions with N = 300 to 3,000, or far more at the ceiling;
+# elsewhere by at most 0.3.
 NEAR_CEILING = 3.0
 
 
@@ -48,7 +49,7 @@ class Information(NamedTuple):
 
 @torch.no_grad()
 def information(
-    vae: Model, data: Data, *, num_images: int = 1000, batch_size: int | None = None
+    vae: Model, data: BatchLike, *, num_images: int = 1000, batch_size: int | None = None
 ) -> Information:
     r"""Split the rate into the mutual information of code and image, and a KL to the prior.
 
@@ -82,7 +83,8 @@ def information(
     if latent_shapes(vae, batch).keys() != {"z"}:
         raise RequestError("the information needs a model whose only latent site is z")
     own = batch[random_rows(batch, num_images)]
-    draws, densities = [], []
+    draws = []
+    densities = []
     for rows in own.split(IMAGES):
         q = vae.q_z(*rows)
         draw = q.sample()
@@ -93,7 +95,8 @@ def information(
     shared = (torch.cat(densities) - aggregate).double().cpu()
     batch_size = batch_size or default_batch_size(vae, batch.x)
     rate = score(vae.model, vae.guide, own, ELBO_SAMPLES, batch_size).kl
-    of_code, of_prior = summary(shared, 1), summary(rate - shared, ELBO_SAMPLES)
+    of_code = summary(shared, 1)
+    of_prior = summary(rate - shared, ELBO_SAMPLES)
     ceiling = log(len(batch))
     return Information(
         of_code["mean"],

@@ -26,7 +26,7 @@ from pyro_vae.engine.precision import products
 from pyro_vae.engine.programs import Batch, Program
 from pyro_vae.engine.progress import progress_bar
 from pyro_vae.errors import NotFiniteError, RequestError, check_positive
-from pyro_vae.evaluation.batch import Data, random_rows, scored
+from pyro_vae.evaluation.batch import BatchLike, random_rows, scored
 from pyro_vae.evaluation.codes import ACTIVE, activity
 from pyro_vae.vae import Model, default_batch_size
 
@@ -74,7 +74,7 @@ class Scores(NamedTuple):
 
 def evaluate(
     vae: Model,
-    data: Data,
+    data: BatchLike,
     num_samples: int = 5000,
     num_images: int | None = None,
     batch_size: int | None = None,
@@ -131,7 +131,7 @@ def evaluate(
 
 def score_images(
     vae: Model,
-    data: Data,
+    data: BatchLike,
     num_samples: int = 5000,
     batch_size: int | None = None,
     engine: AnyEngine = "auto",
@@ -152,7 +152,7 @@ def score_images(
 
 def summarize(
     vae: Model,
-    data: Data,
+    data: BatchLike,
     scores: Scores,
     num_samples: int,
     batch_size: int | None = None,
@@ -161,7 +161,8 @@ def summarize(
     """The results of `evaluate`, from the scores of all images or of a subset of them."""
     batch = scored(vae, data)
     is_subset = len(scores.kl) < len(batch)
-    draws, whole = num_samples, scores
+    draws = num_samples
+    whole = scores
     if is_subset:
         draws = ELBO_SAMPLES
         whole = score_images(vae, batch, draws, batch_size, engine)
@@ -257,7 +258,9 @@ def two_phase_mean(y: Tensor, x: Tensor, x_all: Tensor) -> tuple[float, float | 
     Returns:
         The mean and its standard error; None for a subset of one image.
     """
-    y, x, x_all = y.double(), x.double(), x_all.double()
+    y = y.double()
+    x = x.double()
+    x_all = x_all.double()
     mean = ((y - x).mean() + x_all.mean()).item()
     if len(y) < 2:
         return mean, None
@@ -335,11 +338,12 @@ def _reliability(scores: Scores) -> Metrics:
     """Monte Carlo diagnostics of the estimate."""
     k_hat = scores.pareto_k
     error = (scores.monte_carlo_error.square().sum().sqrt() / len(k_hat)).item()
+    finite_error = error if isfinite(error) else None
     over = None
     if not k_hat.isnan().any():
         over = (k_hat > RELIABLE).double().mean().item()
     return {
-        "monte_carlo_error": error if isfinite(error) else None,
+        "monte_carlo_error": finite_error,
         "share_of_images_with_k_hat_over_0.7": over,
         "median_effective_sample_size": scores.effective_sample_size.quantile(0.5).item(),
     }

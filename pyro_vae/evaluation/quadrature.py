@@ -13,11 +13,11 @@ from torch.nn.functional import max_pool2d
 
 from pyro_vae.engine.importance import joint_terms
 from pyro_vae.engine.precision import products
-from pyro_vae.engine.programs import Batch, sample_sites
+from pyro_vae.engine.programs import Batch, latent_sites
 from pyro_vae.engine.progress import progress_bar
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
-from pyro_vae.evaluation.batch import Data, scored
+from pyro_vae.evaluation.batch import BatchLike, scored
 from pyro_vae.vae import Model, default_batch_size
 
 # Points per dimension of the first grid.
@@ -36,7 +36,7 @@ TOLERANCE = 1e-3
 
 @torch.no_grad()
 @products("float32")
-def quadrature_log_likelihood(vae: Model, data: Data, batch_size: int | None = None) -> Tensor:
+def quadrature_log_likelihood(vae: Model, data: BatchLike, batch_size: int | None = None) -> Tensor:
     r"""log p(x) by quadrature over a two-dimensional code, in nats. It does not use the guide.
 
     The integrand :math:`p(z) \, p(x \mid z)` is evaluated on a grid of 64 x 64 codes that covers
@@ -78,8 +78,8 @@ def has_two_dimensions(vae: Model, batch: Batch) -> bool:
 def latent_shapes(vae: Model, batch: Batch) -> dict[str, tuple[int, ...]]:
     """The event shape of each latent site of the model. Has no side effects."""
     with forked_rng():
-        sites = sample_sites(poutine.trace(vae.model).get_trace(*batch[:1]))
-    return {name: site["fn"].event_shape for name, site in sites.items() if not site["is_observed"]}
+        trace = poutine.trace(vae.model).get_trace(*batch[:1])
+    return {name: site["fn"].event_shape for name, site in latent_sites(trace).items()}
 
 
 def _box(vae: Model, batch: Batch, batch_size: int) -> Tensor:

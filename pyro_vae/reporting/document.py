@@ -1,4 +1,4 @@
-"""The JSON document that a page's script reads: everything that it can show, computed beforehand.
+"""The JSON document that a page's script reads: everything that it can show, precomputed.
 
 The types below are the contract with `templates/page.js`. A key of a `...Models` type is the name
 of a Bokeh model on the page, and its value the properties that the script sets, where `data` are
@@ -29,7 +29,8 @@ SHADES = (0.2, 0.45, 0.8)
 # Side in pixels of a draw with all of the weight.
 DRAW_SIZE = 60
 
-APPROXIMATION, AMORTIZATION = BLUE, ORANGE
+APPROXIMATION = BLUE
+AMORTIZATION = ORANGE
 
 
 # --- the contract ---------------------------------------------------------------------------------
@@ -281,18 +282,23 @@ def medians(points: Tensor, groups: Groups) -> dict[str, list[Any]]:
 
 def bars(kl: Tensor | None, activity: Tensor) -> dict[str, list[Any]]:
     """The KL of each dimension, or its activity, in decreasing order, collapsed ones hatched."""
-    values = (activity if kl is None else kl).cpu()
+    values = activity.cpu()
+    if kl is not None:
+        values = kl.cpu()
     order = values.argsort(descending=True)
     active = (activity.cpu() > ACTIVE)[order].tolist()
     labels = []
-    for dimension, on in zip(order.tolist(), active, strict=True):
-        labels.append(f"z[{dimension}]" if on else f"z[{dimension}], collapsed")
+    for dimension, is_active in zip(order.tolist(), active, strict=True):
+        label = f"z[{dimension}]"
+        if not is_active:
+            label += ", collapsed"
+        labels.append(label)
     return {
         "x": list(range(1, len(order) + 1)),
         "top": values[order].tolist(),
         "label": labels,
-        "colour": [BLUE if on else "gray" for on in active],
-        "hatch": [" " if on else "/" for on in active],
+        "colour": [BLUE if is_active else "gray" for is_active in active],
+        "hatch": [" " if is_active else "/" for is_active in active],
     }
 
 
@@ -352,7 +358,9 @@ def _draws_state(draws: Draws, k: int) -> DrawsState:
 
 
 def _text(value: float) -> str:
-    return f"{value:.2f}" if isfinite(value) else "-"
+    if not isfinite(value):
+        return "-"
+    return f"{value:.2f}"
 
 
 def _areas(grid: Grid, log_density: Tensor) -> dict[str, list[Any]]:
@@ -375,7 +383,9 @@ def contour_lines(grid: Grid, log_density: Tensor) -> dict[str, list[Any]]:
     """Contours that hold the shares `MASSES` of the mass."""
     density, levels = density_levels(grid, log_density)
     contours = _contours(grid, density)
-    lines = [line for level in levels for line in contours.lines(level)]
+    lines = []
+    for level in levels:
+        lines += contours.lines(level)
     return {
         "xs": [_round(line[:, 0], grid) for line in lines],
         "ys": [_round(line[:, 1], grid) for line in lines],
@@ -390,7 +400,7 @@ def _contours(grid: Grid, density: np.ndarray) -> Any:
 def density_levels(
     grid: Grid, log_density: Tensor, masses: Sequence[float] = MASSES
 ) -> tuple[np.ndarray, list[float]]:
-    """A density on a grid, 1 at its maximum; the levels above which it has shares of its mass."""
+    """A density on a grid, scaled to a maximum of 1, and the levels that enclose `masses` of it."""
     log_density = log_density.double().cpu().nan_to_num(-inf, inf, -inf)
     density = (log_density - log_density.max()).exp()
     ordered = density.sort(descending=True).values

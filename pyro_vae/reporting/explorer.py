@@ -21,7 +21,8 @@ from pyro_vae.engine.importance import (
     pareto_k,
 )
 from pyro_vae.engine.programs import Batch, sample_sites, site_sum, traces
-from pyro_vae.evaluation.codes import activity, codes, scored
+from pyro_vae.evaluation.batch import scored
+from pyro_vae.evaluation.codes import activity, codes
 from pyro_vae.evaluation.gap import inference_gap
 from pyro_vae.evaluation.quadrature import quadrature_log_likelihood
 from pyro_vae.reporting import views
@@ -29,15 +30,19 @@ from pyro_vae.reporting.overview import FULL, kl_per_dimension
 from pyro_vae.vae import Model, default_batch_size
 
 # Images per dimension of the decoded plane, and the same if there are several epochs.
-SIDE, COARSE = 21, 13
+SIDE = 21
+COARSE = 13
 # Points per dimension of the grids of densities.
 POINTS = 64
 # Draws of q whose weights are shown, and those of the mean bounds.
-DRAWS, CURVE_DRAWS = 256, 1024
+DRAWS = 256
+CURVE_DRAWS = 1024
 # Nats below the maximum at which the posterior is not shown.
 DEPTH = 8.0
 # Images, dimensions and steps of the traversals, and of the interpolations.
-CHOSEN, DIMENSIONS, STEPS = 6, 10, 11
+CHOSEN = 6
+DIMENSIONS = 10
+STEPS = 11
 
 
 class Grid(NamedTuple):

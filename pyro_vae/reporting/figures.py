@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.split import Data
-from pyro_vae.evaluation.codes import codes, scored
+from pyro_vae.evaluation.batch import scored
+from pyro_vae.evaluation.codes import codes
 from pyro_vae.reporting import views
 from pyro_vae.reporting.projection import projection
 from pyro_vae.vae import Model
@@ -58,7 +59,7 @@ LATENT_IMAGES = 5000
 
 
 def plain(text: str) -> str:
-    r"""Text that matplotlib draws as it is, for titles and labels that contain names of the user's.
+    r"""Escape text for titles and labels, so that matplotlib draws it as it is.
 
     Dollar signs are no mathematics. Characters that the font lacks are written as escapes.
 
@@ -71,8 +72,10 @@ def plain(text: str) -> str:
     font = get_font(findfont(FontProperties()))
     letters = []
     for letter in text:
-        drawn = letter == "\n" or (letter.isprintable() and font.get_char_index(ord(letter)))
-        letters.append(letter if drawn else letter.encode("unicode_escape").decode())
+        is_drawn = letter == "\n" or (letter.isprintable() and font.get_char_index(ord(letter)))
+        if not is_drawn:
+            letter = letter.encode("unicode_escape").decode()
+        letters.append(letter)
     return "".join(letters).replace("$", r"\$")
 
 

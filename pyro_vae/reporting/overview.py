@@ -10,7 +10,8 @@ from torch.distributions import Independent
 
 from pyro_vae.data.split import Split
 from pyro_vae.engine.programs import Batch, sample_sites, traces
-from pyro_vae.evaluation.codes import activity, codes, scored
+from pyro_vae.evaluation.batch import scored
+from pyro_vae.evaluation.codes import activity, codes
 from pyro_vae.evaluation.metrics import Scores, score
 from pyro_vae.reporting import views
 from pyro_vae.reporting.figures import LATENT_IMAGES

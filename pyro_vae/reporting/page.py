@@ -15,7 +15,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from pyro_vae.engine.random_state import forked_rng
-from pyro_vae.evaluation.codes import scored
+from pyro_vae.evaluation.batch import scored
 from pyro_vae.evaluation.quadrature import has_two_dimensions
 from pyro_vae.reporting import plots
 from pyro_vae.reporting.document import (
@@ -123,14 +123,17 @@ def _page(subject: Subject, effort: Effort) -> str:
     groups = groups_of(shown)
     context: dict[str, Any] = {"data": None, "plane": False, "paths": None, "chosen": []}
     drawn: dict[str, figure] = {}
-    last = None
+    plane = None
+    is_explored = False
     if has_two_dimensions(subject.vae, scored(subject.vae, shown.images)[:1]):
         snapshots = _snapshots(subject, shown, effort)
         last = snapshots[-1]
+        plane = last.plane
+        is_explored = bool(last.explored)
         context["data"] = document_of_snapshots(snapshots, groups)
         context["plane"] = True
         context["epochs"] = len(snapshots)
-        if last.explored:
+        if is_explored:
             drawn |= plots.explorer(context["data"]["snapshots"][-1])
             context["chosen"] = urls[: len(last.explored)]
             context["slider"] = {"last": len(last.explored[0].draws.curve) - 1}
@@ -140,7 +143,7 @@ def _page(subject: Subject, effort: Effort) -> str:
         context["data"] = document_of_paths(found)
         context["paths"] = _sliders(found)
         context["chosen"] = urls[:CHOSEN]
-    drawn["latent"] = plots.latent(shown, urls, groups, last.plane if last else None)
+    drawn["latent"] = plots.latent(shown, urls, groups, plane)
     drawn["dimensions"] = plots.dimensions(shown)
     bounds = list(_bounds(subject.results.get("k_curve")))
     if bounds:
@@ -149,7 +152,7 @@ def _page(subject: Subject, effort: Effort) -> str:
         "title": subject.name,
         "subject": subject,
         "shown": shown,
-        "explored": bool(last and last.explored),
+        "explored": is_explored,
         "metrics": metrics(subject.results, subject.vae.likelihood.is_density),
         "samples": pictures(shown.samples),
         "reconstructions": _reconstructions(shown),
@@ -162,9 +165,11 @@ def _snapshots(subject: Subject, shown: Overview, effort: Effort) -> list[Snapsh
     """The model after earlier epochs that were kept, and after the last."""
     batch = scored(subject.vae, shown.images)
     models = [*subject.earlier, ("last epoch", subject.vae)]
-    count, side = effort.explored, SIDE
+    count = effort.explored
+    side = SIDE
     if len(models) > 1:
-        count, side = effort.several, COARSE
+        count = effort.several
+        side = COARSE
     return [snapshot(name, vae, batch, count, side, effort.steps) for name, vae in models]
 
 
@@ -209,8 +214,13 @@ def metrics(results: Mapping[str, Any], is_density: bool = True) -> list[Row]:
     return rows
 
 
-def _with_error(mean: float, error: float | None) -> str:
-    return f"{mean:.2f}" if error is None else f"{mean:.2f} ± {error:.2f}"
+def _with_error(mean: float | None, error: float | None) -> str:
+    """A mean with its standard error, as far as they are known."""
+    if mean is None:
+        return ""
+    if error is None:
+        return f"{mean:.2f}"
+    return f"{mean:.2f} ± {error:.2f}"
 
 
 def _basis(results: Mapping[str, Any], key: str) -> str:
@@ -225,7 +235,9 @@ def _basis(results: Mapping[str, Any], key: str) -> str:
 def number(results: Any, path: str) -> float | None:
     """A number in nested mappings; None if it is not there, or is something else."""
     for key in path.split("/"):
-        results = results.get(key) if isinstance(results, Mapping) else None
+        if not isinstance(results, Mapping):
+            return None
+        results = results.get(key)
     if isinstance(results, int | float) and isfinite(results):
         return results
     return None
@@ -251,7 +263,8 @@ def comparison(subjects: Sequence[Subject], effort: Effort = FULL, seed: int = 0
     reason. The others are scored with the same random numbers.
     """
     first = subjects[0]
-    compared, excluded = [first], []
+    compared = [first]
+    excluded = []
     for subject in subjects[1:]:
         reason = why_not_comparable(subject, first)
         if reason:
@@ -267,7 +280,7 @@ def comparison(subjects: Sequence[Subject], effort: Effort = FULL, seed: int = 0
     rows = []
     for subject in compared:
         options = [subject.options.get(key, "") for key in differing]
-        rows.append((subject.name, [*options, *_figures_of_merit(subject)]))
+        rows.append((subject.name, [*options, *_merits(subject)]))
     differences = []
     for subject, shown in zip(compared[1:], overviews[1:], strict=True):
         elbo = _paired(shown.scores.elbo, overviews[0].scores.elbo)
@@ -296,21 +309,30 @@ MERITS = ("ELBO", "log p(x)", "K", "images", "active units", "seconds")
 
 
 def _differing_options(subjects: Sequence[Subject]) -> list[str]:
-    keys = dict.fromkeys(key for subject in subjects for key in subject.options)
-    return [key for key in keys if len({subject.options.get(key) for subject in subjects}) > 1]
+    """The names of the options that are not the same in all runs."""
+    differing = []
+    for subject in subjects:
+        for key in subject.options:
+            values = {other.options.get(key) for other in subjects}
+            if len(values) > 1 and key not in differing:
+                differing.append(key)
+    return differing
 
 
-def _figures_of_merit(subject: Subject) -> list[str]:
+def _merits(subject: Subject) -> list[str]:
     """The values of `MERITS`."""
     results = subject.results
     values = []
     for key in ("elbo", _log_likelihood_key(results)):
         mean = number(results, f"{key}/mean")
         error = number(results, f"{key}/standard_error")
-        values.append("" if mean is None else _with_error(mean, error))
+        values.append(_with_error(mean, error))
     for key in ("log_likelihood/num_samples", "elbo/num_images", "active_units/count"):
         value = number(results, key)
-        values.append("" if value is None else f"{value:,.0f}")
+        text = ""
+        if value is not None:
+            text = f"{value:,.0f}"
+        values.append(text)
     return [*values, subject.facts.get(SECONDS, "")]
 
 
@@ -366,7 +388,8 @@ def _render(
     drawn: Mapping[str, figure],
     curves: Mapping[str, figure],
 ) -> str:
-    script, divs = "", {}
+    script = ""
+    divs = {}
     if drawn or curves:
         script, divs = components({**drawn, **curves})
     environment = Environment(

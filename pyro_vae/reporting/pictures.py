@@ -16,7 +16,8 @@ from pyro_vae.reporting.figures import as_drawn
 
 # Bytes of the pixels of all pictures, and of all tiles of the atlas, above which they are made
 # smaller.
-PICTURES, ATLAS = 500_000, 1_000_000
+PICTURES = 500_000
+ATLAS = 1_000_000
 # Tiles per row of the atlas.
 COLUMNS = 32
 

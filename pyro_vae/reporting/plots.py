@@ -51,11 +51,12 @@ def curves(subjects: Sequence[Subject]) -> dict[str, figure]:
     recorded = [subject for subject in subjects if subject.records]
     if not recorded:
         return {}
+    betas: set[float] = set()
+    for subject in recorded:
+        betas.update(record["beta"] for record in subject.records)
     plots = {}
     for title, unit, columns in PANELS:
-        if title == "beta" and all(
-            record["beta"] == 1 for subject in recorded for record in subject.records
-        ):
+        if title == "beta" and betas == {1}:
             continue
         plot = _counts("epoch", unit)
         if len(subjects) == 1:
@@ -222,7 +223,7 @@ def explorer(snapshot: SnapshotState) -> dict[str, figure]:
     sources = {name: ColumnDataSource(model["data"], name=name) for name, model in models.items()}
     plots = {}
     for name in ("guide", "best", "draws"):
-        plot = plots[name] = _figure("z[0]", "z[1]", square=True)
+        plot = _figure("z[0]", "z[1]", square=True)
         plot.x_range, plot.y_range = z_ranges
         plot.multi_polygons(
             "xs",
@@ -232,6 +233,7 @@ def explorer(snapshot: SnapshotState) -> dict[str, figure]:
             fill_alpha="alpha",
             line_color=None,
         )
+        plots[name] = plot
     for name in ("guide", "best"):
         plots[name].multi_line("xs", "ys", source=sources[name], color=ORANGE, line_width=2)
     plots["draws"].scatter(

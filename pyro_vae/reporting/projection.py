@@ -38,8 +38,10 @@ def projection(codes: Tensor) -> Projection:
     codes = codes.cpu().double()
     latent_dim = codes.shape[1]
     if latent_dim <= 2:
-        names = ("z[0]", "z[1]" if latent_dim == 2 else "index of the image")
-        return Projection(names, codes.new_zeros(latent_dim), torch.eye(latent_dim).double())
+        vertical = "z[1]" if latent_dim == 2 else "index of the image"
+        return Projection(
+            ("z[0]", vertical), codes.new_zeros(latent_dim), torch.eye(latent_dim).double()
+        )
     centre = codes.mean(0)
     centred = codes - centre
     variances, directions = torch.linalg.eigh(centred.T @ centred)  # in increasing order

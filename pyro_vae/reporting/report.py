@@ -1,4 +1,4 @@
-"""Reports of models in hand: a page about one, or a page that compares several."""
+"""Reports from Python: a page about one model, or a page that compares several."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def check_page(path: str | Path) -> Path:
 def write_page(
     path: Path, subjects: Sequence[Subject], effort: Effort = FULL, seed: int = 0
 ) -> Path:
-    """Write the page about one model, or the one that compares several; the path."""
+    """Write the page about one model, or the page that compares several, and return its path."""
     from pyro_vae.reporting.page import comparison, page
 
     if len(subjects) == 1:

@@ -51,7 +51,9 @@ class Subject:
         """What the model is conditioned on: "labels", "covariates", or nothing."""
         if not self.vae.needs_labels:
             return ""
-        return "labels" if self.test.covariates is None else "covariates"
+        if self.test.covariates is None:
+            return "labels"
+        return "covariates"
 
     @property
     def values(self) -> str:
@@ -62,8 +64,10 @@ class Subject:
             kind = "cross-entropies"
         elif likelihood.pixels in DISCRETE:
             kind = "log-probabilities"
-        condition = f" given the {self.given}" if self.given else ""
-        return f"{kind} of {likelihood.pixels} values{condition}"
+        values = f"{kind} of {likelihood.pixels} values"
+        if self.given:
+            values += f" given the {self.given}"
+        return values
 
     @property
     def notes(self) -> list[str]:
@@ -104,7 +108,8 @@ def facts_of(vae: Model, test: Split) -> dict[str, str]:
     device = next(vae.parameters()).device
     parameters = sum(param.numel() for param in vae.parameters())
     threads = torch.get_num_threads()
-    where = f"{platform.machine()} CPU, {threads} {'thread' if threads == 1 else 'threads'}"
+    unit = "thread" if threads == 1 else "threads"
+    where = f"{platform.machine()} CPU, {threads} {unit}"
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
     return {

@@ -12,7 +12,8 @@ from pyro_vae.data.split import Split
 from pyro_vae.engine.programs import Batch
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
-from pyro_vae.evaluation.codes import ACTIVE, Data, activity, codes, scored
+from pyro_vae.evaluation.batch import BatchLike, scored
+from pyro_vae.evaluation.codes import ACTIVE, activity, codes
 from pyro_vae.vae import Model
 
 # Largest number of codes per pass of the decoder.
@@ -95,7 +96,7 @@ def samples(vae: Model, count: int, mean: bool = True, y: Tensor | None = None) 
     return to_grey(vae, torch.cat([generate(len(part), part.y) for part in parts]))
 
 
-def reconstructions(vae: Model, data: Data, new_y: Tensor | None = None) -> Tensor:
+def reconstructions(vae: Model, data: BatchLike, new_y: Tensor | None = None) -> Tensor:
     """Each image, and the mean of p(x | z) for one draw z ~ q(z | x).
 
     Arguments:
@@ -112,7 +113,9 @@ def reconstructions(vae: Model, data: Data, new_y: Tensor | None = None) -> Tens
     return to_grey(vae, torch.stack([batch.x, means], 1))
 
 
-def interpolations(vae: Model, data: Data, new_y: Tensor | None = None, steps: int = 10) -> Tensor:
+def interpolations(
+    vae: Model, data: BatchLike, new_y: Tensor | None = None, steps: int = 10
+) -> Tensor:
     """Means of p(x | z) on lines from the codes of the first half of the images to the second half.
 
     Arguments:
@@ -129,8 +132,9 @@ def interpolations(vae: Model, data: Data, new_y: Tensor | None = None, steps: i
     batch = scored(vae, data)
     weights = torch.linspace(0, 1, steps, device=batch.x.device)[:, None]
     start, end = codes(vae, batch).loc[:, None].chunk(2)
-    labels = batch.y if new_y is None else new_y
-    lines = Batch(torch.lerp(start, end, weights), labels)[: len(start)]
+    if new_y is None:
+        new_y = batch.y
+    lines = Batch(torch.lerp(start, end, weights), new_y)[: len(start)]
     means = decode_mean(vae, *lines)
     first, last = to_grey(vae, batch.x)[:, None].chunk(2)
     return torch.cat([first, means, last], 1)
@@ -158,7 +162,7 @@ def analogies(vae: Model, y: Tensor, columns: int = 10) -> Tensor:
     return decode_mean(vae, torch.stack(z), y)
 
 
-def active_dimensions(vae: Model, data: Data) -> list[int]:
+def active_dimensions(vae: Model, data: BatchLike) -> list[int]:
     """The active latent dimensions, by decreasing activity; the most active one if all collapsed.
 
     Arguments:
@@ -172,7 +176,7 @@ def active_dimensions(vae: Model, data: Data) -> list[int]:
 
 
 @torch.no_grad()
-def code_range(vae: Model, data: Data) -> Tensor:
+def code_range(vae: Model, data: BatchLike) -> Tensor:
     """The range of the codes in each latent dimension, without 0.5 % on either side.
 
     The codes are one draw z ~ q(z | x) for each image. For fewer than 100 images they are draws of
@@ -198,7 +202,7 @@ def code_range(vae: Model, data: Data) -> Tensor:
 
 
 def traversals(
-    vae: Model, data: Data, dimension: int, values: Tensor, new_y: Tensor | None = None
+    vae: Model, data: BatchLike, dimension: int, values: Tensor, new_y: Tensor | None = None
 ) -> Tensor:
     """Means of p(x | z) as one latent dimension changes; the others keep their posterior means.
 
@@ -223,7 +227,9 @@ def traversals(
     batch = scored(vae, data)
     z = codes(vae, batch).loc[:, None].repeat(1, len(values), 1)
     z[..., dimension] = values.to(z)
-    means = decode_mean(vae, z, batch.y if new_y is None else new_y)
+    if new_y is None:
+        new_y = batch.y
+    means = decode_mean(vae, z, new_y)
     return torch.cat([to_grey(vae, batch.x)[:, None], means], 1)
 
 

@@ -29,7 +29,9 @@ def hints(cls: Any) -> dict[str, Any]:
 
 def members(hint: Any) -> tuple[Any, ...]:
     """The members of a union; otherwise the type alone."""
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if get_origin(hint) in (Union, UnionType):
+        return get_args(hint)
+    return (hint,)
 
 
 def union(kinds: tuple[Any, ...]) -> Any:
@@ -50,7 +52,9 @@ def is_callable(hint: Any) -> bool:
 
 def result(hint: Any) -> Any:
     """What a callable returns; another type itself."""
-    return get_args(hint)[1] if is_callable(hint) else hint
+    if is_callable(hint):
+        return get_args(hint)[1]
+    return hint
 
 
 def accepts_text(hint: Any) -> bool:

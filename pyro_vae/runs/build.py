@@ -40,12 +40,12 @@ from pyro_vae.runs.recipe import Recipe
 from pyro_vae.training.fit import Training, fit
 from pyro_vae.vae import Model
 
-# Elements of a tensor that are allowed for any checkpoint, such as of masks that are not stored.
+# Elements that a tensor may have however small the checkpoint is: masks, say, are not stored.
 SMALL = 2**24
 
 
 def make(recipe: Recipe, name: str, **supplied: Any) -> Any:
-    """A part of a checked recipe; its constructor gets those supplied arguments that it accepts.
+    """Construct a part of a checked recipe, with the supplied arguments that it accepts.
 
     Raises:
         ValueError: If the constructor rejects its arguments. Other errors in the user's own class
@@ -82,7 +82,9 @@ def _argument(name: str, value: Any, hint: Any) -> Any:
     choice = Choice.read(name, value)
     target = known_for(kinds).get(choice.class_path) or resolve(name, choice.class_path)
     if not isinstance(target, type):
-        return partial(_call, name, target) if _is_torchs(target) else target
+        if _is_torchs(target):
+            return partial(_call, name, target)
+        return target
     options = _arguments(name, target, choice.options)
     if any(is_callable(kind) for kind in kinds):
         return partial(_construct, name, target, options)
@@ -106,8 +108,10 @@ def _blaming(name: str, called: Any) -> Iterator[None]:
         yield
     except Exception as error:
         if isinstance(error, RequestError):
-            is_said = str(error).startswith(name)
-            raise RequestError(str(error) if is_said else f"{name}: {error}") from error
+            message = str(error)
+            if not message.startswith(name):
+                message = f"{name}: {message}"
+            raise RequestError(message) from error
         if _is_torchs(called):
             raise RequestError(f"{name}: {called.__name__}: {first_line(error)}") from error
         raise
@@ -128,7 +132,9 @@ class _Limit(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        size: Any = args[0] if args else None
+        size: Any = None
+        if args:
+            size = args[0]
         is_size = isinstance(size, list | tuple) and all(isinstance(each, int) for each in size)
         if is_size and math.prod(size) > self.elements:
             raise RequestError(
@@ -141,7 +147,7 @@ class _Limit(TorchDispatchMode):
 def build_stored_model(
     recipe: Recipe, shape: Shape, label_dim: int | None, file_bytes: int
 ) -> Model:
-    """The model of a stored recipe, before a checkpoint of so many bytes is loaded into it.
+    """The model of a stored recipe, into which a checkpoint of `file_bytes` is to be loaded.
 
     Raises:
         ValueError: If it needs more memory than the checkpoint, or as `build_model`.
@@ -191,11 +197,21 @@ def build_model(recipe: Recipe, shape: Shape, label_dim: int | None = None) -> M
     return vae
 
 
+def build_model_for(recipe: Recipe, data: Data) -> Model:
+    """The model of a recipe for these data; raises as `build_model`."""
+    label_dim = None
+    if needs_labels(recipe):
+        label_dim = data.label_dim
+    return build_model(recipe, data.shape, label_dim)
+
+
 @torch.no_grad()
 def _check_fit(vae: Model, shape: Shape) -> None:
     """Run the programs once; errors of a user's own class would need their traceback."""
     x = torch.zeros(1, *shape)
-    y = torch.zeros(1, dtype=torch.int64) if vae.needs_labels else None
+    y = None
+    if vae.needs_labels:
+        y = torch.zeros(1, dtype=torch.int64)
     try:
         with forked_rng():
             vae.eval()
@@ -221,11 +237,17 @@ class _Counted:
         self.name = name
         self.make = partial(make, recipe, name, **supplied)
         declared = vars(class_of(recipe, name)).get("num_params")
-        self.early = None if isinstance(declared, int) else self.make()
-        self.num_params: int = declared if self.early is None else self.early.num_params
+        self.early: Any = None
+        if isinstance(declared, int):
+            self.num_params = declared
+        else:
+            self.early = self.make()
+            self.num_params = self.early.num_params
 
     def made(self) -> Any:
-        part = self.make() if self.early is None else self.early
+        part = self.early
+        if part is None:
+            part = self.make()
         if part.num_params != self.num_params:
             kind = type(part).__name__
             raise RequestError(
@@ -262,14 +284,21 @@ def build_training(recipe: Recipe, download: bool = True) -> tuple[Model, Data, 
     device = pick_device(recipe.device)
     recipe.binarization = pick_binarization(recipe)
     with distributed.main_process_first():
-        options = (recipe.image_size, recipe.binarization, download, recipe.validation_size)
-        data = load_data(recipe.data, recipe.data_dir, *options)
+        data = load_data(
+            recipe.data,
+            recipe.data_dir,
+            image_size=recipe.image_size,
+            binarization=recipe.binarization,
+            download=download,
+            validation_size=recipe.validation_size,
+            image_shape=recipe.image_shape,
+            condition_on=recipe.condition_on,
+        )
     recipe.data = stored_data(recipe.data, data)
     recipe.data_dir = absolute(recipe.data_dir)
     pyro.clear_param_store()
     pyro.set_rng_seed(recipe.seed)
-    label_dim = data.label_dim if needs_labels(recipe) else None
-    vae = build_model(recipe, data.shape, label_dim).to(device)
+    vae = build_model_for(recipe, data).to(device)
     data = data.to(device)
     training = fit(
         vae,
@@ -298,7 +327,9 @@ def build_training(recipe: Recipe, download: bool = True) -> tuple[Model, Data, 
 
 def stored_data(asked: str, data: Data) -> str:
     """How config.yaml names the data: a path to files is made absolute."""
-    return data.name if asked == "auto" else stored_name(asked)
+    if asked == "auto":
+        return data.name
+    return stored_name(asked)
 
 
 def _scheduler(recipe: Recipe) -> Callable[[Optimizer], LRScheduler] | None:
@@ -324,7 +355,8 @@ def pick_binarization(recipe: Recipe) -> Binarization:
     asked = recipe.binarization
     with forked_rng():
         likelihood = make(recipe, "likelihood", data_shape=(1, 1, 1))  # before the data are loaded
-    name, pixels = type(likelihood).__name__, getattr(likelihood, "pixels", None)
+    name = type(likelihood).__name__
+    pixels = getattr(likelihood, "pixels", None)
     check_choice(f"{name}.pixels", pixels, Pixels)
     if pixels == "binary" and asked == "none":
         raise RequestError(
@@ -337,7 +369,11 @@ def pick_binarization(recipe: Recipe) -> Binarization:
             f"binarization={asked} makes binary pixels, but {name} scores {pixels} pixels;"
             " leave it out"
         )
-    return asked or ("dynamic" if pixels == "binary" else "none")
+    if asked is not None:
+        return asked
+    if pixels == "binary":
+        return "dynamic"
+    return "none"
 
 
 def pick_device(name: str) -> torch.device:

@@ -19,7 +19,15 @@ from pyro_vae.data.split import Data
 from pyro_vae.data.values import Classes
 from pyro_vae.errors import RequestError
 from pyro_vae.networks import Shape
-from pyro_vae.runs import strict
+from pyro_vae.runs.checkpoint_check import (
+    MisfitError,
+    check_counters,
+    check_data,
+    check_optimizer,
+    check_parameters,
+    check_random,
+    check_scheduler,
+)
 from pyro_vae.runs.folder import Run, Which
 from pyro_vae.runs.store import read, write
 from pyro_vae.training.fit import Training
@@ -76,7 +84,9 @@ class Checkpoint(NamedTuple):
 
     def misfit(self, error: Exception) -> RequestError:
         """The exception for a checkpoint that does not fit the configuration."""
-        reason = f" ({error})" if isinstance(error, strict.MisfitError) else ""
+        reason = ""
+        if isinstance(error, MisfitError):
+            reason = f" ({error})"
         return RequestError(
             f"{self.file} does not fit its config.yaml{reason}; use the other --checkpoint, or"
             " train again"
@@ -116,9 +126,9 @@ def load_checkpoint(run: Run, which: Which | int) -> Checkpoint:
     file = run.checkpoint_file(which)
     content = read_content(file)
     try:
-        strict.check_data(content)
-        strict.check_counters(content.get("training"))
-    except strict.MisfitError as error:
+        check_data(content)
+        check_counters(content.get("training"))
+    except MisfitError as error:
         raise RequestError(
             f"{file} is not the checkpoint of a training ({error}); use the other --checkpoint, or"
             " train again"
@@ -127,15 +137,15 @@ def load_checkpoint(run: Run, which: Which | int) -> Checkpoint:
 
 
 def load_parameters(vae: Model, checkpoint: Checkpoint) -> Model:
-    """Set the parameters of a model to those of a checkpoint; the model, in evaluation mode.
+    """Load the parameters of a checkpoint into a model and return it in evaluation mode.
 
     Raises:
         ValueError: If they are of another model.
     """
     parameters = dict(checkpoint.state["vae"])  # without attributes that torch would read
     try:
-        strict.check_parameters(parameters, vae.state_dict())
-    except strict.MisfitError as error:
+        check_parameters(parameters, vae.state_dict())
+    except MisfitError as error:
         raise checkpoint.misfit(error) from error
     vae.load_state_dict(parameters)
     return vae.eval()
@@ -166,8 +176,10 @@ def resume(training: Training, data: Data, checkpoint: Checkpoint, epochs: int) 
             " start a new run"
         )
     expected = training.state_dict()
-    depends = expected["schedule_epochs"] is not None
-    state.setdefault("schedule_epochs", epochs if depends else None)
+    if "schedule_epochs" not in state:
+        state["schedule_epochs"] = None
+        if expected["schedule_epochs"] is not None:
+            state["schedule_epochs"] = epochs
     try:
         _check_state(state, expected, training)
         training.load_state_dict(state)
@@ -183,20 +195,20 @@ def resume(training: Training, data: Data, checkpoint: Checkpoint, epochs: int) 
 def _check_state(state: dict[str, Any], expected: dict[str, Any], training: Training) -> None:
     """Raise `MisfitError` unless this is a state of the training."""
     if state.keys() != expected.keys():
-        raise strict.MisfitError("it has other entries")
+        raise MisfitError("it has other entries")
     if (state["schedule_epochs"] is None) != (expected["schedule_epochs"] is None):
-        raise strict.MisfitError("schedule_epochs is not that of the schedules")
+        raise MisfitError("schedule_epochs is not that of the schedules")
     optimizer = training.loop.optimizer
     scheduler = training.loop.scheduler
-    strict.check_parameters(state["vae"], expected["vae"])
-    strict.check_optimizer(
+    check_parameters(state["vae"], expected["vae"])
+    check_optimizer(
         state["optimizer"], expected["optimizer"], _after_a_step(optimizer), _is_torchs(optimizer)
     )
-    strict.check_scheduler(state["lr_scheduler"], expected["lr_scheduler"], _is_torchs(scheduler))
+    check_scheduler(state["lr_scheduler"], expected["lr_scheduler"], _is_torchs(scheduler))
     last = (state["lr_scheduler"] or {}).get("last_epoch", 0)
     if _is_torchs(scheduler) and last > state["epoch"]:
-        raise strict.MisfitError("last_epoch of the scheduler is after the last epoch")
-    strict.check_random(state["random"])
+        raise MisfitError("last_epoch of the scheduler is after the last epoch")
+    check_random(state["random"])
 
 
 def _is_torchs(part: Any) -> bool:
@@ -263,7 +275,7 @@ def _check_archive(archive: bytes) -> None:
     with zipfile.ZipFile(io.BytesIO(archive)) as opened:
         records = opened.infolist()
     if sum(record.file_size for record in records) > len(archive):
-        raise strict.MisfitError("it is compressed")
+        raise MisfitError("it is compressed")
     for record in records:
         if record.filename.endswith("data.pkl") and record.file_size > INDEX_BYTES:
-            raise strict.MisfitError("it has too many entries")
+            raise MisfitError("it has too many entries")

@@ -122,7 +122,7 @@ class Run:
             lock.release()
 
     def save_results(self, results: Mapping[str, Any], name: str = "results") -> Path:
-        """Write metrics as JSON; the path.
+        """Write metrics as JSON and return the path.
 
         Raises:
             StorageError: If they cannot be written.

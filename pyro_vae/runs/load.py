@@ -97,7 +97,7 @@ class SavedRun:
     vae: Model
 
     def data(self, data_dir: str | None = None) -> Data:
-        """The data set of the run; it is downloaded only to a folder that the user names.
+        """The data set of the run. It is downloaded only if `data_dir` is given.
 
         Raises:
             ValueError: If the data are missing, or have another shape.
@@ -110,6 +110,8 @@ class SavedRun:
             pick_binarization(recipe),
             download=data_dir is not None,
             validation_size=recipe.validation_size,
+            image_shape=recipe.image_shape,
+            condition_on=recipe.condition_on,
         )
         self._check_shape(recipe.data, data.shape)
         if not self.checkpoint.is_of(data, "labels" in self.checkpoint.content):
@@ -151,6 +153,8 @@ class SavedRun:
             image_size or recipe.image_size,
             pick_binarization(recipe),
             download=data_dir is not None,
+            image_shape=recipe.image_shape or self.checkpoint.shape,
+            condition_on=recipe.condition_on,
         )
         self._check_shape(data, tuple(images.x.shape[1:]))
         if self.checkpoint.classes is not None:
@@ -167,7 +171,9 @@ class SavedRun:
         """Models of epochs that were kept before the checkpoint, evenly spaced, with names."""
         kept = []
         for file in (self.run.path / "epochs").glob("*.pt"):
-            epoch = int(file.stem) if file.stem.isdecimal() else 0
+            if not file.stem.isdecimal():
+                continue
+            epoch = int(file.stem)
             if file == self.run.checkpoint_file(epoch) and 0 < epoch < self.checkpoint.epoch:
                 kept.append(epoch)
         kept.sort()

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from itertools import count
 from logging import getLogger
-from pathlib import Path
 from typing import Any, cast, get_type_hints
 
 from pyro_vae.errors import RequestError
 from pyro_vae.runs.folder import Run
-from pyro_vae.runs.store import read, write, writing
+from pyro_vae.runs.store import read, unused, write, writing
 from pyro_vae.training.fit import Record
 
 logger = getLogger("pyro_vae")
@@ -35,7 +33,7 @@ def add_record(run: Run, record: Record) -> None:
 
 
 def read_records(run: Run) -> list[Record]:
-    """The well-formed records, in order; a warning says how many lines are not."""
+    """The records, in order. Damaged lines are skipped, with a warning."""
     file = run.metrics_file
     if not os.path.lexists(file):
         return []
@@ -67,7 +65,7 @@ def keep_records(run: Run, epochs: int) -> None:
     kept = [record for record in read_records(run) if record["epoch"] <= epochs]
     if file.is_dir():
         with writing(file):
-            file.rename(_unused(file.with_suffix(".damaged")))
+            file.rename(unused(file.with_suffix(".damaged")))
     write_records(run, kept)
 
 
@@ -81,17 +79,6 @@ def write_records(run: Run, records: list[Record]) -> None:
     write(run.metrics_file, "".join(lines).encode())
 
 
-def _unused(path: Path) -> Path:
-    """The path, or one with a number that does not exist."""
-    if not os.path.lexists(path):
-        return path
-    for number in count(2):
-        numbered = path.with_name(f"{path.name}-{number}")
-        if not os.path.lexists(numbered):
-            return numbered
-    raise AssertionError
-
-
 def _record(line: str) -> Record | None:
     """A line of the file, if it holds the numbers of a record."""
     try:
@@ -99,8 +86,10 @@ def _record(line: str) -> Record | None:
         record = {name: content[name] for name in _KINDS}
     except (ValueError, TypeError, LookupError, RecursionError):
         return None
-    valid = all(_is_valid(record[name], kind) for name, kind in _KINDS.items())
-    return cast(Record, record) if valid else None
+    for name, kind in _KINDS.items():
+        if not _is_valid(record[name], kind):
+            return None
+    return cast(Record, record)
 
 
 def _is_valid(value: Any, kind: type) -> bool:

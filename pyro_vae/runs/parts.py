@@ -225,7 +225,11 @@ def known_callables() -> dict[str, Any]:
 
 
 def _by_name(classes: Collection[type]) -> dict[str, type]:
-    return {path: cls for cls in classes for path in (cls.__name__, *_paths(cls))}
+    known = {}
+    for cls in classes:
+        for path in (cls.__name__, *_paths(cls)):
+            known[path] = cls
+    return known
 
 
 def _paths(cls: type) -> list[str]:

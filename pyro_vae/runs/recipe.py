@@ -9,21 +9,22 @@ from typing import Any, Literal
 
 import yaml
 
-from pyro_vae.data.datasets import Binarization
+from pyro_vae.data.datasets import Binarization, Condition
 from pyro_vae.engine.graphs import AnyEngine
 from pyro_vae.engine.precision import Precision
 from pyro_vae.errors import RequestError
-from pyro_vae.runs.check import Check, UntrustedError
-from pyro_vae.runs.parts import PARTS, Choice, Part
-from pyro_vae.runs.store import parse_yaml, read_yaml, write
+from pyro_vae.runs.parts import PARTS, Choice
+from pyro_vae.runs.recipe_check import Check, UntrustedError
+from pyro_vae.runs.store import write
+from pyro_vae.runs.strict_yaml import parse_yaml, read_yaml
 from pyro_vae.training.fit import OnNaN
 
 Device = Literal["auto", "cpu", "cuda"]
 Logger = Literal["tensorboard"]
 
 
-def _default(part: Part) -> Callable[[], Any]:
-    return lambda: part.default
+def _default(name: str) -> Callable[[], Any]:
+    return lambda: PARTS[name].default
 
 
 @dataclass(kw_only=True)
@@ -31,10 +32,14 @@ class Recipe:
     """Everything that a run was asked for, as the plain values of its config.yaml.
 
     Attributes:
-        data: auto, the name of a data set, a path to your own images (.npy, .npz or a folder), or
-            the import path of a function that returns `pyro_vae.Data`.
+        data: auto, the name of a data set, a path to your own images (a folder, .npy, .npz, .mat,
+            .amat, .csv or IDX), or the import path of a function that returns `pyro_vae.Data`.
         data_dir: Folder of the downloaded data sets.
         image_size: Height and width to resize every image to, up to 1024.
+        image_shape: Height and width, or channels, height and width, of images that a file stores
+            as rows of values.
+        condition_on: What models with labels use if the data have labels and covariates; by default
+            the covariates.
         binarization: How grey pixels become binary: drawn at each presentation, drawn once, or not
             at all; by default what the likelihood needs.
         validation_size: Training images held out for validation; by default a twelfth.
@@ -58,7 +63,7 @@ class Recipe:
             run folder.
         report: Write report.html, a page about the run, at the end.
         test_samples: Importance samples per test image at the end; 0 skips the test set.
-        test_images: Test images that get so many samples; the ELBO is of all of them.
+        test_images: Test images with `test_samples` samples; the ELBO is of all test images.
         model: The model, like the nine other parts; see `parts.PARTS`.
         prior: A part.
         posterior: A part.
@@ -74,6 +79,8 @@ class Recipe:
     data: str = "auto"
     data_dir: str = "data"
     image_size: int | None = None
+    image_shape: list[int] | None = None
+    condition_on: Condition | None = None
     binarization: Binarization | None = None
     validation_size: int | None = None
     latent_dim: int = 20
@@ -93,20 +100,20 @@ class Recipe:
     report: bool = True
     test_samples: int = 1000
     test_images: int = 1000
-    model: Choice = field(default_factory=_default(PARTS["model"]))
-    prior: Choice = field(default_factory=_default(PARTS["prior"]))
-    posterior: Choice = field(default_factory=_default(PARTS["posterior"]))
-    likelihood: Choice = field(default_factory=_default(PARTS["likelihood"]))
-    encoder: Choice = field(default_factory=_default(PARTS["encoder"]))
-    decoder: Choice = field(default_factory=_default(PARTS["decoder"]))
-    objective: Choice = field(default_factory=_default(PARTS["objective"]))
-    optimizer: Choice = field(default_factory=_default(PARTS["optimizer"]))
+    model: Choice = field(default_factory=_default("model"))
+    prior: Choice = field(default_factory=_default("prior"))
+    posterior: Choice = field(default_factory=_default("posterior"))
+    likelihood: Choice = field(default_factory=_default("likelihood"))
+    encoder: Choice = field(default_factory=_default("encoder"))
+    decoder: Choice = field(default_factory=_default("decoder"))
+    objective: Choice = field(default_factory=_default("objective"))
+    optimizer: Choice = field(default_factory=_default("optimizer"))
     lr_scheduler: Choice | None = None
-    beta: Choice = field(default_factory=_default(PARTS["beta"]))
+    beta: Choice = field(default_factory=_default("beta"))
 
     @classmethod
     def from_plain(cls, plain: Mapping[Any, Any]) -> Recipe:
-        """From the mapping that a YAML file holds; what it leaves out has its default.
+        """From the mapping that a YAML file holds; missing options have their defaults.
 
         Raises:
             ValueError: If it has other keys.
@@ -166,7 +173,11 @@ class Recipe:
 
     def paths(self) -> set[str]:
         """The import paths that it names."""
-        return {text for name in PARTS for text in _strings(self.plain().get(name))} | {self.data}
+        plain = self.plain()
+        paths = {self.data}
+        for name in PARTS:
+            paths.update(_strings(plain.get(name)))
+        return paths
 
     def is_known(self) -> bool:
         """Whether it names only known classes, so that run folders with it need no trust."""
@@ -192,7 +203,9 @@ class Recipe:
 def _strings(plain: Any) -> Iterator[str]:
     if isinstance(plain, str):
         yield plain
-    children = plain.values() if isinstance(plain, dict) else plain
-    if isinstance(children, Collection) and not isinstance(children, str):
-        for child in children:
+    elif isinstance(plain, Mapping):
+        for child in plain.values():
+            yield from _strings(child)
+    elif isinstance(plain, Collection):
+        for child in plain:
             yield from _strings(child)

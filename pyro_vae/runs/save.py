@@ -1,4 +1,4 @@
-"""Saving a model in hand as a run folder, also one that was trained in a loop of the user's own."""
+"""Saving a model as a run folder, also one that was trained in a custom loop."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pyro_vae.data.split import Data, Split
 from pyro_vae.engine.importance import log_weights
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
-from pyro_vae.evaluation.codes import scored
-from pyro_vae.runs import strict
-from pyro_vae.runs.build import build_model, needs_labels, pick_binarization, stored_data
+from pyro_vae.evaluation.batch import scored
+from pyro_vae.runs.build import build_model_for, pick_binarization, stored_data
+from pyro_vae.runs.checkpoint_check import MisfitError, check_parameters
 from pyro_vae.runs.checkpoints import data_identity, write_content
 from pyro_vae.runs.folder import Run
 from pyro_vae.runs.log import write_records
@@ -134,6 +134,8 @@ def _check_data(recipe: Recipe, data: Data) -> None:
         pick_binarization(recipe),
         download=False,
         validation_size=recipe.validation_size,
+        image_shape=recipe.image_shape,
+        condition_on=recipe.condition_on,
     )
     if loaded.fingerprint != data.fingerprint:
         raise RequestError(
@@ -145,8 +147,7 @@ def _check_data(recipe: Recipe, data: Data) -> None:
 def _check_recipe(vae: Model, recipe: Recipe, data: Data) -> None:
     """Raise `RequestError` unless the recipe builds a model that computes the same."""
     with forked_rng():
-        label_dim = data.label_dim if needs_labels(recipe) else None
-        built = build_model(recipe, data.shape, label_dim)
+        built = build_model_for(recipe, data)
     if type(built) is not type(vae):
         raise RequestError(
             f"the recipe builds a {type(built).__name__}, but the model is a {type(vae).__name__};"
@@ -154,8 +155,8 @@ def _check_recipe(vae: Model, recipe: Recipe, data: Data) -> None:
         )
     state = {name: _on_cpu(value) for name, value in vae.state_dict().items()}
     try:
-        strict.check_parameters(state, built.state_dict())
-    except strict.MisfitError as error:
+        check_parameters(state, built.state_dict())
+    except MisfitError as error:
         raise RequestError(
             f"the recipe builds another model ({error}); give the recipe of this model"
         ) from error
@@ -171,7 +172,9 @@ def _check_recipe(vae: Model, recipe: Recipe, data: Data) -> None:
 
 
 def _on_cpu(value: Any) -> Any:
-    return value.cpu() if isinstance(value, Tensor) else value
+    if isinstance(value, Tensor):
+        return value.cpu()
+    return value
 
 
 @torch.no_grad()

@@ -22,7 +22,12 @@ BATCH_SIZE = 128
 
 
 def pick_batch_size(asked: int | None, images: int, validation: int) -> int:
-    """The batch size to use, of so many training images.
+    """The batch size: the one asked for, or the default.
+
+    Arguments:
+        asked: The batch size asked for, if any.
+        images: Number of training images.
+        validation: Number of validation images.
 
     Raises:
         ValueError: If there are fewer images, or a process would have no image of a batch or of the
@@ -51,7 +56,7 @@ def smallest_share(batch_size: int, images: int) -> int:
 
 
 def check_model(vae: Model, batch: Batch) -> None:
-    """Raise `RequestError` if a model is incomplete; it is in training mode afterwards.
+    """Raise `RequestError` if a model is incomplete. Leaves it in training mode.
 
     Arguments:
         vae: The model.
@@ -65,8 +70,8 @@ def check_model(vae: Model, batch: Batch) -> None:
     for param in vae.parameters():
         if param.isnan().any():
             raise RequestError(
-                "the model has parameters that are NaN; build it anew, or load a state_dict before"
-                " training"
+                "the model has parameters that are NaN; create a new one, or load a state_dict"
+                " before training"
             )
     first = batch[:1]
     vae.eval()  # in training mode, batch normalization rejects a single image

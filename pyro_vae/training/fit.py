@@ -42,6 +42,7 @@ logger = getLogger("pyro_vae")
 MakeScheduler = Callable[[Optimizer], LRScheduler]
 OnNaN = Literal["stop", "rewind"]
 
+# Default number of epochs.
 EPOCHS = 20
 # Default minimum number of steps: 20 epochs are too few for small data sets.
 STEPS = 3000
@@ -158,12 +159,9 @@ def fit(
     """
     check_count(epochs=epochs, batch_size=batch_size, patience=patience)
     check_positive(clip_grad_norm=clip_grad_norm)
-    for name, value, choices in (
-        ("engine", engine, AnyEngine),
-        ("precision", precision, Precision),
-        ("on_nan", on_nan, OnNaN),
-    ):
-        check_choice(name, value, choices)
+    check_choice("engine", engine, AnyEngine)
+    check_choice("precision", precision, Precision)
+    check_choice("on_nan", on_nan, OnNaN)
     if seed is not None:
         pyro.set_rng_seed(seed)
     batch_size = pick_batch_size(batch_size, len(data.train), len(data.validation))
@@ -229,7 +227,9 @@ class Training(Iterator[Record]):
     def __next__(self) -> Record:
         if self.ended:
             raise StopIteration
-        before = copy.deepcopy(self.state_dict()) if self.on_nan == "rewind" else None
+        before = None
+        if self.on_nan == "rewind":
+            before = copy.deepcopy(self.state_dict())
         label = f"epoch {self.epoch + 1}/{self.epochs}"
         images = len(self.loop.train)
         # The bar shows the part done of all epochs, and the time left for them.
@@ -329,10 +329,12 @@ class Loop:
         self.svi = self._make_svi(optimizer, engine)
         assert self.svi.optimizer is not None  # the dry run has made it
         self.optimizer = self.svi.optimizer
-        self.scheduler = None if lr_scheduler is None else lr_scheduler(self.optimizer)
+        self.scheduler: LRScheduler | None = None
+        if lr_scheduler is not None:
+            self.scheduler = lr_scheduler(self.optimizer)
 
     def epoch(self, label: str, progress: tqdm[Any]) -> dict[str, Any]:
-        """Train one epoch and score the validation images; the metrics of both."""
+        """Train one epoch, score the validation images, and return the metrics of both."""
         order = torch.randperm(len(self.train), device=self.train.x.device)
         order = distributed.broadcast(order)
         try:
@@ -356,7 +358,8 @@ class Loop:
         self.vae.train()
         self._clear_sums()
         rows = 0
-        start = checked = time.perf_counter()
+        start = time.perf_counter()
+        checked = start
         progress.set_postfix_str(live(self.shown))
         with products(self.precision):
             for args in self._batches(order):
@@ -411,7 +414,10 @@ class Loop:
 
     def _arguments(self, index: Tensor, *read: Any) -> tuple[Tensor, Tensor | None, Tensor]:
         """The arguments of the programs, from those of a step: images, labels and beta."""
-        share = Batch(*read) if read else self._share(index)
+        if read:
+            share = Batch(*read)
+        else:
+            share = self._share(index)
         return to_pixels(share.x, self.vae.pixels), share.y, self.beta
 
     def _validation_batches(self) -> Iterator[Batch]:
@@ -494,7 +500,7 @@ class Loop:
         }
 
     def _clear_sums(self) -> None:
-        """Start anew, even after an epoch that was interrupted."""
+        """Reset the sums, which an interrupted epoch leaves behind."""
         self.svi.total.zero_()
         self.sums.zero_()
 
@@ -526,12 +532,15 @@ class Loop:
 
     def state_dict(self) -> dict[str, Any]:
         """The step, the parameters, the optimizer, the schedules and the random state."""
+        scheduler = None
+        if self.scheduler is not None:
+            scheduler = self.scheduler.state_dict()
         return {
             "step": self.step,
             "schedule_epochs": self.schedule_epochs,
             "vae": self.vae.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "lr_scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "lr_scheduler": scheduler,
             "random": random_state(self.device),
         }
 

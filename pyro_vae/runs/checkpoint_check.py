@@ -206,8 +206,9 @@ def check_random(given: Any) -> None:
     check_tensor("random", given["torch"], torch.get_rng_state())
     if given["cuda"] is not None:
         cuda = given["cuda"]
-        size = cuda.shape if isinstance(cuda, Tensor) and cuda.ndim == 1 else (16,)
-        check_tensor("random", cuda, torch.empty(size, dtype=torch.uint8))
+        if not isinstance(cuda, Tensor) or cuda.ndim != 1:
+            raise MisfitError("the random state is not CUDA's")
+        check_tensor("random", cuda, torch.empty(cuda.shape, dtype=torch.uint8))
     python = given["python"]
     is_python = type(python) in (tuple, list) and len(python) == 3
     if not is_python or type(python[1]) not in (tuple, list) or len(python[1]) != 625:

@@ -35,6 +35,7 @@ from pyro_vae.runs.parts import PARTS, Choice, known_classes, resolve
 # built. All of them count something, so that they are at least 1.
 LIMITS = {
     "image_size": 1024,
+    "image_shape": 1024,
     "latent_dim": 2**14,
     "prior_dim": 2**14,
     "hidden": 2**14,
@@ -236,4 +237,6 @@ def _short(value: Any) -> str:
     if isinstance(value, int) and abs(value) > 10**30:
         return f"an integer of {value.bit_length():,} bits"
     text = repr(value)
-    return text if len(text) < 100 else f"{text[:100]}..."
+    if len(text) >= 100:
+        text = f"{text[:100]}..."
+    return text

@@ -8,9 +8,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from run_folders import trained
 
 import pyro_vae as pv
 from pyro_vae.cli.main import main
@@ -207,3 +209,22 @@ def test_a_run_folder_downloads_nothing_by_itself(folder, run_dir, refused, monk
     )
     assert "mnist" in refused(*command)
     assert [path.name for path in (folder / "elsewhere").rglob("*")] == ["MNIST"]
+
+
+def test_labels_of_other_data_are_classes_of_training(tmp_path):
+    """Not positions among the labels of the other data."""
+    generator = torch.Generator().manual_seed(0)
+    images = (torch.rand(40, 4, 4, generator=generator) < 0.5).numpy()
+    names = np.array(["ant", "cat", "dog"])[np.arange(40) % 3]
+    np.savez(tmp_path / "train.npz", images=images, labels=names)
+    np.savez(tmp_path / "new.npz", images=images, labels=np.where(names == "ant", "dog", names))
+    np.savez(tmp_path / "unknown.npz", images=images, labels=np.where(names == "ant", "cow", names))
+    run = tmp_path / "run"
+    options = "--model ConditionalVAE --epochs 1 --latent_dim 2 --report false --test_samples 2"
+    trained("train", "--data", tmp_path / "train.npz", "--run_dir", run, *options.split())
+    saved = open_run(run)
+    new = saved.images(data=str(tmp_path / "new.npz")).split
+    assert new.classes == ("ant", "cat", "dog")
+    assert new.labels.unique().tolist() == [1, 2]
+    with pytest.raises(ValueError, match="labels of unknown classes: cow"):
+        saved.images(data=str(tmp_path / "unknown.npz"))

@@ -111,6 +111,7 @@ CASES = {
     "another config": ("config", "evil.yaml", "config"),
     "a number as a key": ("3", 3, "3"),
     "an unknown option": (f"{PRIOR}.evil", 3, "evil"),
+    "a bool in a list of integers": ("encoder.init_args.hidden", [True], "hidden"),
     "a supplied parameter": (f"{PRIOR}.latent_dim", 3, "latent_dim"),
     # Types
     "data of null": ("data", None, "data"),

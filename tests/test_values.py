@@ -54,7 +54,7 @@ BAD = {
     "rounded": (torch.tensor([[[0.0, 1.00001]]]), r"use x.clip\(0, 1\)"),
     "16 bits": (torch.arange(2**16).reshape(1, 256, 256), "int64 from 0 to 65535, .*: use x / 655"),
     "standardized": (torch.randn(5, 8, 8), r"use \(x - x.min\(\)\) / \(x.max\(\) - x.min\(\)\)"),
-    "NaN": (NAN, r"x holds 1 values that are NaN.*nan_to_num\(x\)"),
+    "NaN": (NAN, r"x holds 1 values that are NaN.*(np|torch).nan_to_num\(x\)"),
     "infinite": (1 / (BYTES[:, :, 0] > 0), "float32 from 1 to inf, .*: use finite numbers"),
     "negative": (BYTES.long() - 1, "int64 from -1 to 254"),
     "complex": (BYTES + 0j, "complex64"),

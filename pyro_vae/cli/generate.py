@@ -199,7 +199,7 @@ def _file(config: Namespace, run: Run, file_format: Format) -> Path:
 
 def _in_file_name(label: str) -> str:
     """A label as a part of a file name: the covariates [0.5, 1] are 0p5_1."""
-    text = label.translate(str.maketrans(" .", "_p", "[],"))
+    text = re.sub(r"\s*,\s*", "_", label).translate(str.maketrans(" .", "_p", "[]"))
     return re.sub(r"[^\w-]", "_", text)[:LABEL_LENGTH]
 
 

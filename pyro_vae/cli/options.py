@@ -404,7 +404,7 @@ def one_line(message: str, parser: ArgumentParser) -> str:
     if choice:
         names = choice[1].replace("'", "")
         line = f"must be one of {names}"
-        if any(other.startswith("Not of type: PositiveInt") for other in said):
+        if "PositiveInt" in message:
             line += ", or a positive integer"
     if line.startswith("Expected a <class 'bool'>"):
         line = "must be true or false"

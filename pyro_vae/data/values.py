@@ -153,7 +153,8 @@ def check_range(dtype: object, low: float, high: float, values: Tensor, name: st
         return
     if low != low:
         problem = f"{int(values.isnan().sum()):,} values that are NaN"
-        conversion = "nan_to_num(x)"
+        library = "np" if isinstance(dtype, np.dtype) else "torch"
+        conversion = f"{library}.nan_to_num(x)"
     else:
         problem = f"{dtype} from {low:g} to {high:g}"
         cast = None
@@ -205,12 +206,13 @@ def as_labels(values: Array, count: int, name: str) -> tuple[Tensor, Classes | N
     if labels.shape != (count,) or labels.is_floating_point():
         raise RequestError(
             f"{name} has shape {tuple(values.shape)} and type {values.dtype}, but labels are one"
-            f" integer per image, shape ({count},){_label_conversion(labels, count)}"
+            f" integer per image, shape ({count},){_label_conversion(labels, count, values)}"
         )
     return labels.long(), None
 
 
-def _label_conversion(labels: Tensor, count: int) -> str:
+def _label_conversion(labels: Tensor, count: int, given: Tensor | np.ndarray) -> str:
+    """What to do with labels that are not one integer per image, in the library that made them."""
     if len(labels.shape) == 0 or len(labels) != count:
         return ""
     if labels.ndim > 2:
@@ -218,7 +220,7 @@ def _label_conversion(labels: Tensor, count: int) -> str:
     if labels.ndim == 2 and bool(((labels >= 0).all(1) & (labels > 0).any(1)).all()):
         return ": use labels.argmax(1) for the most likely class, or give them as covariates"
     if labels.ndim == 1 and bool((labels == labels.round()).all()):
-        return ": use labels.astype(int)"
+        return ": use labels.long()" if isinstance(given, Tensor) else ": use labels.astype(int)"
     return ": give real numbers as covariates"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from inspect import signature
+from logging import getLogger
 from typing import Any
 
 import pyro
@@ -39,6 +40,8 @@ from pyro_vae.runs.parts import PARTS, Choice, known_classes, resolve
 from pyro_vae.runs.recipe import Recipe
 from pyro_vae.training.fit import Training, fit
 from pyro_vae.vae import Model
+
+logger = getLogger("pyro_vae")
 
 # Elements that a tensor may have however small the checkpoint is: masks, say, are not stored.
 SMALL = 2**24
@@ -299,6 +302,8 @@ def build_training(recipe: Recipe, download: bool = True) -> tuple[Model, Data, 
     pyro.clear_param_store()
     pyro.set_rng_seed(recipe.seed)
     vae = build_model_for(recipe, data).to(device)
+    if vae.needs_labels and None not in (data.train.labels, data.train.covariates):
+        logger.info("y is the covariates, not the labels; condition_on=labels takes the labels")
     data = data.to(device)
     training = fit(
         vae,

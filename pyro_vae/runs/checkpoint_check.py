@@ -58,6 +58,13 @@ def check_data(content: Mapping[str, Any]) -> None:
         raise MisfitError(f"shape has more than {ELEMENTS:,} elements")
     if "label_dim" in content:
         _check_count("label_dim", content["label_dim"], 1, MAX_CLASSES)
+    if "classes" in content:
+        classes = content["classes"]
+        if type(classes) is not list or len(classes) > MAX_CLASSES:
+            raise MisfitError("classes is not a list of names")
+        for name in classes:
+            if type(name) is not str:
+                raise MisfitError("classes is not a list of names")
     for name in ("data", "labels"):
         if name in content:
             _check_text(name, content[name])

@@ -16,6 +16,7 @@ import torch
 from torch.optim import Optimizer
 
 from pyro_vae.data.split import Data
+from pyro_vae.data.values import Classes
 from pyro_vae.errors import RequestError
 from pyro_vae.networks import Shape
 from pyro_vae.runs.checkpoint_check import (
@@ -62,6 +63,12 @@ class Checkpoint(NamedTuple):
         return self.content.get("label_dim")
 
     @property
+    def classes(self) -> Classes | None:
+        """The names of classes 0, 1, ..., if the model uses them and the checkpoint has them."""
+        names = self.content.get("classes")
+        return None if names is None else tuple(names)
+
+    @property
     def state(self) -> dict[str, Any]:
         """The state of the training, with at least the parameters `vae`."""
         return self.content["training"]
@@ -100,7 +107,12 @@ def save_checkpoint(run: Run, which: Which | int, training: Training, data: Data
     Raises:
         StorageError: If it cannot be written; the previous checkpoint is still there.
     """
-    identity = data_identity(data, training.loop.vae.needs_labels)
+    needs_labels = training.loop.vae.needs_labels
+    identity = data_identity(data, needs_labels)
+    if needs_labels and data.train.covariates is None:
+        identity["classes"] = data.train.class_names()
+        if data.classes is not None:
+            identity["classes"] = list(data.classes)
     content = {**identity, "training": training.state_dict()}
     write_content(run.checkpoint_file(which), content)
 

@@ -157,6 +157,8 @@ class SavedRun:
             condition_on=recipe.condition_on,
         )
         self._check_shape(data, tuple(images.x.shape[1:]))
+        if self.checkpoint.classes is not None:
+            images = images.with_classes(self.checkpoint.classes)
         same = recipe.data in (data, stored_name(data))
         if same and recipe.data not in TORCHVISION:  # whose official test images were loaded
             logger.warning(

@@ -173,6 +173,8 @@ def _untrusted(name: str, path: str) -> UntrustedError:
 def _check_type(name: str, value: Any, kinds: tuple[Any, ...]) -> None:
     # In Python a bool is an int, and text is a sequence.
     is_bool = isinstance(value, bool) and not {bool, Any} & {*kinds}
+    if isinstance(value, list) and not {bool, Any} & {*items(kinds)}:
+        is_bool = any(isinstance(each, bool) for each in value)
     is_text = isinstance(value, str) and not any(accepts_text(hint) for hint in kinds)
     if not is_bool and not is_text:
         try:

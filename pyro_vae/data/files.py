@@ -57,7 +57,7 @@ class Arrays:
         Raises:
             RequestError: If they are no images, or their values cannot be converted.
         """
-        if len(self.x) == 0:
+        if self.x.size == 0 or self.x.ndim == 0:
             raise RequestError(f"{self.name} has shape {self.x.shape}, which is no image")
         x = as_images(rows_as_images(self.x, self.name, image_shape), self.name)
         labels, classes, covariates = None, None, None

@@ -132,14 +132,14 @@ class Split:
         """
         if self.labels is None:
             return self
-        present = self.labels.unique()
+        _, positions = self.labels.unique(return_inverse=True)
         names = self.class_names()
-        if unknown := [name for name in names if name not in classes]:
+        unknown = [name for name in names if name not in classes]
+        if unknown:
             raise RequestError(f"labels of unknown classes: {_listed(unknown)}; remove the images")
         number = {name: position for position, name in enumerate(classes)}
-        numbers = torch.tensor([number[name] for name in names], device=present.device)
-        labels = numbers[torch.searchsorted(present, self.labels)]
-        return self._changed({"labels": labels, "classes": tuple(classes)})
+        numbers = torch.tensor([number[name] for name in names], device=positions.device)
+        return self._changed({"labels": numbers[positions], "classes": tuple(classes)})
 
     def class_names(self) -> list[str]:
         """The names of the classes that have images, in the order of their numbers."""

@@ -82,7 +82,7 @@ def test_a_slice_is_not_converted_again():
     ("fields", "message"),
     [
         ({"labels": torch.arange(3)}, "one integer per image"),
-        ({"labels": torch.arange(4.0)}, r"labels.astype\(int\)"),
+        ({"labels": torch.arange(4.0)}, r"labels.long\(\)"),
         ({"covariates": torch.arange(4.0)}, r"covariates.reshape\(-1, 1\)"),
         ({"covariates": torch.full((4, 1), torch.nan)}, "NaN or infinite"),
         ({"noise": torch.rand(4, 8, 8)}, "noise has shape"),

@@ -379,6 +379,14 @@ def test_printed_options_are_a_configuration(capfd, tmp_path):
     assert parse_training(["--config", str(file)]) == parse_training(argv)
 
 
+def test_without_options_all_have_their_defaults():
+    asked = parse_training([])
+    assert asked.run_dir is None
+    assert asked.recipe.data == "auto"
+    assert asked.recipe.epochs is None
+    assert asked.recipe.model.class_path == "pyro_vae.VAE"
+
+
 MESSAGES = {
     "--latent_dim x": "latent_dim must be an integer, but is 'x'",
     "--latent_dim 0": "latent_dim must be an integer from 1 to 16384, but is 0",

@@ -16,6 +16,7 @@ from difflib import get_close_matches
 from functools import cache
 from hashlib import sha256
 from inspect import Parameter, getdoc
+from itertools import pairwise
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any, Literal, TypeVar, get_type_hints
@@ -237,7 +238,7 @@ def train_parser() -> ArgumentParser:
 
 def parse_training(argv: list[str]) -> Asked:
     """The options of `train`; raises as `parse`."""
-    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+    for flag, value in pairwise([*argv, ""]):
         asked = re.fullmatch(r"--(\w+)\.help(?:=(.*))?", flag)
         if asked and asked[1] in PARTS:
             _print_help(asked[1], asked[2] or value)

@@ -372,7 +372,8 @@ def test_a_model_of_labels_needs_those_that_it_knows(tmp_path, images, refused):
     np.savez(tmp_path / "unknown.npz", images=pixels, labels=np.arange(20))
     np.savez(tmp_path / "known.npz", images=pixels, labels=np.zeros(20, int))
     assert "labels" in refused("evaluate", path, "--data", tmp_path / "without.npz", *QUICK)
-    assert "0 to 2" in refused("generate", path, "codes", "--data", tmp_path / "unknown.npz")
+    said = refused("generate", path, "codes", "--data", tmp_path / "unknown.npz")
+    assert "known are 0, 1, 2;" in said
     run("evaluate", path, "--data", tmp_path / "known.npz", *QUICK)
     (results,) = (json.loads(file.read_text()) for file in path.glob("results-data-known_npz*"))
     assert results["bayes_classifier"]["num_images"] == 10

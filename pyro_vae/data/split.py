@@ -136,7 +136,10 @@ class Split:
         names = self.class_names()
         unknown = [name for name in names if name not in classes]
         if unknown:
-            raise RequestError(f"labels of unknown classes: {_listed(unknown)}; remove the images")
+            raise RequestError(
+                f"labels of unknown classes: {_listed(unknown)}; known are"
+                f" {_listed(list(classes))}; remove the images"
+            )
         number = {name: position for position, name in enumerate(classes)}
         numbers = torch.tensor([number[name] for name in names], device=positions.device)
         return self._changed({"labels": numbers[positions], "classes": tuple(classes)})

@@ -164,7 +164,7 @@ def _results(vae: Model, split: Split, images: Split, scores: Scores, config: Na
         results |= annealed_log_likelihood(
             vae, images, scores, chains, temperatures, batch_size, engine
         )
-    # Each of the next numbers is the same whichever others were asked for.
+    # The next numbers do not depend on which others were requested.
     pyro.set_rng_seed(config.seed)
     if latent_shapes(vae, scored(vae, images[:1])).keys() == {"z"}:
         results["information"] = information(vae, split, batch_size=batch_size)._asdict()

@@ -106,7 +106,7 @@ def _refusing_objects(name: str, conversion: str) -> Iterator[None]:
 
 
 def _splits(archive: Archive) -> Contents | None:
-    """A file with splits of its own, as Keras and MedMNIST write it."""
+    """A file with its own splits, as Keras and MedMNIST write it."""
     found: dict[str, tuple[str, str]] = {}
     for part, aliases in PARTS.items():
         for alias in aliases:

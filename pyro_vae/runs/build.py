@@ -126,7 +126,7 @@ def _is_torchs(called: Any) -> bool:
 
 
 class _Limit(TorchDispatchMode):
-    """Refuses to allocate a tensor that is larger than the file that is to be loaded into it."""
+    """Refuses to allocate a tensor that is larger than the checkpoint file."""
 
     def __init__(self, elements: int) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class _Limit(TorchDispatchMode):
 def build_stored_model(
     recipe: Recipe, shape: Shape, label_dim: int | None, file_bytes: int
 ) -> Model:
-    """The model of a stored recipe, into which a checkpoint of `file_bytes` is to be loaded.
+    """The model of a stored recipe, for a checkpoint of `file_bytes` bytes.
 
     Raises:
         ValueError: If it needs more memory than the checkpoint, or as `build_model`.

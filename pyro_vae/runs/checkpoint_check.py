@@ -90,7 +90,7 @@ def check_counters(state: Any) -> None:
 
 
 def check_parameters(given: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Check the state_dict of a model against one of the model that is to be loaded."""
+    """Check the state_dict of a checkpoint against that of the new model."""
     _check_keys("parameters", given, expected)
     for name, value in expected.items():
         if isinstance(value, Tensor):

@@ -13,7 +13,7 @@ from pyro_vae.reporting.overview import Effort
 from pyro_vae.runs.folder import Run
 from pyro_vae.runs.load import open_run
 
-TINY = Effort(scored=40, samples=10, explored=3, several=2, steps=20)
+TINY = Effort(drawn=40, scored=40, samples=10, explored=3, several=2, steps=20)
 
 HOSTILE = "</script><script>hacked=1</script><img src=x onerror=hacked=1>$$x$$"
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from pyro_vae.data.split import Data
 from pyro_vae.evaluation.batch import scored
 from pyro_vae.evaluation.codes import codes
-from pyro_vae.reporting import views
+from pyro_vae.likelihoods import IMAGE_DIMS
+from pyro_vae.reporting import vectors, views
 from pyro_vae.reporting.projection import projection
 from pyro_vae.vae import Model
 
@@ -124,6 +125,8 @@ def grid(
         row_labels: Labels at the left of the rows.
         column_labels: Labels above the columns.
     """
+    caption = vectors.caption(images)
+    images = vectors.pictures(images)
     height, width = images.shape[-2:]
     columns = min(columns or ceil(sqrt(len(images) * height / width)), len(images))
     rows = ceil(len(images) / columns)
@@ -145,6 +148,8 @@ def grid(
     )
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
+    if caption:
+        figure.supxlabel(caption, fontsize=8)
     return figure
 
 
@@ -157,7 +162,11 @@ def tile(images: Tensor, columns: int) -> np.ndarray:
 
 
 def as_drawn(images: Tensor) -> Tensor:
-    """Images as they are drawn: the first three of 3 or 4 channels, or an inverted grey channel."""
+    """Data as they are drawn.
+
+    Images with 3 or 4 channels are RGB, others an inverted grey channel. Vectors are curves.
+    """
+    images = vectors.pictures(images)
     if images.shape[1] in (3, 4):
         return images[:, :3]
     return 1 - images.mean(1, keepdim=True)
@@ -181,7 +190,12 @@ def samples(images: Tensor, mean: bool = True, columns: int | None = None) -> Fi
 
 
 def reconstructions(images: Tensor, title: str) -> Figure:
-    """Draw the images of `views.reconstructions`, each image above its reconstruction."""
+    """Draw the images of `views.reconstructions`, each image above its reconstruction.
+
+    The curves of a vector and of its reconstruction are in one picture.
+    """
+    if images.ndim < 2 + IMAGE_DIMS:
+        return grid(images, f"{title} (orange: mean of p(x | z))")
     rows = images.transpose(0, 1).flatten(0, 1)
     return grid(rows, title, len(images), ["image", "mean of p(x | z)"])
 

@@ -7,6 +7,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from pyro_vae.likelihoods import IMAGE_DIMS
+
 # Size of a picture in pixels. It is drawn larger by the factor FINE, and then averaged.
 WIDTH, HEIGHT = 120, 80
 FINE = 3
@@ -44,10 +46,25 @@ def curves(rows: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2) / 255
 
 
+def pictures(data: Tensor) -> Tensor:
+    """Images as they are, shape `(N, channels, height, width)`; vectors as `curves`."""
+    if data.ndim == 1 + IMAGE_DIMS:
+        return data
+    return curves(data)
+
+
+def caption(data: Tensor) -> str:
+    """What the axes of `curves` are; nothing for images."""
+    if data.ndim == 1 + IMAGE_DIMS:
+        return ""
+    low, high = limits(data)
+    return f"horizontal: {data.shape[-1]:,} values; vertical: {low:g} to {high:g}, as encoded"
+
+
 def limits(rows: Tensor) -> tuple[float, float]:
     """The vertical axis for vectors: from 0, or symmetric if there are negative values.
 
-    It ends at a power of 2 that hides at most 0.1 % of the values, so that figures of one model
+    It ends at a power of 2 that cuts off at most 1 % of the values, so that figures of one model
     mostly have the same axis.
 
     Example:
@@ -55,7 +72,7 @@ def limits(rows: Tensor) -> tuple[float, float]:
         ((0.0, 1.0), (-4.0, 4.0))
     """
     values = rows.abs().flatten()
-    place = max(1, round(0.999 * len(values)))
+    place = max(1, round(0.99 * len(values)))
     largest = float(values.kthvalue(place).values)
     high = 1.0
     while high < largest:
@@ -75,7 +92,7 @@ def _picture(heights: np.ndarray, zero: float) -> np.ndarray:
         width = (right - left) / (length * (count + 0.5))
         for k, (row, ink) in enumerate(zip(heights, INKS, strict=False)):
             for n, top in enumerate(row):
-                x = left + width * (n * (count + 0.5) + k)
+                x = left + width * (n * (count + 0.5) + k + 0.25)
                 draw.rectangle([x, min(top, zero), x + width, max(top, zero)], ink)
     else:
         x = np.linspace(left, right, length)

@@ -14,7 +14,15 @@ from pyro_vae.engine.distributed import map_rows
 from pyro_vae.engine.graphs import AnyEngine, Graph, pick_engine
 from pyro_vae.engine.importance import joint_terms, log_likelihood
 from pyro_vae.engine.precision import products
-from pyro_vae.engine.programs import Batch, Program, Site, check_plates, latent_sites, sample_sites
+from pyro_vae.engine.programs import (
+    Batch,
+    Program,
+    Site,
+    check_plates,
+    is_summed_out,
+    latent_sites,
+    sample_sites,
+)
 from pyro_vae.engine.progress import progress_bar
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError, check_positive
@@ -322,10 +330,11 @@ def _latent_shapes(model: Program, batch: Batch) -> dict[str, torch.Size]:
 
 
 def _latent_distributions(model: Program, batch: Batch) -> dict[str, Any]:
-    """The distribution of each latent site."""
+    """The distribution of each latent site that is not summed out."""
     trace = poutine.trace(model).get_trace(*batch)
     check_plates(sample_sites(trace), len(batch))
-    return {name: site["fn"] for name, site in latent_sites(trace).items()}
+    latent = latent_sites(trace).items()
+    return {name: site["fn"] for name, site in latent if not is_summed_out(site)}
 
 
 def _is_real(support: Any) -> bool:

@@ -90,6 +90,7 @@ from .schedules import (
     Schedule as Schedule,
     Sigmoid as Sigmoid,
 )
+from .semi_supervised import SemiSupervisedVAE as SemiSupervisedVAE
 from .training.fit import Record as Record, Training as Training, fit as fit
 from .vae import (
     VAE as VAE,

@@ -20,6 +20,7 @@ from pyro_vae.engine.programs import (
     Program,
     Site,
     check_plates,
+    is_summed_out,
     latent_sites,
     sample_sites,
     site_sum,
@@ -404,10 +405,11 @@ def _latent_shapes(model: Program, batch: Batch) -> dict[str, torch.Size]:
 
 
 def _latent_distributions(model: Program, batch: Batch) -> dict[str, Any]:
-    """The distribution of each latent site."""
+    """The distribution of each latent site that is not summed out."""
     trace = poutine.trace(model).get_trace(*batch)
     check_plates(sample_sites(trace), len(batch))
-    return {name: site["fn"] for name, site in latent_sites(trace).items()}
+    latent = latent_sites(trace).items()
+    return {name: site["fn"] for name, site in latent if not is_summed_out(site)}
 
 
 def _is_real(support: Any) -> bool:

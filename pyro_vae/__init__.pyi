@@ -34,6 +34,7 @@ from .evaluation.check import (
 )
 from .evaluation.codes import activity as activity, codes as codes
 from .evaluation.gap import inference_gap as inference_gap
+from .evaluation.impute import Imputation as Imputation, impute as impute
 from .evaluation.information import information as information
 from .evaluation.metrics import evaluate as evaluate, score_images as score_images
 from .evaluation.probe import (

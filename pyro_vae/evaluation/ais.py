@@ -145,7 +145,8 @@ def bidirectional_bounds(
 
     Arguments:
         model: As for `annealed_log_weights`, with one observed site.
-        x: Data of the right shape and type; their values are not used.
+        x: Data of the right shape and type. Their values are not used, but for NaN, which is
+            missing in the simulated data, too.
         *more: Further arguments of the model, such as labels.
         guide: As for `annealed_log_weights`.
         num_chains: Number of chains for each row and direction.
@@ -263,6 +264,8 @@ class _Annealing:
     def bound(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Simulated data, and both bounds."""
         simulated, latents = self.simulate(batch)
+        if batch.x.is_floating_point():
+            simulated = simulated.masked_fill(batch.x.isnan(), torch.nan)
         batch = batch.with_x(simulated)
         schedule = self.adapt(batch)
         forward = self.forward(batch, schedule)

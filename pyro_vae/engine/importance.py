@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from pyro_vae.engine.joint import Joint
-from pyro_vae.engine.programs import Batch, Program, site_sum, trace_at, traces
+from pyro_vae.engine.programs import (
+    Batch,
+    Program,
+    StructureError,
+    has_rows,
+    site_sum,
+    trace_at,
+    traces,
+)
 from pyro_vae.engine.structure import find_structure
 from pyro_vae.errors import check_positive
 
@@ -107,9 +115,13 @@ def log_weights(model: Program, guide: Program, *args: Any, num_samples: int) ->
         tensor(-6.4500)
     """
     check_positive(num_samples=num_samples)
+    if has_rows(args):
+        before = torch.get_rng_state()
+        try:
+            return terms(model, guide, Batch(*args), num_samples).log_weights
+        except StructureError:
+            torch.set_rng_state(before)
     structure = find_structure(model, guide, args)
-    if structure.is_one_plate:
-        return terms(model, guide, Batch(*args), num_samples).log_weights
     structure.check_complete()
     joint = Joint(model, guide, args, structure)
     log_p, log_q = joint.log_densities(joint.draw(num_samples), num_samples)

@@ -16,6 +16,8 @@ from pyro_vae.engine.programs import (
     Batch,
     Program,
     Site,
+    StructureError,
+    has_rows,
     is_summed_out,
     site_sum,
     trace_at,
@@ -151,9 +153,13 @@ def log_weights(model: Program, guide: Program, *args: Any, num_samples: int) ->
         tensor(-6.4500)
     """
     check_positive(num_samples=num_samples)
+    if has_rows(args):
+        before = torch.get_rng_state()
+        try:
+            return terms(model, guide, Batch(*args), num_samples).log_weights
+        except StructureError:
+            torch.set_rng_state(before)
     structure = find_structure(model, guide, args)
-    if structure.is_one_plate:
-        return terms(model, guide, Batch(*args), num_samples).log_weights
     structure.check_complete()
     joint = Joint(model, guide, args, structure)
     log_p, log_q = joint.log_densities(joint.draw(num_samples), num_samples)

@@ -28,6 +28,7 @@ from .evaluation.ais import (
     annealed_log_weights as annealed_log_weights,
     bidirectional_bounds as bidirectional_bounds,
 )
+from .evaluation.calibration import Calibration as Calibration, calibration as calibration
 from .evaluation.check import (
     annealed_log_likelihood as annealed_log_likelihood,
     check_log_likelihood as check_log_likelihood,

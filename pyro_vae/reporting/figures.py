@@ -55,6 +55,9 @@ TERMS = {
     "kl": "KL(q(z | x) || p(z))",
 }
 
+# Quantities of a calibration that have colours and names.
+NAMED = 4
+
 # Largest number of test images whose codes are drawn.
 LATENT_IMAGES = 5000
 
@@ -292,6 +295,56 @@ def bounds(curve: Mapping[str, Mapping[str, Any]]) -> Figure:
         fontsize=11,
     )
     axes.set(xlabel="K, number of importance samples", ylabel="nats per image")
+    return figure
+
+
+def calibration(found: Mapping[str, Any]) -> Figure:
+    """Draw the levels of a calibration, and the coverage of the guide's regions.
+
+    The lines are the distribution functions of the levels minus that of an exact guide, one for
+    each quantity; with an exact guide all stay inside the band with a probability of at least 95 %.
+    The four that leave zero furthest have names.
+
+    Arguments:
+        found: The `summary` of `pv.calibration`.
+    """
+    counts = torch.tensor(list(found["histograms"].values())).double()
+    bins = counts.shape[1]
+    level = torch.linspace(0, 1, bins + 1).double()
+    shares = counts.cumsum(1) / found["num_images"]
+    excess = torch.cat([torch.zeros(len(counts), 1), shares], 1) - level
+    points = len(counts) * (bins - 1)
+    z = torch.special.ndtri(torch.tensor(1 - 0.05 / (2 * points)).double())
+    band = z * (level * (1 - level) / found["num_images"]).sqrt()
+    figure, (left, right) = _subplots(9.6, 3.6, columns=2)
+    left.fill_between(level, -band, band, color=BLUE, alpha=0.2, linewidth=0, label="exact guide")
+    order = excess.abs().amax(1).argsort(descending=True).tolist()
+    names = list(found["histograms"])
+    for rank, one in enumerate(order):
+        if rank < NAMED:
+            left.plot(level, excess[one], color=COLOURS[rank + 1], label=plain(names[one]))
+        else:
+            left.plot(level, excess[one], color="0.7", linewidth=0.8, zorder=0)
+    left.legend(frameon=False, fontsize=8)
+    left.set_title("levels of true codes among draws of q(z | x)", fontsize=11)
+    left.set(xlabel="level", ylabel="distribution function - level", xlim=(0, 1))
+    positions = range(len(found["coverage"]))
+    nominal = [float(region) for region in found["coverage"]]
+    covered = list(found["coverage"].values())
+    right.bar(positions, nominal, color="0.85", label="exact guide")
+    right.errorbar(
+        positions,
+        [value["share"] for value in covered],
+        [2 * value["standard_error"] for value in covered],
+        color=ORANGE,
+        fmt="o",
+        capsize=4,
+        label="found ± two standard errors",
+    )
+    right.set_xticks(positions, labels=[f"{region:.0%}" for region in nominal])
+    right.set_title("true codes in regions of highest q(z | x)", fontsize=11)
+    right.set(xlabel="region", ylabel="share", ylim=(0, 1.05))
+    right.legend(frameon=False, fontsize=8, loc="upper left")
     return figure
 
 

@@ -21,10 +21,12 @@ from pyro_vae.data.split import Data
 from pyro_vae.evaluation.batch import scored
 from pyro_vae.evaluation.codes import codes
 from pyro_vae.evaluation.metrics import score_images
-from pyro_vae.reporting import views
+from pyro_vae.likelihoods import IMAGE_DIMS
+from pyro_vae.reporting import vectors, views
 from pyro_vae.reporting.projection import Plane, planes
 from pyro_vae.reporting.style import (
     COLOURS,
+    EXACT,
     GUIDE,
     LOSS,
     ONE_COLUMN,
@@ -51,6 +53,9 @@ TERMS = {
     "reconstruction": "reconstruction, log p(x | z)",
     "kl": "KL(q(z | x) || p(z))",
 }
+
+# Quantities of a calibration that have colours and names.
+NAMED = 4
 
 # Largest number of test images whose codes are drawn.
 LATENT_IMAGES = 5000
@@ -149,11 +154,15 @@ def grid(
         row_labels: Labels at the left of the rows.
         column_labels: Labels above the columns.
     """
+    caption = vectors.caption(images)
+    images = vectors.pictures(images)
     columns = _columns(images, columns)
     inches = _inches_per_pixel(images, columns, TWO_COLUMNS - 0.5)
     width, height = _size(images, columns, inches)
     figure, axes = _subplots(width + 0.5, height + 0.4)
     _draw_grid(axes, images, title, columns, row_labels, column_labels)
+    if caption:
+        figure.supxlabel(caption)
     return figure
 
 
@@ -212,7 +221,11 @@ def tile(images: Tensor, columns: int, lines: int = 1) -> np.ndarray:
 
 
 def as_drawn(images: Tensor) -> Tensor:
-    """Images as they are drawn: the first three of 3 or 4 channels, or an inverted grey channel."""
+    """Data as they are drawn.
+
+    Images with 3 or 4 channels are RGB, others an inverted grey channel. Vectors are curves.
+    """
+    images = vectors.pictures(images)
     if images.shape[1] in (3, 4):
         return images[:, :3]
     return 1 - images.mean(1, keepdim=True)
@@ -238,23 +251,28 @@ def samples(images: Tensor, mean: bool = True, columns: int | None = None) -> Fi
 @styled
 def samples_and_draws(images: Tensor, columns: int | None = None) -> Figure:
     """Draw the images of `views.samples_and_draws`: means, and beside them draws."""
-    columns = _columns(images, columns)
-    inches = _inches_per_pixel(images, columns, TWO_COLUMNS / 2)
-    width, height = _size(images[:, 0], columns, inches)
+    means, draws = (vectors.pictures(part) for part in images.unbind(1))
+    columns = _columns(means, columns)
+    inches = _inches_per_pixel(means, columns, TWO_COLUMNS / 2)
+    width, height = _size(means, columns, inches)
     figure, (left, right) = _subplots(2 * width + 0.3, height + 0.4, columns=2)
-    _draw_grid(left, images[:, 0], "means of p(x | z) for draws z ~ p(z)", columns)
-    _draw_grid(right, images[:, 1], "draws x ~ p(x | z), the same z", columns)
+    _draw_grid(left, means, "means of p(x | z) for draws z ~ p(z)", columns)
+    _draw_grid(right, draws, "draws x ~ p(x | z), the same z", columns)
     return figure
 
 
 def reconstructions(images: Tensor, title: str, elbo: Sequence[float] = ()) -> Figure:
     """Draw the images of `views.reconstructions`, each image above its reconstruction.
 
+    The curves of a vector and of its reconstruction are in one picture.
+
     Arguments:
         images: The images.
         title: The figure's title.
         elbo: The ELBO of each image, in nats.
     """
+    if images.ndim < 2 + IMAGE_DIMS:
+        return grid(images, f"{title} (orange: mean of p(x | z))")
     rows = images.transpose(0, 1).flatten(0, 1)
     labels = [f"{value:.1f}" for value in elbo]
     if labels:
@@ -311,9 +329,10 @@ def manifold(images: Tensor, z: Tensor) -> Figure:
     """Draw the images of `views.manifold`, and five values of z on each axis."""
     side = len(images)
     cells = sorted(set(torch.linspace(0, side - 1, TICKS).round().int().tolist()))
+    images = vectors.pictures(images.flatten(0, 1))
     figure, axes = _subplots(ONE_COLUMN, ONE_COLUMN)
     title = "means of p(x | z), spaced by the quantiles of p(z)"
-    _draw_grid(axes, images.flatten(0, 1), title, side, lines=0)
+    _draw_grid(axes, images, title, side, lines=0)
     height, width = images.shape[-2:]
     axes.set_xticks(_centres(width, cells), labels=_numbers(z[0, cells]))
     axes.set_yticks(_centres(height, cells), labels=_numbers(z[1].flip(0)[cells]))
@@ -377,6 +396,57 @@ def bounds(curve: Mapping[str, Mapping[str, Any]]) -> Figure:
         "importance-weighted bound; band: standard error of\nthe gain over K = 1 on the same images"
     )
     axes.set(xlabel="K, number of importance samples", ylabel="nats per image")
+    return figure
+
+
+@styled
+def calibration(found: Mapping[str, Any]) -> Figure:
+    """Draw the levels of a calibration, and the coverage of the guide's regions.
+
+    The lines are the distribution functions of the levels minus that of an exact guide, one for
+    each quantity; with an exact guide all stay inside the band with a probability of at least 95 %.
+    The four that leave zero furthest have names.
+
+    Arguments:
+        found: The `summary` of `pv.calibration`.
+    """
+    counts = torch.tensor(list(found["histograms"].values())).double()
+    bins = counts.shape[1]
+    level = torch.linspace(0, 1, bins + 1).double()
+    shares = counts.cumsum(1) / found["num_images"]
+    excess = torch.cat([torch.zeros(len(counts), 1), shares], 1) - level
+    points = len(counts) * (bins - 1)
+    z = torch.special.ndtri(torch.tensor(1 - 0.05 / (2 * points)).double())
+    band = z * (level * (1 - level) / found["num_images"]).sqrt()
+    figure, (left, right) = _subplots(TWO_COLUMNS, 2.6, columns=2)
+    left.fill_between(level, -band, band, color=EXACT, alpha=0.2, linewidth=0, label="exact guide")
+    order = excess.abs().amax(1).argsort(descending=True).tolist()
+    names = list(found["histograms"])
+    for rank, one in enumerate(order):
+        if rank < NAMED:
+            left.plot(level, excess[one], color=COLOURS[rank + 1], label=plain(names[one]))
+        else:
+            left.plot(level, excess[one], color="0.7", linewidth=0.8, zorder=0)
+    left.legend()
+    left.set_title("levels of true codes among draws of q(z | x)")
+    left.set(xlabel="level", ylabel="distribution function - level", xlim=(0, 1))
+    positions = range(len(found["coverage"]))
+    nominal = [float(region) for region in found["coverage"]]
+    covered = list(found["coverage"].values())
+    right.bar(positions, nominal, color="0.85", label="exact guide")
+    right.errorbar(
+        positions,
+        [value["share"] for value in covered],
+        [2 * value["standard_error"] for value in covered],
+        color=GUIDE,
+        fmt="o",
+        capsize=3,
+        label="found ± two standard errors",
+    )
+    right.set_xticks(positions, labels=[f"{region:.0%}" for region in nominal])
+    right.set_title("true codes in regions of highest q(z | x)")
+    right.set(xlabel="region", ylabel="share", ylim=(0, 1.05))
+    right.legend(loc="upper left")
     return figure
 
 

@@ -6,6 +6,7 @@ after each epoch that was kept. Otherwise: traversals and interpolations.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pyro
@@ -20,12 +21,11 @@ from pyro_vae.engine.importance import (
     pareto_k,
 )
 from pyro_vae.engine.programs import Batch, sample_sites, site_sum, traces
-from pyro_vae.evaluation.batch import scored
 from pyro_vae.evaluation.codes import activity, codes
 from pyro_vae.evaluation.gap import inference_gap
 from pyro_vae.evaluation.quadrature import quadrature_log_likelihood
 from pyro_vae.reporting import views
-from pyro_vae.reporting.overview import FULL, Overview, kl_per_dimension
+from pyro_vae.reporting.overview import FULL, kl_per_dimension
 from pyro_vae.vae import Model, default_batch_size
 
 # Images per dimension of the decoded plane, and the same if there are several epochs.
@@ -291,7 +291,7 @@ class Paths(NamedTuple):
     """Means of p(x | z) as codes change, for models with other than two latent dimensions.
 
     Attributes:
-        dimensions: The active dimensions, by decreasing KL.
+        dimensions: The latent dimensions that change.
         ranges: The lowest and the highest value of each, shape `(2, len(dimensions))`.
         traversals: Shape `(N, len(dimensions), steps, ...)`: each dimension over its range.
         unchanged: Shape `(N, ...)`: the means at the posterior means.
@@ -308,10 +308,9 @@ class Paths(NamedTuple):
 
 
 @pyro.validation_enabled(False)
-def paths(vae: Model, shown: Overview) -> Paths:
-    """Traversals of the active dimensions for the first images, and interpolations."""
-    batch = scored(vae, shown.images)
-    dimensions = shown.order[:DIMENSIONS]
+def paths(vae: Model, batch: Batch, order: Sequence[int]) -> Paths:
+    """Traversals of the first dimensions of `order` for the first images, and interpolations."""
+    dimensions = list(order[:DIMENSIONS])
     ranges = views.code_range(vae, batch)[:, dimensions].cpu()
     first = batch[:CHOSEN]
     rows = []

@@ -18,7 +18,8 @@ def page(subject: Subject, effort: Effort = FULL, seed: int = 0) -> str:
     with forked_rng():
         torch.manual_seed(seed)
         made = material(subject, effort)
-        panels = [panel for make in PANELS if (panel := make(made))]
+        made_panels = [make(made) for make in PANELS]
+    panels = [panel for panel in made_panels if panel]
     drawn: dict[str, figure] = {}
     for panel in panels:
         drawn |= panel.plots

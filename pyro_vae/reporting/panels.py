@@ -98,7 +98,7 @@ def material(subject: Subject, effort: Effort) -> Material:
         made = [snapshot(name, each, batch, count, side, effort.steps) for name, each in models]
         return Material(subject, shown, found.columns, groups, snapshots=made)
     if len(batch) > 1:
-        return Material(subject, shown, found.columns, groups, paths=paths(vae, shown))
+        return Material(subject, shown, found.columns, groups, paths=paths(vae, batch, shown.order))
     return found
 
 

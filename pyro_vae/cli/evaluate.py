@@ -39,6 +39,7 @@ from pyro_vae.reporting import figures, views
 from pyro_vae.runs.build import pick_device
 from pyro_vae.runs.folder import Run, check_writable
 from pyro_vae.runs.load import open_run
+from pyro_vae.runs.recipe import FigureFormat
 from pyro_vae.runs.store import npz, write
 from pyro_vae.vae import Model
 
@@ -86,6 +87,8 @@ def evaluate(argv: list[str]) -> None:
             if saves:
                 files += _save(vae, images, scores, results, run, config)
             logger.info("\n  ".join(["\nwritten:", *map(str, files)]))
+            if saves and config.split == "test" and config.data is None:
+                logger.info("next: pyro-vae report %s shows the checked images", config.run_dir)
 
 
 def _parser() -> ArgumentParser:
@@ -113,6 +116,8 @@ def _parser() -> ArgumentParser:
         " often have a higher one than any image of the data."
     )
     add(parser, "per_image", str, None, text)
+    text = "Format of the figures; pdf and svg are written beside the png files."
+    add(parser, "figure_format", FigureFormat, "png", text)
     return parser
 
 
@@ -215,16 +220,13 @@ def _save(
         name += f"-ais{config.num_chains}x{config.num_temperatures}"
     if config.gap_images:
         name += f"-gap{config.gap_images}"
-    curve = figures.png(figures.bounds(results["k_curve"]))
-    worst = figures.png(_worst(vae, images, scores))
-    files = [
-        run.save_results(results, f"results-{name}"),
-        write(run.path / "figures" / f"k_curve-{name}.png", curve),
-        write(run.path / "figures" / f"worst-{name}.png", worst),
-    ]
+    drawn = {"k_curve": figures.bounds(results["k_curve"]), "worst": _worst(vae, images, scores)}
     if "calibration" in results:
-        ranks = figures.png(figures.calibration(results["calibration"]))
-        files.append(write(run.path / "figures" / f"calibration-{name}.png", ranks))
+        drawn["calibration"] = figures.calibration(results["calibration"])
+    files = [run.save_results(results, f"results-{name}")]
+    for kind, figure in drawn.items():
+        path = run.path / "figures" / f"{kind}-{name}"
+        files += figures.write_figure(figure, path, config.figure_format)
     return files
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from io import BytesIO
 from math import ceil, sqrt
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +39,8 @@ from pyro_vae.reporting.style import (
     ink_on,
     without_overlap,
 )
+from pyro_vae.runs.recipe import FigureFormat
+from pyro_vae.runs.store import write
 from pyro_vae.vae import Model
 
 if TYPE_CHECKING:
@@ -70,7 +73,6 @@ STEPS = 10
 # Ticks of the manifold.
 TICKS = 5
 
-Format = Literal["png", "pdf", "svg"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -110,7 +112,7 @@ def plain(text: str) -> str:
 
 
 @styled
-def rendered(figure: Figure, file_format: Format = "png") -> bytes:
+def rendered(figure: Figure, file_format: FigureFormat = "png") -> bytes:
     """Render a figure as the bytes of a file, the same bytes for the same figure."""
     undated = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
     buffer = BytesIO()
@@ -127,6 +129,21 @@ def rendered(figure: Figure, file_format: Format = "png") -> bytes:
 def png(figure: Figure) -> bytes:
     """Render a figure as the bytes of a PNG file."""
     return rendered(figure)
+
+
+def write_figure(figure: Figure, path: Path, file_format: FigureFormat = "png") -> list[Path]:
+    """Write a figure as a PNG file, and beside it in another format; return the paths.
+
+    Arguments:
+        figure: A figure.
+        path: The file without the ending.
+        file_format: The format.
+    """
+    files = [write(path.with_name(f"{path.name}.png"), png(figure))]
+    if file_format != "png":
+        content = rendered(figure, file_format)
+        files.append(write(path.with_name(f"{path.name}.{file_format}"), content))
+    return files
 
 
 def _subplots(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:

@@ -256,7 +256,12 @@ def traversals(
 
 
 def dimensions(
-    vae: Model, data: BatchLike, order: Sequence[int], ranges: Tensor, steps: int
+    vae: Model,
+    data: BatchLike,
+    order: Sequence[int],
+    ranges: Tensor,
+    steps: int,
+    new_y: Tensor | None = None,
 ) -> Tensor:
     """Traversals of several latent dimensions of one image.
 
@@ -266,6 +271,7 @@ def dimensions(
         order: The latent dimensions.
         ranges: The lowest and the highest value of each, shape `(2, D)`, see `code_range`.
         steps: Values of each.
+        new_y: Labels to decode with, for models that use labels; those of the data by default.
 
     Returns:
         Images, shape `(D, steps, *data_shape)`.
@@ -273,7 +279,7 @@ def dimensions(
     rows = []
     for dimension, (low, high) in zip(order, ranges.T.tolist(), strict=True):
         values = torch.linspace(low, high, steps)
-        rows.append(traversals(vae, data, dimension, values)[0, 1:])
+        rows.append(traversals(vae, data, dimension, values, new_y)[0, 1:])
     return torch.stack(rows)
 
 

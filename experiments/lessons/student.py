@@ -1,6 +1,6 @@
 """Copy the lessons for students: without outputs and without the solutions of the exercises.
 
-    python experiments/lessons/student.py OUT
+python experiments/lessons/student.py OUT
 """
 
 from __future__ import annotations

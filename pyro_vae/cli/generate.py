@@ -159,7 +159,7 @@ def _parser() -> ArgumentParser:
         None,
         "Picture (png, pdf or svg) or arrays; png, but npz for codes.",
     )
-    text = "Number of images or rows; 64 samples, 10 of others."
+    text = "Number of images, rows or dimensions; 64 samples, 10 of others."
     add(parser, "count", up_to(1_000_000), None, text)
     text = "Samples: means of p(x | z) or draws; both for pictures, draws for npz."
     add(parser, "mean", bool, None, text)
@@ -312,7 +312,7 @@ def _traversals(request: Request) -> Output:
     ranges = views.code_range(vae, many)
     dimension = request.config.dimension
     if dimension is None:
-        return _dimensions(request, active[: figures.ROWS], ranges)
+        return _dimensions(request, active[: request.config.count or figures.ROWS], ranges)
     if dimension >= vae.latent_dim:
         raise RequestError(
             f"--dimension {dimension} is out of range; choose 0 to {vae.latent_dim - 1}"
@@ -327,7 +327,7 @@ def _traversals(request: Request) -> Output:
 
 def _dimensions(request: Request, order: list[int], ranges: Tensor) -> Output:
     """Traversals of several dimensions of one image."""
-    image = request.some()[:1]
+    image = request.images.subset(min(IMAGES, len(request.images)))[:1]
     chosen = ranges[:, order].cpu()
     made = views.dimensions(request.vae, image, order, chosen, STEPS, request.y(1))
     arrays = {"images": _bytes(made), "dimensions": torch.tensor(order), "ranges": chosen}

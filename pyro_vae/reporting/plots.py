@@ -403,17 +403,10 @@ def forest(rows: Sequence[tuple[str, float, float, Sequence[float]]], unit: str)
             above = [(name, -0.28)] * len(seeds)
             plot.scatter(seeds, above, color=VALIDATION, alpha=0.5, size=6)
     source = ColumnDataSource(data)
-    plot.add_layout(
-        Whisker(
-            base="name",
-            lower="low",
-            upper="high",
-            source=source,
-            dimension="width",
-            line_color=VALIDATION,
-            line_width=2,
-        )
-    )
+    whisker = Whisker(base="name", lower="low", upper="high", source=source, dimension="width")
+    for line in (whisker, whisker.lower_head, whisker.upper_head):
+        line.update(line_color=VALIDATION, line_width=2)
+    plot.add_layout(whisker)
     points = plot.scatter("mean", "name", source=source, color=VALIDATION, size=10)
     tooltips = [("", "@name"), ("", "@mean{+0.00} (@low{+0.00} to @high{+0.00})")]
     plot.add_tools(HoverTool(renderers=[points], tooltips=tooltips))

@@ -47,6 +47,9 @@ def table(metrics: Values, title: str, likelihood: Likelihood) -> str:
     if "log_likelihood_all_images" in metrics:
         note = "  control variate: ELBO"
         lines.append(_row("log p(x), all images", metrics["log_likelihood_all_images"], note))
+    if "log_joint" in metrics:
+        joint = metrics["log_joint"]
+        lines.append(_row("log p(x, y)", joint, f"  {joint['num_images']:,} known labels"))
     if "check" in metrics:
         lines += _check(metrics["check"])
     if "annealed" in metrics:
@@ -64,6 +67,8 @@ def table(metrics: Values, title: str, likelihood: Likelihood) -> str:
         lines.append(f"  {'active units':<20}{active['count']:>10} of {active['latent_dim']}")
     if "information" in metrics:
         lines += _information(metrics["information"])
+    if "classification" in metrics:
+        lines += _classification(metrics["classification"])
     if "linear_probe" in metrics:
         lines.append(_accuracy("linear probe", metrics["linear_probe"]))
     if "bayes_classifier" in metrics:
@@ -138,6 +143,17 @@ def _information(value: Values) -> list[str]:
 def _accuracy(name: str, value: Values) -> str:
     share = f"{value['accuracy']:>10.1%} ± {value['standard_error']:.1%}"
     return f"  {name:<20}{share}  {value['num_images']:,} labels"
+
+
+def _classification(value: Values) -> list[str]:
+    """The log loss is that of the known label, in nats per image."""
+    loss = f"{value['log_loss']:>10.3f} ± {value['log_loss_error']:.3f}"
+    bins = f"{value['calibration_error']:>10.1%}"
+    return [
+        _accuracy("classifier q(y | x)", value),
+        f"  {'  log loss':<20}{loss}  nats per label",
+        f"  {'  calibration error':<20}{bins}  expected, {len(value['bins'])} bins",
+    ]
 
 
 def _gap(value: Values) -> list[str]:

@@ -28,6 +28,7 @@ from pyro_vae.engine.progress import progress_bar
 from pyro_vae.errors import NotFiniteError, RequestError, check_positive
 from pyro_vae.evaluation.batch import BatchLike, random_rows, scored
 from pyro_vae.evaluation.codes import ACTIVE, activity
+from pyro_vae.evaluation.labels import classify, known_labels
 from pyro_vae.vae import Model, default_batch_size
 
 ELBO_SAMPLES = 10
@@ -110,23 +111,48 @@ def evaluate(
         bounds with 1, 2, 4, ... samples and their `gain` over the first, with the standard error of
         the paired differences. `active_units` counts the latent dimensions that vary with the
         image. A model that uses labels is scored `given` its "labels" or "covariates" y: log p(x)
-        is log p(x | y).
+        is log p(x | y). A model that infers labels is scored without them; for images whose label is
+        known there are `log_joint`, the estimate of log p(x, y), and `classification`, the accuracy
+        and calibration of q(y | x), see `classify`.
 
     Raises:
         RequestError: If `num_images` exceeds the number of images, or a number is not positive.
         NotFiniteError: If an image has no finite importance weight.
     """
     batch = scored(vae, data)
-    subset = batch
+    rows = torch.arange(len(batch), device=batch.x.device)
     if num_images is not None:
         check_positive(num_images=num_images)
         if num_images > len(batch):
             raise RequestError(
                 f"num_images={num_images} exceeds the {len(batch)} images; use a smaller num_images"
             )
-        subset = batch[random_rows(batch, num_images)]
-    scores = score_images(vae, subset, num_samples, batch_size, engine)
-    return summarize(vae, batch, scores, num_samples, batch_size, engine)
+        rows = random_rows(batch, num_images)
+    scores = score_images(vae, batch[rows], num_samples, batch_size, engine)
+    results = summarize(vae, batch, scores, num_samples, batch_size, engine)
+    if vae.infers_labels and not isinstance(data, Tensor):
+        subset = data[rows.to(data.x.device)]
+        results |= label_metrics(vae, data, subset, num_samples, batch_size, engine)
+    return results
+
+
+def label_metrics(
+    vae: Model,
+    data: Split | Batch,
+    subset: Split | Batch,
+    num_samples: int,
+    batch_size: int | None = None,
+    engine: AnyEngine = "auto",
+) -> Metrics:
+    """The `classification` of `evaluate`, and the `log_joint` of a subset, if labels are known."""
+    if known_labels(vae, data) is None:
+        return {}
+    results: Metrics = {"classification": classify(vae, data).summary()}
+    known = known_labels(vae, subset)
+    if known is not None:
+        scores = score_images(vae, known, num_samples, batch_size, engine)
+        results["log_joint"] = summary(scores.log_likelihood, num_samples)
+    return results
 
 
 def score_images(

@@ -18,6 +18,8 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor, nn
 
+from pyro_vae.distributions import leave_out_missing
+from pyro_vae.engine.importance import log_weights
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError, check_positive
 from pyro_vae.likelihoods import Likelihood, Pixels
@@ -62,8 +64,9 @@ class Model(nn.Module, ABC):
 
     What the constructor may ask for: the command line fills in the parameters that are named
     `prior`, `encoder`, `posterior`, `decoder`, `likelihood`, `classifier`, `latent_dim`,
-    `data_shape` and `label_dim`. All other parameters are options. An option named `prior_dim` is also the number of
-    dimensions of the prior that is filled in, which has `latent_dim` dimensions otherwise.
+    `data_shape` and `label_dim`. All other parameters are options. An option named `prior_dim` is
+    also the number of dimensions of the prior that is filled in, which has `latent_dim` dimensions
+    otherwise.
 
     Attributes:
         latent_dim: Number of dimensions of the site `z`.
@@ -127,11 +130,24 @@ class Model(nn.Module, ABC):
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """The posterior q(z | x) of each image: batch_shape `(N,)`, event_shape `(latent_dim,)`."""
-        return self.posterior(self.encoder(self.likelihood.unit(x)))
+        return self.posterior(self.encoder(self.encoder_input(x)))
+
+    def encoder_input(self, x: Tensor) -> Tensor:
+        """What the encoder reads: `likelihood.unit(x)`, with zeros for values that are missing.
+
+        An encoder that reads the mask, see `Network.mask_input`, gets them as NaN.
+        """
+        unit = self.likelihood.unit(x)
+        if getattr(self.encoder, "mask_input", False):
+            return unit
+        return unit.masked_fill(unit.isnan(), 0.0)
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> TorchDistribution:
-        """The likelihood p(x | z) at codes of shape `(..., latent_dim)`: batch_shape `(...)`."""
-        return self.likelihood(batched(self.decoder, z))
+        """The likelihood p(x | z) at codes of shape `(..., latent_dim)`: batch_shape `(...)`.
+
+        Its log-density leaves out values that are NaN, if the elements are independent.
+        """
+        return leave_out_missing(self.likelihood(batched(self.decoder, z)))
 
     def q_z(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """The guide's q(z | x) or q(z | x, y): batch_shape `(N,)`, event_shape `(latent_dim,)`."""
@@ -204,6 +220,35 @@ class Model(nn.Module, ABC):
             )
 
     @torch.no_grad()
+    def check_missing(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Raise `RequestError` if values of `x` are missing and the programs cannot treat them.
+
+        Arguments:
+            x: Images as the likelihood's pixels, with NaN for what is missing.
+            y: Their labels, for models that use them.
+        """
+        missing = x.flatten(1).isnan()
+        if not missing.any():
+            return
+        nothing = missing.all(1)
+        if nothing.any():
+            raise RequestError(
+                f"{int(nothing.sum()):,} rows have no observed value, such as row"
+                f" {int(nothing.nonzero()[0])}; remove them"
+            )
+        row = missing.any(1).nonzero()[0]
+        if y is not None:
+            y = y[row]
+        with forked_rng(), pyro.validation_enabled(False):
+            score = log_weights(self.model, self.guide, x[row], y, num_samples=1)
+        if score.isnan().any():
+            raise RequestError(
+                f"x has missing values (NaN), which {type(self).__name__} with"
+                f" {type(self.likelihood).__name__} cannot leave out; use a likelihood of"
+                " independent elements, through self.encode and self.decode, or complete data"
+            )
+
+    @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
         """Initialize the decoder's last bias from the training images `x`.
 
@@ -214,7 +259,7 @@ class Model(nn.Module, ABC):
         biases = [param for name, param in self.decoder.named_parameters() if name.endswith("bias")]
         if not biases or not biases[-1].requires_grad:
             return
-        for mean in (x.mean(0), x.mean((0, -2, -1))[:, None, None]):
+        for mean in (_mean(x, 0), _mean(x, (0, -2, -1))[:, None, None]):
             params = self.likelihood.params_at(mean)
             if params is not None and params.numel() == biases[-1].numel():
                 biases[-1].copy_(params.flatten())
@@ -267,6 +312,13 @@ class Model(nn.Module, ABC):
         """A copy has its own parameters, and so needs its own name."""
         super().__setstate__(state)
         self._set_name()
+
+
+def _mean(x: Tensor, dims: int | tuple[int, ...]) -> Tensor:
+    """The mean of what is observed."""
+    if x.isnan().any():
+        return x.nanmean(dims)
+    return x.mean(dims)
 
 
 def _mark_initialized(model: Model, keys: Any) -> None:
@@ -367,7 +419,8 @@ class VAE(Model):
 
     def initialize(self, x: Tensor) -> None:
         super().initialize(x)
-        self.prior.initialize(self.likelihood.unit(x))
+        unit = self.likelihood.unit(x)
+        self.prior.initialize(unit.masked_fill(unit.isnan(), 0.0))
 
 
 class ConditionalVAE(VAE):
@@ -443,7 +496,7 @@ class ConditionalVAE(VAE):
     def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """The posterior q(z | x, y): batch_shape `(N,)`, event_shape `(latent_dim,)`."""
         shift = torch.tensordot(self.code(y), self.embedding, 1)
-        return self.posterior(self.encoder(self.likelihood.unit(x) + shift))
+        return self.posterior(self.encoder(self.encoder_input(x) + shift))
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """The likelihood p(x | z, y) at codes `(..., N, latent_dim)`: batch_shape `(..., N)`."""

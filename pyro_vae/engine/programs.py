@@ -27,6 +27,10 @@ SAMPLES = "importance samples"
 SUMMED_DIM = -3
 
 
+class StructureError(RequestError):
+    """Programs that are not in one plate over the rows, or differ in their latent sites."""
+
+
 class Batch:
     """Rows of data: `x`, and the further arguments of the programs, such as labels `y`.
 
@@ -116,17 +120,18 @@ def traces(
         at_draws: An effect handler around the guide, inside its trace.
 
     Raises:
-        ValueError: If a site is outside the plate, the latent sites of the two programs differ, or
-            the programs do not broadcast over the samples.
+        StructureError: If a site is outside the plate, or the latent sites of the programs differ.
+        ValueError: If the programs do not broadcast over the samples.
     """
     check_positive(num_samples=num_samples)
     try:
         p, q = _run(model, guide, batch, num_samples, at_draws)
-    except (RuntimeError, ValueError, IndexError) as error:
+    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         if num_samples == 1:
             raise
         # Raises what is wrong without the plate, if anything is.
-        _run(model, guide, batch, 1, at_draws)
+        p, q = _run(model, guide, batch, 1, at_draws)
+        _check_sites(p, q, len(batch))
         raise RequestError(
             f"the programs fail under a plate of {num_samples} samples to the left of the data"
             f" ({first_line(error)}); let them broadcast over dim -2, or draw one sample at a time:"
@@ -170,6 +175,11 @@ def trace_at(
         pyro.plate(SAMPLES, num_samples, dim=-2),
     ):
         return poutine.trace(poutine.condition(model, data=dict(latents))).get_trace(*batch)
+
+
+def has_rows(args: tuple[Any, ...]) -> bool:
+    """Whether the first argument of programs is a tensor with rows."""
+    return bool(args) and isinstance(args[0], Tensor) and args[0].ndim > 0
 
 
 def sample_sites(trace: Trace) -> dict[str, Site]:
@@ -228,28 +238,28 @@ def site_sum(
 
 
 def _check_sites(model: Trace, guide: Trace, size: int) -> None:
-    """Raise `RequestError` unless the latent sites are the same, and all sites in the plate."""
+    """Raise `StructureError` unless the latent sites are the same, and all sites in the plate."""
     p = sample_sites(model)
     q = sample_sites(guide)
     latent = latent_sites(model).keys()
     sampled = {name for name, site in q.items() if not site["infer"].get("is_auxiliary")}
     if latent != sampled:
         names = ", ".join(sorted(latent ^ sampled))
-        raise RequestError(
+        raise StructureError(
             f"model and guide need the same latent sites, but only one of them has {names}"
         )
     check_plates({**p, **q}, size)
 
 
 def check_plates(sites: Mapping[str, Site], size: int) -> None:
-    """Raise `RequestError` unless each site is in one plate over the data.
+    """Raise `StructureError` unless each site is in one plate over the data.
 
     It may be in that over samples, too.
     """
     for name, site in sites.items():
         plates = [plate for plate in site["cond_indep_stack"] if plate.name != SAMPLES]
         if [(plate.dim, plate.size) for plate in plates] != [(-1, size)]:
-            raise RequestError(
+            raise StructureError(
                 f"site {name} is not in exactly one plate of {size} rows at dim -1; put every site"
                 " of model and guide inside `with pyro.plate('data', len(x))`"
             )

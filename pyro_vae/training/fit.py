@@ -32,7 +32,12 @@ from pyro_vae.errors import NotFiniteError, RequestError, check_choice, check_co
 from pyro_vae.evaluation.codes import ACTIVE, activity
 from pyro_vae.objectives import ScheduledELBO, check_objective
 from pyro_vae.schedules import Constant, Schedule, value_at
-from pyro_vae.training.checks import check_model, check_normalization, pick_batch_size
+from pyro_vae.training.checks import (
+    check_columns,
+    check_model,
+    check_normalization,
+    pick_batch_size,
+)
 from pyro_vae.training.gradients import FLUSH_STEPS, change_gradients, flush
 from pyro_vae.training.meter import Meter
 from pyro_vae.vae import Model, default_batch_size
@@ -329,6 +334,7 @@ class Loop:
         self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         self.shown: dict[str, Any] = {}
         self._set_schedule_length(schedule_epochs)
+        check_columns(self.train)
         _initialize(vae, self.train)
         self._synchronize()
         self.svi = self._make_svi(optimizer, engine)
@@ -413,9 +419,9 @@ class Loop:
         return index.to(self.device), *share
 
     def _share(self, index: Tensor) -> Batch:
-        """This process's share of the images at these positions, and their labels."""
+        """This process's share of the images at these positions, their labels and gaps."""
         part = self.train[index[distributed.shard(len(index))]]
-        return Batch(part.x, part.y)
+        return Batch(part.x, part.y, part.observed)
 
     def _arguments(self, index: Tensor, *read: Any) -> tuple[Tensor, Tensor | None, Tensor]:
         """The arguments of the programs, from those of a step: images, labels and beta."""
@@ -423,7 +429,8 @@ class Loop:
             share = Batch(*read)
         else:
             share = self._share(index)
-        return to_pixels(share.x, self.vae.pixels), share.y, self.beta
+        x, y, observed = share
+        return to_pixels(x, self.vae.pixels, observed=observed), y, self.beta
 
     def _validation_batches(self) -> Iterator[Batch]:
         """The validation images of each pass.
@@ -463,6 +470,8 @@ class Loop:
         batch = Batch(x, y)
         self.vae.check_labels(self.train.y)
         self.vae.check_labels(self.validation.y)
+        self.vae.check_missing(x, y)
+        self.vae.check_missing(*self.validation)
         check_model(self.vae, batch)
         check_normalization(self.vae, batch, self.batch_size, len(self.train))
         p, q = traces(self.vae.model, self.vae.guide, batch, 1)
@@ -569,7 +578,8 @@ def _initialize(vae: Model, train: Split) -> None:
         return
     device = next(vae.parameters()).device
     first = train[: max(1, FIRST_PIXELS // train.x[0].numel())]
-    vae.initialize(to_pixels(first.x.to(device), vae.pixels))
+    first = first.to(device)
+    vae.initialize(to_pixels(first.x, vae.pixels, observed=first.observed))
     y = train.y
     if y is not None:
         if isinstance(train, HostSplit):

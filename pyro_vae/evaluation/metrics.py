@@ -10,6 +10,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_vae.data.split import Split
 from pyro_vae.engine import distributed
 from pyro_vae.engine.graphs import AnyEngine, Engine, Graph, pick_engine
 from pyro_vae.engine.importance import (
@@ -111,9 +112,9 @@ def evaluate(
         bounds with 1, 2, 4, ... samples and their `gain` over the first, with the standard error of
         the paired differences. `active_units` counts the latent dimensions that vary with the
         image. A model that uses labels is scored `given` its "labels" or "covariates" y: log p(x)
-        is log p(x | y). A model that infers labels is scored without them; for images whose label is
-        known there are `log_joint`, the estimate of log p(x, y), and `classification`, the accuracy
-        and calibration of q(y | x), see `classify`.
+        is log p(x | y). A model that infers labels is scored without them; for images whose label
+        is known there are `log_joint`, the estimate of log p(x, y), and `classification`, the
+        accuracy and calibration of q(y | x), see `classify`.
 
     Raises:
         RequestError: If `num_images` exceeds the number of images, or a number is not positive.

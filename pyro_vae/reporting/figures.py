@@ -398,9 +398,7 @@ def reliability(classification: Mapping[str, Any]) -> Figure:
     errors = [each["standard_error"] for each in bins]
     figure, axes = _subplots(4.8, 4.4)
     axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="calibrated")
-    axes.errorbar(
-        confidence, accuracy, errors, color=BLUE, marker="o", capsize=3, label="q(y | x)"
-    )
+    axes.errorbar(confidence, accuracy, errors, color=BLUE, marker="o", capsize=3, label="q(y | x)")
     for each in bins:
         point = each["confidence"], each["accuracy"]
         axes.annotate(f"{each['num_images']:,}", point, (6, -10), textcoords="offset points")

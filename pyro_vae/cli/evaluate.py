@@ -30,6 +30,7 @@ from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.batch import random_rows, scored
 from pyro_vae.evaluation.calibration import calibration
 from pyro_vae.evaluation.check import annealed_log_likelihood, check_log_likelihood
+from pyro_vae.evaluation.forecast import forecast
 from pyro_vae.evaluation.gap import inference_gap
 from pyro_vae.evaluation.information import information
 from pyro_vae.evaluation.metrics import (
@@ -45,6 +46,7 @@ from pyro_vae.reporting import figures, views
 from pyro_vae.runs.build import pick_device
 from pyro_vae.runs.folder import Run, check_writable
 from pyro_vae.runs.load import open_run
+from pyro_vae.runs.log import read_records
 from pyro_vae.runs.store import npz, write
 from pyro_vae.vae import Model
 
@@ -79,6 +81,10 @@ def evaluate(argv: list[str]) -> None:
         pyro.set_rng_seed(config.seed)
         scores = score_images(vae, images, config.num_samples, config.batch_size, config.engine)
         results = _results(vae, split, images, scores, config)
+        records = read_records(run)
+        if train is not None and records:
+            beta = records[-1]["beta"]
+            results["active_units"]["predicted"] = forecast(vae, train, beta)
         if config.split != "train" and train is not None:
             results |= _probe(vae, train, split, config)
         if saved.checkpoint.label_dim:

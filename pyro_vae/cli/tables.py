@@ -64,11 +64,14 @@ def table(metrics: Values, title: str, likelihood: Likelihood) -> str:
             _row("  AIS bounds, gap", gap, f"  {gap['num_images']} images of the model"),
         ]
     if "bits_per_dimension" in metrics:
-        bits = metrics["bits_per_dimension"]
-        lines.append(_row("bits per dimension", bits, f"  {bits['num_images']:,} images"))
+        lines.append(_bits(metrics["bits_per_dimension"]))
     if "active_units" in metrics and metrics["active_units"]["count"] is not None:
         active = metrics["active_units"]
-        lines.append(f"  {'active units':<20}{active['count']:>10} of {active['latent_dim']}")
+        note = ""
+        if active.get("predicted") is not None:
+            note = f"  a linear VAE: {active['predicted']}"
+        units = f"{active['count']:>10} of {active['latent_dim']}{note}"
+        lines.append(f"  {'active units':<20}{units}")
     if "information" in metrics:
         lines += _information(metrics["information"])
     if "classification" in metrics:
@@ -93,6 +96,15 @@ def _row(name: str, value: Values, note: str = "") -> str:
     if value["standard_error"] is not None:
         error = f"{value['standard_error']:.2f}"
     return f"  {name:<20}{value['mean']:>10.2f} ± {error}{note}"
+
+
+def _bits(value: Values) -> str:
+    """An upper bound, because log p(x) is a lower one."""
+    error = "-"
+    if value["standard_error"] is not None:
+        error = f"{value['standard_error']:.4f}"
+    note = f"  upper bound; {value['of']}"
+    return f"  {'bits per dimension':<20}{value['mean']:>10.4f} ± {error}{note}"
 
 
 def _log_likelihood(value: Values, all_images: int) -> list[str]:

@@ -71,7 +71,8 @@ METRICS = (
     (
         "bits_per_dimension",
         "bits per dimension",
-        "-log2 p(x) for each pixel and channel; lower is better.",
+        "-log2 p(x) for each pixel and channel, of the bytes if pixels are dequantized; an upper"
+        " bound in expectation; lower is better.",
     ),
 )
 # Metrics without a standard error, and their formats.

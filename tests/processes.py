@@ -83,6 +83,25 @@ def train(name: str) -> tuple[dict[str, torch.Tensor], list[pv.Record]]:
     return vae.state_dict(), records
 
 
+def infer_labels() -> tuple[dict[str, torch.Tensor], list[pv.Record]]:
+    """The parameters and records of a model that infers labels, without noise."""
+    digits = pv.load_data("digits").with_labels(50)
+    few = pv.Data("few", digits.train[:149], digits.validation[:41], digits.test)
+    plain = small_vae(few, Point(), relaxed=True)
+    parts = (
+        plain.prior,
+        plain.encoder,
+        plain.posterior,
+        pv.MLP((13,), (1, *few.shape), hidden=(16,)),
+    )
+    classifier = pv.MLP(few.shape, (10,), hidden=(16,))
+    vae = pv.SemiSupervisedVAE(*parts, plain.likelihood, classifier, few.shape, 10)
+    options = {"batch_size": 100, "seed": 0, "optimizer": momentum, "engine": "traced"}
+    vae.initialize_labels(torch.arange(10))
+    vae.initialized = True
+    return vae.state_dict(), list(pv.fit(vae, few, epochs=2, **options))
+
+
 OBJECTIVES = {
     "free bits, some dimensions below the floor": pv.FreeBitsELBO(1.0, num_particles=2),
     "free bits, below the floor": pv.FreeBitsELBO(100.0, groups=1),
@@ -158,6 +177,7 @@ def main(out: Path) -> None:
     with distributed.process_group(torch.device("cpu")):
         results = {
             "trained": {name: train(name) for name in TRAININGS},
+            "inferred": infer_labels(),
             "gradients": {name: gradient(name) for name in OBJECTIVES},
             "noisy": [train_with_noise(seed) for seed in (0, 0, 1)],
             "scores": {rows: score(rows) for rows in (1, 5)},

@@ -133,7 +133,13 @@ class SemiSupervisedVAE(ConditionalVAE):
         inputs = self.likelihood.unit(x) + torch.tensordot(self.code(y), self.embedding, 1)
         leading = inputs.shape[: inputs.ndim - x.ndim + 1]
         params = self.encoder(inputs.flatten(0, len(leading) - 1))
-        return self.posterior(params.unflatten(0, leading))
+        q = self.posterior(params.unflatten(0, leading))
+        if q.batch_shape != leading:
+            raise RequestError(
+                f"{type(self.posterior).__name__} must take parameters with any leading dimensions,"
+                " of which there is one for the classes; index from the end, as in params[..., 0, :]"
+            )
+        return q
 
     def complete_labels(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The labels, with the most likely ones under q(y | x) for those that are unknown."""

@@ -29,7 +29,7 @@ class Point(pv.Posterior):
     num_params = 1
 
     def forward(self, params):
-        return dist.Delta(params[:, 0]).to_event(1)
+        return dist.Delta(params[..., 0, :]).to_event(1)
 
 
 def momentum(params):
@@ -96,6 +96,7 @@ def infer_labels() -> tuple[dict[str, torch.Tensor], list[pv.Record]]:
     )
     classifier = pv.MLP(few.shape, (10,), hidden=(16,))
     vae = pv.SemiSupervisedVAE(*parts, plain.likelihood, classifier, few.shape, 10)
+    nn.init.normal_(vae.embedding, std=0.1)  # it starts at 0, of which rounding is a large share
     options = {"batch_size": 100, "seed": 0, "optimizer": momentum, "engine": "traced"}
     vae.initialize_labels(torch.arange(10))
     vae.initialized = True

@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import cycle
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from families import (
@@ -248,7 +249,18 @@ def test_labels_that_do_not_fit(y, said):
         pv.codes(make_semi_supervised(CLASSES), Batch(torch.zeros(2, *SHAPE), y))
 
 
-def test_options_that_do_not_fit():
+def test_options_and_parts_that_do_not_fit():
+    class First(pv.Posterior):
+        num_params = 1
+
+        def forward(self, params):
+            return dist.Delta(params[:, 0]).to_event(1)
+
+    vae = make_semi_supervised(CLASSES)
+    vae.posterior = First()
+    vae.encoder = pv.MLP(SHAPE, (1, 2))
+    with pytest.raises(pv.RequestError, match="First must take parameters with any leading"):
+        pv.log_weights(vae.model, vae.guide, torch.zeros(5, *SHAPE), None, num_samples=1)
     with pytest.raises(pv.RequestError, match="alpha must be a number, at least 0"):
         make_semi_supervised(CLASSES, alpha=-1.0)
     with pytest.raises(pv.RequestError, match="all training labels of class 1 are unknown"):

@@ -78,10 +78,11 @@ def load_data(
               (N, channels, height, width), integers from 0 to 255, bool or floats in [0, 1], and
               optionally `labels`, integers or strings of shape (N,), and `covariates`, numbers of
               shape (N, C); or the arrays of Keras, MedMNIST, dSprites and KMNIST. `.npy`: images.
-              `.mat`: Omniglot of 28x28, Caltech-101 silhouettes, Frey faces. `.amat` and `.csv`:
-              numbers. IDX files. An `.npy` file larger than a quarter of the memory stays on disk
-              (uint8 or float32 only); at most 20 million pixels of it are used for the test, and
-              for validation;
+              `.mat`: Omniglot of 28x28, Caltech-101 silhouettes, Frey faces, EMNIST. `.amat` and
+              `.csv`: numbers. IDX files. `.h5` and `.hdf5`: named as in `.npz` files. `.h5ad`: the
+              layer `counts`, or else `X` (`pip install 'pyro_vae[hdf5]'`). An `.npy` file larger
+              than a quarter of the memory stays on disk (uint8 or float32 only); at most 20 million
+              pixels of it are used for the test, and for validation;
             - the path of a folder of such files, one for each split, whose names tell it:
               `train-images.npz`, `train-labels.npz`, `test-images.npz`, ...;
             - the path of a folder of images, flat or with one folder per class;

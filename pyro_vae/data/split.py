@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from pyro_vae.data.values import Classes, as_covariates, as_images, as_labels
+from pyro_vae.data.values import UNKNOWN, Classes, as_covariates, as_images, as_labels
 from pyro_vae.errors import RequestError, check_choice
 from pyro_vae.likelihoods import Pixels
 
@@ -36,7 +36,7 @@ class Split:
 
     Attributes:
         x: Images, uint8, or float32 in [0, 1], shape `(N, *data_shape)`.
-        labels: Classes, int64, shape `(N,)`, or None.
+        labels: Classes, int64, shape `(N,)`, or None. The label -1 is unknown.
         noise: Fixed uniform noise, shape of `x`, or None to draw it anew each time.
         covariates: Real numbers, shape `(N, C)`, or None.
         classes: The names of classes 0, 1, ..., or None if the numbers are their names.
@@ -124,6 +124,58 @@ class Split:
         """The same split, whose `y` is the labels."""
         return self._changed({"covariates": None})
 
+    def without_labels(self) -> Self:
+        """The same split without labels and covariates."""
+        return self._changed({"labels": None, "covariates": None})
+
+    def with_labels(self, count: int, seed: int = 0) -> Self:
+        """The same split with all but `count` labels hidden: the label of the others is -1.
+
+        The same number of labels of each class is kept, a random choice.
+
+        Arguments:
+            count: Number of labels to keep, a multiple of the number of classes.
+            seed: Seed of the choice.
+
+        Raises:
+            RequestError: If a class has fewer labels, or there are none.
+
+        Example:
+            >>> split = Split(torch.rand(6, 8, 8) < 0.5, torch.tensor([0, 1, 0, 1, 1, 0]))
+            >>> sorted(split.with_labels(2).labels.tolist())
+            [-1, -1, -1, -1, 0, 1]
+        """
+        labels = self.labels
+        if labels is None or not (labels >= 0).any():
+            raise RequestError(
+                f"labels={count} hides all other labels, but the data have none; leave it out"
+            )
+        numbers, sizes = labels[labels >= 0].unique(return_counts=True)
+        share = count // len(numbers)
+        if share < 1 or count % len(numbers):
+            raise RequestError(
+                f"labels={count} is not a positive multiple of the {len(numbers)} classes; keep the"
+                f" same number of each, such as labels={max(1, share) * len(numbers)}"
+            )
+        if share > sizes.min():
+            raise RequestError(
+                f"labels={count} asks for {share} of each class, but one has {sizes.min()}; use"
+                f" labels={sizes.min() * len(numbers)} or fewer"
+            )
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+        order = order.to(labels.device)
+        hidden = torch.full_like(labels, UNKNOWN)
+        for number in numbers:
+            chosen = order[labels[order] == number][:share]
+            hidden[chosen] = number
+        return self._changed({"labels": hidden})
+
+    def labelled(self) -> Split:
+        """The images whose label is known, if there are labels; otherwise all."""
+        if self.labels is None or bool((self.labels >= 0).all()):
+            return self
+        return self[(self.labels >= 0).nonzero()[:, 0]]
+
     def with_classes(self, classes: Classes) -> Split:
         """The same split with labels that are the positions of their classes in `classes`.
 
@@ -132,7 +184,8 @@ class Split:
         """
         if self.labels is None:
             return self
-        _, positions = self.labels.unique(return_inverse=True)
+        known = self.labels >= 0
+        _, positions = self.labels[known].unique(return_inverse=True)
         names = self.class_names()
         unknown = [name for name in names if name not in classes]
         if unknown:
@@ -141,14 +194,18 @@ class Split:
                 f" {_listed(list(classes))}; remove the images"
             )
         number = {name: position for position, name in enumerate(classes)}
-        numbers = torch.tensor([number[name] for name in names], device=positions.device)
-        return self._changed({"labels": numbers[positions], "classes": tuple(classes)})
+        numbers = torch.tensor(
+            [number[name] for name in names], dtype=torch.int64, device=positions.device
+        )
+        labels = torch.full_like(self.labels, UNKNOWN)
+        labels[known] = numbers[positions]
+        return self._changed({"labels": labels, "classes": tuple(classes)})
 
     def class_names(self) -> list[str]:
         """The names of the classes that have images, in the order of their numbers."""
         if self.labels is None:
             return []
-        numbers = self.labels.unique().tolist()
+        numbers = self.labels[self.labels >= 0].unique().tolist()
         if self.classes is None:
             return [str(number) for number in numbers]
         return [self.classes[number] for number in numbers]
@@ -214,7 +271,7 @@ class Data:
         self._number_classes()
 
     def _number_classes(self) -> None:
-        if self.train.labels is None or _has_negative(self.splits):
+        if self.train.labels is None:
             return
         classes = self.train.class_names()
         for split in (self.validation, self.test):
@@ -247,23 +304,54 @@ class Data:
         """Number of covariates, or of classes of the training images if there are none.
 
         Raises:
-            RequestError: If there are no labels, or other splits have classes that the training
-                images lack.
+            RequestError: If there are no labels, or a class has names or images in other splits,
+                but no known label in training.
         """
         y = self.train.y
         if y is None:
             raise RequestError(f"{self.name} has no labels; use data with labels or covariates")
         if y.is_floating_point():
             return y.shape[1]
-        low, high = int(y.min()), int(y.max())
-        if low < 0 or high >= MAX_CLASSES or _has_negative(self.splits):
+        high = int(y.max())
+        if high < 0:
             raise RequestError(
-                f"labels are from {low} to {high}; number the classes from 0, up to"
-                f" {MAX_CLASSES - 1}"
+                f"all training labels of {self.name} are unknown; give at least one of each class"
             )
+        if high >= MAX_CLASSES:
+            raise RequestError(
+                f"labels are up to {high}; number the classes from 0, up to {MAX_CLASSES - 1}"
+            )
+        if (y < 0).any():
+            self._check_every_class_is_labelled()
         for split in (self.validation, self.test):
             check_known_classes(self.train, split)
         return high + 1
+
+    def _check_every_class_is_labelled(self) -> None:
+        names = list(self.classes or ())
+        for split in (self.validation, self.test):
+            names += unknown_classes(self.train, split)
+        labelled = set(self.train.class_names())
+        missing = [name for name in dict.fromkeys(names) if name not in labelled]
+        if missing:
+            raise RequestError(
+                f"all training labels of the classes {_listed(missing)} are unknown; give at least"
+                " one of each class"
+            )
+
+    def with_labels(self, count: int, seed: int = 0) -> Data:
+        """The same data with all but `count` training labels hidden, see `Split.with_labels`.
+
+        Validation and test images keep their labels.
+
+        Example:
+            >>> import pyro_vae as pv
+            >>> data = pv.load_data("digits").with_labels(100)
+            >>> data.train.labelled()
+            Split(100 images of shape (1, 8, 8), torch.uint8, labels)
+        """
+        train = self.train.with_labels(count, seed)
+        return Data(self.name, train, self.validation, self.test)
 
     @property
     def splits(self) -> tuple[Split, Split, Split]:
@@ -326,24 +414,18 @@ def _listed(names: list[str]) -> str:
 def _check_classes(labels: Tensor, classes: Classes | None) -> None:
     if classes is None or len(labels) == 0:
         return
-    if not (labels.min() >= 0 and labels.max() < len(classes)):
+    if labels.max() >= len(classes):
         raise RequestError(
-            f"labels are from {labels.min()} to {labels.max()}, but there are names of"
-            f" {len(classes)} classes; give one name for each class"
+            f"labels are up to {labels.max()}, but there are names of {len(classes)} classes; give"
+            " one name for each class"
         )
-
-
-def _has_negative(splits: Iterable[Split]) -> bool:
-    """Whether there are negative labels, which number no class."""
-    labels = [split.labels for split in splits if split.labels is not None]
-    return any(bool((part < 0).any()) for part in labels)
 
 
 def _is_numbered(split: Split, classes: list[str]) -> bool:
     """Whether the labels of a split are the positions of their classes."""
     if split.labels is None:
         return True
-    numbers = split.labels.unique().tolist()
+    numbers = split.labels[split.labels >= 0].unique().tolist()
     if numbers and numbers[-1] >= len(classes):
         return False
     return [classes[number] for number in numbers] == split.class_names()

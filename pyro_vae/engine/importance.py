@@ -10,7 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.engine.joint import Joint
 from pyro_vae.engine.programs import Batch, Program, site_sum, trace_at, traces
+from pyro_vae.engine.structure import find_structure
+from pyro_vae.errors import check_positive
 
 # PSIS requires 5 weights in the tail, which is a fifth of the samples.
 LEAST_SAMPLES = 25
@@ -38,32 +41,41 @@ def terms(model: Program, guide: Program, batch: Batch, num_samples: int) -> Ter
     return Terms(observed, site_sum(q, batch.x, num_samples) - latent)
 
 
-def log_weights(model: Program, guide: Program, x: Tensor, *more: Any, num_samples: int) -> Tensor:
+def log_weights(model: Program, guide: Program, *args: Any, num_samples: int) -> Tensor:
     r"""Log importance weights of samples from the guide, in nats.
 
-    .. math:: \log w_k = \log p(x, z_k) - \log q(z_k \mid x), \qquad z_k \sim q(z \mid x)
+    .. math:: \log w_k = \log p(x, z_k) - \log q(z_k), \qquad z_k \sim q(z)
 
-    Masks apply, but scales (`poutine.scale`, subsampling) do not. The programs run once for all
-    samples, under a plate at dim -2, so they must broadcast, as for `vectorize_particles=True`.
+    If every site of both programs is in one plate over the rows of the first argument, the rows are
+    independent and each has its own weights:
+    :math:`\log w_{kn} = \log p(x_n, z_{kn}) - \log q(z_{kn} \mid x_n)`. Otherwise, as with latent
+    sites that all rows share, the whole program has one weight per sample. Discrete latent sites
+    that the guide lacks are summed out by Pyro's enumeration.
+
+    Masks apply, but scales (`poutine.scale`, subsampling) do not. With a single plate, at dim -1,
+    the programs run once for all samples, under a plate at dim -2, so they must broadcast, as for
+    `vectorize_particles=True`. Other programs need not broadcast; a warning says if that is slow.
 
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016)
         | https://arxiv.org/abs/1509.00519
 
     Arguments:
-        model: A Pyro program, called as `model(x, *more)`. Every site must be in one plate of size
-            `len(x)` at dim -1.
-        guide: A Pyro program, called as `guide(x, *more)`, that samples the latent sites of the
-            model, in such a plate.
-        x: The data, one row for each element of the plate.
-        *more: Further arguments of both programs, such as labels.
-        num_samples: Number of samples for each row.
+        model: A Pyro program, called as `model(*args)`.
+        guide: A Pyro program, called as `guide(*args)`, that samples the latent sites of the model;
+            it may omit discrete ones.
+        *args: The arguments of both programs. The first may be the data, one row for each element
+            of a plate.
+        num_samples: Number of samples K.
 
     Returns:
-        The log-weights, shape `(num_samples, len(x))`, differentiable.
+        The log-weights, differentiable, shape `(K, N)`, one for each row, or `(K,)` for the whole
+        program.
 
     Raises:
-        ValueError: If a site is outside the plate, or the latent sites of the programs differ.
+        ValueError: If the latent sites of the programs differ; if a plate holds a part of its rows
+            (subsampling) but the whole program has one weight; or if a discrete site cannot be
+            summed out.
 
     Example:
         >>> import pyro
@@ -80,8 +92,28 @@ def log_weights(model: Program, guide: Program, x: Tensor, *more: Any, num_sampl
         tensor([-1.2655, -1.5155, -3.5155])
         >>> dist.Normal(0.0, 2**0.5).log_prob(x)
         tensor([-1.2655, -1.5155, -3.5155])
+
+        One mean for all rows gives one weight for all rows:
+
+        >>> def shared(x):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def exact(x):
+        ...     pyro.sample("z", dist.Normal(x.mean() * 3 / 4, 0.5))
+        >>> log_likelihood(log_weights(shared, exact, x, num_samples=5))
+        tensor(-6.4500)
+        >>> dist.MultivariateNormal(torch.zeros(3), torch.eye(3) + 1).log_prob(x)
+        tensor(-6.4500)
     """
-    return terms(model, guide, Batch(x, *more), num_samples).log_weights
+    check_positive(num_samples=num_samples)
+    structure = find_structure(model, guide, args)
+    if structure.is_one_plate:
+        return terms(model, guide, Batch(*args), num_samples).log_weights
+    structure.check_complete()
+    joint = Joint(model, guide, args, structure)
+    log_p, log_q = joint.log_densities(joint.draw(num_samples), num_samples)
+    return log_p - log_q
 
 
 def joint_terms(
@@ -98,12 +130,14 @@ def joint_terms(
 
 
 def log_likelihood(log_weights: Tensor) -> Tensor:
-    r"""The importance-weighted bound in nats, shape `(N,)`; at most log p(x) in expectation.
+    r"""The importance-weighted bound in nats, shape `(N,)`, or `()` for the whole program.
+
+    It is at most log p(x) in expectation.
 
     .. math:: \log \tfrac{1}{K} \sum_k w_k
 
     Arguments:
-        log_weights: Shape `(K, N)`.
+        log_weights: Shape `(K, N)` or `(K,)`.
     """
     return log_weights.logsumexp(0) - log(len(log_weights))
 
@@ -114,7 +148,7 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
     .. math:: \big( \sum_k w_k \big)^2 \big/ \sum_k w_k^2
 
     Arguments:
-        log_weights: Shape `(K, N)`.
+        log_weights: Shape `(K, N)` or `(K,)`.
     """
     return (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp()
 
@@ -130,7 +164,7 @@ def monte_carlo_error(log_weights: Tensor) -> Tensor:
     of the posterior that the samples reached. NaN for one sample.
 
     Arguments:
-        log_weights: Shape `(K, N)`.
+        log_weights: Shape `(K, N)` or `(K,)`.
     """
     weights = (log_weights - log_weights.amax(0)).exp()
     if len(weights) == 1:
@@ -151,14 +185,16 @@ def pareto_k(log_weights: Tensor) -> Tensor:
         | https://arxiv.org/abs/1507.02646
 
     Arguments:
-        log_weights: Shape `(K, N)`.
+        log_weights: Shape `(K, N)` or `(K,)`.
     """
     if len(log_weights) < LEAST_SAMPLES:
         return torch.full(log_weights.shape[1:], torch.nan, dtype=torch.float64)
     log_weights = log_weights.detach()
     relative = (log_weights - log_weights.amax(0)).double()
     bounded = relative.clamp(min=-700).cpu().numpy()  # exp(-700) does not underflow
-    return torch.tensor([_tail_index(column) for column in bounded.T], dtype=torch.float64)
+    columns = bounded.reshape(len(bounded), -1).T
+    indices = torch.tensor([_tail_index(column) for column in columns], dtype=torch.float64)
+    return indices.reshape(log_weights.shape[1:])
 
 
 def _tail_index(log_weights: np.ndarray) -> float:
@@ -181,7 +217,7 @@ def k_curve(log_weights: Tensor) -> dict[int, Tensor]:
     All use the same weights: a bound with fewer samples is averaged over disjoint blocks of them.
 
     Arguments:
-        log_weights: Shape `(K, N)`.
+        log_weights: Shape `(K, N)` or `(K,)`.
     """
     bounds = {}
     sums = log_weights

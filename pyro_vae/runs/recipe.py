@@ -31,7 +31,8 @@ class Recipe:
 
     Attributes:
         data: auto, the name of a data set, a path to your own images (a folder, .npy, .npz, .mat,
-            .amat, .csv or IDX), or the import path of a function that returns `pyro_vae.Data`.
+            .amat, .csv, .h5, .h5ad or IDX), or the import path of a function that returns
+            `pyro_vae.Data`.
         data_dir: Folder of the downloaded data sets.
         image_size: Height and width to resize every image to, up to 1024.
         image_shape: Height and width, or channels, height and width, of images that a file stores

@@ -90,7 +90,7 @@ def save_run(
         return folder
     recipe = _completed(recipe, data)
     identity = data_identity(data, vae.needs_labels)
-    _check_data(recipe, data)
+    _check_data(recipe, data, vae.needs_labels)
     _check_recipe(vae, recipe, data)
     state = {"epoch": 0, "vae": vae.state_dict()}
     if training is not None:
@@ -120,8 +120,8 @@ def _completed(recipe: Recipe, data: Data) -> Recipe:
     )
 
 
-def _check_data(recipe: Recipe, data: Data) -> None:
-    """Raise `RequestError` unless the recipe loads the same data."""
+def _check_data(recipe: Recipe, data: Data, needs_labels: bool) -> None:
+    """Raise `RequestError` unless the recipe loads the same data, with the labels that are used."""
     if recipe.data == data.name and data.name not in NAMED:
         raise RequestError(
             f"the recipe must say where {data.name} is; give data=... in the recipe, a path or a"
@@ -141,6 +141,11 @@ def _check_data(recipe: Recipe, data: Data) -> None:
         raise RequestError(
             f"the recipe loads other data than {data.name}; give its data, image_size and"
             " validation_size in the recipe"
+        )
+    if needs_labels and loaded.label_fingerprint != data.label_fingerprint:
+        raise RequestError(
+            f"the recipe loads other labels than those of {data.name}; give its data and"
+            " condition_on in the recipe"
         )
 
 

@@ -1,4 +1,7 @@
-"""The documentation site. `make docs` builds it in docs/_build/html, without a network."""
+"""The documentation site. `make docs` builds it in docs/_build/html, without a network.
+
+Its source folder is the repository, so that links are the same in the repository and on the site.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +24,30 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
+    "sphinxcontrib.programoutput",
 ]
-exclude_patterns = ["_build", "_templates"]
+root_doc = "docs/index"
+include_patterns = ["docs/**", "experiments/**", "CONTRIBUTING.md", "CHANGELOG.md"]
+exclude_patterns = ["docs/_build", "docs/_templates", ".*", "pyro_vae", "tests", "build", "runs"]
 nitpicky = True
-# Their inventories of names would need a network.
-nitpick_ignore_regex = [(r"py:.*", r"(torch|pyro|numpy|matplotlib|collections|pathlib|typing)\b.*")]
+# Their inventories of names would need a network. Private bases are not documented.
+OTHERS = r"(torch|nn|pyro|numpy|np|matplotlib|collections|pathlib|typing|abc|argparse)\b.*"
+ALIASES = (
+    r"'?(Tensor|Shape|Initialization|Classes|Array|Pixels|Program|Batch|BatchLike|Engine|AnyEngine"
+    r"|Precision|MakeOptimizer|MakeScheduler|OnNaN|Metrics|Learned|Method|Start|FlowName|Which)'?"
+)
+nitpick_ignore_regex = [
+    (r"py:.*", OTHERS),
+    (r"py:.*", ALIASES),
+    (r"py:.*", r".*\._\w+"),
+]
 
-templates_path = ["_templates"]
+templates_path = ["docs/_templates"]
 
 html_theme = "furo"
 html_title = f"pyro_vae {version}"
 html_static_path = ["_static"]
+html_extra_path = ["_extra"]
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 html_copy_source = False

@@ -28,6 +28,7 @@ from pyro_vae.engine import distributed
 from pyro_vae.engine.graphs import AnyEngine
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.batch import random_rows, scored
+from pyro_vae.evaluation.calibration import calibration
 from pyro_vae.evaluation.check import annealed_log_likelihood, check_log_likelihood
 from pyro_vae.evaluation.gap import inference_gap
 from pyro_vae.evaluation.information import information
@@ -101,6 +102,8 @@ def _parser() -> ArgumentParser:
     add(parser, "check_images", NonNegativeInt, 10, text)
     text = "Random images for the inference gap, which takes seconds for each; 0 for none."
     add(parser, "gap_images", NonNegativeInt, 0, text)
+    text = "Simulated images for the calibration of the guide; 0 for none."
+    add(parser, "calibration_images", NonNegativeInt, 1000, text)
     text = "Models of images with classes: images to classify by Bayes' rule; 0 for none."
     add(parser, "classify_images", NonNegativeInt, 1000, text)
     add(parser, "batch_size", PositiveInt, None, "Decoder rows per pass; bounds the memory.")
@@ -168,6 +171,11 @@ def _results(vae: Model, split: Split, images: Split, scores: Scores, config: Na
     pyro.set_rng_seed(config.seed)
     if latent_shapes(vae, scored(vae, images[:1])).keys() == {"z"}:
         results["information"] = information(vae, split, batch_size=batch_size)._asdict()
+    if config.calibration_images and vae.likelihood.is_density:
+        pyro.set_rng_seed(config.seed)
+        simulated = config.calibration_images
+        ranks = calibration(vae, split, num_images=simulated, batch_size=batch_size)
+        results["calibration"] = ranks.summary()
     if config.gap_images:
         pyro.set_rng_seed(config.seed)
         chosen = images[random_rows(images, config.gap_images)]
@@ -209,11 +217,15 @@ def _save(
         name += f"-gap{config.gap_images}"
     curve = figures.png(figures.bounds(results["k_curve"]))
     worst = figures.png(_worst(vae, images, scores))
-    return [
+    files = [
         run.save_results(results, f"results-{name}"),
         write(run.path / "figures" / f"k_curve-{name}.png", curve),
         write(run.path / "figures" / f"worst-{name}.png", worst),
     ]
+    if "calibration" in results:
+        ranks = figures.png(figures.calibration(results["calibration"]))
+        files.append(write(run.path / "figures" / f"calibration-{name}.png", ranks))
+    return files
 
 
 def _worst(vae: Model, images: Split, scores: Scores) -> figures.Figure:

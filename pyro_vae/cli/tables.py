@@ -13,6 +13,10 @@ WIDTH = 80
 # Share of images with k-hat over 0.7 from which the Monte Carlo error of the mean is too small: its
 # intervals covered the exact value in 78 % instead of 95 % of repetitions where it was 0.13.
 MANY = 0.05
+# p-value below which a guide is said not to be exact: one exact guide in a hundred.
+REJECTED = 0.01
+# Smallest p-value that is printed: the approximation of smaller ones is poor.
+LEAST = 1e-4
 
 
 def epoch_line(record: Record, epochs: int) -> str:
@@ -64,6 +68,8 @@ def table(metrics: Values, title: str, likelihood: Likelihood) -> str:
         lines.append(f"  {'active units':<20}{active['count']:>10} of {active['latent_dim']}")
     if "information" in metrics:
         lines += _information(metrics["information"])
+    if "calibration" in metrics:
+        lines += _calibration(metrics["calibration"])
     if "linear_probe" in metrics:
         lines.append(_accuracy("linear probe", metrics["linear_probe"]))
     if "bayes_classifier" in metrics:
@@ -132,6 +138,24 @@ def _information(value: Values) -> list[str]:
     return [
         _row("mutual information", shared, note),
         _row("KL(q(z) || p(z))", marginal, note_of_kl),
+    ]
+
+
+def _calibration(value: Values) -> list[str]:
+    """Whether simulated codes look like draws of the guide, and how many its regions hold."""
+    p_value = f"{value['p_value']:.2g}"
+    if value["p_value"] < LEAST:
+        p_value = f"< {LEAST:f}".rstrip("0")
+    verdict = "not rejected"
+    if value["p_value"] < REJECTED:
+        verdict = f"not exact: {value['worst']}"
+    shares = []
+    for region, found in value["coverage"].items():
+        shares.append(f"{float(region):.0%}: {found['share']:.1%}")
+    note = f"  {verdict}; {value['num_images']:,} simulated"
+    return [
+        f"  {'calibration, p':<20}{p_value:>10}{note}",
+        f"    true codes in regions of {', '.join(shares)}",
     ]
 
 

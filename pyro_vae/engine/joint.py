@@ -23,9 +23,9 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae.engine.patches import _patched, without_validation
-from pyro_vae.engine.programs import SAMPLES, Program, Site, latent_sites, log_prob, sample_sites
+from pyro_vae.engine.programs import SAMPLES, Program, Site, log_prob, sample_sites
 from pyro_vae.engine.random_state import forked_rng
-from pyro_vae.engine.structure import Structure, find_structure, is_fixed, row_dim
+from pyro_vae.engine.structure import Structure, is_fixed, row_dim
 from pyro_vae.errors import RequestError, first_line
 
 logger = getLogger("pyro_vae")

@@ -20,6 +20,7 @@ from pyro_vae.engine.programs import (
     Program,
     Site,
     check_plates,
+    is_summed_out,
     latent_sites,
     sample_sites,
     site_sum,
@@ -144,7 +145,8 @@ def bidirectional_bounds(
 
     Arguments:
         model: As for `annealed_log_weights`, with one observed site.
-        x: Data of the right shape and type; their values are not used.
+        x: Data of the right shape and type. Their values are not used, but for NaN, which is
+            missing in the simulated data, too.
         *more: Further arguments of the model, such as labels.
         guide: As for `annealed_log_weights`.
         num_chains: Number of chains for each row and direction.
@@ -262,6 +264,8 @@ class _Annealing:
     def bound(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Simulated data, and both bounds."""
         simulated, latents = self.simulate(batch)
+        if batch.x.is_floating_point():
+            simulated = simulated.masked_fill(batch.x.isnan(), torch.nan)
         batch = batch.with_x(simulated)
         schedule = self.adapt(batch)
         forward = self.forward(batch, schedule)
@@ -404,10 +408,11 @@ def _latent_shapes(model: Program, batch: Batch) -> dict[str, torch.Size]:
 
 
 def _latent_distributions(model: Program, batch: Batch) -> dict[str, Any]:
-    """The distribution of each latent site."""
+    """The distribution of each latent site that is not summed out."""
     trace = poutine.trace(model).get_trace(*batch)
     check_plates(sample_sites(trace), len(batch))
-    return {name: site["fn"] for name, site in latent_sites(trace).items()}
+    latent = latent_sites(trace).items()
+    return {name: site["fn"] for name, site in latent if not is_summed_out(site)}
 
 
 def _is_real(support: Any) -> bool:

@@ -61,6 +61,7 @@ def _check_batch(vae: Model, batch: Batch) -> None:
             f"images have shape {tuple(batch.x.shape[1:])}, but the model was made for"
             f" {tuple(shape)}; use images of that shape (image_size in load_data resizes them)"
         )
+    vae.check_missing(batch.x, batch.y)
     dtype = next(vae.parameters()).dtype
     if batch.x.dtype != dtype:
         raise RequestError(

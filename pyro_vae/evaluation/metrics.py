@@ -300,8 +300,8 @@ def score(
     with products("float32"), progress_bar(len(batch), "scoring") as bar:
         for rows in batch.split(max(1, batch_size // num_samples)):
             drawn = [graphs[count](*rows) for count in counts]
-            reconstruction, kl = (torch.cat(part) for part in zip(*drawn, strict=True))
-            parts.append(_scores(Terms(reconstruction, kl), first=done))
+            values = [torch.cat(part) for part in zip(*drawn, strict=True)]
+            parts.append(_scores(Terms(*values), first=done))
             done += len(rows)
             bar.update(len(rows))
     return Scores(*(torch.cat(values) for values in zip(*parts, strict=True)))
@@ -322,10 +322,9 @@ def _scores(drawn: Terms, first: int) -> Scores:
             f"image {index} of those scored has importance weights that are NaN, or all 0; check"
             " the likelihood"
         )
-    reconstruction, kl = (part.double().mean(0).cpu() for part in drawn)
     return Scores(
-        reconstruction,
-        kl,
+        drawn.reconstruction.double().mean(0).cpu(),
+        drawn.kl.double().mean(0).cpu(),
         log_likelihood(weights),
         monte_carlo_error(weights),
         effective_sample_size(weights),

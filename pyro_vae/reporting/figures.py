@@ -18,7 +18,8 @@ from torch import Tensor
 from pyro_vae.data.split import Data
 from pyro_vae.evaluation.batch import scored
 from pyro_vae.evaluation.codes import codes
-from pyro_vae.reporting import views
+from pyro_vae.likelihoods import IMAGE_DIMS
+from pyro_vae.reporting import vectors, views
 from pyro_vae.reporting.projection import projection
 from pyro_vae.vae import Model
 
@@ -53,6 +54,9 @@ TERMS = {
     "reconstruction": "reconstruction, log p(x | z)",
     "kl": "KL(q(z | x) || p(z))",
 }
+
+# Quantities of a calibration that have colours and names.
+NAMED = 4
 
 # Largest number of test images whose codes are drawn.
 LATENT_IMAGES = 5000
@@ -124,6 +128,8 @@ def grid(
         row_labels: Labels at the left of the rows.
         column_labels: Labels above the columns.
     """
+    caption = vectors.caption(images)
+    images = vectors.pictures(images)
     height, width = images.shape[-2:]
     columns = min(columns or ceil(sqrt(len(images) * height / width)), len(images))
     rows = ceil(len(images) / columns)
@@ -145,6 +151,8 @@ def grid(
     )
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
+    if caption:
+        figure.supxlabel(caption, fontsize=8)
     return figure
 
 
@@ -157,7 +165,11 @@ def tile(images: Tensor, columns: int) -> np.ndarray:
 
 
 def as_drawn(images: Tensor) -> Tensor:
-    """Images as they are drawn: the first three of 3 or 4 channels, or an inverted grey channel."""
+    """Data as they are drawn.
+
+    Images with 3 or 4 channels are RGB, others an inverted grey channel. Vectors are curves.
+    """
+    images = vectors.pictures(images)
     if images.shape[1] in (3, 4):
         return images[:, :3]
     return 1 - images.mean(1, keepdim=True)
@@ -181,7 +193,12 @@ def samples(images: Tensor, mean: bool = True, columns: int | None = None) -> Fi
 
 
 def reconstructions(images: Tensor, title: str) -> Figure:
-    """Draw the images of `views.reconstructions`, each image above its reconstruction."""
+    """Draw the images of `views.reconstructions`, each image above its reconstruction.
+
+    The curves of a vector and of its reconstruction are in one picture.
+    """
+    if images.ndim < 2 + IMAGE_DIMS:
+        return grid(images, f"{title} (orange: mean of p(x | z))")
     rows = images.transpose(0, 1).flatten(0, 1)
     return grid(rows, title, len(images), ["image", "mean of p(x | z)"])
 
@@ -278,6 +295,56 @@ def bounds(curve: Mapping[str, Mapping[str, Any]]) -> Figure:
         fontsize=11,
     )
     axes.set(xlabel="K, number of importance samples", ylabel="nats per image")
+    return figure
+
+
+def calibration(found: Mapping[str, Any]) -> Figure:
+    """Draw the levels of a calibration, and the coverage of the guide's regions.
+
+    The lines are the distribution functions of the levels minus that of an exact guide, one for
+    each quantity; with an exact guide all stay inside the band with a probability of at least 95 %.
+    The four that leave zero furthest have names.
+
+    Arguments:
+        found: The `summary` of `pv.calibration`.
+    """
+    counts = torch.tensor(list(found["histograms"].values())).double()
+    bins = counts.shape[1]
+    level = torch.linspace(0, 1, bins + 1).double()
+    shares = counts.cumsum(1) / found["num_images"]
+    excess = torch.cat([torch.zeros(len(counts), 1), shares], 1) - level
+    points = len(counts) * (bins - 1)
+    z = torch.special.ndtri(torch.tensor(1 - 0.05 / (2 * points)).double())
+    band = z * (level * (1 - level) / found["num_images"]).sqrt()
+    figure, (left, right) = _subplots(9.6, 3.6, columns=2)
+    left.fill_between(level, -band, band, color=BLUE, alpha=0.2, linewidth=0, label="exact guide")
+    order = excess.abs().amax(1).argsort(descending=True).tolist()
+    names = list(found["histograms"])
+    for rank, one in enumerate(order):
+        if rank < NAMED:
+            left.plot(level, excess[one], color=COLOURS[rank + 1], label=plain(names[one]))
+        else:
+            left.plot(level, excess[one], color="0.7", linewidth=0.8, zorder=0)
+    left.legend(frameon=False, fontsize=8)
+    left.set_title("levels of true codes among draws of q(z | x)", fontsize=11)
+    left.set(xlabel="level", ylabel="distribution function - level", xlim=(0, 1))
+    positions = range(len(found["coverage"]))
+    nominal = [float(region) for region in found["coverage"]]
+    covered = list(found["coverage"].values())
+    right.bar(positions, nominal, color="0.85", label="exact guide")
+    right.errorbar(
+        positions,
+        [value["share"] for value in covered],
+        [2 * value["standard_error"] for value in covered],
+        color=ORANGE,
+        fmt="o",
+        capsize=4,
+        label="found ± two standard errors",
+    )
+    right.set_xticks(positions, labels=[f"{region:.0%}" for region in nominal])
+    right.set_title("true codes in regions of highest q(z | x)", fontsize=11)
+    right.set(xlabel="region", ylabel="share", ylim=(0, 1.05))
+    right.legend(frameon=False, fontsize=8, loc="upper left")
     return figure
 
 

@@ -34,7 +34,7 @@ nitpicky = True
 OTHERS = r"(torch|nn|pyro|numpy|np|matplotlib|collections|pathlib|typing|abc|argparse)\b.*"
 ALIASES = (
     r"'?(Tensor|Shape|Initialization|Classes|Array|Pixels|Program|Batch|BatchLike|Engine|AnyEngine"
-    r"|Precision|MakeOptimizer|MakeScheduler|OnNaN|Metrics|Learned|Method|Start|FlowName|Which)'?"
+    r"|Precision|MakeOptimizer|MakeScheduler|OnNaN|Metrics|Learned|Method|Start|FlowName|Which|PyroOptim)'?"
 )
 nitpick_ignore_regex = [
     (r"py:.*", OTHERS),

@@ -197,6 +197,16 @@ class Model(nn.Module, ABC):
         """The kind of data that the likelihood scores."""
         return self.likelihood.pixels
 
+    def q_y(self, x: Tensor) -> Any:
+        """The classifier q(y | x), a Categorical with batch_shape `(N,)`, if labels are inferred.
+
+        Raises:
+            RequestError: If the model infers no labels.
+        """
+        raise RequestError(
+            f"{type(self).__name__} infers no labels; use SemiSupervisedVAE, or a linear probe"
+        )
+
     def complete_labels(self, x: Tensor, y: Tensor | None = None) -> Tensor | None:
         """The labels, with guesses of those that are unknown if the model infers them."""
         return y

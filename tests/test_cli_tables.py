@@ -85,6 +85,7 @@ def test_large_numbers_fit_into_80_columns():
     ]
     results = {name: {**everything, "method": "quadrature", "disagree": True} for name in names}
     results["inference_gap"]["method"] = "ais"
+    results["bits_per_dimension"]["of"] = "dequantized bytes"
     text = table(
         results, "fashion_mnist, validation set, best checkpoint", pv.Bernoulli(relaxed=True)
     )

@@ -51,6 +51,9 @@ def table(metrics: Values, title: str, likelihood: Likelihood) -> str:
     if "log_likelihood_all_images" in metrics:
         note = "  control variate: ELBO"
         lines.append(_row("log p(x), all images", metrics["log_likelihood_all_images"], note))
+    if "log_joint" in metrics:
+        joint = metrics["log_joint"]
+        lines.append(_row("log p(x, y)", joint, f"  {joint['num_images']:,} known labels"))
     if "check" in metrics:
         lines += _check(metrics["check"])
     if "annealed" in metrics:
@@ -61,13 +64,18 @@ def table(metrics: Values, title: str, likelihood: Likelihood) -> str:
             _row("  AIS bounds, gap", gap, f"  {gap['num_images']} images of the model"),
         ]
     if "bits_per_dimension" in metrics:
-        bits = metrics["bits_per_dimension"]
-        lines.append(_row("bits per dimension", bits, f"  {bits['num_images']:,} images"))
+        lines.append(_bits(metrics["bits_per_dimension"]))
     if "active_units" in metrics and metrics["active_units"]["count"] is not None:
         active = metrics["active_units"]
-        lines.append(f"  {'active units':<20}{active['count']:>10} of {active['latent_dim']}")
+        note = ""
+        if active.get("predicted") is not None:
+            note = f"  a linear VAE: {active['predicted']}"
+        units = f"{active['count']:>10} of {active['latent_dim']}{note}"
+        lines.append(f"  {'active units':<20}{units}")
     if "information" in metrics:
         lines += _information(metrics["information"])
+    if "classification" in metrics:
+        lines += _classification(metrics["classification"])
     if "calibration" in metrics:
         lines += _calibration(metrics["calibration"])
     if "linear_probe" in metrics:
@@ -88,6 +96,15 @@ def _row(name: str, value: Values, note: str = "") -> str:
     if value["standard_error"] is not None:
         error = f"{value['standard_error']:.2f}"
     return f"  {name:<20}{value['mean']:>10.2f} ± {error}{note}"
+
+
+def _bits(value: Values) -> str:
+    """An upper bound, because log p(x) is a lower one."""
+    error = "-"
+    if value["standard_error"] is not None:
+        error = f"{value['standard_error']:.4f}"
+    note = f"  upper bound; {value['of']}"
+    return f"  {'bits per dimension':<20}{value['mean']:>10.4f} ± {error}{note}"
 
 
 def _log_likelihood(value: Values, all_images: int) -> list[str]:
@@ -162,6 +179,17 @@ def _calibration(value: Values) -> list[str]:
 def _accuracy(name: str, value: Values) -> str:
     share = f"{value['accuracy']:>10.1%} ± {value['standard_error']:.1%}"
     return f"  {name:<20}{share}  {value['num_images']:,} labels"
+
+
+def _classification(value: Values) -> list[str]:
+    """The log loss is that of the known label, in nats per image."""
+    loss = f"{value['log_loss']:>10.3f} ± {value['log_loss_error']:.3f}"
+    bins = f"{value['calibration_error']:>10.1%}"
+    return [
+        _accuracy("classifier q(y | x)", value),
+        f"  {'  log loss':<20}{loss}  nats per label",
+        f"  {'  calibration error':<20}{bins}  expected, {len(value['bins'])} bins",
+    ]
 
 
 def _gap(value: Values) -> list[str]:

@@ -379,9 +379,10 @@ class SVI(infer.SVI):
                 self.model, self.guide, *self.prepare(*args), **kwargs
             )
         self._adopt(seen)
+        used = seen.params
         grads: list[Tensor | None] = []
         for key, param in self._params.items():
-            if key in seen.params and param.grad is not None:
+            if key in used and param.grad is not None:
                 grads.append(param.grad / rows)
             else:
                 grads.append(None)
@@ -410,8 +411,9 @@ class SVI(infer.SVI):
 
         Pyro keeps a gradient of zeros after the first step, so that momentum moves it further.
         """
+        used = seen.params
         for position, (key, param) in enumerate(self._params.items()):
-            if grads[position] is None and key in seen.params and key in self._trained:
+            if grads[position] is None and key in used and key in self._trained:
                 grads[position] = torch.zeros_like(param)
         return grads
 
@@ -465,8 +467,9 @@ class SVI(infer.SVI):
 
     def _adopt(self, seen: _Params) -> None:
         """Pass new parameters to the optimizer."""
-        new = [param for key, param in seen.params.items() if key not in self._params]
-        self._params |= seen.params
+        params = seen.params
+        new = [param for key, param in params.items() if key not in self._params]
+        self._params |= params
         self._names |= seen.names
         if not new:
             return
@@ -542,8 +545,16 @@ class _Params(Messenger):
 
     def __init__(self) -> None:
         super().__init__()
-        self.params: dict[int, Tensor] = {}
-        self.names: dict[int, str] = {}
+        # By name, as in Pyro: automatic guides make theirs twice in their first call.
+        self._last: dict[str, Tensor] = {}
+
+    @property
+    def params(self) -> dict[int, Tensor]:
+        return {id(param): param for param in self._last.values()}
+
+    @property
+    def names(self) -> dict[int, str]:
+        return {id(param): name for name, param in self._last.items()}
 
     def stored_before(self, stored: set[str], own: set[int]) -> list[str]:
         """The names of parameters that were stored before, other than a program's own."""
@@ -551,7 +562,6 @@ class _Params(Messenger):
 
     def _pyro_post_param(self, msg: Any) -> None:
         param = msg["value"].unconstrained()
-        if id(param) not in self.params:
+        if self._last.get(msg["name"]) is not param:
             param.grad = None
-            self.params[id(param)] = param
-            self.names[id(param)] = msg["name"]
+            self._last[msg["name"]] = param

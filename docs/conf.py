@@ -5,6 +5,8 @@ Its source folder is the repository, so that links are the same in the repositor
 
 from __future__ import annotations
 
+import re
+
 from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
@@ -29,6 +31,7 @@ extensions = [
 root_doc = "docs/index"
 include_patterns = ["docs/**", "experiments/**", "CONTRIBUTING.md", "CHANGELOG.md"]
 exclude_patterns = ["docs/_build", "docs/_templates", ".*", "pyro_vae", "tests", "build", "runs"]
+default_role = "literal"
 nitpicky = True
 # Their inventories of names would need a network. Private bases are not documented.
 OTHERS = r"(torch|nn|pyro|numpy|np|matplotlib|collections|pathlib|typing|abc|argparse)\b.*"
@@ -66,19 +69,27 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
 
+def mathml(tex: str, display: str = "inline") -> str:
+    """A formula as MathML, which browsers draw without a script.
+
+    The converter leaves no space after the name of a function.
+    """
+    text: str = convert(tex, display=display)
+    return re.sub(r"(<mi>(?:log|exp|max|min)</mi>)(?!<mo)", r'\1<mspace width="0.17em"/>', text)
+
+
 def block_mathml(writer: HTML5Translator, node: nodes.math_block) -> None:
-    """Write a displayed formula as MathML, which browsers draw without a script."""
-    writer.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    """Write a displayed formula."""
+    writer.body.append(f'<div class="math">{mathml(node.astext(), "block")}</div>')
     raise nodes.SkipNode
 
 
 def inline_mathml(writer: HTML5Translator, node: nodes.math) -> None:
-    """Write a formula in a line as MathML."""
-    writer.body.append(convert(node.astext()))
+    """Write a formula in a line."""
+    writer.body.append(mathml(node.astext()))
     raise nodes.SkipNode
 
 
 def setup(app: Sphinx) -> None:
     """Add what the configuration names."""
-    inline, block = (inline_mathml, None), (block_mathml, None)
-    app.add_html_math_renderer("mathml", inline, block)
+    app.add_html_math_renderer("mathml", (inline_mathml, None), (block_mathml, None))

@@ -110,7 +110,7 @@ def evaluate(
         bounds with 1, 2, 4, ... samples and their `gain` over the first, with the standard error of
         the paired differences. `active_units` counts the latent dimensions that vary with the
         image. A model that uses labels is scored `given` its "labels" or "covariates" y: log p(x)
-        is log p(x | y).
+        is log p(x | y). If values are missing, log p(x) is that of the `observed` share of them.
 
     Raises:
         RequestError: If `num_images` exceeds the number of images, or a number is not positive.
@@ -194,12 +194,15 @@ def summarize(
             "num_images": len(batch),
         }
         results["log_likelihood_all_images"] = of_all
+    observed = (~batch.x.isnan()).double().mean().item()
+    if observed < 1:
+        results["observed"] = observed
     if vae.pixels == "byte":
-        results["bits_per_dimension"] = _bits(of_all, batch.x[0].numel())
+        results["bits_per_dimension"] = _bits(of_all, observed * batch.x[0].numel())
     return results
 
 
-def _bits(log_likelihood: Metrics, dimensions: int) -> Metrics:
+def _bits(log_likelihood: Metrics, dimensions: float) -> Metrics:
     """A log-likelihood in nats per image as bits per dimension."""
     nats = dimensions * log(2)
     error = log_likelihood["standard_error"]

@@ -297,6 +297,7 @@ def build_training(recipe: Recipe, download: bool = True) -> tuple[Model, Data, 
             image_shape=recipe.image_shape,
             condition_on=recipe.condition_on,
         )
+    data = with_asked_gaps(recipe, data)
     recipe.data = stored_data(recipe.data, data)
     recipe.data_dir = absolute(recipe.data_dir)
     pyro.clear_param_store()
@@ -328,6 +329,13 @@ def build_training(recipe: Recipe, download: bool = True) -> tuple[Model, Data, 
     if recipe.lr_scheduler:
         _rehearse_schedule(recipe)
     return vae, data, training
+
+
+def with_asked_gaps(recipe: Recipe, data: Data) -> Data:
+    """The data without the values that a recipe hides; its seed chooses them."""
+    if recipe.missing is None:
+        return data
+    return data.with_missing(recipe.missing, recipe.seed)
 
 
 def stored_data(asked: str, data: Data) -> str:

@@ -15,6 +15,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor, nn
 
 from pyro_vae.distributions import leave_out_missing
@@ -62,15 +63,19 @@ class Model(nn.Module, ABC):
     attributes below. If q(z | x) is not the posterior of the encoder's outputs, override `encode`.
 
     What the constructor may ask for: the command line fills in the parameters that are named
-    `prior`, `encoder`, `posterior`, `decoder`, `likelihood`, `latent_dim`, `data_shape` and
-    `label_dim`. All other parameters are options. An option named `prior_dim` is also the number of
-    dimensions of the prior that is filled in, which has `latent_dim` dimensions otherwise.
+    `prior`, `encoder`, `posterior`, `decoder`, `likelihood`, `classifier`, `latent_dim`,
+    `data_shape` and `label_dim`. All other parameters are options. An option named `prior_dim` is
+    also the number of dimensions of the prior that is filled in, which has `latent_dim` dimensions
+    otherwise.
 
     Attributes:
         latent_dim: Number of dimensions of the site `z`.
-        needs_labels: Whether the programs require y. False by default.
+        needs_labels: Whether the programs use y. False by default.
+        infers_labels: Whether labels may be unknown, which is -1, or None for all. False by
+            default.
         decodes_labels: Whether the decoder reads z joined with a code of y of `label_dim` elements.
             False by default.
+        default_objective: The class of the objective that `fit` uses if none is given.
 
     Arguments:
         encoder: Network from images, `(N, *data_shape)`, to the posterior's parameters,
@@ -83,7 +88,9 @@ class Model(nn.Module, ABC):
 
     latent_dim: int = 0
     needs_labels = False
+    infers_labels = False
     decodes_labels = False
+    default_objective: type[ELBO] = Trace_ELBO
 
     def __init__(
         self, encoder: nn.Module, posterior: Posterior, decoder: nn.Module, likelihood: Likelihood
@@ -144,6 +151,7 @@ class Model(nn.Module, ABC):
 
     def q_z(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """The guide's q(z | x) or q(z | x, y): batch_shape `(N,)`, event_shape `(latent_dim,)`."""
+        y = self.complete_labels(x, y)
         site: Any = poutine.trace(self.guide).get_trace(x, y).nodes["z"]
         return site["fn"]
 
@@ -174,6 +182,7 @@ class Model(nn.Module, ABC):
         A model that uses labels encodes with `y` and decodes with `new_y`, or with `y` if that is
         None.
         """
+        y = self.complete_labels(x, y)
         if new_y is None:
             new_y = y
         return self.p_x(self.q_z(x, y).sample(), new_y).mean
@@ -187,6 +196,20 @@ class Model(nn.Module, ABC):
     def pixels(self) -> Pixels:
         """The kind of data that the likelihood scores."""
         return self.likelihood.pixels
+
+    def q_y(self, x: Tensor) -> Any:
+        """The classifier q(y | x), a Categorical with batch_shape `(N,)`, if labels are inferred.
+
+        Raises:
+            RequestError: If the model infers no labels.
+        """
+        raise RequestError(
+            f"{type(self).__name__} infers no labels; use SemiSupervisedVAE, or a linear probe"
+        )
+
+    def complete_labels(self, x: Tensor, y: Tensor | None = None) -> Tensor | None:
+        """The labels, with guesses of those that are unknown if the model infers them."""
+        return y
 
     def check_labels(self, y: Tensor | None) -> None:
         """Raise `RequestError` if these labels, or their absence, do not fit the model."""
@@ -478,15 +501,16 @@ class ConditionalVAE(VAE):
     def decode(self, z: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """The likelihood p(x | z, y) at codes `(..., N, latent_dim)`: batch_shape `(..., N)`."""
         code = self.code(y)
-        return super().decode(torch.cat([z, code.expand(*z.shape[:-1], -1)], -1))
+        shape = torch.broadcast_shapes(z.shape[:-1], code.shape[:-1])
+        return super().decode(torch.cat([z.expand(*shape, -1), code.expand(*shape, -1)], -1))
 
     def code(self, y: Tensor | None) -> Tensor:
-        """The code of labels, shape `(N, label_dim)`."""
+        """The code of labels, shape `(..., N, label_dim)`."""
         if y is None:
-            raise RequestError("ConditionalVAE needs labels; pass y")
+            raise RequestError(f"{type(self).__name__} needs labels; pass y")
         if y.is_floating_point():
             return (y.to(self.label_mean.dtype) - self.label_mean) / self.label_scale
-        one_hot = y[:, None] == torch.arange(self.label_dim, device=y.device)
+        one_hot = y[..., None] == torch.arange(self.label_dim, device=y.device)
         return one_hot.to(self.embedding.dtype)
 
     @torch.no_grad()
@@ -520,6 +544,10 @@ class ConditionalVAE(VAE):
                     "covariates must be finite, but some are NaN or infinite; ConditionalVAE needs"
                     " all of them"
                 )
+        elif (y == -1).any():
+            raise RequestError(
+                "some labels are unknown (-1); use SemiSupervisedVAE, or remove their images"
+            )
         elif y.ndim != 1 or ((y < 0) | (y >= self.label_dim)).any():
             raise RequestError(
                 f"labels must be integers from 0 to {self.label_dim - 1}, shape (N,); give each"

@@ -17,8 +17,7 @@ from pyro_vae.engine.programs import Batch, Program
 from pyro_vae.engine.progress import progress_bar
 from pyro_vae.errors import RequestError, check_positive
 from pyro_vae.evaluation.ais import annealed_log_weights, can_anneal
-from pyro_vae.evaluation.batch import BatchLike, scored
-from pyro_vae.evaluation.codes import IMAGES
+from pyro_vae.evaluation.batch import IMAGES, BatchLike, scored
 from pyro_vae.evaluation.metrics import RELIABLE, Metrics, score, summary
 from pyro_vae.evaluation.quadrature import has_two_dimensions, quadrature_log_likelihood
 from pyro_vae.objectives import StickingTheLandingELBO
@@ -127,6 +126,8 @@ def inference_gap(
         RequestError: If the posterior has no reparameterized draws, or a number is not positive.
     """
     check_positive(steps=steps, rounds=rounds, learning_rate=learning_rate, draws=draws)
+    if vae.infers_labels:
+        raise RequestError("the inference gap needs a model whose latent sites are all continuous")
     batch = scored(vae, data)
     with torch.no_grad():
         params = torch.cat([_posterior_params(vae, rows) for rows in batch.split(IMAGES)])

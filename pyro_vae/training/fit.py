@@ -12,7 +12,7 @@ from typing import Any, Literal, TypedDict
 
 import pyro
 import torch
-from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer import ELBO
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.optim import Adam, Optimizer
@@ -126,7 +126,8 @@ def fit(
         seed: Seed of torch's, NumPy's and Python's global generators; None leaves them as they are.
         optimizer: Makes a torch optimizer from a list of parameters; None is fused Adam with
             learning rate 1e-3.
-        objective: The loss; None is `pyro.infer.Trace_ELBO()`.
+        objective: The loss; None is that of the model, `pyro.infer.Trace_ELBO()`, or
+            `TraceEnum_ELBO()` for a SemiSupervisedVAE.
         beta: Weight of the KL at each step; None is 1.
         lr_scheduler: Makes one of torch's learning-rate schedulers from the optimizer; it is
             stepped after each epoch. ReduceLROnPlateau receives minus the validation ELBO at
@@ -181,7 +182,7 @@ def fit(
         vae,
         data.to(device),
         batch_size,
-        objective=objective or Trace_ELBO(),
+        objective=objective or vae.default_objective(),
         schedule=beta,
         schedule_epochs=epochs,
         optimizer=optimizer or partial(Adam, fused=True),
@@ -317,7 +318,11 @@ class Loop:
     ) -> None:
         self.vae = vae
         self.train = data.train
-        self.validation = Batch(data.validation.scored(vae.pixels), data.validation.y)
+        # The validation ELBO is a bound on log p(x), also if some labels are known.
+        y = data.validation.y
+        if vae.infers_labels:
+            y = None
+        self.validation = Batch(data.validation.scored(vae.pixels), y)
         self.batch_size = batch_size
         self.objective = objective
         self.schedule = schedule
@@ -441,12 +446,14 @@ class Loop:
     def _make_svi(self, optimizer: MakeOptimizer, engine: Engine) -> SVI:
         """What takes the steps, after a dry run that checks the parts."""
         self._set_step()
+        guide = Meter(self.sums, sign=1)
+        model = Meter(self.sums, sign=-1, guide=guide)
         if self.objective.max_plate_nesting == math.inf:
             several = self.objective.vectorize_particles and self.objective.num_particles > 1
             self.objective.max_plate_nesting = 2 if several else 1
         svi = SVI(
-            Meter(self.sums, sign=-1)(self.vae.model),
-            Meter(self.sums, sign=1)(self.vae.guide),
+            model(self.vae.model),
+            guide(self.vae.guide),
             optimizer,
             self.objective,
             mean=True,

@@ -32,7 +32,7 @@ IMAGE_DIMS = 3
 class Likelihood(nn.Module, ABC):
     """The likelihood p(x | z): the distribution of an image, given the decoder's outputs.
 
-    To write your own, subclass it, declare `num_params` and `pixels`, and write `forward`:
+    To write your own, subclass it, declare `num_params` and `pixels`, and write `forward`::
 
         class Laplace(Likelihood):
             num_params = 1

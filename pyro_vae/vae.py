@@ -35,7 +35,7 @@ _instances = count()
 class Model(nn.Module, ABC):
     """A generative model of images and its guide.
 
-    To write your own, subclass it and write the two programs:
+    To write your own, subclass it and write the two programs::
 
         class Shifted(Model):
             def __init__(self, encoder, posterior, decoder, likelihood, latent_dim: int) -> None:

@@ -338,7 +338,7 @@ class Data:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one image: (channels, height, width)."""
+        """The shape of one image, (channels, height, width)."""
         return tuple(self.train.x.shape[1:])
 
     @property
@@ -407,7 +407,7 @@ class Data:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all images: equal for equal data."""
+        """SHA-256 of all images, equal for equal data."""
         masks = [split.observed for split in self.splits if split.observed is not None]
         return _digest([*(split.x for split in self.splits), *masks])
 

@@ -130,15 +130,15 @@ class Model(nn.Module, ABC):
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """The posterior q(z | x) of each image: batch_shape `(N,)`, event_shape `(latent_dim,)`."""
-        return self.posterior(self.encoder(self.encoder_input(x)))
+        return self.posterior(self.encoder(self.input_of(self.encoder, x)))
 
-    def encoder_input(self, x: Tensor) -> Tensor:
-        """What the encoder reads: `likelihood.unit(x)`, with zeros for values that are missing.
+    def input_of(self, network: nn.Module, x: Tensor) -> Tensor:
+        """What a network of images reads: `likelihood.unit(x)`, with zeros for missing values.
 
-        An encoder that reads the mask, see `Network.mask_input`, gets them as NaN.
+        A network that reads the mask gets them as NaN, see `Network.mask_input`.
         """
         unit = self.likelihood.unit(x)
-        if getattr(self.encoder, "mask_input", False):
+        if getattr(network, "mask_input", False):
             return unit
         return unit.masked_fill(unit.isnan(), 0.0)
 
@@ -496,7 +496,7 @@ class ConditionalVAE(VAE):
     def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """The posterior q(z | x, y): batch_shape `(N,)`, event_shape `(latent_dim,)`."""
         shift = torch.tensordot(self.code(y), self.embedding, 1)
-        return self.posterior(self.encoder(self.encoder_input(x) + shift))
+        return self.posterior(self.encoder(self.input_of(self.encoder, x) + shift))
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """The likelihood p(x | z, y) at codes `(..., N, latent_dim)`: batch_shape `(..., N)`."""

@@ -86,6 +86,9 @@ def table(metrics: Values, title: str, likelihood: Likelihood) -> str:
         lines += _gap(metrics["inference_gap"])
     if "given" in metrics:
         lines.append(f"  (given the {metrics['given']} y: log p(x) stands for log p(x | y))")
+    if "observed" in metrics:
+        share = 1 - metrics["observed"]
+        lines.append(f"  ({share:.1%} of the values are missing: x stands for those observed)")
     if not likelihood.is_density:
         lines.append("  (the likelihood is a cross-entropy, not a density: not log-probabilities)")
     return "\n".join(lines)

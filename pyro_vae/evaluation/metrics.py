@@ -116,7 +116,8 @@ def evaluate(
         image. A model that uses labels is scored `given` its "labels" or "covariates" y: log p(x)
         is log p(x | y). A model that infers labels is scored without them; for images whose label
         is known there are `log_joint`, the estimate of log p(x, y), and `classification`, the
-        accuracy and calibration of q(y | x), see `classify`.
+        accuracy and calibration of q(y | x), see `classify`. If values are
+        missing, log p(x) is that of the `observed` share of them.
 
     Raises:
         RequestError: If `num_images` exceeds the number of images, or a number is not positive.
@@ -223,13 +224,17 @@ def summarize(
             "num_images": len(batch),
         }
         results["log_likelihood_all_images"] = of_all
+    observed = (~batch.x.isnan()).double().mean().item()
+    if observed < 1:
+        results["observed"] = observed
     scale = scale_of(vae.likelihood)
     if scale is not None:
-        results["bits_per_dimension"] = _bits(of_all, batch.x[0].numel(), scale)
+        dimensions = observed * batch.x[0].numel()
+        results["bits_per_dimension"] = _bits(of_all, dimensions, scale)
     return results
 
 
-def _bits(log_likelihood: Metrics, dimensions: int, scale: Scale) -> Metrics:
+def _bits(log_likelihood: Metrics, dimensions: float, scale: Scale) -> Metrics:
     """A log-likelihood in nats per image as bits per dimension."""
     nats = dimensions * log(2)
     error = log_likelihood["standard_error"]

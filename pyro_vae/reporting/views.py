@@ -28,9 +28,13 @@ TAIL = 0.005
 RANGE_IMAGES = 100
 
 
+# The grey value of pixels that are missing.
+MISSING = 0.5
+
+
 def to_grey(vae: Model, x: Tensor) -> Tensor:
-    """Convert pixels that the likelihood scores to grey values in [0, 1]."""
-    return vae.likelihood.unit(x).clamp(0, 1)
+    """Convert pixels that the likelihood scores to grey values in [0, 1]; missing ones are grey."""
+    return vae.likelihood.unit(x).nan_to_num(MISSING).clamp(0, 1)
 
 
 @torch.no_grad()

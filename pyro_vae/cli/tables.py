@@ -79,6 +79,8 @@ def table(metrics: Values, title: str, likelihood: Likelihood) -> str:
         lines.append(_accuracy("Bayes classifier", metrics["bayes_classifier"]))
     if "inference_gap" in metrics:
         lines += _gap(metrics["inference_gap"])
+    if "anomalies" in metrics:
+        lines += _anomalies(metrics["anomalies"])
     if "given" in metrics:
         lines.append(f"  (given the {metrics['given']} y: log p(x) stands for log p(x | y))")
     if not likelihood.is_density:
@@ -174,6 +176,20 @@ def _calibration(value: Values) -> list[str]:
 def _accuracy(name: str, value: Values) -> str:
     share = f"{value['accuracy']:>10.1%} ± {value['standard_error']:.1%}"
     return f"  {name:<20}{share}  {value['num_images']:,} labels"
+
+
+def _anomalies(value: Values) -> list[str]:
+    """The probability that an anomaly has a higher score than a normal image."""
+    first = next(iter(value.values()))
+    lines = [
+        f"  AUROC: {first['num_anomalies']:,} anomalies, {first['num_normal']:,} normal images"
+    ]
+    for name, found in value.items():
+        error = "-"
+        if found["standard_error"] is not None:
+            error = f"{found['standard_error']:.3f}"
+        lines.append(f"    {name.replace('_', ' '):<20}{found['auroc']:>8.3f} ± {error}")
+    return lines
 
 
 def _gap(value: Values) -> list[str]:

@@ -28,6 +28,7 @@ from .evaluation.ais import (
     annealed_log_weights as annealed_log_weights,
     bidirectional_bounds as bidirectional_bounds,
 )
+from .evaluation.anomaly import anomaly_scores as anomaly_scores, auroc as auroc
 from .evaluation.bits import bits_per_dimension as bits_per_dimension
 from .evaluation.calibration import Calibration as Calibration, calibration as calibration
 from .evaluation.check import (
@@ -36,7 +37,10 @@ from .evaluation.check import (
 )
 from .evaluation.codes import activity as activity, codes as codes
 from .evaluation.forecast import predicted_active_units as predicted_active_units
-from .evaluation.gap import inference_gap as inference_gap
+from .evaluation.gap import (
+    inference_gap as inference_gap,
+    likelihood_regret as likelihood_regret,
+)
 from .evaluation.impute import Imputation as Imputation, impute as impute
 from .evaluation.information import information as information
 from .evaluation.metrics import evaluate as evaluate, score_images as score_images

@@ -84,6 +84,8 @@ def table(metrics: Values, title: str, likelihood: Likelihood) -> str:
         lines.append(_accuracy("Bayes classifier", metrics["bayes_classifier"]))
     if "inference_gap" in metrics:
         lines += _gap(metrics["inference_gap"])
+    if "anomalies" in metrics:
+        lines += _anomalies(metrics["anomalies"])
     if "given" in metrics:
         lines.append(f"  (given the {metrics['given']} y: log p(x) stands for log p(x | y))")
     if "observed" in metrics:
@@ -193,6 +195,20 @@ def _classification(value: Values) -> list[str]:
         f"  {'  log loss':<20}{loss}  nats per label",
         f"  {'  calibration error':<20}{bins}  expected, {len(value['bins'])} bins",
     ]
+
+
+def _anomalies(value: Values) -> list[str]:
+    """The probability that an anomaly has a higher score than a normal image."""
+    first = next(iter(value.values()))
+    lines = [
+        f"  AUROC: {first['num_anomalies']:,} anomalies, {first['num_normal']:,} normal images"
+    ]
+    for name, found in value.items():
+        error = "-"
+        if found["standard_error"] is not None:
+            error = f"{found['standard_error']:.3f}"
+        lines.append(f"    {name.replace('_', ' '):<20}{found['auroc']:>8.3f} ± {error}")
+    return lines
 
 
 def _gap(value: Values) -> list[str]:

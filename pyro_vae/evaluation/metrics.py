@@ -28,6 +28,7 @@ from pyro_vae.engine.progress import progress_bar
 from pyro_vae.errors import NotFiniteError, RequestError, check_positive
 from pyro_vae.evaluation.batch import BatchLike, random_rows, scored
 from pyro_vae.evaluation.codes import ACTIVE, activity
+from pyro_vae.likelihoods import noun
 from pyro_vae.vae import Model, default_batch_size
 
 ELBO_SAMPLES = 10
@@ -122,7 +123,8 @@ def evaluate(
         check_positive(num_images=num_images)
         if num_images > len(batch):
             raise RequestError(
-                f"num_images={num_images} exceeds the {len(batch)} images; use a smaller num_images"
+                f"num_images={num_images} exceeds the {len(batch)} {noun(batch.x.ndim - 1)}s; use a"
+                " smaller num_images"
             )
         subset = batch[random_rows(batch, num_images)]
     scores = score_images(vae, subset, num_samples, batch_size, engine)
@@ -194,6 +196,8 @@ def summarize(
             "num_images": len(batch),
         }
         results["log_likelihood_all_images"] = of_all
+    if vae.likelihood.given_total:
+        results["exposure"] = "total"
     if vae.pixels == "byte":
         results["bits_per_dimension"] = _bits(of_all, batch.x[0].numel())
     return results
@@ -297,7 +301,8 @@ def score(
     graphs = {count: Graph(partial(_pass, model, guide, count), engine) for count in set(counts)}
     parts: list[Scores] = []
     done = 0
-    with products("float32"), progress_bar(len(batch), "scoring") as bar:
+    unit = f" {noun(batch.x.ndim - 1)}s"
+    with products("float32"), progress_bar(len(batch), "scoring", unit) as bar:
         for rows in batch.split(max(1, batch_size // num_samples)):
             drawn = [graphs[count](*rows) for count in counts]
             reconstruction, kl = (torch.cat(part) for part in zip(*drawn, strict=True))

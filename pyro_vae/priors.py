@@ -24,7 +24,7 @@ FLOWS: dict[str, Callable[..., Flow]] = {"MAF": MAF, "NSF": NSF, "coupling": Rea
 class Prior(nn.Module, ABC):
     """The prior p(z): the distribution of a code before its image is seen.
 
-    To write your own, subclass it and write `forward`:
+    To write your own, subclass it and write `forward`::
 
         class Cauchy(Prior):
             def __init__(self, latent_dim: int) -> None:

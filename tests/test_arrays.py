@@ -89,6 +89,15 @@ def test_what_the_data_lack_cannot_be_conditioned_on(tmp_path, refused, images):
         pv.load_data(str(images), condition_on="noise")
 
 
+def test_a_single_array_needs_no_name(tmp_path):
+    images = ROWS.reshape(36, 8, 8)
+    prints = {pv.load_data(rows(tmp_path / "a.npy", images)).fingerprint}
+    for name in ("arr_0", "faces"):
+        np.savez(tmp_path / "a.npz", **{name: images})
+        prints.add(pv.load_data(str(tmp_path / "a.npz")).fingerprint)
+    assert len(prints) == 1
+
+
 def test_several_labels_per_image_are_covariates(tmp_path):
     """ChestMNIST: columns of 0 and 1, of which none or several are 1."""
     marks = np.random.default_rng(0).integers(0, 2, (36, 5), dtype=np.uint8)

@@ -85,6 +85,7 @@ def test_large_numbers_fit_into_80_columns():
     ]
     results = {name: {**everything, "method": "quadrature", "disagree": True} for name in names}
     results["inference_gap"]["method"] = "ais"
+    results["bits_per_dimension"]["of"] = "dequantized bytes"
     text = table(
         results, "fashion_mnist, validation set, best checkpoint", pv.Bernoulli(relaxed=True)
     )
@@ -138,6 +139,16 @@ def test_saturated_information_is_a_bound():
     out = printed(information={**information, "saturated": True})
     assert "lower bound: at most 3.91" in out
     assert "upper bound" in out
+
+
+def test_calibration_is_rejected_or_not():
+    coverage = {"0.5": {"share": 0.471}, "0.99": {"share": 0.9}}
+    found = {"p_value": 0.2, "worst": "z[3]", "num_images": 1000, "coverage": coverage}
+    assert "0.2  not rejected" in printed(calibration=found)
+    out = printed(calibration={**found, "p_value": 1e-300})
+    assert "< 0.0001  not exact: z[3]" in out
+    assert "50%: 47.1%, 99%: 90.0%" in out
+    assert all(len(line) <= 80 for line in out.splitlines())
 
 
 def test_the_gap_says_what_it_rests_on():

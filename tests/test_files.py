@@ -63,7 +63,7 @@ def test_bad_files_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_text("no image")
-    np.savez(tmp_path / "other.npz", pictures=np.zeros((20, 4, 4)))
+    np.savez(tmp_path / "other.npz", pictures=np.zeros((20, 4, 4)), more=np.zeros(3))
     np.savez(
         tmp_path / "labels.npz", images=np.zeros((20, 4, 4), dtype=np.uint8), labels=np.zeros(3)
     )
@@ -72,7 +72,7 @@ def test_bad_files_are_refused(tmp_path):
         "notes.txt": "neither a folder",
         "empty": "holds no images",
         "broken": "cannot be read as an image",
-        "other.npz": "arrays named pictures: a file needs images",
+        "other.npz": "arrays named pictures, more: a file needs images",
         "labels.npz": "one integer per image",
         "nowhere": "no data set or path",
     }.items():

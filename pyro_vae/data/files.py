@@ -120,6 +120,12 @@ def binary(x: np.ndarray) -> np.ndarray:
     return x
 
 
+def whole(x: np.ndarray) -> np.ndarray:
+    """Numbers as integers if all are whole, for layouts that do not tell their type."""
+    is_whole = bool((np.abs(x) < 2**24).all() and (x == x.round()).all())
+    return x.astype(np.int32) if is_whole else x
+
+
 def _advice(width: int) -> str:
     """The option that makes images of rows of `width` values, if they are square."""
     side = isqrt(width)

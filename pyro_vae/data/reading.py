@@ -10,15 +10,17 @@ from pathlib import Path
 from pyro_vae.data.arrays import PARTS, read_arrays
 from pyro_vae.data.files import Arrays, Contents, Parts, Shape
 from pyro_vae.data.folders import IMAGE_SUFFIXES, image_files, read_folder
+from pyro_vae.data.hdf5 import read_hdf5
 from pyro_vae.data.host import is_mapped, map_array
-from pyro_vae.data.idx import idx_array, is_idx
+from pyro_vae.data.idx import is_idx, read_idx_file
 from pyro_vae.data.matlab import read_matlab
 from pyro_vae.data.text import read_amat, read_csv
 from pyro_vae.errors import RequestError
 
 logger = logging.getLogger("pyro_vae")
 
-SUFFIXES = (".npy", ".npz", ".amat", ".csv", ".mat")
+HDF5 = (".h5", ".hdf5", ".h5ad")
+SUFFIXES = (".npy", ".npz", ".amat", ".csv", ".mat", *HDF5)
 # What the files of images and of labels are called.
 IMAGES = {"images", "imgs", "image", "img"}
 LABELS = {"labels", "label", "targets", "target", "y"}
@@ -104,8 +106,10 @@ def read_file(path: Path) -> Contents:
         return read_csv(path)
     if suffix == ".mat":
         return read_matlab(path)
+    if suffix in HDF5:
+        return read_hdf5(path)
     if is_idx(path):
-        return Contents("an IDX file", {"train": Arrays(idx_array(path).numpy(), str(path))})
+        return read_idx_file(path)
     return read_arrays(path)
 
 

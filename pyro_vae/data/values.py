@@ -25,6 +25,8 @@ DARK = 32
 LARGEST = {"byte": 255, "count": 2**24}
 # Elements that are checked at once, to bound memory.
 CHUNK = 2**24
+# The label of images whose class is unknown, as in scikit-learn.
+UNKNOWN = -1
 # Distance from [0, 1] that rounding explains.
 ROUNDING = 1e-3
 
@@ -294,10 +296,11 @@ def _conversion(low: float, high: float, cast: str | None) -> str:
 def as_labels(values: Array, count: int, name: str) -> tuple[Tensor, Classes | None]:
     """Labels as int64, shape `(count,)`, and the names of the classes if the labels are strings.
 
-    Columns, of shape `(count, 1)`, and one-hot codes are accepted, too.
+    Columns, of shape `(count, 1)`, and one-hot codes are accepted, too. The label -1 is unknown, as
+    in scikit-learn.
 
     Raises:
-        RequestError: If they are not one class per image.
+        RequestError: If they are not one class per image, or an integer is below -1.
 
     Example:
         >>> as_labels(np.array(["dog", "cat", "dog"]), 3, "labels")
@@ -315,7 +318,13 @@ def as_labels(values: Array, count: int, name: str) -> tuple[Tensor, Classes | N
             f"{name} has shape {tuple(values.shape)} and type {values.dtype}, but labels are one"
             f" integer per image, shape ({count},){_label_conversion(labels, count, values)}"
         )
-    return labels.long(), None
+    labels = labels.long()
+    if count > 0 and labels.min() < UNKNOWN:
+        raise RequestError(
+            f"{name} has the value {labels.min()}, but classes are numbered from 0: use -1 for"
+            " unknown labels"
+        )
+    return labels, None
 
 
 def _label_conversion(labels: Tensor, count: int, given: Tensor | np.ndarray) -> str:

@@ -8,26 +8,42 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_vae.engine.programs import Batch, Program, site_sum, trace_at, traces
+from pyro_vae.engine.joint import Joint
+from pyro_vae.engine.programs import (
+    Batch,
+    Program,
+    Site,
+    StructureError,
+    has_rows,
+    is_summed_out,
+    site_sum,
+    trace_at,
+    traces,
+)
+from pyro_vae.engine.structure import find_structure
+from pyro_vae.errors import check_positive
 
 # PSIS requires 5 weights in the tail, which is a fifth of the samples.
 LEAST_SAMPLES = 25
 
 
 class Terms(NamedTuple):
-    """The two terms of log w = log p(x, z) - log q(z | x), in nats, of equal shape."""
+    """The two terms of the ELBO and the log-weights, in nats, of equal shape.
+
+    The ELBO is the mean of log w = log p(x, z) - log q(z | x), which is the difference of the
+    terms. If discrete sites y are summed out, the terms are their expectations under q(y | x), and
+    w is summed over y, so that its logarithm is larger than their difference.
+    """
 
     reconstruction: Tensor
     """log p(x | z), the observed sites."""
     kl: Tensor
     """log q(z | x) - log p(z), the latent sites; its mean is the KL divergence."""
-
-    @property
-    def log_weights(self) -> Tensor:
-        """log w, whose mean is the ELBO."""
-        return self.reconstruction - self.kl
+    log_weights: Tensor
+    """log w, the logarithm of an unbiased estimate of p(x)."""
 
 
 def terms(model: Program, guide: Program, batch: Batch, num_samples: int) -> Terms:
@@ -35,35 +51,77 @@ def terms(model: Program, guide: Program, batch: Batch, num_samples: int) -> Ter
     p, q = traces(model, guide, batch, num_samples)
     observed = site_sum(p, batch.x, num_samples, lambda site: site["is_observed"])
     latent = site_sum(p, batch.x, num_samples, lambda site: not site["is_observed"])
-    return Terms(observed, site_sum(q, batch.x, num_samples) - latent)
+    drawn = site_sum(q, batch.x, num_samples, lambda site: not is_summed_out(site))
+    kl = drawn - latent
+    if kl.ndim == 2:
+        return Terms(observed, kl, observed - kl)
+    log_probs = site_sum(q, batch.x, num_samples, is_summed_out)
+    return Terms(
+        _expectation(log_probs, observed),
+        _expectation(log_probs, kl + log_probs),
+        _sum_out(observed - kl),
+    )
 
 
-def log_weights(model: Program, guide: Program, x: Tensor, *more: Any, num_samples: int) -> Tensor:
+def _expectation(log_probs: Tensor, values: Tensor) -> Tensor:
+    """The expectation over the sites that are summed out; no value counts where it cannot be."""
+    impossible = log_probs == -inf
+    products = log_probs.exp() * values.masked_fill(impossible, 0.0)
+    return products.flatten(0, -3).sum(0)
+
+
+def _sum_out(log_values: Tensor) -> Tensor:
+    """The logarithm of the sum over the sites that are summed out."""
+    return log_values.flatten(0, -3).logsumexp(0)
+
+
+def trace_weights(p: Trace, q: Trace, x: Tensor, num_samples: int) -> Tensor:
+    """The log-weights of two traces, see `log_weights`."""
+    drawn = site_sum(q, x, num_samples, lambda site: not is_summed_out(site))
+    log_ratios = site_sum(p, x, num_samples) - drawn
+    if log_ratios.ndim == 2:
+        return log_ratios
+    return _sum_out(log_ratios)
+
+
+def log_weights(model: Program, guide: Program, *args: Any, num_samples: int) -> Tensor:
     r"""Log importance weights of samples from the guide, in nats.
 
-    .. math:: \log w_k = \log p(x, z_k) - \log q(z_k \mid x), \qquad z_k \sim q(z \mid x)
+    .. math:: \log w_k = \log p(x, z_k) - \log q(z_k), \qquad z_k \sim q(z)
 
-    Masks apply, but scales (`poutine.scale`, subsampling) do not. The programs run once for all
-    samples, under a plate at dim -2, so they must broadcast, as for `vectorize_particles=True`.
+    If every site of both programs is in one plate over the rows of the first argument, the rows are
+    independent and each has its own weights:
+    :math:`\log w_{kn} = \log p(x_n, z_{kn}) - \log q(z_{kn} \mid x_n)`. Otherwise, as with latent
+    sites that all rows share, the whole program has one weight per sample. Discrete latent sites
+    that the guide lacks are summed out by Pyro's enumeration.
+
+    Masks apply, but scales (`poutine.scale`, subsampling) do not. With a single plate, at dim -1,
+    the programs run once for all samples, under a plate at dim -2, so they must broadcast, as for
+    `vectorize_particles=True`. Other programs need not broadcast; a warning says if that is slow.
+
+    Discrete sites y of both programs with `infer={"enumerate": "parallel"}` are summed out:
+    :math:`w_k = \sum_y p(x, y, z_{ky}) / q(z_{ky} \mid x, y)`.
 
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016)
         | https://arxiv.org/abs/1509.00519
 
     Arguments:
-        model: A Pyro program, called as `model(x, *more)`. Every site must be in one plate of size
-            `len(x)` at dim -1.
-        guide: A Pyro program, called as `guide(x, *more)`, that samples the latent sites of the
-            model, in such a plate.
-        x: The data, one row for each element of the plate.
-        *more: Further arguments of both programs, such as labels.
-        num_samples: Number of samples for each row.
+        model: A Pyro program, called as `model(*args)`.
+        guide: A Pyro program, called as `guide(*args)`, that samples the latent sites of the model;
+            it may omit discrete ones.
+        *args: The arguments of both programs. The first may be the data, one row for each element
+            of a plate.
+        num_samples: Number of samples K.
 
     Returns:
-        The log-weights, shape `(num_samples, len(x))`, differentiable.
+        The log-weights, differentiable, shape `(K, N)`, one for each row, or `(K,)` for the whole
+        program.
 
     Raises:
-        ValueError: If a site is outside the plate, or the latent sites of the programs differ.
+        ValueError: If the latent sites of the programs differ; if a plate holds a part of its rows
+            (subsampling) but the whole program has one weight; or if a discrete site cannot be
+            summed out.
 
     Example:
         >>> import pyro
@@ -80,8 +138,32 @@ def log_weights(model: Program, guide: Program, x: Tensor, *more: Any, num_sampl
         tensor([-1.2655, -1.5155, -3.5155])
         >>> dist.Normal(0.0, 2**0.5).log_prob(x)
         tensor([-1.2655, -1.5155, -3.5155])
+
+        One mean for all rows gives one weight for all rows:
+
+        >>> def shared(x):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def exact(x):
+        ...     pyro.sample("z", dist.Normal(x.mean() * 3 / 4, 0.5))
+        >>> log_likelihood(log_weights(shared, exact, x, num_samples=5))
+        tensor(-6.4500)
+        >>> dist.MultivariateNormal(torch.zeros(3), torch.eye(3) + 1).log_prob(x)
+        tensor(-6.4500)
     """
-    return terms(model, guide, Batch(x, *more), num_samples).log_weights
+    check_positive(num_samples=num_samples)
+    if has_rows(args):
+        before = torch.get_rng_state()
+        try:
+            return terms(model, guide, Batch(*args), num_samples).log_weights
+        except StructureError:
+            torch.set_rng_state(before)
+    structure = find_structure(model, guide, args)
+    structure.check_complete()
+    joint = Joint(model, guide, args, structure)
+    log_p, log_q = joint.log_densities(joint.draw(num_samples), num_samples)
+    return log_p - log_q
 
 
 def joint_terms(
@@ -89,21 +171,31 @@ def joint_terms(
 ) -> tuple[Tensor, Tensor]:
     """log p(z) and log p(x | z) at given latents, each of shape `(num_samples, N)`.
 
-    The arguments are those of `trace_at`.
+    The arguments are those of `trace_at`. Discrete sites of the model that are marked for
+    enumeration are summed out.
     """
     trace = trace_at(model, batch, latents, num_samples)
-    prior = site_sum(trace, batch.x, num_samples, lambda site: site["name"] in latents)
-    rest = site_sum(trace, batch.x, num_samples, lambda site: site["name"] not in latents)
-    return prior, rest
+
+    def is_prior(site: Site) -> bool:
+        return site["name"] in latents or is_summed_out(site)
+
+    prior = site_sum(trace, batch.x, num_samples, is_prior)
+    rest = site_sum(trace, batch.x, num_samples, lambda site: not is_prior(site))
+    if prior.ndim == 2:
+        return prior, rest
+    marginal = _sum_out(prior)
+    return marginal, _sum_out(prior + rest) - marginal
 
 
 def log_likelihood(log_weights: Tensor) -> Tensor:
-    r"""The importance-weighted bound in nats, shape `(N,)`; at most log p(x) in expectation.
+    r"""The importance-weighted bound in nats, shape `(N,)`, or `()` for the whole program.
+
+    It is at most log p(x) in expectation.
 
     .. math:: \log \tfrac{1}{K} \sum_k w_k
 
     Arguments:
-        log_weights: Shape `(K, N)`.
+        log_weights: Shape `(K, N)` or `(K,)`.
     """
     return log_weights.logsumexp(0) - log(len(log_weights))
 
@@ -114,7 +206,7 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
     .. math:: \big( \sum_k w_k \big)^2 \big/ \sum_k w_k^2
 
     Arguments:
-        log_weights: Shape `(K, N)`.
+        log_weights: Shape `(K, N)` or `(K,)`.
     """
     return (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp()
 
@@ -130,7 +222,7 @@ def monte_carlo_error(log_weights: Tensor) -> Tensor:
     of the posterior that the samples reached. NaN for one sample.
 
     Arguments:
-        log_weights: Shape `(K, N)`.
+        log_weights: Shape `(K, N)` or `(K,)`.
     """
     weights = (log_weights - log_weights.amax(0)).exp()
     if len(weights) == 1:
@@ -151,14 +243,16 @@ def pareto_k(log_weights: Tensor) -> Tensor:
         | https://arxiv.org/abs/1507.02646
 
     Arguments:
-        log_weights: Shape `(K, N)`.
+        log_weights: Shape `(K, N)` or `(K,)`.
     """
     if len(log_weights) < LEAST_SAMPLES:
         return torch.full(log_weights.shape[1:], torch.nan, dtype=torch.float64)
     log_weights = log_weights.detach()
     relative = (log_weights - log_weights.amax(0)).double()
     bounded = relative.clamp(min=-700).cpu().numpy()  # exp(-700) does not underflow
-    return torch.tensor([_tail_index(column) for column in bounded.T], dtype=torch.float64)
+    columns = bounded.reshape(len(bounded), -1).T
+    indices = torch.tensor([_tail_index(column) for column in columns], dtype=torch.float64)
+    return indices.reshape(log_weights.shape[1:])
 
 
 def _tail_index(log_weights: np.ndarray) -> float:
@@ -181,7 +275,7 @@ def k_curve(log_weights: Tensor) -> dict[int, Tensor]:
     All use the same weights: a bound with fewer samples is averaged over disjoint blocks of them.
 
     Arguments:
-        log_weights: Shape `(K, N)`.
+        log_weights: Shape `(K, N)` or `(K,)`.
     """
     bounds = {}
     sums = log_weights

@@ -16,7 +16,7 @@ from pyro_vae.data.split import Data, Split
 from pyro_vae.errors import RequestError, check_choice
 from pyro_vae.likelihoods import IMAGE_DIMS
 from pyro_vae.networks import Shape
-from pyro_vae.runs.build import build_stored_model, pick_binarization
+from pyro_vae.runs.build import build_stored_model, pick_binarization, with_hidden
 from pyro_vae.runs.checkpoints import Checkpoint, load_checkpoint, load_parameters
 from pyro_vae.runs.folder import Run, Which
 from pyro_vae.runs.recipe import Recipe
@@ -97,8 +97,12 @@ class SavedRun:
     checkpoint: Checkpoint
     vae: Model
 
-    def data(self, data_dir: str | None = None) -> Data:
+    def data(self, data_dir: str | None = None, hidden: bool = True) -> Data:
         """The data set of the run. It is downloaded only if `data_dir` is given.
+
+        Arguments:
+            data_dir: Folder of the downloaded data sets; None is that of the run.
+            hidden: Without the values that the run hid, see `Recipe.missing`.
 
         Raises:
             ValueError: If the data are missing, or have another shape.
@@ -114,6 +118,9 @@ class SavedRun:
             image_shape=recipe.image_shape,
             condition_on=recipe.condition_on,
         )
+        if not hidden:
+            return data
+        data = with_hidden(recipe, data)
         self._check_shape(recipe.data, data.shape)
         if not self.checkpoint.is_of(data, "labels" in self.checkpoint.content):
             logger.warning(

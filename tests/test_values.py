@@ -41,10 +41,6 @@ def test_0_and_1_are_binary(dtype):
     assert torch.equal(to_pixels(x, "binary"), x.float())
 
 
-
-
-
-
 BAD = {
     "scaled": (torch.rand(600, 8, 8) * 255, r"float32 from \S+ to 25\S+, .*: use x / 255"),
     "whole": (BYTES.float(), r"float32 from 0 to 255, .*: use x.to\(torch.uint8\)"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pyro_vae.likelihoods import Likelihood
+from pyro_vae.likelihoods import Likelihood, noun
 from pyro_vae.training.fit import Record
 
 Values = Mapping[str, Any]
@@ -39,8 +39,10 @@ def epoch_line(record: Record, epochs: int) -> str:
 
 def table(metrics: Values, title: str, likelihood: Likelihood) -> str:
     """Metrics with their standard errors, one per line."""
+    each = noun(likelihood.data_dims)
+    values = "pixels" if each == "image" else "values"
+    first = f"{title}: {metrics['elbo']['num_images']:,} {each}s, {likelihood.pixels} {values}"
     lines = [
-        f"{title}: {metrics['elbo']['num_images']:,} images, {likelihood.pixels} pixels",
         "nats per image ± standard error over images",
         _row("ELBO", metrics["elbo"]),
         _row("reconstruction", metrics["reconstruction"]),
@@ -91,9 +93,11 @@ def table(metrics: Values, title: str, likelihood: Likelihood) -> str:
     if "observed" in metrics:
         share = 1 - metrics["observed"]
         lines.append(f"  ({share:.1%} of the values are missing: x stands for those observed)")
+    if "exposure" in metrics:
+        lines.append("  (given the total of each row: log p(x) stands for log p(x | total))")
     if not likelihood.is_density:
         lines.append("  (the likelihood is a cross-entropy, not a density: not log-probabilities)")
-    return "\n".join(lines)
+    return "\n".join([first, *(line.replace("image", each) for line in lines)])
 
 
 def _row(name: str, value: Values, note: str = "") -> str:

@@ -41,6 +41,7 @@ from .evaluation.gap import (
     inference_gap as inference_gap,
     likelihood_regret as likelihood_regret,
 )
+from .evaluation.impute import Imputation as Imputation, impute as impute
 from .evaluation.information import information as information
 from .evaluation.metrics import evaluate as evaluate, score_images as score_images
 from .evaluation.probe import (
@@ -48,6 +49,10 @@ from .evaluation.probe import (
     linear_probe as linear_probe,
 )
 from .evaluation.quadrature import quadrature_log_likelihood as quadrature_log_likelihood
+from .evaluation.reliability import (
+    k_hat_curve as k_hat_curve,
+    required_samples as required_samples,
+)
 from .likelihoods import (
     Bernoulli as Bernoulli,
     Beta as Beta,
@@ -97,6 +102,7 @@ from .schedules import (
     Schedule as Schedule,
     Sigmoid as Sigmoid,
 )
+from .semi_supervised import SemiSupervisedVAE as SemiSupervisedVAE
 from .training.fit import Record as Record, Training as Training, fit as fit
 from .vae import (
     VAE as VAE,

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from pyro.contrib.zuko import ZukoToPyro
 from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid
@@ -45,6 +46,49 @@ class FlowDistribution(ZukoToPyro):
 
     def expand(self, batch_shape: Size, _instance: None = None) -> FlowDistribution:
         return FlowDistribution(self.dist.expand(batch_shape))
+
+
+class ObservedElements(dist.Independent):
+    """Independent elements of which those that are NaN are missing: `log_prob` leaves them out.
+
+    They are replaced before their density is computed, so that no NaN reaches a gradient. Where
+    nothing is missing, values and gradients are those of `Independent`, bit for bit.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        missing = value.isnan()
+        scores = self.base_dist.log_prob(value.masked_fill(missing, self._placeholder()))
+        return sum_rightmost(scores.masked_fill(missing, 0.0), self.reinterpreted_batch_ndims)
+
+    def _placeholder(self) -> float:
+        """A value of finite density for every kind of data."""
+        try:
+            is_discrete = self.base_dist.support.is_discrete
+        except NotImplementedError:
+            return 0.5
+        if is_discrete:
+            return 0.0
+        return 0.5
+
+
+def leave_out_missing(p: TorchDistribution) -> TorchDistribution:
+    """The same distribution of arrays, whose `log_prob` leaves out elements that are NaN.
+
+    It must have independent elements, as `to_event` makes them; others are returned as they are.
+
+    Example:
+        >>> p = leave_out_missing(dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        >>> p.log_prob(torch.tensor([1.0, torch.nan, 2.0]))
+        tensor(-4.3379)
+        >>> dist.Normal(0.0, 1.0).log_prob(torch.tensor([1.0, 2.0])).sum()
+        tensor(-4.3379)
+    """
+    base = p
+    while isinstance(base, dist.Independent):
+        base = base.base_dist
+    if base.event_shape:
+        return p
+    return ObservedElements(base, len(p.event_shape))
 
 
 class UniformMixture(TorchDistribution):

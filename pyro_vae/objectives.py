@@ -1,16 +1,19 @@
 r"""Objectives that Pyro lacks: subclasses of `pyro.infer.ELBO`, for Pyro's SVI or `pyro_vae.SVI`.
 
-They require programs whose sites are all in one plate over the data, as `log_weights` does, and
-return the loss as a tensor, so that it can be compiled. Throughout,
-:math:`w_k = p(x, z_k) / q(z_k \mid x)` with :math:`z_k \sim q(z \mid x)`.
+They return the loss as a tensor, so that it can be compiled. Throughout,
+:math:`w_k = p(x, z_k) / q(z_k \mid x)` with :math:`z_k \sim q(z \mid x)`. As for `log_weights`,
+these are the weights of each row if all sites of the programs are in one plate over the data, and
+otherwise those of the whole program: the importance-weighted bound is then that on the joint
+density of all rows. `FreeBitsELBO` and `CapacityELBO` require the plate.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import Independent
@@ -31,18 +34,23 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_vae.engine.distributed import mean_over_processes
-from pyro_vae.engine.importance import log_likelihood
+from pyro_vae.engine.importance import log_likelihood, trace_weights
+from pyro_vae.engine.joint import ONE_BY_ONE, Joint, Means
 from pyro_vae.engine.programs import (
     Batch,
     Program,
     Site,
+    StructureError,
+    has_rows,
     is_random,
+    is_summed_out,
     latent_sites,
     log_prob,
     sample_sites,
     site_sum,
     traces,
 )
+from pyro_vae.engine.structure import Structure, find_structure
 from pyro_vae.errors import RequestError, check_positive
 from pyro_vae.schedules import Constant, Linear, Schedule, value_at
 
@@ -61,15 +69,22 @@ class TensorELBO(ELBO, ABC):
         num_particles: Number of samples K for each row of the data.
         vectorize_particles: Draw the samples at once, in a plate at dim -2, or one by one.
 
+    Attributes:
+        sums_out: Whether sites with `infer={"enumerate": "parallel"}` are supported: `log_weights`
+            sums them out. False by default.
+
     Raises:
         ValueError: If `num_particles` is not positive.
     """
+
+    sums_out = False
 
     def __init__(self, num_particles: int = 1, vectorize_particles: bool = True) -> None:
         check_positive(num_particles=num_particles)
         super().__init__(
             num_particles, max_plate_nesting=1, vectorize_particles=vectorize_particles
         )
+        self._kind: Any = None
 
     @abstractmethod
     def tensor_loss(self, model: Program, guide: Program, args: tuple[Any, ...]) -> Tensor:
@@ -78,11 +93,13 @@ class TensorELBO(ELBO, ABC):
     def differentiable_loss(
         self, model: Program, guide: Program, *args: Any, **kwargs: Any
     ) -> Tensor:
-        if not args:
+        if kwargs and not args:
             name = type(self).__name__
             raise RequestError(
                 f"{name} requires the data as the first argument; pass it by position"
             )
+        kinds = tuple(map(type, (*args, *kwargs.values())))
+        self._kind = (model, guide, kinds, tuple(kwargs))
         return self.tensor_loss(partial(model, **kwargs), partial(guide, **kwargs), args)
 
     @torch.no_grad()
@@ -107,7 +124,81 @@ class TensorELBO(ELBO, ABC):
         return [1] * self.num_particles
 
 
-class ImportanceWeightedELBO(TensorELBO):
+class JointELBO(TensorELBO, ABC):
+    """An objective for programs of any structure.
+
+    Programs in one plate over the data have a loss for each row. All others are weighted as a
+    whole. They are told apart at the first call with arguments of the same types.
+
+    Arguments:
+        num_particles: Number of samples K.
+        vectorize_particles: Draw the samples at once or one by one. At once means, for programs in
+            one plate, in a plate at dim -2.
+
+    Attributes:
+        scaled: Whether scales of sites, such as beta, are supported.
+    """
+
+    scaled = False
+
+    def __init__(self, num_particles: int = 1, vectorize_particles: bool = True) -> None:
+        super().__init__(num_particles, vectorize_particles)
+        self._found: _Found | None = None
+
+    @abstractmethod
+    def loss_of_rows(self, model: Program, guide: Program, args: tuple[Any, ...]) -> Tensor:
+        """The loss of programs in one plate over the rows of `args[0]`.
+
+        Raises:
+            StructureError: If they are not.
+        """
+
+    @abstractmethod
+    def loss_of_joint(self, joint: Joint) -> Tensor:
+        """The loss of programs of another structure."""
+
+    def tensor_loss(self, model: Program, guide: Program, args: tuple[Any, ...]) -> Tensor:
+        known = self._found is not None and self._found.kind == self._kind
+        if has_rows(args) and not known:
+            before = torch.get_rng_state()
+            try:
+                return self.loss_of_rows(model, guide, args)
+            except StructureError:
+                torch.set_rng_state(before)
+        return self.loss_of_joint(self._joint(model, guide, args))
+
+    def _joint(self, model: Program, guide: Program, args: tuple[Any, ...]) -> Joint:
+        """The programs, which are not in one plate.
+
+        What they are is found at the first call with arguments of these types. Later calls read no
+        values of tensors, which would break a graph's tracing.
+        """
+        if not self.scaled:
+            model = _NoScales()(model)
+            guide = _NoScales()(guide)
+        if torch.is_grad_enabled():
+            guide = _Paths()(guide)
+        if self._found is None or self._found.kind != self._kind:
+            structure = find_structure(model, guide, args)
+            means = None
+            if not self.vectorize_particles:
+                means = ONE_BY_ONE
+            joint = Joint(model, guide, args, structure, means, self.scaled)
+            self._found = _Found(self._kind, structure, joint.means)
+            return joint
+        return Joint(model, guide, args, self._found.structure, self._found.means, self.scaled)
+
+
+class _Found(NamedTuple):
+    """What a `JointELBO` knows of programs that it has seen."""
+
+    kind: Any
+    """The programs, and the types of their arguments."""
+    structure: Structure
+    means: Means
+
+
+class ImportanceWeightedELBO(JointELBO):
     r"""The importance-weighted bound with K samples, the objective of the IWAE.
 
     .. math:: \mathcal{L}_K = \mathbb{E} \log \tfrac{1}{K} \sum_k w_k,
@@ -117,6 +208,7 @@ class ImportanceWeightedELBO(TensorELBO):
     :math:`\sum_k \tilde w_k \nabla \log w_k` with :math:`\tilde w_k = w_k / \sum_j w_j`. For the
     guide's parameters the signal-to-noise ratio of that estimate falls with K (Rainforth et al.,
     2018); that of `DReGELBO` does not. Scales other than 1, such as beta, are not supported.
+    Discrete sites that are marked for enumeration are summed out, see `log_weights`.
 
     See also:
         `pyro.infer.RenyiELBO` with alpha = 0 has the same value and gradient, but no tensor loss.
@@ -148,22 +240,28 @@ class ImportanceWeightedELBO(TensorELBO):
         (6.2965, 6.2965)
     """
 
+    sums_out = True
+
     def __init__(self, num_particles: int = 5, vectorize_particles: bool = True) -> None:
         super().__init__(num_particles, vectorize_particles)
 
-    def tensor_loss(self, model: Program, guide: Program, args: tuple[Any, ...]) -> Tensor:
+    def loss_of_joint(self, joint: Joint) -> Tensor:
+        log_p, log_q = joint.log_densities(joint.draw(self.num_particles), self.num_particles)
+        return -log_likelihood(log_p - log_q).sum()
+
+    def loss_of_rows(self, model: Program, guide: Program, args: tuple[Any, ...]) -> Tensor:
         x = args[0]
         weights = []
         for count in self._runs():
             p, q = traces(model, guide, Batch(*args), count)
             _refuse_scales(p, q)
             if torch.is_grad_enabled():
-                _require_reparameterized(q)
-            weights.append(site_sum(p, x, count) - site_sum(q, x, count))
+                _require_reparameterized(q, self.sums_out)
+            weights.append(trace_weights(p, q, x, count))
         return -log_likelihood(torch.cat(weights)).sum()
 
 
-class PathELBO(TensorELBO, ABC):
+class PathELBO(JointELBO, ABC):
     r"""A bound whose gradient reaches the guide's parameters only through the path of its samples.
 
     The parameters :math:`\phi` enter in three places: the density of the guide, the path
@@ -179,11 +277,7 @@ class PathELBO(TensorELBO, ABC):
         num_particles: Number of samples K.
         vectorize_particles: Draw the samples at once, in a plate at dim -2, or one by one.
 
-    Attributes:
-        scaled: Whether scales of sites, such as beta, are supported.
     """
-
-    scaled = False
 
     @abstractmethod
     def bound(self, log_weights: Tensor) -> Tensor:
@@ -196,7 +290,7 @@ class PathELBO(TensorELBO, ABC):
         Both have shape `(K, N)`.
         """
 
-    def tensor_loss(self, model: Program, guide: Program, args: tuple[Any, ...]) -> Tensor:
+    def loss_of_rows(self, model: Program, guide: Program, args: tuple[Any, ...]) -> Tensor:
         x = args[0]
         cut = _Cut()
         log_p = []
@@ -208,12 +302,36 @@ class PathELBO(TensorELBO, ABC):
             log_p.append(site_sum(p, x, count, scaled=self.scaled))
             log_q.append(site_sum(q, x, count, scaled=self.scaled))
         model_density = torch.cat(log_p)
-        log_weights = model_density - torch.cat(log_q)
+        return self._surrogate(model_density, model_density - torch.cat(log_q), cut.along_path)
+
+    def loss_of_joint(self, joint: Joint) -> Tensor:
+        paths = joint.draw(self.num_particles)
+        draws = dict(paths)
+        if torch.is_grad_enabled():
+            for name, path in paths.items():
+                draws[name] = path.detach().requires_grad_()
+
+        def along_path(target: Tensor) -> Tensor:
+            total = target.new_zeros(())
+            for name, draw in draws.items():
+                (slope,) = torch.autograd.grad(
+                    target, draw, retain_graph=True, materialize_grads=True
+                )
+                total = total + (paths[name] * slope).sum()
+            return total
+
+        log_p, log_q = joint.log_densities(draws, self.num_particles)
+        return self._surrogate(log_p, log_p - log_q, along_path)
+
+    def _surrogate(
+        self, model_density: Tensor, log_weights: Tensor, along_path: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """The loss, with the gradient of this estimator."""
         loss = -self.bound(log_weights.detach()).sum()
         if not torch.is_grad_enabled():
             return loss
         of_model, of_path = self.weights(log_weights.detach())
-        surrogate = (of_model * model_density).sum() + cut.along_path((of_path * log_weights).sum())
+        surrogate = (of_model * model_density).sum() + along_path((of_path * log_weights).sum())
         return loss - (surrogate - surrogate.detach())
 
 
@@ -314,6 +432,22 @@ class _Cut(Messenger):
             (slope,) = torch.autograd.grad(target + total, draw, retain_graph=True)
             total = total + (path * slope).sum()
         return total
+
+
+class _NoScales(Messenger):
+    """Raises `RequestError` for a site with a scale."""
+
+    def _pyro_post_sample(self, msg: Site) -> None:
+        if is_random(msg):
+            _refuse_scale(msg)
+
+
+class _Paths(Messenger):
+    """Raises `RequestError` for a draw that is not reparameterized."""
+
+    def _pyro_post_sample(self, msg: Site) -> None:
+        if is_random(msg) and not msg["is_observed"]:
+            _check_reparameterized(msg)
 
 
 class FreeBitsELBO(TensorELBO):
@@ -493,13 +627,15 @@ def _divergence(q: Any, p: Any, z: Tensor, alone: bool) -> Tensor:
     return q.log_prob(z) - p.log_prob(z)
 
 
-def _require_reparameterized(guide: Trace) -> None:
+def _require_reparameterized(guide: Trace, sums_out: bool = False) -> None:
     """Raise `RequestError` unless all samples of a guide are reparameterized.
 
-    Otherwise the gradient would ignore how they depend on the guide's parameters.
+    Otherwise the gradient would ignore how they depend on the guide's parameters. Sites that are
+    summed out have no samples.
     """
     for site in sample_sites(guide).values():
-        _check_reparameterized(site)
+        if not (sums_out and is_summed_out(site)):
+            _check_reparameterized(site)
 
 
 def _check_reparameterized(site: Site) -> None:
@@ -509,9 +645,12 @@ def _check_reparameterized(site: Site) -> None:
     while isinstance(fn, Independent):
         fn = fn.base_dist
     kind = type(fn).__name__
+    use = "Trace_ELBO"
+    if is_summed_out(site):
+        use = "TraceEnum_ELBO or ImportanceWeightedELBO"
     raise RequestError(
         f"this objective requires reparameterized samples, which site {site['name']} ({kind})"
-        " lacks; use Trace_ELBO"
+        f" lacks; use {use}"
     )
 
 
@@ -522,14 +661,19 @@ def _refuse_scales(*given: Trace) -> None:
     """
     for trace in given:
         for site in sample_sites(trace).values():
-            scale = site["scale"]
-            is_readable = is_validation_enabled() or not isinstance(scale, Tensor)
-            if is_readable and scale != 1:
-                raise RequestError(UNSCALED)
+            _refuse_scale(site)
+
+
+def _refuse_scale(site: Site) -> None:
+    scale = site["scale"]
+    is_readable = is_validation_enabled() or not isinstance(scale, Tensor)
+    if is_readable and scale != 1:
+        raise RequestError(UNSCALED)
 
 
 UNSCALED = (
-    "importance-weighted objectives do not support beta != 1 or other scales; leave beta at 1"
+    "importance-weighted objectives do not support beta != 1, subsampling or other scales; leave"
+    " beta at 1, and pass all rows of each plate"
 )
 
 
@@ -566,7 +710,7 @@ def check_objective(objective: Any, beta: Schedule, model: Trace, guide: Trace) 
             f"{name} is not supported by fit; use Trace_ELBO, with the compiled engine for speed"
         )
     if isinstance(objective, TensorELBO) and torch.is_grad_enabled():
-        _require_reparameterized(guide)
+        _require_reparameterized(guide, objective.sums_out)
     if isinstance(objective, TraceMeanField_ELBO):
         _check_closed_forms(name, model, guide)
 

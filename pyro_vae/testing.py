@@ -148,7 +148,8 @@ class LinearGaussianVAE(VAE):
         \quad \Rightarrow \quad p(x) = \mathcal{N}(b, W W^\top + \sigma^2 I)
 
     Its guide is a Gaussian with a full covariance matrix whose parameters are affine in x, so that
-    it can be the exact posterior. All methods are differentiable in all parameters.
+    it can be the exact posterior, unless values are missing. All methods are differentiable in all
+    parameters. Values of x that are NaN are missing; the exact results are given the others.
 
     References:
         | Probabilistic Principal Component Analysis (Tipping & Bishop, 1999)
@@ -183,20 +184,46 @@ class LinearGaussianVAE(VAE):
         """The exact log p(x) in nats, shape `(N,)`, of images `x`, shape `(N, *data_shape)`."""
         weight, bias = self.decoder.parameters()
         covariance = weight @ weight.T + self.variance * torch.eye(len(bias)).to(bias)
-        return dist.MultivariateNormal(bias, covariance).log_prob(x.flatten(1))
+        if not x.isnan().any():
+            return dist.MultivariateNormal(bias, covariance).log_prob(x.flatten(1))
+        scores = []
+        for row in x.flatten(1):
+            seen = ~row.isnan()
+            marginal = dist.MultivariateNormal(bias[seen], covariance[seen][:, seen])
+            scores.append(marginal.log_prob(row[seen]))
+        return torch.stack(scores)
 
     def exact_posterior(self, x: Tensor) -> TorchDistribution:
         """The exact p(z | x) at each image: batch_shape `(N,)`, event_shape `(latent_dim,)`."""
         weight, bias = self.decoder.parameters()
         precision = torch.eye(weight.shape[1]).to(bias) + weight.T @ weight / self.variance
-        loc = torch.linalg.solve(precision, weight.T @ (x.flatten(1) - bias).T / self.variance).T
+        residual = x.flatten(1) - bias
+        if x.isnan().any():
+            seen = (~x.flatten(1).isnan()).to(bias)
+            spread = torch.einsum("di,nd,dj->nij", weight, seen, weight)
+            precision = torch.eye(weight.shape[1]).to(bias) + spread / self.variance
+            residual = residual.nan_to_num()
+        moment = residual @ weight / self.variance
+        loc = torch.linalg.solve(precision, moment[..., None])[..., 0]
         return dist.MultivariateNormal(loc, precision_matrix=precision)
+
+    def exact_values(self, x: Tensor) -> TorchDistribution:
+        """The exact p(x' | x) of new values at the code of each image: event_shape `(D,)`.
+
+        Where a value of x is missing, it is the distribution of that value.
+        """
+        weight, bias = self.decoder.parameters()
+        p = self.exact_posterior(x)
+        noise = self.variance * torch.eye(len(bias)).to(bias)
+        covariance = weight @ p.covariance_matrix @ weight.T + noise
+        return dist.MultivariateNormal(p.mean @ weight.T + bias, covariance)
 
     def elbo(self, x: Tensor, beta: float = 1.0) -> Tensor:
         """The exact E log p(x | z) - beta KL of the guide as it is, in nats, shape `(N,)`."""
         weight, _ = self.decoder.parameters()
         q = self.encode(x)
-        spread = (weight @ q.scale_tril).square().sum((-2, -1)) / self.variance
+        seen = (~x.flatten(1).isnan()).to(weight)
+        spread = ((weight @ q.scale_tril).square().sum(-1) * seen).sum(-1) / self.variance
         identity = torch.eye(weight.shape[1]).to(weight)
         prior = dist.MultivariateNormal(torch.zeros_like(q.mean), identity)
         return self.decode(q.mean).log_prob(x) - spread / 2 - beta * kl_divergence(q, prior)

@@ -35,7 +35,13 @@ from pyro_vae.evaluation.check import annealed_log_likelihood, check_log_likelih
 from pyro_vae.evaluation.forecast import forecast
 from pyro_vae.evaluation.gap import inference_gap
 from pyro_vae.evaluation.information import information
-from pyro_vae.evaluation.metrics import Metrics, Scores, score_images, summarize
+from pyro_vae.evaluation.metrics import (
+    Metrics,
+    Scores,
+    label_metrics,
+    score_images,
+    summarize,
+)
 from pyro_vae.evaluation.probe import bayes_classifier, linear_probe
 from pyro_vae.evaluation.quadrature import latent_shapes
 from pyro_vae.reporting import figures, views
@@ -184,6 +190,8 @@ def _results(vae: Model, split: Split, images: Split, scores: Scores, config: Na
         )
     # The next numbers do not depend on which others were requested.
     pyro.set_rng_seed(config.seed)
+    if vae.infers_labels:
+        return results | label_metrics(vae, split, images, config.num_samples, batch_size, engine)
     if latent_shapes(vae, scored(vae, images[:1])).keys() == {"z"}:
         results["information"] = information(vae, split, batch_size=batch_size)._asdict()
     if config.calibration_images and vae.likelihood.is_density:
@@ -201,18 +209,20 @@ def _results(vae: Model, split: Split, images: Split, scores: Scores, config: Na
 
 def _probe(vae: Model, train: Split, split: Split, config: Namespace) -> Metrics:
     """The linear probe, if there are labels of at least two classes, and of no other ones."""
-    if split.labels is None or len(train.class_names()) < 2 or unknown_classes(train, split):
+    if not split.class_names() or len(train.class_names()) < 2 or unknown_classes(train, split):
         return {}
     pyro.set_rng_seed(config.seed)
-    seen = train.subset(min(PROBED, len(train)))
+    seen = train.labelled()
+    seen = seen.subset(min(PROBED, len(seen)))
     return {"linear_probe": linear_probe(vae, seen, split)._asdict()}
 
 
 def _classifier(vae: Model, split: Split, num_classes: int, config: Namespace) -> Metrics:
-    """The Bayes classifier of a model of images with classes."""
-    if not config.classify_images or split.covariates is not None:
+    """The Bayes classifier of a model of images with classes that it does not infer."""
+    if not config.classify_images or split.covariates is not None or vae.infers_labels:
         return {}
     pyro.set_rng_seed(config.seed)
+    split = split.labelled()
     chosen = split.subset(min(config.classify_images, len(split)))
     found = bayes_classifier(
         vae, chosen, num_classes, batch_size=config.batch_size, engine=config.engine
@@ -237,6 +247,9 @@ def _save(
         write(run.path / "figures" / f"k_curve-{name}.png", curve),
         write(run.path / "figures" / f"worst-{name}.png", worst),
     ]
+    if "classification" in results:
+        drawn = figures.png(figures.reliability(results["classification"]))
+        files.append(write(run.path / "figures" / f"reliability-{name}.png", drawn))
     if "calibration" in results:
         ranks = figures.png(figures.calibration(results["calibration"]))
         files.append(write(run.path / "figures" / f"calibration-{name}.png", ranks))
@@ -281,7 +294,8 @@ def _per_image(images: Split, index: Tensor, scores: Scores, unusual: dict[str, 
     """Scores of each image, its position in the split, its label and the name of its class."""
     arrays = {"index": index, "labels": images.labels}
     if images.labels is not None and images.classes is not None:
-        arrays["classes"] = np.array(images.classes)[images.labels.cpu().numpy()]
+        names = [figures.class_name(label, images.classes) for label in images.labels.tolist()]
+        arrays["classes"] = np.array(names)
     for name in PER_IMAGE:
         arrays[name] = getattr(scores, name)
     for name in ("typicality", "likelihood_regret"):

@@ -89,6 +89,8 @@ class Request:
         if self.config.label is None:
             return None
         self.vae.check_labels(self.images.y)
+        if self.images.y is None:
+            raise RequestError("--label needs images whose labels name the classes; add labels")
         if self.images.covariates is not None:
             return _covariates(self.config.label, self.images.covariates)
         return _class(self.config.label, self.images)
@@ -339,11 +341,12 @@ def _analogies(request: Request) -> Output:
             " --model ConditionalVAE"
         )
     split = request.images
-    if split.covariates is not None or split.labels is None:
+    if split.covariates is not None or not split.class_names():
         raise RequestError(
-            "analogies need classes, but this model uses covariates; use samples with --label"
+            "analogies need images with classes, but these have covariates or no labels; use"
+            " samples with --label"
         )
-    y = split.labels.unique()
+    y = split.labels[split.labels >= 0].unique()
     columns = request.config.columns or request.config.count or IMAGES
     made = views.analogies(request.vae, y, columns)
     return Output(

@@ -51,6 +51,9 @@ def table(metrics: Values, title: str, likelihood: Likelihood) -> str:
     if "log_likelihood_all_images" in metrics:
         note = "  control variate: ELBO"
         lines.append(_row("log p(x), all images", metrics["log_likelihood_all_images"], note))
+    if "log_joint" in metrics:
+        joint = metrics["log_joint"]
+        lines.append(_row("log p(x, y)", joint, f"  {joint['num_images']:,} known labels"))
     if "check" in metrics:
         lines += _check(metrics["check"])
     if "annealed" in metrics:
@@ -71,6 +74,8 @@ def table(metrics: Values, title: str, likelihood: Likelihood) -> str:
         lines.append(f"  {'active units':<20}{units}")
     if "information" in metrics:
         lines += _information(metrics["information"])
+    if "classification" in metrics:
+        lines += _classification(metrics["classification"])
     if "calibration" in metrics:
         lines += _calibration(metrics["calibration"])
     if "linear_probe" in metrics:
@@ -118,7 +123,9 @@ def _log_likelihood(value: Values, all_images: int) -> list[str]:
     effective = value["median_effective_sample_size"]
     lines.append(f"  {'  effective samples':<20}{effective:>10.1f}  median over images")
     if over is not None:
-        note = "unreliable there" if over else "zero is no proof"
+        note = "zero is no proof"
+        if over:
+            note = f"unreliable; over 1 for {value['share_of_images_with_k_hat_over_1']:.0%}"
         lines.append(f"  {'  k-hat over 0.7':<20}{over:>10.1%}  of images: {note}")
     return lines
 
@@ -190,6 +197,17 @@ def _anomalies(value: Values) -> list[str]:
             error = f"{found['standard_error']:.3f}"
         lines.append(f"    {name.replace('_', ' '):<20}{found['auroc']:>8.3f} ± {error}")
     return lines
+
+
+def _classification(value: Values) -> list[str]:
+    """The log loss is that of the known label, in nats per image."""
+    loss = f"{value['log_loss']:>10.3f} ± {value['log_loss_error']:.3f}"
+    bins = f"{value['calibration_error']:>10.1%}"
+    return [
+        _accuracy("classifier q(y | x)", value),
+        f"  {'  log loss':<20}{loss}  nats per label",
+        f"  {'  calibration error':<20}{bins}  expected, {len(value['bins'])} bins",
+    ]
 
 
 def _gap(value: Values) -> list[str]:

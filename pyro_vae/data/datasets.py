@@ -24,7 +24,7 @@ from pyro_vae.data.folders import read_folder
 from pyro_vae.data.host import HostSplit
 from pyro_vae.data.idx import read_idx
 from pyro_vae.data.reading import SUFFIXES, is_data_file, read_path
-from pyro_vae.data.split import Data, Split, class_message, shuffled
+from pyro_vae.data.split import Data, Split, class_message, shuffled, to_pixels
 from pyro_vae.errors import RequestError, check_choice, check_count
 
 logger = logging.getLogger("pyro_vae")
@@ -461,5 +461,5 @@ def _fixed_draw(split: Split) -> Split:
     """One draw of binary pixels for every image."""
     if isinstance(split, HostSplit):
         raise RequestError("binarization=static needs the training images in memory; use dynamic")
-    pixels = split.with_fixed_noise(2).scored("binary")
+    pixels = to_pixels(split.x, "binary", split.with_fixed_noise(2).noise)
     return split.with_x((pixels * 255).to(torch.uint8))

@@ -57,6 +57,9 @@ class HostSplit(Split):
             "the training images do not fit into memory; use the validation or the test images"
         )
 
+    def with_missing(self, fraction: float, seed: int = 0) -> Split:
+        raise RequestError("values can only be hidden in data that fit into memory; use fewer rows")
+
     def with_fixed_noise(self, stream: int = 0) -> Split:
         """The same split: noise of all images would not fit into memory."""
         return self

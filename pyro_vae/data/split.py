@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from pyro_vae.data.missing import check_fraction, hide_at_random, like_values, split_missing
 from pyro_vae.data.values import UNKNOWN, Classes, as_covariates, as_images, as_labels
 from pyro_vae.errors import RequestError, check_choice
 from pyro_vae.likelihoods import Pixels
@@ -21,7 +22,7 @@ logger = logging.getLogger("pyro_vae")
 # Seed of splits, noise and static binarization, independent of the run's seed.
 SEED = 0
 # The tensors of a split that a model does not need.
-EXTRAS = ("labels", "noise", "covariates")
+EXTRAS = ("labels", "noise", "covariates", "observed")
 MAX_CLASSES = 10_000
 # Classes that a message names.
 NAMED_CLASSES = 10
@@ -40,6 +41,8 @@ class Split:
         noise: Fixed uniform noise, shape of `x`, or None to draw it anew each time.
         covariates: Real numbers, shape `(N, C)`, or None.
         classes: The names of classes 0, 1, ..., or None if the numbers are their names.
+        observed: Bools, shape of `x`, False where a value is missing; None if none is. NaN in `x`
+            is missing, too. `x` holds zeros there, and `scored` gives NaN.
 
     Example:
         >>> split = Split(torch.rand(5, 8, 8) < 0.5, torch.arange(5), classes=tuple("abcde"))
@@ -52,10 +55,13 @@ class Split:
     noise: Tensor | None = None
     covariates: Tensor | None = None
     classes: Classes | None = None
+    observed: Tensor | None = None
 
     def __post_init__(self) -> None:
-        x = as_images(self.x, "x")
+        values, observed = split_missing(self.x, self.observed, "x")
+        x = as_images(values, "x")
         self._set("x", x)
+        self._set("observed", like_values(observed, x, "observed"))
         if self.labels is not None:
             labels, classes = as_labels(self.labels, len(x), "labels")
             self._set("labels", labels)
@@ -97,7 +103,7 @@ class Split:
 
     def scored(self, pixels: Pixels) -> Tensor:
         """The pixels that a likelihood scores: `to_pixels` with the split's noise."""
-        return to_pixels(self.x, pixels, self.noise)
+        return to_pixels(self.x, pixels, self.noise, self.observed)
 
     def with_fixed_noise(self, stream: int = 0) -> Split:
         """The same split with fixed noise, so that every call scores the same pixels.
@@ -113,11 +119,52 @@ class Split:
         noise = torch.rand(self.x.shape, generator=generator(stream))
         return self._changed({"noise": noise.to(self.x.device)})
 
+    def with_missing(self, fraction: float, seed: int = 0) -> Split:
+        """The same split without some values, each missing with probability `fraction`.
+
+        At least one value of each row stays observed.
+
+        Arguments:
+            fraction: From 0 to less than 1.
+            seed: Of the choice; it depends on the position of a row in the split.
+        """
+        check_fraction(fraction)
+        if fraction == 0:
+            return self
+        kept = hide_at_random(self.x, fraction, seed)
+        if self.observed is not None:
+            kept = kept & self.observed
+        values, observed = split_missing(self.x, kept, "x")
+        return self._changed({"x": values, "observed": observed})
+
+    def completed(self, values: Tensor, pixels: Pixels) -> Split:
+        """The same split with values in place of those that are missing, such as `impute` gives.
+
+        Arguments:
+            values: As the likelihood scores them, shape of `x`; converted to the dtype and the
+                units of `x`.
+            pixels: The kind of data that the likelihood scores.
+        """
+        if self.observed is None:
+            return self
+        x = torch.where(
+            self.observed, self.x, from_pixels(values.to(self.x.device), pixels, self.x)
+        )
+        return self._changed({"x": x, "observed": None})
+
     def with_x(self, x: Tensor) -> Self:
-        """The same split with other images, whose values are not checked."""
+        """The same split with other images, whose values are not checked.
+
+        Raises:
+            RequestError: If they have another shape, and there are missing values.
+        """
         noise = self.noise
         if x.shape != self.x.shape:
             noise = None
+            if self.observed is not None:
+                raise RequestError(
+                    "images with missing values cannot be resized; use them as they are"
+                )
         return self._changed({"x": x, "noise": noise})
 
     def without_covariates(self) -> Self:
@@ -361,7 +408,8 @@ class Data:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all images: equal for equal data."""
-        return _digest(split.x for split in self.splits)
+        masks = [split.observed for split in self.splits if split.observed is not None]
+        return _digest([*(split.x for split in self.splits), *masks])
 
     @cached_property
     def label_fingerprint(self) -> str:
@@ -383,6 +431,21 @@ class Data:
     def map(self, function: Callable[[Split], Split]) -> Data:
         """Apply a function to each split."""
         return Data(self.name, *map(function, self.splits))
+
+    def with_missing(self, fraction: float, seed: int = 0) -> Data:
+        """The same data without some values of each split, see `Split.with_missing`.
+
+        Example:
+            >>> data = Data("noise", *3 * [Split(torch.rand(50, 1, 8, 8))])
+            >>> x = data.with_missing(0.5).train.scored("unit")
+            >>> round(x.isnan().float().mean().item(), 1)
+            0.5
+        """
+        check_fraction(fraction)
+        parts = []
+        for position, split in enumerate(self.splits):
+            parts.append(split.with_missing(fraction, seed=3 * seed + position))
+        return Data(self.name, *parts)
 
 
 def unknown_classes(train: Split, other: Split) -> list[str]:
@@ -440,18 +503,31 @@ def _digest(tensors: Iterable[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def to_pixels(images: Tensor, pixels: Pixels, noise: Tensor | None = None) -> Tensor:
-    """Convert images to the pixels that a likelihood scores, float32.
+def to_pixels(
+    images: Tensor,
+    pixels: Pixels,
+    noise: Tensor | None = None,
+    observed: Tensor | None = None,
+) -> Tensor:
+    """Convert images to the pixels that a likelihood scores, float32; NaN where one is missing.
 
     Arguments:
         images: uint8, bool, or float32 in [0, 1].
         pixels: "binary" (1 with probability grey / 255), "unit" (grey / 255), "dequantized"
             ((byte + u) / 256) or "byte".
         noise: Uniform noise of the images' shape, for "binary" and "dequantized"; drawn if None.
+        observed: Which pixels are observed; None is all.
 
     Raises:
         RequestError: If `pixels` is none of these, or is "byte" for float images.
     """
+    values = _complete_pixels(images, pixels, noise)
+    if observed is None:
+        return values
+    return values.masked_fill(~observed, torch.nan)
+
+
+def _complete_pixels(images: Tensor, pixels: Pixels, noise: Tensor | None) -> Tensor:
     check_choice("pixels", pixels, Pixels)
     if images.dtype == torch.bool:
         images = images.to(torch.uint8) * 255
@@ -471,6 +547,23 @@ def to_pixels(images: Tensor, pixels: Pixels, noise: Tensor | None = None) -> Te
         return (noise < unit).to(unit.dtype)
     # float32 rounds some to 0 or 1, where densities are infinite
     return ((255 * unit + noise) / 256).clamp(2**-33, 1 - 2**-24)
+
+
+def from_pixels(values: Tensor, pixels: Pixels, like: Tensor) -> Tensor:
+    """Convert values that a likelihood scores to the dtype and the units of data.
+
+    Arguments:
+        values: The values, such as means, which may lie between those of the data.
+        pixels: The kind of data that the likelihood scores.
+        like: The data.
+    """
+    if pixels == "dequantized":
+        values = ((256 * values - 0.5) / 255).clamp(0, 1)
+    if like.dtype == torch.uint8 and pixels != "byte":
+        values = 255 * values
+    if not like.is_floating_point():
+        values = values.round()
+    return values.to(like.dtype)
 
 
 def shuffled(count: int) -> Tensor:

@@ -23,9 +23,9 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae.engine.patches import _patched, without_validation
-from pyro_vae.engine.programs import SAMPLES, Program, Site, latent_sites, log_prob, sample_sites
+from pyro_vae.engine.programs import SAMPLES, Program, Site, log_prob, sample_sites
 from pyro_vae.engine.random_state import forked_rng
-from pyro_vae.engine.structure import Structure, find_structure, is_fixed, row_dim
+from pyro_vae.engine.structure import Structure, is_fixed, row_dim
 from pyro_vae.errors import RequestError, first_line
 
 logger = getLogger("pyro_vae")
@@ -85,7 +85,7 @@ class Joint:
         self.args = args
         self.structure = structure
         self.scaled = scaled
-        self.subsamples: dict[str, Tensor] = {}
+        self.subsamples: dict[str, Any] = {}
         self.means = means or self._try()
 
     def draw(self, num_samples: int) -> dict[str, Tensor]:
@@ -113,13 +113,17 @@ class Joint:
     def _score(self, values: Values) -> tuple[Tensor, Tensor]:
         """The densities of one sample."""
         fixed = _At({**values, **self.subsamples})
-        q = _run(fixed(self.guide), self.args, self.scaled)
-        model = summing_out(poutine.replay(self.model, trace=q), self.structure)
-        p = _run(model, self.args, self.scaled)
+        q = self._trace(fixed(self.guide))
+        p = self._trace(summing_out(poutine.replay(self.model, trace=q), self.structure))
         log_p = log_joint(p, self.structure)
         deltas = total(q, self.structure, lambda site: is_fixed(site))
         log_q = total(q, self.structure, lambda site: not is_fixed(site))
         return _shaped(log_p - deltas, self._rows), _shaped(log_q, self._rows)
+
+    def _trace(self, program: Program) -> Trace:
+        if self.scaled:
+            return poutine.trace(program).get_trace(*self.args)
+        return unscaled_trace(program, self.args)
 
     @cached_property
     def _rows(self) -> tuple[int, ...]:
@@ -215,7 +219,7 @@ def summing_out(model: Program, structure: Structure) -> Program:
     if not structure.enumerated:
         return model
 
-    def configuration(site: Site) -> dict[str, Any]:
+    def configuration(site: Site) -> Any:
         if site["name"] in structure.enumerated:
             return {"enumerate": "parallel"}
         return {}
@@ -260,7 +264,7 @@ def _contract(trace: Trace, structure: Structure, which: Callable[[Site], bool])
             own = frozenset(plates[frame.name] for frame in frames)
             factors.setdefault(own, []).append(site["packed"]["log_prob"])
     summed = set(trace.symbol_to_dim) - set(plates.values())
-    kept = frozenset()
+    kept: frozenset[str] = frozenset()
     if structure.rows is not None:
         kept = frozenset(plates[structure.rows])
     with shared_intermediates() as cache:
@@ -305,9 +309,8 @@ def _draws(trace: Trace) -> dict[str, Site]:
     return {name: site for name, site in sample_sites(trace).items() if not is_fixed(site)}
 
 
-def _run(program: Program, args: tuple[Any, ...], scaled: bool) -> Trace:
-    if scaled:
-        return poutine.trace(program).get_trace(*args)
+def unscaled_trace(program: Program, args: tuple[Any, ...]) -> Trace:
+    """The trace of a program without the scales of its sites."""
     return poutine.trace(_Unscaled()(program)).get_trace(*args)
 
 

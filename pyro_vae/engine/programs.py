@@ -10,6 +10,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
@@ -22,6 +23,12 @@ Site = Any
 
 # The name of the plate over samples, at dim -2; the data are at dim -1.
 SAMPLES = "importance samples"
+# The first dimension of the values of sites that are summed out, to the left of the samples.
+SUMMED_DIM = -3
+
+
+class StructureError(RequestError):
+    """Programs that are not in one plate over the rows, or differ in their latent sites."""
 
 
 class Batch:
@@ -101,7 +108,9 @@ def traces(
 ) -> tuple[Trace, Trace]:
     """The traces of the model and of the guide, with the same latent values.
 
-    Several samples are drawn at once, under a plate at dim -2 around both programs.
+    Several samples are drawn at once, under a plate at dim -2 around both programs. Sites of the
+    guide with `infer={"enumerate": "parallel"}` are not drawn: they have all their values, in a
+    dimension to the left of the samples.
 
     Arguments:
         model: A Pyro program whose sites are all in one plate of `len(batch)` rows at dim -1.
@@ -111,17 +120,18 @@ def traces(
         at_draws: An effect handler around the guide, inside its trace.
 
     Raises:
-        ValueError: If a site is outside the plate, the latent sites of the two programs differ, or
-            the programs do not broadcast over the samples.
+        StructureError: If a site is outside the plate, or the latent sites of the programs differ.
+        ValueError: If the programs do not broadcast over the samples.
     """
     check_positive(num_samples=num_samples)
     try:
         p, q = _run(model, guide, batch, num_samples, at_draws)
-    except (RuntimeError, ValueError, IndexError) as error:
+    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         if num_samples == 1:
             raise
         # Raises what is wrong without the plate, if anything is.
-        _run(model, guide, batch, 1, at_draws)
+        p, q = _run(model, guide, batch, 1, at_draws)
+        _check_sites(p, q, len(batch))
         raise RequestError(
             f"the programs fail under a plate of {num_samples} samples to the left of the data"
             f" ({first_line(error)}); let them broadcast over dim -2, or draw one sample at a time:"
@@ -141,7 +151,7 @@ def _run(
     samples: AbstractContextManager[Any] = nullcontext()
     if num_samples > 1:
         samples = pyro.plate(SAMPLES, num_samples, dim=-2)
-    with samples:
+    with EnumMessenger(first_available_dim=SUMMED_DIM), samples:
         with at_draws or nullcontext():
             q = poutine.trace(guide).get_trace(*batch)
         p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*batch)
@@ -160,8 +170,16 @@ def trace_at(
             `(num_samples, N)`.
         num_samples: Number of values for each row.
     """
-    with pyro.plate(SAMPLES, num_samples, dim=-2):
+    with (
+        EnumMessenger(first_available_dim=SUMMED_DIM),
+        pyro.plate(SAMPLES, num_samples, dim=-2),
+    ):
         return poutine.trace(poutine.condition(model, data=dict(latents))).get_trace(*batch)
+
+
+def has_rows(args: tuple[Any, ...]) -> bool:
+    """Whether the first argument of programs is a tensor with rows."""
+    return bool(args) and isinstance(args[0], Tensor) and args[0].ndim > 0
 
 
 def sample_sites(trace: Trace) -> dict[str, Site]:
@@ -172,6 +190,11 @@ def sample_sites(trace: Trace) -> dict[str, Site]:
 def latent_sites(model: Trace) -> dict[str, Site]:
     """The random sites of a model that are not observed, by name."""
     return {name: site for name, site in sample_sites(model).items() if not site["is_observed"]}
+
+
+def is_summed_out(site: Site) -> bool:
+    """Whether a latent site is discrete and to be summed out rather than drawn."""
+    return not site["is_observed"] and site["infer"].get("enumerate") == "parallel"
 
 
 def is_random(site: Site) -> bool:
@@ -195,6 +218,8 @@ def site_sum(
 ) -> Tensor:
     """The summed log-probability of some sites of a trace, shape `(num_samples, N)`.
 
+    Sites that are summed out add a dimension on the left, with an entry for each of their values.
+
     Arguments:
         trace: The trace of a model or a guide.
         x: The data, N rows.
@@ -209,32 +234,32 @@ def site_sum(
             if scaled:
                 score = score * site["scale"]
             total = total + score
-    return total.expand(num_samples, len(x))
+    return total.expand(torch.broadcast_shapes(total.shape, (num_samples, len(x))))
 
 
 def _check_sites(model: Trace, guide: Trace, size: int) -> None:
-    """Raise `RequestError` unless the latent sites are the same, and all sites in the plate."""
+    """Raise `StructureError` unless the latent sites are the same, and all sites in the plate."""
     p = sample_sites(model)
     q = sample_sites(guide)
     latent = latent_sites(model).keys()
     sampled = {name for name, site in q.items() if not site["infer"].get("is_auxiliary")}
     if latent != sampled:
         names = ", ".join(sorted(latent ^ sampled))
-        raise RequestError(
+        raise StructureError(
             f"model and guide need the same latent sites, but only one of them has {names}"
         )
     check_plates({**p, **q}, size)
 
 
 def check_plates(sites: Mapping[str, Site], size: int) -> None:
-    """Raise `RequestError` unless each site is in one plate over the data.
+    """Raise `StructureError` unless each site is in one plate over the data.
 
     It may be in that over samples, too.
     """
     for name, site in sites.items():
         plates = [plate for plate in site["cond_indep_stack"] if plate.name != SAMPLES]
         if [(plate.dim, plate.size) for plate in plates] != [(-1, size)]:
-            raise RequestError(
+            raise StructureError(
                 f"site {name} is not in exactly one plate of {size} rows at dim -1; put every site"
                 " of model and guide inside `with pyro.plate('data', len(x))`"
             )

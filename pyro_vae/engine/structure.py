@@ -10,9 +10,8 @@ import torch
 from pyro import poutine
 from pyro.distributions import Delta
 from pyro.poutine.trace_struct import Trace
-from torch import Tensor
 
-from pyro_vae.engine.programs import Program, Site, latent_sites, sample_sites
+from pyro_vae.engine.programs import Program, Site, has_rows, latent_sites, sample_sites
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
 
@@ -24,8 +23,6 @@ class Structure:
     Attributes:
         rows: The name of the plate over the rows of the first argument, if every site is inside it:
             the rows are independent, and each has a weight. None: the whole program has one weight.
-        is_one_plate: Whether that plate, at dim -1, is the only plate of every site, and nothing is
-            summed out.
         enumerated: The discrete latent sites of the model that the guide lacks; they are summed
             out.
         nesting: The number of dimensions that plates take.
@@ -34,7 +31,6 @@ class Structure:
     """
 
     rows: str | None
-    is_one_plate: bool
     enumerated: frozenset[str]
     nesting: int
     dims: Mapping[str, int]
@@ -90,7 +86,6 @@ def find_structure(model: Program, guide: Program | None, args: tuple[Any, ...])
                 subsampled = frame.name
     return Structure(
         rows=rows,
-        is_one_plate=rows is not None and not enumerated and nesting == 1,
         enumerated=enumerated,
         nesting=nesting,
         dims={name: site["value"].ndim for name, site in drawn.items() if not is_fixed(site)},
@@ -133,7 +128,7 @@ def _check_latents(latent: Iterable[str], drawn: Mapping[str, Site]) -> None:
 
 def _row_plate(sites: list[Site], args: tuple[Any, ...]) -> str | None:
     """The name of the only plate of `len(args[0])` rows that all sites are in."""
-    if not sites or not args or not isinstance(args[0], Tensor) or args[0].ndim == 0:
+    if not has_rows(args):
         return None
     names = None
     for site in sites:

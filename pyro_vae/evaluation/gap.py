@@ -17,8 +17,7 @@ from pyro_vae.engine.programs import Batch, Program
 from pyro_vae.engine.progress import progress_bar
 from pyro_vae.errors import RequestError, check_positive
 from pyro_vae.evaluation.ais import annealed_log_weights, can_anneal
-from pyro_vae.evaluation.batch import BatchLike, scored
-from pyro_vae.evaluation.codes import IMAGES
+from pyro_vae.evaluation.batch import IMAGES, BatchLike, scored
 from pyro_vae.evaluation.metrics import RELIABLE, Metrics, score, summary
 from pyro_vae.evaluation.quadrature import has_two_dimensions, quadrature_log_likelihood
 from pyro_vae.objectives import StickingTheLandingELBO
@@ -227,6 +226,8 @@ def _best_params(
 ) -> Tensor:
     """The parameters of the best posterior of each image, `(N, num_params, latent_dim)`."""
     check_positive(steps=steps, rounds=rounds, learning_rate=learning_rate, draws=draws)
+    if vae.infers_labels:
+        raise RequestError("the inference gap needs a model whose latent sites are all continuous")
     with torch.no_grad():
         params = torch.cat([_posterior_params(vae, rows) for rows in batch.split(IMAGES)])
     if not vae.posterior(params[:1]).has_rsample:

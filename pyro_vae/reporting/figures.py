@@ -18,7 +18,9 @@ from torch import Tensor
 from pyro_vae.data.split import Data
 from pyro_vae.evaluation.batch import scored
 from pyro_vae.evaluation.codes import codes
-from pyro_vae.reporting import views
+from pyro_vae.evaluation.labels import classify, known_labels
+from pyro_vae.likelihoods import IMAGE_DIMS
+from pyro_vae.reporting import vectors, views
 from pyro_vae.reporting.projection import projection
 from pyro_vae.vae import Model
 
@@ -42,6 +44,8 @@ COLOURS = (
     "#332288",
 )
 BLUE, ORANGE, GREEN = COLOURS[:3]
+# Of images without a label, where ten classes have the other colours.
+GREY = "#999999"
 # The colours of curves, in pictures and on pages.
 CURVE_COLOURS = {"training": BLUE, "validation": ORANGE, "training, -loss": GREEN}
 
@@ -127,6 +131,8 @@ def grid(
         row_labels: Labels at the left of the rows.
         column_labels: Labels above the columns.
     """
+    caption = vectors.caption(images)
+    images = vectors.pictures(images)
     height, width = images.shape[-2:]
     columns = min(columns or ceil(sqrt(len(images) * height / width)), len(images))
     rows = ceil(len(images) / columns)
@@ -148,6 +154,8 @@ def grid(
     )
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
+    if caption:
+        figure.supxlabel(caption, fontsize=8)
     return figure
 
 
@@ -160,7 +168,11 @@ def tile(images: Tensor, columns: int) -> np.ndarray:
 
 
 def as_drawn(images: Tensor) -> Tensor:
-    """Images as they are drawn: the first three of 3 or 4 channels, or an inverted grey channel."""
+    """Data as they are drawn.
+
+    Images with 3 or 4 channels are RGB, others an inverted grey channel. Vectors are curves.
+    """
+    images = vectors.pictures(images)
     if images.shape[1] in (3, 4):
         return images[:, :3]
     return 1 - images.mean(1, keepdim=True)
@@ -184,7 +196,12 @@ def samples(images: Tensor, mean: bool = True, columns: int | None = None) -> Fi
 
 
 def reconstructions(images: Tensor, title: str) -> Figure:
-    """Draw the images of `views.reconstructions`, each image above its reconstruction."""
+    """Draw the images of `views.reconstructions`, each image above its reconstruction.
+
+    The curves of a vector and of its reconstruction are in one picture.
+    """
+    if images.ndim < 2 + IMAGE_DIMS:
+        return grid(images, f"{title} (orange: mean of p(x | z))")
     rows = images.transpose(0, 1).flatten(0, 1)
     return grid(rows, title, len(images), ["image", "mean of p(x | z)"])
 
@@ -339,6 +356,7 @@ def latent(
 ) -> Figure:
     """Draw a scatter plot of codes, coloured by label if there are at most ten labels.
 
+    Codes whose label is unknown are left out, unless all are.
     The name of each label stands at the median of its codes, because ten colours alone are hard to
     tell apart. More than two dimensions are projected on their first two principal components.
 
@@ -348,6 +366,9 @@ def latent(
         title: The figure's title.
         classes: The names of the classes, such as `Split.classes`.
     """
+    if labels is not None and bool((labels >= 0).any()):
+        codes = codes[(labels >= 0).to(codes.device)]
+        labels = labels[labels >= 0]
     if labels is None or len(labels.unique()) > len(COLOURS):
         labels = torch.zeros(len(codes), dtype=torch.int64)
     present, groups = labels.cpu().unique(return_inverse=True)
@@ -362,6 +383,29 @@ def latent(
     if len(present) > 1:
         names = [plain(class_name(label, classes)) for label in present.tolist()]
         _name_groups(axes, names, points, groups)
+    return figure
+
+
+def reliability(classification: Mapping[str, Any]) -> Figure:
+    """Draw the reliability diagram of a classifier: accuracy over confidence, in bins.
+
+    Arguments:
+        classification: The `classification` of `evaluate`.
+    """
+    bins = classification["bins"]
+    confidence = [each["confidence"] for each in bins]
+    accuracy = [each["accuracy"] for each in bins]
+    errors = [each["standard_error"] for each in bins]
+    figure, axes = _subplots(4.8, 4.4)
+    axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="calibrated")
+    axes.errorbar(confidence, accuracy, errors, color=BLUE, marker="o", capsize=3, label="q(y | x)")
+    for each in bins:
+        point = each["confidence"], each["accuracy"]
+        axes.annotate(f"{each['num_images']:,}", point, (6, -10), textcoords="offset points")
+    title = f"{classification['accuracy']:.1%} right, calibration error"
+    title += f" {classification['calibration_error']:.1%}, {classification['num_images']:,} images"
+    axes.set(title=title, xlabel="probability of the most likely class", ylabel="share right")
+    axes.legend(frameon=False, loc="upper left")
     return figure
 
 
@@ -404,10 +448,12 @@ def figures_of(vae: Model, data: Data, records: Sequence[Record] = ()) -> dict[s
     }
     if records:
         drawn = {"curves": curves(records), **drawn}
-    y = batch.y
-    if vae.needs_labels and y is not None and not y.is_floating_point():
-        labels = y.unique()
+    labels = images.labels
+    if vae.needs_labels and labels is not None and images.covariates is None:
+        labels = labels[labels >= 0].unique().to(batch.x.device)
         drawn["analogies"] = analogies(views.analogies(vae, labels), labels, images.classes)
+    if vae.infers_labels and known_labels(vae, data.test) is not None:
+        drawn["reliability"] = reliability(classify(vae, data.test).summary())
     if vae.latent_dim == 2 and not vae.needs_labels:
         drawn["manifold"] = manifold(*views.manifold(vae))
     return drawn

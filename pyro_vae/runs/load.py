@@ -15,7 +15,7 @@ from pyro_vae.data.datasets import TORCHVISION, load_data, load_images, stored_n
 from pyro_vae.data.split import Data, Split
 from pyro_vae.errors import RequestError, check_choice
 from pyro_vae.networks import Shape
-from pyro_vae.runs.build import build_stored_model, pick_binarization
+from pyro_vae.runs.build import build_stored_model, pick_binarization, with_asked_labels
 from pyro_vae.runs.checkpoints import Checkpoint, load_checkpoint, load_parameters
 from pyro_vae.runs.folder import Run, Which
 from pyro_vae.runs.recipe import Recipe
@@ -113,6 +113,7 @@ class SavedRun:
             image_shape=recipe.image_shape,
             condition_on=recipe.condition_on,
         )
+        data = with_asked_labels(recipe, data)
         self._check_shape(recipe.data, data.shape)
         if not self.checkpoint.is_of(data, "labels" in self.checkpoint.content):
             logger.warning(

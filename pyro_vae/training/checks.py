@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pyro_vae.data.split import Split
 from pyro_vae.engine import distributed
 from pyro_vae.engine.programs import Batch
 from pyro_vae.errors import RequestError
@@ -55,6 +56,18 @@ def smallest_share(batch_size: int, images: int) -> int:
     """The smallest number of images that a process has of a batch, the last one included."""
     last = images % batch_size or batch_size
     return last // distributed.world_size()
+
+
+def check_columns(train: Split) -> None:
+    """Raise `RequestError` if an element of the training data is missing in every row."""
+    if train.observed is None:
+        return
+    never = (~train.observed.any(0)).nonzero().tolist()
+    if never:
+        raise RequestError(
+            f"{len(never):,} elements of x are missing in all training rows, such as the one at"
+            f" {tuple(never[0])}; remove them from the data"
+        )
 
 
 def check_model(vae: Model, batch: Batch) -> None:

@@ -126,11 +126,12 @@ class SemiSupervisedVAE(ConditionalVAE):
 
     def q_y(self, x: Tensor) -> dist.Categorical:
         """The classifier q(y | x): batch_shape `(N,)`."""
-        return dist.Categorical(logits=self.classifier(self.likelihood.unit(x)))
+        return dist.Categorical(logits=self.classifier(self.input_of(self.classifier, x)))
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """The posterior q(z | x, y) at labels of shape `(..., N)` or `(..., 1)`."""
-        inputs = self.likelihood.unit(x) + torch.tensordot(self.code(y), self.embedding, 1)
+        shift = torch.tensordot(self.code(y), self.embedding, 1)
+        inputs = self.input_of(self.encoder, x) + shift
         leading = inputs.shape[: inputs.ndim - x.ndim + 1]
         params = self.encoder(inputs.flatten(0, len(leading) - 1))
         q = self.posterior(params.unflatten(0, leading))

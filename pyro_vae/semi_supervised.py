@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from logging import getLogger
 from math import inf
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -23,7 +24,7 @@ from pyro_vae.vae import ConditionalVAE
 logger = getLogger("pyro_vae")
 
 # The site is not drawn: Pyro runs the programs at all its values.
-SUMMED_OUT = {"enumerate": "parallel"}
+SUMMED_OUT: Any = {"enumerate": "parallel"}
 
 
 class SemiSupervisedVAE(ConditionalVAE):
@@ -103,7 +104,8 @@ class SemiSupervisedVAE(ConditionalVAE):
         p_y = dist.Categorical(logits=self.log_p_y)
         with pyro.plate("images", len(x)):
             if y is not None:
-                with poutine.mask(mask=y >= 0):
+                known: Any = y >= 0
+                with poutine.mask(mask=known):
                     pyro.sample("label", p_y, obs=y.clamp(min=0))
             with poutine.scale(scale=beta):
                 y = pyro.sample("y", given(p_y, y), infer=SUMMED_OUT.copy())

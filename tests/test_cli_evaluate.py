@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 import pyro_vae as pv
 from pyro_vae.cli import evaluate as command
@@ -93,6 +94,8 @@ def test_evaluate_says_how_far_to_trust_it(run_dir, tmp_path, capfd):
         "2",
         "--calibration_images",
         "30",
+        "--normal",
+        *range(5),
         "--per_image",
         file,
     ]
@@ -105,6 +108,7 @@ def test_evaluate_says_how_far_to_trust_it(run_dir, tmp_path, capfd):
         "effective samples",
         "ELBO, same",
         "calibration",
+        "AUROC",
     ):
         assert said in out
     gap = results["inference_gap"]
@@ -125,7 +129,14 @@ def test_evaluate_says_how_far_to_trust_it(run_dir, tmp_path, capfd):
             "monte_carlo_error",
             "effective_sample_size",
             "pareto_k",
+            "typicality",
+            "likelihood_regret",
         } <= set(arrays)
+        anomalous = arrays["labels"] > 4
+        for name, found in results["anomalies"].items():
+            sign = -1 if name.startswith("minus_") else 1
+            values = sign * arrays[name.removeprefix("minus_")]
+            assert found["auroc"] == pytest.approx(roc_auc_score(anomalous, values))
         assert all(len(arrays[name]) == 40 for name in arrays)
         assert arrays["log_likelihood"].mean() == pytest.approx(results["log_likelihood"]["mean"])
         np.testing.assert_array_equal(arrays["labels"], data.test.labels[arrays["index"]])
@@ -133,6 +144,11 @@ def test_evaluate_says_how_far_to_trust_it(run_dir, tmp_path, capfd):
     for picture in (file for file in written(out) if file.suffix == ".png"):
         with Image.open(picture) as image:
             assert min(image.size) > 200
+
+
+def test_normal_labels_must_leave_anomalies(run_dir, refused, images):
+    assert "0 of 30" in refused("evaluate", run_dir, *SCORE, "--normal", *range(10))
+    assert "30 of 30" in refused("evaluate", run_dir, *SCORE, "--normal", 77)
 
 
 def test_evaluate_by_annealing(run_dir, capfd):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from logging import getLogger
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyro
+import torch
 from torch import Tensor
 
 from pyro_vae.cli.options import (
@@ -27,6 +28,7 @@ from pyro_vae.data.split import Split, unknown_classes
 from pyro_vae.engine import distributed
 from pyro_vae.engine.graphs import AnyEngine
 from pyro_vae.errors import RequestError
+from pyro_vae.evaluation.anomaly import anomaly_scores, auroc
 from pyro_vae.evaluation.batch import random_rows, scored
 from pyro_vae.evaluation.calibration import calibration
 from pyro_vae.evaluation.check import annealed_log_likelihood, check_log_likelihood
@@ -78,6 +80,7 @@ def evaluate(argv: list[str]) -> None:
         split = split.with_fixed_noise().to(device)
         index = split.subset_index(_count(config, split))
         images = split[index]
+        is_anomaly = _marked(images, config.normal)
         pyro.set_rng_seed(config.seed)
         scores = score_images(vae, images, config.num_samples, config.batch_size, config.engine)
         results = _results(vae, split, images, scores, config)
@@ -89,11 +92,15 @@ def evaluate(argv: list[str]) -> None:
             results |= _probe(vae, train, split, config)
         if saved.checkpoint.label_dim:
             results |= _classifier(vae, split, saved.checkpoint.label_dim, config)
+        unusual = _unusual(vae, images, scores, config)
+        if is_anomaly is not None:
+            found = {name: auroc(values, is_anomaly) for name, values in unusual.items()}
+            results["anomalies"] = {name: value._asdict() for name, value in found.items()}
         if distributed.is_main_process():
             logger.info(table(results, f"{name}, {config.checkpoint} checkpoint", vae.likelihood))
             files = []
             if config.per_image:
-                content = _per_image(images, index, scores)
+                content = _per_image(images, index, scores, unusual)
                 files.append(write(Path(config.per_image), content))
             if saves:
                 files += _save(vae, images, scores, results, run, config)
@@ -121,10 +128,12 @@ def _parser() -> ArgumentParser:
     add(parser, "batch_size", PositiveInt, None, "Decoder rows per pass; bounds the memory.")
     add(parser, "engine", AnyEngine, "auto", "What runs the passes.")
     text = (
-        "An .npz file for the scores of each image. log p(x) is no score of anomalies: blank images"
-        " often have a higher one than any image of the data."
+        "An .npz file for the scores of each image, with scores of anomalies. log p(x) is a poor"
+        " one: blank images often have a higher one than any image of the data."
     )
     add(parser, "per_image", str, None, text)
+    text = "Labels of normal images: how well the scores tell the others from them (AUROC)."
+    parser.add_argument("--normal", nargs="+", type=NonNegativeInt, metavar="LABEL", help=text)
     return parser
 
 
@@ -258,12 +267,38 @@ def _worst(vae: Model, images: Split, scores: Scores) -> figures.Figure:
     return figures.grid(x, title, len(x), column_labels=labels)
 
 
-def _per_image(images: Split, index: Tensor, scores: Scores) -> bytes:
+def _unusual(vae: Model, images: Split, scores: Scores, config: Namespace) -> dict[str, Tensor]:
+    """Scores of anomalies, if they are asked for."""
+    if not (config.per_image or config.normal):
+        return {}
+    pyro.set_rng_seed(config.seed)
+    return anomaly_scores(vae, images, scores, config.num_samples, config.batch_size, config.engine)
+
+
+def _marked(images: Split, normal: list[int] | None) -> Tensor | None:
+    """Which images are anomalies; None if no labels of normal ones are given."""
+    if normal is None:
+        return None
+    if images.labels is None:
+        raise RequestError("--normal needs images with labels")
+    is_anomaly = ~torch.isin(images.labels.cpu(), torch.tensor(normal))
+    if is_anomaly.all() or not is_anomaly.any():
+        raise RequestError(
+            f"--normal needs normal images and anomalies, but {int(is_anomaly.sum()):,} of"
+            f" {len(images):,} images have other labels"
+        )
+    return is_anomaly
+
+
+def _per_image(images: Split, index: Tensor, scores: Scores, unusual: dict[str, Tensor]) -> bytes:
     """Scores of each image, its position in the split, its label and the name of its class."""
-    arrays = {"index": index, "labels": images.labels}
+    arrays: dict[str, Any] = {"index": index, "labels": images.labels}
     if images.labels is not None and images.classes is not None:
         names = [figures.class_name(label, images.classes) for label in images.labels.tolist()]
         arrays["classes"] = np.array(names)
     for name in PER_IMAGE:
         arrays[name] = getattr(scores, name)
+    for name in ("typicality", "likelihood_regret"):
+        if name in unusual:
+            arrays[name] = unusual[name]
     return npz(arrays)

@@ -363,7 +363,7 @@ def _analogies(request: Request) -> Output:
             " --model ConditionalVAE"
         )
     split = request.images
-    if split.covariates is not None or not split.class_names():
+    if split.covariates is not None or split.labels is None or not split.class_names():
         raise RequestError(
             "analogies need images with classes, but these have covariates or no labels; use"
             " samples with --label"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pyro_vae.likelihoods import Likelihood
+from pyro_vae.likelihoods import Likelihood, noun
 from pyro_vae.training.fit import Record
 
 Values = Mapping[str, Any]
@@ -39,8 +39,10 @@ def epoch_line(record: Record, epochs: int) -> str:
 
 def table(metrics: Values, title: str, likelihood: Likelihood) -> str:
     """Metrics with their standard errors, one per line."""
+    each = noun(likelihood.data_dims)
+    values = "pixels" if each == "image" else "values"
+    first = f"{title}: {metrics['elbo']['num_images']:,} {each}s, {likelihood.pixels} {values}"
     lines = [
-        f"{title}: {metrics['elbo']['num_images']:,} images, {likelihood.pixels} pixels",
         "nats per image ± standard error over images",
         _row("ELBO", metrics["elbo"]),
         _row("reconstruction", metrics["reconstruction"]),
@@ -84,14 +86,18 @@ def table(metrics: Values, title: str, likelihood: Likelihood) -> str:
         lines.append(_accuracy("Bayes classifier", metrics["bayes_classifier"]))
     if "inference_gap" in metrics:
         lines += _gap(metrics["inference_gap"])
+    if "anomalies" in metrics:
+        lines += _anomalies(metrics["anomalies"])
     if "given" in metrics:
         lines.append(f"  (given the {metrics['given']} y: log p(x) stands for log p(x | y))")
     if "observed" in metrics:
         share = 1 - metrics["observed"]
         lines.append(f"  ({share:.1%} of the values are missing: x stands for those observed)")
+    if "exposure" in metrics:
+        lines.append("  (given the total of each row: log p(x) stands for log p(x | total))")
     if not likelihood.is_density:
         lines.append("  (the likelihood is a cross-entropy, not a density: not log-probabilities)")
-    return "\n".join(lines)
+    return "\n".join([first, *(line.replace("image", each) for line in lines)])
 
 
 def _row(name: str, value: Values, note: str = "") -> str:
@@ -193,6 +199,20 @@ def _classification(value: Values) -> list[str]:
         f"  {'  log loss':<20}{loss}  nats per label",
         f"  {'  calibration error':<20}{bins}  expected, {len(value['bins'])} bins",
     ]
+
+
+def _anomalies(value: Values) -> list[str]:
+    """The probability that an anomaly has a higher score than a normal image."""
+    first = next(iter(value.values()))
+    lines = [
+        f"  AUROC: {first['num_anomalies']:,} anomalies, {first['num_normal']:,} normal images"
+    ]
+    for name, found in value.items():
+        error = "-"
+        if found["standard_error"] is not None:
+            error = f"{found['standard_error']:.3f}"
+        lines.append(f"    {name.replace('_', ' '):<20}{found['auroc']:>8.3f} ± {error}")
+    return lines
 
 
 def _gap(value: Values) -> list[str]:

@@ -31,6 +31,7 @@ from pyro_vae.evaluation.batch import BatchLike, random_rows, scored
 from pyro_vae.evaluation.bits import Scale, scale_of
 from pyro_vae.evaluation.codes import ACTIVE, activity
 from pyro_vae.evaluation.labels import classify, known_labels
+from pyro_vae.likelihoods import noun
 from pyro_vae.vae import Model, default_batch_size
 
 ELBO_SAMPLES = 10
@@ -107,7 +108,8 @@ def evaluate(
         `elbo`, `reconstruction` and `kl` of all images and the `log_likelihood`, each with its
         `mean`, its `standard_error` over images, and the `num_samples` and `num_images` that it is
         based on. The log-likelihood also has the `monte_carlo_error` of the mean,
-        `share_of_images_with_k_hat_over_0.7`, `median_effective_sample_size` and
+        `share_of_images_with_k_hat_over_0.7`, `share_of_images_with_k_hat_over_1`, where no number
+        of samples suffices (`required_samples`), `median_effective_sample_size` and
         `elbo_same_images`. For a subset there is `log_likelihood_all_images`, see
         `two_phase_mean`. `bits_per_dimension`, of all images, is an upper bound in
         expectation, and says what it is `of`, see `scale_of`. `k_curve` has the bounds with 1, 2,
@@ -129,7 +131,8 @@ def evaluate(
         check_positive(num_images=num_images)
         if num_images > len(batch):
             raise RequestError(
-                f"num_images={num_images} exceeds the {len(batch)} images; use a smaller num_images"
+                f"num_images={num_images} exceeds the {len(batch)} {noun(batch.x.ndim - 1)}s; use a"
+                " smaller num_images"
             )
         rows = random_rows(batch, num_images)
     scores = score_images(vae, batch[rows], num_samples, batch_size, engine)
@@ -224,6 +227,8 @@ def summarize(
             "num_images": len(batch),
         }
         results["log_likelihood_all_images"] = of_all
+    if vae.likelihood.given_total:
+        results["exposure"] = "total"
     observed = (~batch.x.isnan()).double().mean().item()
     if observed < 1:
         results["observed"] = observed
@@ -333,7 +338,8 @@ def score(
     graphs = {count: Graph(partial(_pass, model, guide, count), engine) for count in set(counts)}
     parts: list[Scores] = []
     done = 0
-    with products("float32"), progress_bar(len(batch), "scoring") as bar:
+    unit = f" {noun(batch.x.ndim - 1)}s"
+    with products("float32"), progress_bar(len(batch), "scoring", unit) as bar:
         for rows in batch.split(max(1, batch_size // num_samples)):
             drawn = [graphs[count](*rows) for count in counts]
             values = [torch.cat(part) for part in zip(*drawn, strict=True)]
@@ -375,10 +381,13 @@ def _reliability(scores: Scores) -> Metrics:
     error = (scores.monte_carlo_error.square().sum().sqrt() / len(k_hat)).item()
     finite_error = error if isfinite(error) else None
     over = None
+    hopeless = None
     if not k_hat.isnan().any():
         over = (k_hat > RELIABLE).double().mean().item()
+        hopeless = (k_hat >= 1).double().mean().item()
     return {
         "monte_carlo_error": finite_error,
         "share_of_images_with_k_hat_over_0.7": over,
+        "share_of_images_with_k_hat_over_1": hopeless,
         "median_effective_sample_size": scores.effective_sample_size.quantile(0.5).item(),
     }

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from math import prod
 
+import torch
 from torch import Tensor, nn
 
 from pyro_vae.errors import RequestError, check_positive
@@ -22,7 +23,12 @@ class Network(nn.Module, ABC):
     decoder maps codes to the parameters of a likelihood, of shape `(num_params, *data_shape)`. The
     same class serves as either. Any `nn.Module` is accepted as a network. Constructor parameters
     named `in_shape` and `out_shape` are filled in by the command line.
+
+    Attributes:
+        mask_input: Whether an encoder receives missing values as NaN. Others receive zeros.
     """
+
+    mask_input = False
 
     # So that the command line accepts any module as a subclass of Network.
     @classmethod
@@ -44,9 +50,11 @@ class _Layers(nn.Module):
         in_shape: Shape,
         layers: Iterable[nn.Module],
         initialization: Initialization | None,
+        mask_input: bool = False,
     ) -> None:
         super().__init__()
         self.in_shape = in_shape
+        self.mask_input = mask_input
         self.layers = nn.Sequential(*layers)
         if initialization is None:
             return
@@ -55,6 +63,8 @@ class _Layers(nn.Module):
                 initialization(param)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.mask_input:
+            x = _with_mask(x)
         return self.layers(x)
 
 
@@ -68,6 +78,7 @@ class MLP(_Layers, Network):
         activation: Constructor of the activation, such as `torch.nn.Tanh`.
         initialization: Initializes each weight in place, such as `torch.nn.init.kaiming_normal_`;
             None is torch's default.
+        mask_input: Of an encoder: also read which values are observed.
 
     Example:
         >>> import torch
@@ -83,13 +94,15 @@ class MLP(_Layers, Network):
         hidden: Sequence[int] = (400,),
         activation: Callable[[], nn.Module] = nn.ReLU,
         initialization: Initialization | None = None,
+        mask_input: bool = False,
     ) -> None:
         check_positive(hidden=min(hidden, default=None))
-        widths = [prod(in_shape), *hidden]
+        widths = [prod(_read_shape(in_shape, mask_input)), *hidden]
         layers: list[nn.Module] = [nn.Flatten()]
         for width_in, width_out in pairwise(widths):
             layers += [nn.Linear(width_in, width_out), activation()]
-        super().__init__(in_shape, [*layers, *_head(widths[-1], out_shape)], initialization)
+        layers += _head(widths[-1], out_shape)
+        super().__init__(in_shape, layers, initialization, mask_input)
 
 
 class Linear(MLP):
@@ -119,6 +132,7 @@ class Gated(_Layers, Network):
         hidden: Width of each gated layer, from input to output.
         initialization: Initializes each weight in place, such as `torch.nn.init.kaiming_normal_`;
             None is torch's default.
+        mask_input: Of an encoder: also read which values are observed.
     """
 
     def __init__(
@@ -127,13 +141,15 @@ class Gated(_Layers, Network):
         out_shape: Shape,
         hidden: Sequence[int] = (300, 300),
         initialization: Initialization | None = None,
+        mask_input: bool = False,
     ) -> None:
         check_positive(hidden=min(hidden, default=None))
-        widths = [prod(in_shape), *hidden]
+        widths = [prod(_read_shape(in_shape, mask_input)), *hidden]
         layers: list[nn.Module] = [nn.Flatten()]
         for width_in, width_out in pairwise(widths):
             layers += [nn.Linear(width_in, 2 * width_out), nn.GLU()]
-        super().__init__(in_shape, [*layers, *_head(widths[-1], out_shape)], initialization)
+        layers += _head(widths[-1], out_shape)
+        super().__init__(in_shape, layers, initialization, mask_input)
 
 
 class Conv(_Layers, Network):
@@ -154,9 +170,11 @@ class Conv(_Layers, Network):
         activation: Constructor of the activation.
         initialization: Initializes each weight in place, such as `torch.nn.init.kaiming_normal_`;
             None is torch's default.
+        mask_input: Of an encoder: also read which values are observed, as further channels.
 
     Raises:
-        ValueError: If the lists differ in length, or a stride exceeds its kernel size.
+        ValueError: If the lists differ in length, a stride exceeds its kernel size, or neither
+            inputs nor outputs are images.
 
     Example:
         >>> import torch
@@ -175,6 +193,7 @@ class Conv(_Layers, Network):
         strides: Sequence[int] = (2, 2),
         activation: Callable[[], nn.Module] = nn.ReLU,
         initialization: Initialization | None = None,
+        mask_input: bool = False,
     ) -> None:
         if not len(channels) == len(kernel_sizes) == len(strides) > 0:
             lengths = f"{len(channels)}, {len(kernel_sizes)} and {len(strides)}"
@@ -183,18 +202,39 @@ class Conv(_Layers, Network):
                 f" {lengths}"
             )
         check_positive(channels=min(channels), kernel_sizes=min(kernel_sizes), strides=min(strides))
+        if len(in_shape) != 3 and len(out_shape) < 3:
+            raise RequestError(
+                f"Conv maps images, but gets inputs of shape {tuple(in_shape)} and outputs of shape"
+                f" {tuple(out_shape)}; use MLP for vectors"
+            )
         options = list(zip(kernel_sizes, strides, strict=True))
         build = _down if len(in_shape) == 3 else _up
         super().__init__(
             in_shape,
-            build(in_shape, out_shape, list(channels), options, activation),
+            build(
+                _read_shape(in_shape, mask_input), out_shape, list(channels), options, activation
+            ),
             initialization,
+            mask_input,
         )
 
 
 def batched(network: nn.Module, z: Tensor) -> Tensor:
     """Apply a network to vectors `z`, shape `(..., in_features)`, with any leading dimensions."""
     return network(z.flatten(0, -2)).unflatten(0, z.shape[:-1])
+
+
+def _read_shape(in_shape: Shape, mask_input: bool) -> Shape:
+    """The shape of one input, joined with the mask if it is read."""
+    if not mask_input:
+        return in_shape
+    return (2 * in_shape[0], *in_shape[1:])
+
+
+def _with_mask(x: Tensor) -> Tensor:
+    """Inputs with zeros for what is missing, joined with ones where they are observed."""
+    missing = x.isnan()
+    return torch.cat([x.masked_fill(missing, 0.0), (~missing).to(x.dtype)], 1)
 
 
 def _down(

@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_vae.engine.distributed import mean_over_processes
-from pyro_vae.engine.importance import log_likelihood
+from pyro_vae.engine.importance import log_likelihood, trace_weights
 from pyro_vae.engine.joint import ONE_BY_ONE, Joint, Means
 from pyro_vae.engine.programs import (
     Batch,
@@ -43,6 +43,7 @@ from pyro_vae.engine.programs import (
     StructureError,
     has_rows,
     is_random,
+    is_summed_out,
     latent_sites,
     log_prob,
     sample_sites,
@@ -57,7 +58,7 @@ from pyro_vae.schedules import Constant, Linear, Schedule, value_at
 class TensorELBO(ELBO, ABC):
     """An ELBO whose loss is a tensor, in nats, summed over the data.
 
-    To write your own, subclass it and write `tensor_loss`:
+    To write your own, subclass it and write `tensor_loss`::
 
         class TemperedELBO(TensorELBO):
             def tensor_loss(self, model, guide, args):
@@ -68,9 +69,15 @@ class TensorELBO(ELBO, ABC):
         num_particles: Number of samples K for each row of the data.
         vectorize_particles: Draw the samples at once, in a plate at dim -2, or one by one.
 
+    Attributes:
+        sums_out: Whether sites with `infer={"enumerate": "parallel"}` are supported: `log_weights`
+            sums them out. False by default.
+
     Raises:
         ValueError: If `num_particles` is not positive.
     """
+
+    sums_out = False
 
     def __init__(self, num_particles: int = 1, vectorize_particles: bool = True) -> None:
         check_positive(num_particles=num_particles)
@@ -201,6 +208,7 @@ class ImportanceWeightedELBO(JointELBO):
     :math:`\sum_k \tilde w_k \nabla \log w_k` with :math:`\tilde w_k = w_k / \sum_j w_j`. For the
     guide's parameters the signal-to-noise ratio of that estimate falls with K (Rainforth et al.,
     2018); that of `DReGELBO` does not. Scales other than 1, such as beta, are not supported.
+    Discrete sites that are marked for enumeration are summed out, see `log_weights`.
 
     See also:
         `pyro.infer.RenyiELBO` with alpha = 0 has the same value and gradient, but no tensor loss.
@@ -232,6 +240,8 @@ class ImportanceWeightedELBO(JointELBO):
         (6.2965, 6.2965)
     """
 
+    sums_out = True
+
     def __init__(self, num_particles: int = 5, vectorize_particles: bool = True) -> None:
         super().__init__(num_particles, vectorize_particles)
 
@@ -246,8 +256,8 @@ class ImportanceWeightedELBO(JointELBO):
             p, q = traces(model, guide, Batch(*args), count)
             _refuse_scales(p, q)
             if torch.is_grad_enabled():
-                _require_reparameterized(q)
-            weights.append(site_sum(p, x, count) - site_sum(q, x, count))
+                _require_reparameterized(q, self.sums_out)
+            weights.append(trace_weights(p, q, x, count))
         return -log_likelihood(torch.cat(weights)).sum()
 
 
@@ -617,13 +627,15 @@ def _divergence(q: Any, p: Any, z: Tensor, alone: bool) -> Tensor:
     return q.log_prob(z) - p.log_prob(z)
 
 
-def _require_reparameterized(guide: Trace) -> None:
+def _require_reparameterized(guide: Trace, sums_out: bool = False) -> None:
     """Raise `RequestError` unless all samples of a guide are reparameterized.
 
-    Otherwise the gradient would ignore how they depend on the guide's parameters.
+    Otherwise the gradient would ignore how they depend on the guide's parameters. Sites that are
+    summed out have no samples.
     """
     for site in sample_sites(guide).values():
-        _check_reparameterized(site)
+        if not (sums_out and is_summed_out(site)):
+            _check_reparameterized(site)
 
 
 def _check_reparameterized(site: Site) -> None:
@@ -633,9 +645,12 @@ def _check_reparameterized(site: Site) -> None:
     while isinstance(fn, Independent):
         fn = fn.base_dist
     kind = type(fn).__name__
+    use = "Trace_ELBO"
+    if is_summed_out(site):
+        use = "TraceEnum_ELBO or ImportanceWeightedELBO"
     raise RequestError(
         f"this objective requires reparameterized samples, which site {site['name']} ({kind})"
-        " lacks; use Trace_ELBO"
+        f" lacks; use {use}"
     )
 
 
@@ -695,7 +710,7 @@ def check_objective(objective: Any, beta: Schedule, model: Trace, guide: Trace) 
             f"{name} is not supported by fit; use Trace_ELBO, with the compiled engine for speed"
         )
     if isinstance(objective, TensorELBO) and torch.is_grad_enabled():
-        _require_reparameterized(guide)
+        _require_reparameterized(guide, objective.sums_out)
     if isinstance(objective, TraceMeanField_ELBO):
         _check_closed_forms(name, model, guide)
 

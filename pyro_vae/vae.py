@@ -15,11 +15,14 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor, nn
 
+from pyro_vae.distributions import leave_out_missing
+from pyro_vae.engine.importance import log_weights
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError, check_positive
-from pyro_vae.likelihoods import Likelihood, Pixels
+from pyro_vae.likelihoods import IMAGE_DIMS, Likelihood, Pixels, standardization
 from pyro_vae.networks import MLP, Shape, batched
 from pyro_vae.posteriors import DiagonalNormal, Posterior
 from pyro_vae.priors import Prior
@@ -32,7 +35,7 @@ _instances = count()
 class Model(nn.Module, ABC):
     """A generative model of images and its guide.
 
-    To write your own, subclass it and write the two programs:
+    To write your own, subclass it and write the two programs::
 
         class Shifted(Model):
             def __init__(self, encoder, posterior, decoder, likelihood, latent_dim: int) -> None:
@@ -60,15 +63,19 @@ class Model(nn.Module, ABC):
     attributes below. If q(z | x) is not the posterior of the encoder's outputs, override `encode`.
 
     What the constructor may ask for: the command line fills in the parameters that are named
-    `prior`, `encoder`, `posterior`, `decoder`, `likelihood`, `latent_dim`, `data_shape` and
-    `label_dim`. All other parameters are options. An option named `prior_dim` is also the number of
-    dimensions of the prior that is filled in, which has `latent_dim` dimensions otherwise.
+    `prior`, `encoder`, `posterior`, `decoder`, `likelihood`, `classifier`, `latent_dim`,
+    `data_shape` and `label_dim`. All other parameters are options. An option named `prior_dim` is
+    also the number of dimensions of the prior that is filled in, which has `latent_dim` dimensions
+    otherwise.
 
     Attributes:
         latent_dim: Number of dimensions of the site `z`.
-        needs_labels: Whether the programs require y. False by default.
+        needs_labels: Whether the programs use y. False by default.
+        infers_labels: Whether labels may be unknown, which is -1, or None for all. False by
+            default.
         decodes_labels: Whether the decoder reads z joined with a code of y of `label_dim` elements.
             False by default.
+        default_objective: The class of the objective that `fit` uses if none is given.
 
     Arguments:
         encoder: Network from images, `(N, *data_shape)`, to the posterior's parameters,
@@ -81,7 +88,9 @@ class Model(nn.Module, ABC):
 
     latent_dim: int = 0
     needs_labels = False
+    infers_labels = False
     decodes_labels = False
+    default_objective: type[ELBO] = Trace_ELBO
 
     def __init__(
         self, encoder: nn.Module, posterior: Posterior, decoder: nn.Module, likelihood: Likelihood
@@ -121,14 +130,30 @@ class Model(nn.Module, ABC):
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """The posterior q(z | x) of each image: batch_shape `(N,)`, event_shape `(latent_dim,)`."""
-        return self.posterior(self.encoder(self.likelihood.unit(x)))
+        return self.posterior(self.encoder(self.input_of(self.encoder, x)))
+
+    def input_of(self, network: nn.Module, x: Tensor) -> Tensor:
+        """What a network of images reads: `likelihood.unit(x)`, with zeros for missing values.
+
+        A network that reads the mask gets them as NaN, see `Network.mask_input`.
+        """
+        unit = self.likelihood.unit(x)
+        if getattr(network, "mask_input", False):
+            return unit
+        return unit.masked_fill(unit.isnan(), 0.0)
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> TorchDistribution:
-        """The likelihood p(x | z) at codes of shape `(..., latent_dim)`: batch_shape `(...)`."""
-        return self.likelihood(batched(self.decoder, z))
+        """The likelihood p(x | z) at codes of shape `(..., latent_dim)`: batch_shape `(...)`.
+
+        Its log-density leaves out values that are NaN, if the elements are independent.
+        """
+        params = batched(self.decoder, z)
+        self.likelihood.data_dims = params.ndim - z.ndim
+        return leave_out_missing(self.likelihood(params))
 
     def q_z(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """The guide's q(z | x) or q(z | x, y): batch_shape `(N,)`, event_shape `(latent_dim,)`."""
+        y = self.complete_labels(x, y)
         site: Any = poutine.trace(self.guide).get_trace(x, y).nodes["z"]
         return site["fn"]
 
@@ -159,9 +184,11 @@ class Model(nn.Module, ABC):
         A model that uses labels encodes with `y` and decodes with `new_y`, or with `y` if that is
         None.
         """
+        y = self.complete_labels(x, y)
         if new_y is None:
             new_y = y
-        return self.p_x(self.q_z(x, y).sample(), new_y).mean
+        p = self.p_x(self.q_z(x, y).sample(), new_y)
+        return self.likelihood.mean(p, x)
 
     @torch.no_grad()
     def sample_codes(self, n: int, y: Tensor | None = None) -> Tensor:
@@ -173,6 +200,20 @@ class Model(nn.Module, ABC):
         """The kind of data that the likelihood scores."""
         return self.likelihood.pixels
 
+    def q_y(self, x: Tensor) -> Any:
+        """The classifier q(y | x), a Categorical with batch_shape `(N,)`, if labels are inferred.
+
+        Raises:
+            RequestError: If the model infers no labels.
+        """
+        raise RequestError(
+            f"{type(self).__name__} infers no labels; use SemiSupervisedVAE, or a linear probe"
+        )
+
+    def complete_labels(self, x: Tensor, y: Tensor | None = None) -> Tensor | None:
+        """The labels, with guesses of those that are unknown if the model infers them."""
+        return y
+
     def check_labels(self, y: Tensor | None) -> None:
         """Raise `RequestError` if these labels, or their absence, do not fit the model."""
         if self.needs_labels and y is None:
@@ -182,17 +223,50 @@ class Model(nn.Module, ABC):
             )
 
     @torch.no_grad()
+    def check_missing(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Raise `RequestError` if values of `x` are missing and the programs cannot treat them.
+
+        Arguments:
+            x: Images as the likelihood's pixels, with NaN for what is missing.
+            y: Their labels, for models that use them.
+        """
+        missing = x.flatten(1).isnan()
+        if not missing.any():
+            return
+        nothing = missing.all(1)
+        if nothing.any():
+            raise RequestError(
+                f"{int(nothing.sum()):,} rows have no observed value, such as row"
+                f" {int(nothing.nonzero()[0])}; remove them"
+            )
+        row = missing.any(1).nonzero()[0]
+        if y is not None:
+            y = y[row]
+        with forked_rng(), pyro.validation_enabled(False):
+            score = log_weights(self.model, self.guide, x[row], y, num_samples=1)
+        if score.isnan().any():
+            raise RequestError(
+                f"x has missing values (NaN), which {type(self).__name__} with"
+                f" {type(self.likelihood).__name__} cannot leave out; use a likelihood of"
+                " independent elements, through self.encode and self.decode, or complete data"
+            )
+
+    @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Initialize the decoder's last bias from the training images `x`.
+        """Initialize the likelihood and the decoder's last bias from the training data `x`.
 
         Reconstructions then start near their mean. The bias may have one element per pixel or one
         per channel. Other decoders, and a bias that requires no gradient, are left unchanged. `fit`
         calls this once, unless a state_dict was loaded.
         """
+        self.likelihood.initialize(x)
         biases = [param for name, param in self.decoder.named_parameters() if name.endswith("bias")]
         if not biases or not biases[-1].requires_grad:
             return
-        for mean in (x.mean(0), x.mean((0, -2, -1))[:, None, None]):
+        means = [_mean(x, 0)]
+        if x.ndim == 1 + IMAGE_DIMS:
+            means.append(_mean(x, (0, -2, -1))[:, None, None])
+        for mean in means:
             params = self.likelihood.params_at(mean)
             if params is not None and params.numel() == biases[-1].numel():
                 biases[-1].copy_(params.flatten())
@@ -208,9 +282,7 @@ class Model(nn.Module, ABC):
         """The sites of the generative program for `n` images, some of them with given values."""
         self.check_labels(y)
         if y is not None and len(y) != n:
-            raise RequestError(
-                f"there are {len(y)} labels for {n} images; pass one label for each image"
-            )
+            raise RequestError(f"there are {len(y)} labels for n={n}; pass one label for each")
         program = poutine.condition(poutine.uncondition(self.model), given or {})
         sites = poutine.trace(program).get_trace(self._no_images(n), y).nodes
         for name in ("z", "x"):
@@ -245,6 +317,13 @@ class Model(nn.Module, ABC):
         """A copy has its own parameters, and so needs its own name."""
         super().__setstate__(state)
         self._set_name()
+
+
+def _mean(x: Tensor, dims: int | tuple[int, ...]) -> Tensor:
+    """The mean of what is observed."""
+    if x.isnan().any():
+        return x.nanmean(dims)
+    return x.mean(dims)
 
 
 def _mark_initialized(model: Model, keys: Any) -> None:
@@ -345,7 +424,8 @@ class VAE(Model):
 
     def initialize(self, x: Tensor) -> None:
         super().initialize(x)
-        self.prior.initialize(self.likelihood.unit(x))
+        unit = self.likelihood.unit(x)
+        self.prior.initialize(unit.masked_fill(unit.isnan(), 0.0))
 
 
 class ConditionalVAE(VAE):
@@ -421,20 +501,21 @@ class ConditionalVAE(VAE):
     def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """The posterior q(z | x, y): batch_shape `(N,)`, event_shape `(latent_dim,)`."""
         shift = torch.tensordot(self.code(y), self.embedding, 1)
-        return self.posterior(self.encoder(self.likelihood.unit(x) + shift))
+        return self.posterior(self.encoder(self.input_of(self.encoder, x) + shift))
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """The likelihood p(x | z, y) at codes `(..., N, latent_dim)`: batch_shape `(..., N)`."""
         code = self.code(y)
-        return super().decode(torch.cat([z, code.expand(*z.shape[:-1], -1)], -1))
+        shape = torch.broadcast_shapes(z.shape[:-1], code.shape[:-1])
+        return super().decode(torch.cat([z.expand(*shape, -1), code.expand(*shape, -1)], -1))
 
     def code(self, y: Tensor | None) -> Tensor:
-        """The code of labels, shape `(N, label_dim)`."""
+        """The code of labels, shape `(..., N, label_dim)`."""
         if y is None:
-            raise RequestError("ConditionalVAE needs labels; pass y")
+            raise RequestError(f"{type(self).__name__} needs labels; pass y")
         if y.is_floating_point():
             return (y.to(self.label_mean.dtype) - self.label_mean) / self.label_scale
-        one_hot = y[:, None] == torch.arange(self.label_dim, device=y.device)
+        one_hot = y[..., None] == torch.arange(self.label_dim, device=y.device)
         return one_hot.to(self.embedding.dtype)
 
     @torch.no_grad()
@@ -443,13 +524,11 @@ class ConditionalVAE(VAE):
         self.check_labels(y)
         if not y.is_floating_point():
             return
-        scale, mean = torch.std_mean(y.double(), 0, correction=0)
-        constant = scale <= 1e-6 * mean.abs()
-        scale = scale.masked_fill(constant, 1.0)
+        mean, scale = standardization(y.double())
         self.label_mean.copy_(mean)
         self.label_scale.copy_(scale)
         logger.info(
-            "covariates: standardized by the training images, mean %s, standard deviation %s",
+            "covariates: standardized by the training data, mean %s, standard deviation %s",
             _numbers(mean),
             _numbers(scale),
         )
@@ -468,6 +547,10 @@ class ConditionalVAE(VAE):
                     "covariates must be finite, but some are NaN or infinite; ConditionalVAE needs"
                     " all of them"
                 )
+        elif (y == -1).any():
+            raise RequestError(
+                "some labels are unknown (-1); use SemiSupervisedVAE, or remove their images"
+            )
         elif y.ndim != 1 or ((y < 0) | (y >= self.label_dim)).any():
             raise RequestError(
                 f"labels must be integers from 0 to {self.label_dim - 1}, shape (N,); give each"

@@ -1,13 +1,17 @@
 """Annealed importance sampling against exact values."""
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from families import make_hierarchical, make_oracle
+from folded import folded
 from statistics_ import assert_mean
 
 import pyro_vae as pv
+from pyro_vae.evaluation import ais
 from pyro_vae.evaluation.ais import annealed_log_weights, bidirectional_bounds
 
 
@@ -45,6 +49,56 @@ def test_batches_give_the_same_estimate():
     assert max(rows) == 300
 
 
+def test_from_a_guide_the_weights_are_unbiased():
+    """Far from exact, and in any number of sites; one temperature is importance sampling."""
+    vae, x = oracle(), torch.randn(5, 1, 2, 3)
+    for num_chains, num_temperatures in ((200, 10), (5000, 1)):
+        weights = annealed_log_weights(
+            vae.model,
+            0.5 * x,
+            guide=vae.guide,
+            num_chains=num_chains,
+            num_temperatures=num_temperatures,
+        )
+        assert_mean((weights - vae.log_p(0.5 * x).detach()).exp(), 1.0)
+
+
+def test_from_an_exact_guide_there_is_less_variance():
+    """The weights are at most those of the exact guide alone, divided by its share of 0.9."""
+    vae, x = make_oracle(8, exact=True, shape=(1, 3, 4)).float().eval(), torch.randn(4, 1, 3, 4)
+    options = {"num_chains": 40, "num_temperatures": 5}
+    prior = annealed_log_weights(vae.model, x, **options)
+    guide = annealed_log_weights(vae.model, x, guide=vae.guide, **options)
+    errors = pv.monte_carlo_error(guide), pv.monte_carlo_error(prior)
+    assert errors[0].max() < 0.1 < errors[1].min()
+    assert (guide.exp() / vae.log_p(x).exp()).max() < 1 / 0.9 + 0.01
+
+
+def test_a_mode_that_the_guide_misses_is_reached():
+    """The guide knows one of two modes; from it alone log p(x) would be too low by log 2."""
+    vae, x = folded(1), torch.tensor([0.5, 2.0, 1.5]).reshape(3, 1, 1, 1)
+    z = torch.linspace(-6, 6, 20_001)[:, None]
+    joint = vae.prior().log_prob(z)[:, None] + vae.decode(z[:, None]).log_prob(x)
+    exact = joint.logsumexp(0).detach() + math.log(12 / 20_000)
+    weights = annealed_log_weights(
+        vae.model, x, guide=vae.guide, num_chains=2000, num_temperatures=20
+    )
+    torch.testing.assert_close(pv.log_likelihood(weights).float(), exact, atol=0.15, rtol=0)
+
+
+def test_the_temperatures_adapt():
+    """Where the log-weights spread most, steps are small: early for the prior, in each row."""
+    betas = torch.linspace(0, 1, 101)[:, None].expand(-1, 2)
+    spreads = torch.stack([100 * torch.exp(-20 * betas[:, 0]), torch.ones(101)], 1)
+    found = ais._evened(ais._Schedule(betas, 0.1 + betas), spreads)
+    assert found.betas.shape == (101, 2)
+    assert found.steps.shape == (100, 2)
+    assert (found.betas.diff(dim=0) > 0).all()
+    assert found.betas[50, 0] < 0.1
+    torch.testing.assert_close(found.betas[:, 1], betas[:, 1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.steps, 0.1 + found.betas[:-1], atol=1e-5, rtol=0)
+
+
 def test_labels_reach_the_model():
     """The label is the mean of the image."""
 
@@ -73,11 +127,15 @@ def test_more_temperatures_give_less_variance():
     assert spread[1] < 0.5 * spread[0]
 
 
-def test_bidirectional_bounds():
+@pytest.mark.parametrize("start", ["prior", "guide"])
+def test_bidirectional_bounds(start):
     """On simulated data, exp of the lower bound and of minus the upper bound are unbiased."""
     vae = oracle()
+    guide = None
+    if start == "guide":
+        guide = vae.guide
     x, bounds = bidirectional_bounds(
-        vae.model, torch.zeros(200, 1, 2, 3), num_chains=4, num_temperatures=30
+        vae.model, torch.zeros(200, 1, 2, 3), guide=guide, num_chains=4, num_temperatures=20
     )
     exact = vae.log_p(x).detach()
     assert x.shape == (200, 1, 2, 3)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 import pyro_vae as pv
 from pyro_vae.cli import evaluate as command
@@ -23,6 +24,8 @@ SCORE = [
     "--split",
     "validation",
     "--check_images",
+    "0",
+    "--calibration_images",
     "0",
 ]
 
@@ -68,7 +71,7 @@ def test_evaluate_overwrites_no_results_of_other_settings(run_dir, capfd, monkey
     files = [
         file for other in others for file in written(evaluated(capfd, *argv, *other.split())[1])
     ]
-    assert len(files) == len({*files}) == 3 * len(others)
+    assert len(files) == len({*files}) == 3 * len(others)  # no calibration was asked for
 
 
 def test_evaluate_repeats_itself(run_dir, capfd):
@@ -89,6 +92,10 @@ def test_evaluate_says_how_far_to_trust_it(run_dir, tmp_path, capfd):
         "2",
         "--check_images",
         "2",
+        "--calibration_images",
+        "30",
+        "--normal",
+        *range(5),
         "--per_image",
         file,
     ]
@@ -100,6 +107,8 @@ def test_evaluate_says_how_far_to_trust_it(run_dir, tmp_path, capfd):
         "inference gap",
         "effective samples",
         "ELBO, same",
+        "calibration",
+        "AUROC",
     ):
         assert said in out
     gap = results["inference_gap"]
@@ -108,6 +117,8 @@ def test_evaluate_says_how_far_to_trust_it(run_dir, tmp_path, capfd):
         gap["approximation"]["mean"] + gap["amortization"]["mean"], rel=1e-5
     )
     assert results["check"]["num_images"] == 2
+    assert results["calibration"]["num_images"] == 30
+    assert sum(results["calibration"]["histograms"]["z[1]"]) == 30
     assert results["linear_probe"]["num_images"] == 299
     assert list(results["k_curve"]) == ["1", "2", "4", "8", "16", "32", "60"]
     data = pv.load_data("digits")
@@ -118,7 +129,14 @@ def test_evaluate_says_how_far_to_trust_it(run_dir, tmp_path, capfd):
             "monte_carlo_error",
             "effective_sample_size",
             "pareto_k",
+            "typicality",
+            "likelihood_regret",
         } <= set(arrays)
+        anomalous = arrays["labels"] > 4
+        for name, found in results["anomalies"].items():
+            sign = -1 if name.startswith("minus_") else 1
+            values = sign * arrays[name.removeprefix("minus_")]
+            assert found["auroc"] == pytest.approx(roc_auc_score(anomalous, values))
         assert all(len(arrays[name]) == 40 for name in arrays)
         assert arrays["log_likelihood"].mean() == pytest.approx(results["log_likelihood"]["mean"])
         np.testing.assert_array_equal(arrays["labels"], data.test.labels[arrays["index"]])
@@ -126,6 +144,11 @@ def test_evaluate_says_how_far_to_trust_it(run_dir, tmp_path, capfd):
     for picture in (file for file in written(out) if file.suffix == ".png"):
         with Image.open(picture) as image:
             assert min(image.size) > 200
+
+
+def test_normal_labels_must_leave_anomalies(run_dir, refused, images):
+    assert "0 of 30" in refused("evaluate", run_dir, *SCORE, "--normal", *range(10))
+    assert "30 of 30" in refused("evaluate", run_dir, *SCORE, "--normal", 77)
 
 
 def test_evaluate_by_annealing(run_dir, capfd):
@@ -152,7 +175,12 @@ def test_evaluate_by_annealing(run_dir, capfd):
 
 @pytest.mark.parametrize(
     "flags",
-    ["", "--likelihood Binomial", "--model HierarchicalVAE --model.prior_dim 2 --latent_dim 3"],
+    [
+        "",
+        "--likelihood Binomial",
+        "--likelihood Normal --likelihood.learned scalar --latent_dim 2",
+        "--model HierarchicalVAE --model.prior_dim 2 --latent_dim 3",
+    ],
 )
 def test_evaluate_images_without_labels(tmp_path, capfd, flags):
     np.save(
@@ -171,7 +199,9 @@ def test_evaluate_images_without_labels(tmp_path, capfd, flags):
     assert train([*argv, *flags.split()]) == 0
     results, out = evaluated(capfd, tmp_path / "r", "--num_samples", "30", "--check_images", "0")
     assert "linear_probe" not in results
-    assert ("bits per dimension" in out) == ("Binomial" in flags)
+    assert "bits per dimension" in out
+    assert results["bits_per_dimension"]["mean"] > 0
+    assert ("linear VAE: 2" in out) == ("Normal" in flags)
 
 
 def test_labels_of_one_class(tmp_path, capfd):

@@ -38,6 +38,7 @@ def test_large_numbers_fit_into_80_columns():
         "monte_carlo_error": 12345.678,
         "median_effective_sample_size": 5e6,
         "share_of_images_with_k_hat_over_0.7": 1.0,
+        "share_of_images_with_k_hat_over_1": 1.0,
     }
     numbers = {
         "count": 1000,
@@ -85,6 +86,7 @@ def test_large_numbers_fit_into_80_columns():
     ]
     results = {name: {**everything, "method": "quadrature", "disagree": True} for name in names}
     results["inference_gap"]["method"] = "ais"
+    results["bits_per_dimension"]["of"] = "dequantized bytes"
     text = table(
         results, "fashion_mnist, validation set, best checkpoint", pv.Bernoulli(relaxed=True)
     )
@@ -99,6 +101,7 @@ LOG_P = {
     "monte_carlo_error": 0.01,
     "median_effective_sample_size": 5.0,
     "share_of_images_with_k_hat_over_0.7": 0.0,
+    "share_of_images_with_k_hat_over_1": 0.0,
 }
 LINES = {"elbo": VALUE, "reconstruction": VALUE, "kl": VALUE, "log_likelihood": LOG_P}
 
@@ -138,6 +141,16 @@ def test_saturated_information_is_a_bound():
     out = printed(information={**information, "saturated": True})
     assert "lower bound: at most 3.91" in out
     assert "upper bound" in out
+
+
+def test_calibration_is_rejected_or_not():
+    coverage = {"0.5": {"share": 0.471}, "0.99": {"share": 0.9}}
+    found = {"p_value": 0.2, "worst": "z[3]", "num_images": 1000, "coverage": coverage}
+    assert "0.2  not rejected" in printed(calibration=found)
+    out = printed(calibration={**found, "p_value": 1e-300})
+    assert "< 0.0001  not exact: z[3]" in out
+    assert "50%: 47.1%, 99%: 90.0%" in out
+    assert all(len(line) <= 80 for line in out.splitlines())
 
 
 def test_the_gap_says_what_it_rests_on():

@@ -67,6 +67,21 @@ def test_pictures_of_any_shape_are_of_a_size_to_look_at(shape):
         assert 40 < height < 2500
 
 
+def test_a_calibration_is_drawn_from_its_summary():
+    found = pv.calibration(make(), num_images=40).summary()
+    figure = figures.calibration(found)
+    left, right = figure.axes
+    assert len(left.lines) == 4  # two dimensions, the guide's density and the likelihood
+    for line, name in zip(left.lines, left.get_legend().get_texts()[1:], strict=True):
+        level, excess = line.get_data()
+        counts = np.array(found["histograms"][name.get_text()])
+        assert counts.sum() == 40
+        np.testing.assert_allclose(excess[1:], counts.cumsum() / 40 - level[1:], atol=1e-6)
+    shares = right.containers[-1].lines[0].get_ydata()
+    assert list(shares) == [value["share"] for value in found["coverage"].values()]
+    assert min(opened(figure).size) > 300
+
+
 def test_samples_say_whether_they_are_means():
     images = torch.rand(4, *SHAPE)
     assert "means" in figures.samples(images).axes[0].get_title()

@@ -42,7 +42,7 @@ BAD_ARRAYS = {
     "nan": (np.full((20, 4, 4), np.nan), "nan"),
     "range": (np.full((20, 4, 4), 1.5), "float64 from 1.5 to 1.5"),
     "int64": (np.full((20, 4, 4), 300), "int64 from 300 to 300"),
-    "flat": (np.zeros((20, 16), dtype=np.uint8), r"--image_shape 4 4, or image_shape=\(4, 4\)"),
+    "one dimension": (np.zeros(20), r"vectors need \(N, D\): use x.reshape\(-1, 1\)"),
     "no_images": (np.zeros((0, 8, 8), dtype=np.uint8), "has shape"),
     "few": (np.zeros((11, 8, 8), dtype=np.uint8), "too few images"),
     "objects": (np.array([{}, {}], dtype=object), "holds Python objects: save np.stack"),
@@ -63,7 +63,7 @@ def test_bad_files_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_text("no image")
-    np.savez(tmp_path / "other.npz", pictures=np.zeros((20, 4, 4)))
+    np.savez(tmp_path / "other.npz", pictures=np.zeros((20, 4, 4)), more=np.zeros(3))
     np.savez(
         tmp_path / "labels.npz", images=np.zeros((20, 4, 4), dtype=np.uint8), labels=np.zeros(3)
     )
@@ -72,7 +72,7 @@ def test_bad_files_are_refused(tmp_path):
         "notes.txt": "neither a folder",
         "empty": "holds no images",
         "broken": "cannot be read as an image",
-        "other.npz": "arrays named pictures: a file needs images",
+        "other.npz": "arrays named pictures, more: a file needs images",
         "labels.npz": "one integer per image",
         "nowhere": "no data set or path",
     }.items():

@@ -124,6 +124,30 @@ def test_frey_faces(tmp_path):
     assert sorted(map(bytes, loaded.numpy())) == sorted(map(bytes, faces))
 
 
+@pytest.mark.parametrize(("first", "codes"), [(1, ((65, 97), (66, 98), (67, 99))), (0, (48, 49))])
+def test_emnist(tmp_path, first, codes):
+    """A struct of structs; a row of an image has its columns, one after the other.
+
+    The labels of letters are from 1, and each stands for an upper and a lower case.
+    """
+    mapping = np.array([(n, *np.atleast_1d(code)) for n, code in enumerate(codes, first)])
+    content, parts = {"mapping": mapping.astype(float)}, {}
+    for seed, (part, count) in enumerate({"train": 30, "test": 7}.items()):
+        parts[part] = 255 * pictures(count, seed=seed)
+        labels = np.arange(count, dtype=np.uint8)[:, None] % len(codes) + first
+        writers = np.full((count, 1), 2372.0)
+        images = by_columns(parts[part])
+        content[part] = {"images": images, "labels": labels, "writers": writers}
+    savemat(tmp_path / "emnist.mat", {"dataset": content}, do_compression=True)
+    data = pv.load_data(str(tmp_path / "emnist.mat"))
+    assert data.classes == (("Aa", "Bb", "Cc") if first else ("0", "1"))
+    assert torch.equal(data.test.x[:, 0], torch.from_numpy(parts["test"]))
+    assert data.test.labels.tolist() == [n % len(codes) for n in range(7)]
+    for image, label in zip(data.train.x, data.train.labels, strict=True):
+        (index,) = (parts["train"] == image.numpy()).all((1, 2)).nonzero()[0]
+        assert label == index % len(codes)
+
+
 BAD = {
     "other variables": ({"pictures": np.zeros((20, 4))}, "variables named pictures"),
     "nothing": ({}, "variables named nothing"),
@@ -134,6 +158,17 @@ BAD = {
     "range": (
         {"data": np.full((784, 20), 3.5), "testdata": np.zeros((784, 20))},
         "data holds float64 from 3.5 to 3.5",
+    ),
+    "another struct": ({"dataset": {"images": np.zeros((784, 20))}}, "variables named dataset"),
+    "a code that is missing": (
+        {
+            "dataset": {
+                "train": {"images": np.zeros((20, 784)), "labels": np.ones((20, 1))},
+                "test": {"images": np.zeros((20, 784)), "labels": np.ones((20, 1))},
+                "mapping": np.array([[0, 48], [2, 50]]),
+            }
+        },
+        "cannot be read as a .mat file",
     ),
     "other faces": ({"ff": np.zeros((500, 20))}, "variables named ff"),
 }

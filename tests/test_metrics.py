@@ -285,11 +285,9 @@ def test_evaluate(digits, likelihood):
     assert "log_likelihood_all_images" not in results
     assert 0 <= log_p["share_of_images_with_k_hat_over_0.7"] <= 1
     assert log_p["monte_carlo_error"] > 0
-    if vae.pixels == "byte":
-        assert results["bits_per_dimension"]["mean"] == pytest.approx(
-            -log_p["mean"] / 64 / math.log(2)
-        )
-    assert ("bits_per_dimension" in results) == (vae.pixels == "byte")
+    bits = results["bits_per_dimension"]
+    assert bits["mean"] == pytest.approx(-log_p["mean"] / 64 / math.log(2))
+    assert bits["of"] == {"byte": "bytes", "binary": "binary pixels"}[vae.pixels]
 
 
 def test_evaluate_a_subset(digits):

@@ -85,6 +85,24 @@ def test_a_folder_of_idx_files(tmp_path, kind):
     assert pv.load_images(str(alone)).labels.tolist() == arrays("test")[1].tolist()
 
 
+@pytest.mark.parametrize("name", ["emnist-letters", "kmnist"])
+def test_the_images_of_emnist_are_transposed(tmp_path, name):
+    """Its labels of letters are from 1."""
+    images, labels = arrays("train")
+    is_emnist = name.startswith("emnist")
+    stored = images.transpose(0, 2, 1) if is_emnist else images
+    for part in ("train", "test"):
+        files = {f"{part}-images-idx3": stored, f"{part}-labels-idx1": labels + 1}
+        for file, array in files.items():
+            content = gzip.compress(idx(np.ascontiguousarray(array)))
+            (tmp_path / f"{name}-{file}-ubyte.gz").write_bytes(content)
+    data = pv.load_data(str(tmp_path))
+    assert torch.equal(data.test.x[:, 0], torch.from_numpy(images))
+    assert (data.test.labels.tolist(), data.classes) == (labels.tolist(), ("1", "2", "3"))
+    alone = pv.load_images(str(tmp_path / f"{name}-test-images-idx3-ubyte.gz"))
+    assert torch.equal(alone.x, data.test.x)
+
+
 @pytest.mark.parametrize("names", [("x_{}", "y_{}"), ("X-{}", "Y-{}"), ("{}_x", "{}_labels")])
 def test_a_folder_of_npy_files(tmp_path, names):
     for part in COUNTS:

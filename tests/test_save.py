@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from run_folders import equal, trained
@@ -97,6 +98,32 @@ def test_a_recipe_of_another_model_is_refused(own, digits, tmp_path, recipe, nam
     with pytest.raises(pv.RequestError, match=named):
         pv.save_run(own, tmp_path / "run", recipe, digits)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("condition_on", ["labels", "covariates"])
+def test_a_recipe_of_other_labels_is_refused(tmp_path, condition_on):
+    """The images are equal, and so is the number of classes and of covariates."""
+    images = np.random.default_rng(0).integers(0, 256, (36, 4, 4), dtype=np.uint8)
+    path = tmp_path / "a.npz"
+    datasets = []
+    for order in (np.arange(36) % 3, 2 - np.arange(36) % 3):
+        np.savez(path, images=images, labels=order, covariates=np.eye(3)[order])
+        datasets.append(pv.load_data(str(path), condition_on=condition_on))
+    other, data = datasets
+    encoder, decoder = pv.MLP(data.shape, (2, 2)), pv.MLP((2 + 3,), (1, *data.shape))
+    parts = (pv.StandardNormal(2), encoder, pv.DiagonalNormal(), decoder, pv.Bernoulli())
+    vae = pv.ConditionalVAE(*parts, data.shape, label_dim=3)
+    recipe = pv.Recipe(
+        data=str(path),
+        condition_on=condition_on,
+        latent_dim=2,
+        model=pv.Choice("ConditionalVAE"),
+        device="cpu",
+    )
+    with pytest.raises(pv.RequestError, match="loads other labels than those of"):
+        pv.save_run(vae, tmp_path / "run", recipe, other)
+    assert not (tmp_path / "run").exists()
+    pv.save_run(vae, tmp_path / "run", recipe, data)
 
 
 def test_a_training_of_another_model_is_refused(own, digits, tmp_path):

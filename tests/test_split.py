@@ -136,11 +136,61 @@ def test_classes_of_a_model_number_new_images():
         labelled([0], ("eel",)).with_classes(("cat",))
 
 
-def test_negative_labels_are_no_classes():
-    data = pv.Data("few", labelled([-1, 5]), labelled([5]), labelled([5]))
-    assert data.train.labels.tolist() == [-1, 5]
-    with pytest.raises(pv.RequestError, match="labels are from -1 to 5"):
+def test_unknown_labels_are_no_class():
+    data = pv.Data("few", labelled([-1, 5, 7]), labelled([5, -1]), labelled([7]))
+    assert data.classes == ("5", "7")
+    assert data.train.labels.tolist() == [-1, 0, 1]
+    assert data.validation.labels.tolist() == [0, -1]
+    assert data.train.class_names() == ["5", "7"]
+    assert data.label_dim == 2
+    assert data.train.labelled().labels.tolist() == [0, 1]
+    assert data.test.labelled() is data.test
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "problem"),
+    [
+        ([-1, -1], None, "all training labels of few are unknown"),
+        ([-1, 0], ("cat", "dog"), "all training labels of the classes dog are unknown"),
+        ([-1, 1], None, "all training labels of the classes 0 are unknown"),
+    ],
+)
+def test_a_class_without_any_label_is_refused(labels, classes, problem):
+    held_out = labelled([-1, 0] if classes is None else [-1, -1], classes)
+    data = pv.Data("few", labelled(labels, classes), held_out, held_out)
+    with pytest.raises(pv.RequestError, match=problem):
         _ = data.label_dim
+
+
+def test_labels_below_minus_one_are_refused():
+    with pytest.raises(pv.RequestError, match="value -2, but classes are numbered from 0: use -1"):
+        labelled([-2, 1])
+
+
+def test_hidden_labels_are_balanced_and_depend_on_the_seed_only(digits):
+    data = digits.with_labels(30, seed=4)
+    kept = data.train.labels
+    assert kept[kept >= 0].bincount().tolist() == [3] * 10
+    assert torch.equal(kept[kept >= 0], digits.train.labels[kept >= 0])
+    assert torch.equal(kept, digits.with_labels(30, seed=4).train.labels)
+    assert not torch.equal(kept, digits.with_labels(30, seed=5).train.labels)
+    assert torch.equal(data.test.labels, digits.test.labels)
+    assert data.fingerprint == digits.fingerprint
+    assert data.label_fingerprint != digits.label_fingerprint
+
+
+@pytest.mark.parametrize(
+    ("count", "problem"),
+    [(5, "such as labels=10"), (105, "such as labels=100"), (2000, "asks for 200 of each class")],
+)
+def test_numbers_of_labels_that_cannot_be_kept(digits, count, problem):
+    with pytest.raises(pv.RequestError, match=problem):
+        digits.with_labels(count)
+
+
+def test_no_labels_cannot_be_hidden():
+    with pytest.raises(pv.RequestError, match="the data have none"):
+        pv.Split(BYTES).with_labels(10)
 
 
 def test_images_of_different_shapes_are_refused():

@@ -33,12 +33,13 @@ from jsonargparse import (
     set_loader,
 )
 from jsonargparse.typing import NonNegativeInt, PositiveInt, restricted_number_type
+from pyro.infer import Trace_ELBO
 from torch.optim import Adam
 
 from pyro_vae.data.datasets import NAMED, stored_name
 from pyro_vae.errors import RequestError
 from pyro_vae.runs.annotations import hints, parameters
-from pyro_vae.runs.parts import PARTS, Choice, known_classes, resolve
+from pyro_vae.runs.parts import PARTS, Choice, import_path, known_classes, resolve
 from pyro_vae.runs.recipe import Device, Recipe
 from pyro_vae.runs.recipe_check import Check
 from pyro_vae.runs.strict_yaml import parse_yaml, read_yaml
@@ -71,6 +72,10 @@ Result = TypeVar("Result")
 
 class FusedAdam(Adam):
     """Stands for the default optimizer: another one, also Adam by its name, is not fused."""
+
+
+class OfModel(Trace_ELBO):
+    """Stands for the default objective, which depends on the model, with its options."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +231,7 @@ def train_parser() -> ArgumentParser:
     text = "Import any class that the run folder names. This runs code from its module."
     parser.add_argument("--trust", action="store_true", help=text)
     for name, part in PARTS.items():
-        default = "none"
+        default = part.otherwise
         if part.default is not None:
             default = part.default.class_path.rpartition(".")[2]
         text = f"{part.choices}; options of one: --{name}.help CLASS (default: {default})"
@@ -250,6 +255,8 @@ def parse_training(argv: list[str]) -> Asked:
         optimizer["class_path"] = "torch.optim.Adam"
         if optimizer["init_args"]["fused"] is None:
             optimizer["init_args"]["fused"] = True
+    if plain["objective"] and plain["objective"]["class_path"] == _path(OfModel):
+        plain["objective"] = _objective_of_model(plain)
     recipe = Recipe.from_plain(plain)
     recipe.check(trust=True)
     if config.print_config:
@@ -265,7 +272,15 @@ def _defaults() -> list[str]:
     """
     paths = {name: part.default.class_path for name, part in PARTS.items() if part.default}
     paths["optimizer"] = _path(FusedAdam)
+    paths["objective"] = _path(OfModel)
     return [f"--{name}={path}" for name, path in paths.items()]
+
+
+def _objective_of_model(plain: dict[str, Any]) -> dict[str, Any]:
+    """The default objective of the model, with the options that were given for it."""
+    path = plain["model"]["class_path"]
+    model: Any = known_classes("model").get(path) or resolve("model", path)
+    return {**plain["objective"], "class_path": import_path(model.default_objective)}
 
 
 def _path(cls: type) -> str:

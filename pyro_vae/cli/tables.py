@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pyro_vae.likelihoods import Likelihood
+from pyro_vae.likelihoods import Likelihood, noun
 from pyro_vae.training.fit import Record
 
 Values = Mapping[str, Any]
@@ -13,6 +13,10 @@ WIDTH = 80
 # Share of images with k-hat over 0.7 from which the Monte Carlo error of the mean is too small: its
 # intervals covered the exact value in 78 % instead of 95 % of repetitions where it was 0.13.
 MANY = 0.05
+# p-value below which a guide is said not to be exact: one exact guide in a hundred.
+REJECTED = 0.01
+# Smallest p-value that is printed: the approximation of smaller ones is poor.
+LEAST = 1e-4
 
 
 def epoch_line(record: Record, epochs: int) -> str:
@@ -35,8 +39,10 @@ def epoch_line(record: Record, epochs: int) -> str:
 
 def table(metrics: Values, title: str, likelihood: Likelihood) -> str:
     """Metrics with their standard errors, one per line."""
+    each = noun(likelihood.data_dims)
+    values = "pixels" if each == "image" else "values"
+    first = f"{title}: {metrics['elbo']['num_images']:,} {each}s, {likelihood.pixels} {values}"
     lines = [
-        f"{title}: {metrics['elbo']['num_images']:,} images, {likelihood.pixels} pixels",
         "nats per image ± standard error over images",
         _row("ELBO", metrics["elbo"]),
         _row("reconstruction", metrics["reconstruction"]),
@@ -47,6 +53,9 @@ def table(metrics: Values, title: str, likelihood: Likelihood) -> str:
     if "log_likelihood_all_images" in metrics:
         note = "  control variate: ELBO"
         lines.append(_row("log p(x), all images", metrics["log_likelihood_all_images"], note))
+    if "log_joint" in metrics:
+        joint = metrics["log_joint"]
+        lines.append(_row("log p(x, y)", joint, f"  {joint['num_images']:,} known labels"))
     if "check" in metrics:
         lines += _check(metrics["check"])
     if "annealed" in metrics:
@@ -57,24 +66,38 @@ def table(metrics: Values, title: str, likelihood: Likelihood) -> str:
             _row("  AIS bounds, gap", gap, f"  {gap['num_images']} images of the model"),
         ]
     if "bits_per_dimension" in metrics:
-        bits = metrics["bits_per_dimension"]
-        lines.append(_row("bits per dimension", bits, f"  {bits['num_images']:,} images"))
+        lines.append(_bits(metrics["bits_per_dimension"]))
     if "active_units" in metrics and metrics["active_units"]["count"] is not None:
         active = metrics["active_units"]
-        lines.append(f"  {'active units':<20}{active['count']:>10} of {active['latent_dim']}")
+        note = ""
+        if active.get("predicted") is not None:
+            note = f"  a linear VAE: {active['predicted']}"
+        units = f"{active['count']:>10} of {active['latent_dim']}{note}"
+        lines.append(f"  {'active units':<20}{units}")
     if "information" in metrics:
         lines += _information(metrics["information"])
+    if "classification" in metrics:
+        lines += _classification(metrics["classification"])
+    if "calibration" in metrics:
+        lines += _calibration(metrics["calibration"])
     if "linear_probe" in metrics:
         lines.append(_accuracy("linear probe", metrics["linear_probe"]))
     if "bayes_classifier" in metrics:
         lines.append(_accuracy("Bayes classifier", metrics["bayes_classifier"]))
     if "inference_gap" in metrics:
         lines += _gap(metrics["inference_gap"])
+    if "anomalies" in metrics:
+        lines += _anomalies(metrics["anomalies"])
     if "given" in metrics:
         lines.append(f"  (given the {metrics['given']} y: log p(x) stands for log p(x | y))")
+    if "observed" in metrics:
+        share = 1 - metrics["observed"]
+        lines.append(f"  ({share:.1%} of the values are missing: x stands for those observed)")
+    if "exposure" in metrics:
+        lines.append("  (given the total of each row: log p(x) stands for log p(x | total))")
     if not likelihood.is_density:
         lines.append("  (the likelihood is a cross-entropy, not a density: not log-probabilities)")
-    return "\n".join(lines)
+    return "\n".join([first, *(line.replace("image", each) for line in lines)])
 
 
 def _row(name: str, value: Values, note: str = "") -> str:
@@ -82,6 +105,15 @@ def _row(name: str, value: Values, note: str = "") -> str:
     if value["standard_error"] is not None:
         error = f"{value['standard_error']:.2f}"
     return f"  {name:<20}{value['mean']:>10.2f} ± {error}{note}"
+
+
+def _bits(value: Values) -> str:
+    """An upper bound, because log p(x) is a lower one."""
+    error = "-"
+    if value["standard_error"] is not None:
+        error = f"{value['standard_error']:.4f}"
+    note = f"  upper bound; {value['of']}"
+    return f"  {'bits per dimension':<20}{value['mean']:>10.4f} ± {error}{note}"
 
 
 def _log_likelihood(value: Values, all_images: int) -> list[str]:
@@ -135,9 +167,52 @@ def _information(value: Values) -> list[str]:
     ]
 
 
+def _calibration(value: Values) -> list[str]:
+    """Whether simulated codes look like draws of the guide, and how many its regions hold."""
+    p_value = f"{value['p_value']:.2g}"
+    if value["p_value"] < LEAST:
+        p_value = f"< {LEAST:f}".rstrip("0")
+    verdict = "not rejected"
+    if value["p_value"] < REJECTED:
+        verdict = f"not exact: {value['worst']}"
+    shares = []
+    for region, found in value["coverage"].items():
+        shares.append(f"{float(region):.0%}: {found['share']:.1%}")
+    note = f"  {verdict}; {value['num_images']:,} simulated"
+    return [
+        f"  {'calibration, p':<20}{p_value:>10}{note}",
+        f"    true codes in regions of {', '.join(shares)}",
+    ]
+
+
 def _accuracy(name: str, value: Values) -> str:
     share = f"{value['accuracy']:>10.1%} ± {value['standard_error']:.1%}"
     return f"  {name:<20}{share}  {value['num_images']:,} labels"
+
+
+def _classification(value: Values) -> list[str]:
+    """The log loss is that of the known label, in nats per image."""
+    loss = f"{value['log_loss']:>10.3f} ± {value['log_loss_error']:.3f}"
+    bins = f"{value['calibration_error']:>10.1%}"
+    return [
+        _accuracy("classifier q(y | x)", value),
+        f"  {'  log loss':<20}{loss}  nats per label",
+        f"  {'  calibration error':<20}{bins}  expected, {len(value['bins'])} bins",
+    ]
+
+
+def _anomalies(value: Values) -> list[str]:
+    """The probability that an anomaly has a higher score than a normal image."""
+    first = next(iter(value.values()))
+    lines = [
+        f"  AUROC: {first['num_anomalies']:,} anomalies, {first['num_normal']:,} normal images"
+    ]
+    for name, found in value.items():
+        error = "-"
+        if found["standard_error"] is not None:
+            error = f"{found['standard_error']:.3f}"
+        lines.append(f"    {name.replace('_', ' '):<20}{found['auroc']:>8.3f} ± {error}")
+    return lines
 
 
 def _gap(value: Values) -> list[str]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -45,33 +44,31 @@ def read_arrays(path: Path) -> Contents:
         if isinstance(loaded, np.ndarray):
             return Contents("an array", {"train": Arrays(loaded, str(path))})
         check_bytes(path, sum(member.file_size for member in loaded.zip.infolist()))
-        archive = Archive(path, loaded)
-        contents = _splits(archive) or _images(archive) or _sprites(archive) or _unnamed(archive)
-        if contents is None or archive.is_ambiguous:
-            listed = ", ".join(loaded.files) or "nothing"
-            raise RequestError(f"{path} holds arrays named {listed}: a file needs {ADVICE}")
-        return contents
+        return understood(Archive(path, loaded))
 
 
 class Archive:
-    """The arrays of an `.npz` file, each read when it is asked for; names are in lower case.
+    """The arrays of a file, each read when it is asked for; names are in lower case.
 
     Attributes:
+        path: The file.
         names: The names of the arrays.
+        listed: The names as the file has them.
         is_ambiguous: Whether two names differ in case alone.
     """
 
-    def __init__(self, path: Path, loaded: Any) -> None:
-        self._path = path
+    def __init__(self, path: Path, loaded: Mapping[str, np.ndarray]) -> None:
+        self.path = path
         self._loaded = loaded
-        self._stored = {name.lower(): name for name in loaded.files}
+        self._stored = {name.lower(): name for name in loaded}
         self.names = set(self._stored)
-        self.is_ambiguous = len(self._stored) < len(loaded.files)
+        self.listed = ", ".join(loaded) or "nothing"
+        self.is_ambiguous = len(self._stored) < len(loaded)
 
     def get(self, name: str, conversion: str) -> np.ndarray:
         """An array; `conversion` is the advice if it holds Python objects, which are pickles."""
         stored = self._stored[name]
-        with _refusing_objects(f"{self._path}: {stored}", conversion):
+        with _refusing_objects(f"{self.path}: {stored}", conversion):
             return self._loaded[stored]
 
     def images(self, name: str) -> np.ndarray:
@@ -91,7 +88,21 @@ class Archive:
 
     def title(self, name: str) -> str:
         """What messages call an array."""
-        return f"{self._path}: {self._stored[name]}"
+        return f"{self.path}: {self._stored[name]}"
+
+
+def understood(archive: Archive) -> Contents:
+    """What the names of the arrays say of a file.
+
+    Raises:
+        RequestError: If the names are of no layout that is known.
+    """
+    contents = _splits(archive) or _images(archive) or _sprites(archive) or _single(archive)
+    if contents is None or archive.is_ambiguous:
+        raise RequestError(
+            f"{archive.path} holds arrays named {archive.listed}: a file needs {ADVICE}"
+        )
+    return contents
 
 
 @contextmanager
@@ -177,9 +188,9 @@ def _sprites(archive: Archive) -> Contents | None:
     return Contents("dSprites, shapes as labels and factors as covariates", {"train": arrays})
 
 
-def _unnamed(archive: Archive) -> Contents | None:
-    """A single array without a name, as in the files of KMNIST."""
-    if archive.names != {"arr_0"}:
+def _single(archive: Archive) -> Contents | None:
+    """A single array of any name, as in the files of KMNIST."""
+    if len(archive.names) != 1 or any(map(_tells_of_a_split, archive.names)):
         return None
-    arrays = Arrays(archive.images("arr_0"), archive.title("arr_0"))
-    return Contents("an array", {"train": arrays})
+    (name,) = archive.names
+    return Contents("an array", {"train": Arrays(archive.images(name), archive.title(name))})

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pyro_vae.data.files import check_bytes, refusing
+from pyro_vae.data.files import Arrays, Contents, check_bytes, refusing
 from pyro_vae.data.split import Split
 from pyro_vae.errors import RequestError
 
@@ -32,6 +32,20 @@ def read_idx(image_file: Path, label_file: Path) -> Split:
             f"{label_file} has {len(labels)} labels for {len(images)} images: remove or replace it"
         )
     return Split(images, labels)
+
+
+def read_idx_file(file: Path) -> Contents:
+    """Read one file of images or labels. The images of EMNIST are stored transposed.
+
+    Raises:
+        RequestError: If the file is damaged or too large.
+    """
+    array = idx_array(file).numpy()
+    layout = "an IDX file"
+    if array.ndim == 3 and file.name.startswith("emnist"):
+        array = array.transpose(0, 2, 1)
+        layout = "an IDX file of EMNIST, transposed"
+    return Contents(layout, {"train": Arrays(array, str(file))})
 
 
 def is_idx(file: Path) -> bool:

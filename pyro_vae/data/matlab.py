@@ -1,4 +1,4 @@
-"""MATLAB files: Omniglot (Burda et al., 2016), Caltech-101 silhouettes, and the Frey faces."""
+"""MATLAB files: Omniglot (Burda et al., 2016), Caltech-101 silhouettes, Frey faces, and EMNIST."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def read_matlab(path: Path) -> Contents:
             or _silhouettes(variables, path)
             or _all_silhouettes(variables, path)
             or _frey_faces(variables, path)
+            or _emnist(variables, path)
         )
         if contents is None:
             listed = ", ".join(variables) or "nothing"
@@ -106,3 +107,24 @@ def _frey_faces(variables: dict[str, Any], path: Path) -> Contents | None:
         return None
     images = variables["ff"].T.reshape(-1, *FREY_SHAPE)
     return Contents("Frey faces", {"train": Arrays(images, f"{path}: ff")})
+
+
+def _emnist(variables: dict[str, Any], path: Path) -> Contents | None:
+    """emnist-letters.mat and its relatives: a struct of structs, and codes of the characters.
+
+    A row of `mapping` is a label and the characters that it stands for, one or two.
+    """
+    if variables.keys() != {"dataset"}:
+        return None
+    dataset = variables["dataset"]
+    if not {"train", "test", "mapping"} <= set(dataset.dtype.names or ()):
+        return None
+    rows = dataset["mapping"].item().astype(int).tolist()
+    names = {label: "".join(map(chr, codes)) for label, *codes in rows}
+    parts = {}
+    for part in ("train", "test"):
+        stored = dataset[part].item()
+        images, labels = (stored[name].item() for name in ("images", "labels"))
+        characters = np.array([names[label] for label in labels.ravel().tolist()])
+        parts[part] = Arrays(_upright(images), f"{path}: dataset.{part}", characters)
+    return Contents("EMNIST with its test set, characters as labels", parts)

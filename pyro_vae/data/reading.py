@@ -10,15 +10,17 @@ from pathlib import Path
 from pyro_vae.data.arrays import PARTS, read_arrays
 from pyro_vae.data.files import Arrays, Contents, Parts, Shape
 from pyro_vae.data.folders import IMAGE_SUFFIXES, image_files, read_folder
+from pyro_vae.data.hdf5 import read_hdf5
 from pyro_vae.data.host import is_mapped, map_array
-from pyro_vae.data.idx import idx_array, is_idx
+from pyro_vae.data.idx import is_idx, read_idx_file
 from pyro_vae.data.matlab import read_matlab
 from pyro_vae.data.text import read_amat, read_csv
 from pyro_vae.errors import RequestError
 
 logger = logging.getLogger("pyro_vae")
 
-SUFFIXES = (".npy", ".npz", ".amat", ".csv", ".mat")
+HDF5 = (".h5", ".hdf5", ".h5ad")
+SUFFIXES = (".npy", ".npz", ".amat", ".csv", ".mat", *HDF5)
 # What the files of images and of labels are called.
 IMAGES = {"images", "imgs", "image", "img"}
 LABELS = {"labels", "label", "targets", "target", "y"}
@@ -104,18 +106,21 @@ def read_file(path: Path) -> Contents:
         return read_csv(path)
     if suffix == ".mat":
         return read_matlab(path)
+    if suffix in HDF5:
+        return read_hdf5(path)
     if is_idx(path):
-        return Contents("an IDX file", {"train": Arrays(idx_array(path).numpy(), str(path))})
+        return read_idx_file(path)
     return read_arrays(path)
 
 
 def _logged(path: Path, layout: str, parts: Parts) -> Parts:
     """The same parts, after a message about them."""
     train, *others = parts
-    counts = f"{len(train):,} images"
+    counts = f"{len(train):,}"
     if any(others):
         named = zip(WORDS.values(), parts, strict=True)
-        counts = ", ".join(f"{len(part):,} {word}" for word, part in named if part) + " images"
+        counts = ", ".join(f"{len(part):,} {word}" for word, part in named if part)
+    counts += f" {train.noun}s"
     extras = [name for name in ("labels", "covariates") if getattr(train, name) is not None]
     text = " ".join([f"of shape {tuple(train.x.shape[1:])}", *(f"with {x}" for x in extras)])
     logger.info("%s: %s: %s %s", path.name, layout, counts, text)

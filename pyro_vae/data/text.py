@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pyro_vae.data.files import Arrays, Contents, binary, check_bytes, refusing
+from pyro_vae.data.files import Arrays, Contents, binary, check_bytes, refusing, whole
 from pyro_vae.errors import RequestError
 
 LABELS = ("label", "class")
@@ -25,7 +25,7 @@ def read_amat(path: Path) -> Contents:
     """
     with refusing(f"{path} cannot be read as rows of numbers", "remove or replace it"):
         check_bytes(path, 2 * path.stat().st_size)
-        rows = _integers(_loaded(path, np.float32, ndmin=2))
+        rows = whole(_loaded(path, np.float32, ndmin=2))
     pixels = binary(rows)
     if rows.shape[1] == MNIST_WIDTH and pixels.dtype == bool:
         images = pixels.reshape(-1, 28, 28)
@@ -70,7 +70,7 @@ def read_csv(path: Path) -> Contents:
         labels = None
         if labelled:
             labels = _numbers(_loaded(path, str, usecols=labelled, ndmin=1, **options))
-    arrays = Arrays(_integers(rows), str(path), labels)
+    arrays = Arrays(whole(rows), str(path), labels)
     return Contents("a table", {"train": arrays})
 
 
@@ -87,12 +87,6 @@ def _is_number(cell: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _integers(rows: np.ndarray) -> np.ndarray:
-    """Numbers as integers if all are whole: text does not tell their type."""
-    is_whole = bool((np.abs(rows) < 2**24).all() and (rows == rows.round()).all())
-    return rows.astype(np.int32) if is_whole else rows
 
 
 def _numbers(labels: np.ndarray) -> np.ndarray:

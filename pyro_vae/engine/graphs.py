@@ -45,24 +45,28 @@ WARM_UPS = 3
 
 
 class Graph:
-    """A function of tensors, traced into a graph on its first call.
+    """A function of tensors, traced into a graph on its second call.
 
     The graph reads and updates in place the tensors that the function uses: parameters, buffers,
     running sums. Tracing has no side effects on them or on the random state. Python control flow is
-    fixed by the first call. Arguments of other shapes run eagerly unless they occur twice in a row,
+    fixed by that call. Arguments of other shapes run eagerly unless they occur twice in a row,
     so that the smaller last batch of an epoch does not cost a graph. On CUDA, shapes that occur
     again are traced, so that they can be replayed.
 
     All engines draw the same random numbers; on CUDA, Inductor may draw them in another order
     (torch 2.11 does).
 
-    If the function cannot be traced or compiled, a warning is logged and a simpler engine is used.
+    If the function cannot be traced or compiled, or if a graph differs from it, a warning is logged
+    and a simpler engine is used from then on.
 
     Arguments:
         function: Returns a list of tensors without gradients. Arguments that are not tensors are
             constants of the graph.
         engine: "eager" calls the function; "traced" runs its operations one by one; "compiled"
             fuses them with Inductor.
+        eager: Is called instead of `function` where there is no graph; the same by default.
+        differs: Says what differs between the results of `function` and of a graph, or returns
+            None; by default they are not compared. It is called for each new graph and by `check`.
 
     Attributes:
         engine: The engine in use.
@@ -82,11 +86,20 @@ class Graph:
         ([6.0, 12.0, 18.0], tensor(9.))
     """
 
-    def __init__(self, function: Callable[..., list[Any]], engine: Engine = "compiled") -> None:
+    def __init__(
+        self,
+        function: Callable[..., list[Any]],
+        engine: Engine = "compiled",
+        eager: Callable[..., list[Any]] | None = None,
+        differs: Callable[[list[Any], list[Any]], str | None] | None = None,
+    ) -> None:
         check_choice("engine", engine, Engine)
         self.function = function
         self.engine = engine
+        self.eager = eager or function
+        self.differs = differs
         self.capturable = True
+        self._traces: dict[Any, Traced] = {}
         self._graphs: dict[Any, Callable[..., list[Any]]] = {}
         self._last: Any = None
         self._missed: set[Any] = set()
@@ -94,16 +107,53 @@ class Graph:
 
     def __call__(self, *args: Any, **kwargs: Any) -> list[Any]:
         if self.engine == "eager":
-            return self.function(*args, **kwargs)
-        kind = _kind(args, kwargs)
+            return self.eager(*args, **kwargs)
+        kind = self._kind(args, kwargs)
+        if kind is None:
+            return self.eager(*args, **kwargs)
         if kind not in self._graphs:
-            if not self._graphs or kind == self._last:
-                self._graphs[kind] = self._make(args, kwargs, self.engine)
+            if kind == self._last:
+                self._make(kind, args, kwargs, self.engine)
             elif kind in self._missed and any(tensor.is_cuda for tensor in _tensors(args, kwargs)):
                 # Compiling costs more than it saves once per epoch.
-                self._graphs[kind] = self._make(args, kwargs, "traced")
-        self._count(kind)
-        return self._graphs.get(kind, self.function)(*args, **kwargs)
+                self._make(kind, args, kwargs, "traced")
+        results = self._graphs.get(kind, self.eager)(*args, **kwargs)
+        self._count(kind)  # not of calls that fail
+        return results
+
+    def check(self, *args: Any, **kwargs: Any) -> None:
+        """Compare the graph for such arguments, if there is one, with the function.
+
+        Has no side effects on tensors or on the random state. If they differ, a warning is logged,
+        and the calls run eagerly from then on.
+        """
+        if self.engine == "eager" or self.differs is None:
+            return
+        traced = self._traces.get(self._kind(args, kwargs))
+        if traced is None:
+            return
+        results = []
+        for function in (self.function, traced):
+            with traced.without_effect():
+                results.append(function(*args, **kwargs))
+        problem = self.differs(*results)
+        if problem is not None:
+            self._use_eager(
+                f"the graph differs from the programs: {problem}; pass what changes between steps"
+                " as a tensor argument"
+            )
+
+    def _kind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The key of a graph; None, after a warning, if there can be none."""
+        try:
+            kind = kind_of(args, kwargs)
+            hash(kind)
+        except TypeError as error:
+            self._use_eager(
+                f"the arguments must be tensors or hashable values ({error}); pass tensors"
+            )
+            return None
+        return kind
 
     def _count(self, kind: Any) -> None:
         """Note the kind of a call, and warn if too many in a row had no graph."""
@@ -121,25 +171,31 @@ class Graph:
             )
 
     def _make(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], engine: Engine
-    ) -> Callable[..., list[Any]]:
+        self, kind: Any, args: tuple[Any, ...], kwargs: dict[str, Any], engine: Engine
+    ) -> None:
+        """Make the graph of one kind of arguments, if that is possible."""
         try:
-            graph, captured = trace(self.function, args, kwargs)
+            traced = trace(self.function, args, kwargs)
         except Exception as error:
-            return self._fall_back("eager", "the programs cannot be traced", error)
-        inputs = [*_tensors(args, kwargs), *captured]
-        self._look_for_waits(graph, inputs)
+            self._use_eager(f"the programs cannot be traced ({_reason(error)})")
+            return
+        self._traces[kind] = traced
+        self._graphs[kind] = traced
+        self.check(*args, **kwargs)
+        if self.engine == "eager":
+            return
+        inputs = [*_tensors(args, kwargs), *traced.captured]
+        self._look_for_waits(traced.graph, inputs)
         if engine == "compiled":
             try:
-                graph = _compiled(graph, inputs)
+                compiled = _compiled(traced.graph, inputs)
             except Exception as error:
-                self._fall_back("traced", "the graph cannot be compiled", error)
-
-        def run(*args: Any, **kwargs: Any) -> list[Any]:
-            with torch.no_grad():
-                return list(graph(*_tensors(args, kwargs), *captured))
-
-        return run
+                self.engine = "traced"
+                logger.warning(
+                    "using the traced engine: the graph cannot be compiled (%s)", _reason(error)
+                )
+                return
+            self._graphs[kind] = Traced(compiled, traced.captured, traced.written)
 
     def _look_for_waits(self, graph: Any, inputs: Sequence[Tensor]) -> None:
         """Refuse the replay of a graph on CUDA that would wait for the host."""
@@ -160,12 +216,45 @@ class Graph:
         self.capturable = False
         logger.warning("steps run without a CUDA graph, which is slower: %s", reason)
 
-    def _fall_back(
-        self, engine: Engine, problem: str, error: Exception
-    ) -> Callable[..., list[Any]]:
-        self.engine = engine
-        logger.warning("using the %s engine: %s (%s)", engine, problem, _reason(error))
-        return self.function
+    def _use_eager(self, reason: str) -> None:
+        """Run eagerly, for good, after a warning."""
+        self.engine = "eager"
+        self._traces.clear()
+        self._graphs.clear()
+        logger.warning("using the eager engine: %s", reason)
+
+
+class Traced:
+    """A function of tensors as a graph.
+
+    Arguments:
+        graph: Computes the results from the tensors among the arguments and the captured ones.
+        captured: Tensors that the function uses besides its arguments, or makes and keeps in this
+            call, such as parameters at their first use.
+        written: The storages among them that the function writes to, each as one tensor.
+    """
+
+    def __init__(
+        self, graph: Callable[..., Any], captured: list[Tensor], written: list[Tensor]
+    ) -> None:
+        self.graph = graph
+        self.captured = captured
+        self.written = written
+
+    def __call__(self, *args: Any, **kwargs: Any) -> list[Any]:
+        with torch.no_grad():
+            return list(self.graph(*_tensors(args, kwargs), *self.captured))
+
+    @contextmanager
+    def without_effect(self) -> Iterator[None]:
+        """Restore, at the end, what the function writes to and the random state."""
+        before = [tensor.clone() for tensor in self.written]
+        with forked_rng():
+            try:
+                yield
+            finally:
+                for tensor, value in zip(self.written, before, strict=True):
+                    tensor.copy_(value)
 
 
 class Replay:
@@ -194,7 +283,7 @@ class Replay:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
-        kind = _kind(args, kwargs)
+        kind = kind_of(args, kwargs)
         if kind not in self.graphs and self._warm_ups[kind] == WARM_UPS:
             self.graphs[kind] = self._capture(args, kwargs)
         if kind in self.graphs:
@@ -259,12 +348,8 @@ def has_compiler() -> bool:
 
 def trace(
     function: Callable[..., list[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Callable[..., Any], list[Tensor]]:
-    """The graph of a function at its arguments, and the captured tensors.
-
-    These are tensors that the function uses besides its arguments, or makes and keeps in this call,
-    such as parameters at their first use. They become extra inputs of the graph.
-    """
+) -> Traced:
+    """The graph of a function at its arguments, made without side effects."""
     census = _Census()
     with census.without_effect(), census:
         function(*args, **kwargs)
@@ -282,7 +367,7 @@ def trace(
         graph = make_fx(lambda *_: function(*args, **kwargs), tracing_mode="real")(
             *tensors, *captured
         )
-    return graph, captured
+    return Traced(graph, captured, census.written())
 
 
 def dry_run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
@@ -327,6 +412,10 @@ class _Census(TorchDispatchMode):
         """Trainable tensors that the function made and that still exist."""
         return [tensor for tensor in self._made if tensor.is_leaf and tensor.requires_grad]
 
+    def written(self) -> list[Tensor]:
+        """The storages that the function has written to, each as one tensor."""
+        return [whole for whole, _ in self._before.values()]
+
     def _note(self, tensor: Tensor) -> None:
         if tensor not in self._made and tensor not in self._known:
             self._known[tensor] = True
@@ -356,20 +445,13 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _kind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+def kind_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
     """The key of a graph.
 
     Shapes, dtypes and devices of tensors, and the structure and values of other arguments.
     """
     leaves, structure = _flatten(args, kwargs)
-    kind = (structure, *map(_kind_of_leaf, leaves))
-    try:
-        hash(kind)
-    except TypeError as error:
-        raise RequestError(
-            f"arguments must be tensors or hashable values ({error}); pass tensors"
-        ) from error
-    return kind
+    return (structure, *map(_kind_of_leaf, leaves))
 
 
 def _kind_of_leaf(leaf: Any) -> Any:

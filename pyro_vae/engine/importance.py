@@ -8,14 +8,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vae.engine.joint import Joint
 from pyro_vae.engine.programs import (
     Batch,
     Program,
+    Site,
     StructureError,
     has_rows,
+    is_summed_out,
     site_sum,
     trace_at,
     traces,
@@ -28,17 +31,19 @@ LEAST_SAMPLES = 25
 
 
 class Terms(NamedTuple):
-    """The two terms of log w = log p(x, z) - log q(z | x), in nats, of equal shape."""
+    """The two terms of the ELBO and the log-weights, in nats, of equal shape.
+
+    The ELBO is the mean of log w = log p(x, z) - log q(z | x), which is the difference of the
+    terms. If discrete sites y are summed out, the terms are their expectations under q(y | x), and
+    w is summed over y, so that its logarithm is larger than their difference.
+    """
 
     reconstruction: Tensor
     """log p(x | z), the observed sites."""
     kl: Tensor
     """log q(z | x) - log p(z), the latent sites; its mean is the KL divergence."""
-
-    @property
-    def log_weights(self) -> Tensor:
-        """log w, whose mean is the ELBO."""
-        return self.reconstruction - self.kl
+    log_weights: Tensor
+    """log w, the logarithm of an unbiased estimate of p(x)."""
 
 
 def terms(model: Program, guide: Program, batch: Batch, num_samples: int) -> Terms:
@@ -46,7 +51,37 @@ def terms(model: Program, guide: Program, batch: Batch, num_samples: int) -> Ter
     p, q = traces(model, guide, batch, num_samples)
     observed = site_sum(p, batch.x, num_samples, lambda site: site["is_observed"])
     latent = site_sum(p, batch.x, num_samples, lambda site: not site["is_observed"])
-    return Terms(observed, site_sum(q, batch.x, num_samples) - latent)
+    drawn = site_sum(q, batch.x, num_samples, lambda site: not is_summed_out(site))
+    kl = drawn - latent
+    if kl.ndim == 2:
+        return Terms(observed, kl, observed - kl)
+    log_probs = site_sum(q, batch.x, num_samples, is_summed_out)
+    return Terms(
+        _expectation(log_probs, observed),
+        _expectation(log_probs, kl + log_probs),
+        _sum_out(observed - kl),
+    )
+
+
+def _expectation(log_probs: Tensor, values: Tensor) -> Tensor:
+    """The expectation over the sites that are summed out; no value counts where it cannot be."""
+    impossible = log_probs == -inf
+    products = log_probs.exp() * values.masked_fill(impossible, 0.0)
+    return products.flatten(0, -3).sum(0)
+
+
+def _sum_out(log_values: Tensor) -> Tensor:
+    """The logarithm of the sum over the sites that are summed out."""
+    return log_values.flatten(0, -3).logsumexp(0)
+
+
+def trace_weights(p: Trace, q: Trace, x: Tensor, num_samples: int) -> Tensor:
+    """The log-weights of two traces, see `log_weights`."""
+    drawn = site_sum(q, x, num_samples, lambda site: not is_summed_out(site))
+    log_ratios = site_sum(p, x, num_samples) - drawn
+    if log_ratios.ndim == 2:
+        return log_ratios
+    return _sum_out(log_ratios)
 
 
 def log_weights(model: Program, guide: Program, *args: Any, num_samples: int) -> Tensor:
@@ -63,6 +98,9 @@ def log_weights(model: Program, guide: Program, *args: Any, num_samples: int) ->
     Masks apply, but scales (`poutine.scale`, subsampling) do not. With a single plate, at dim -1,
     the programs run once for all samples, under a plate at dim -2, so they must broadcast, as for
     `vectorize_particles=True`. Other programs need not broadcast; a warning says if that is slow.
+
+    Discrete sites y of both programs with `infer={"enumerate": "parallel"}` are summed out:
+    :math:`w_k = \sum_y p(x, y, z_{ky}) / q(z_{ky} \mid x, y)`.
 
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016)
@@ -133,12 +171,20 @@ def joint_terms(
 ) -> tuple[Tensor, Tensor]:
     """log p(z) and log p(x | z) at given latents, each of shape `(num_samples, N)`.
 
-    The arguments are those of `trace_at`.
+    The arguments are those of `trace_at`. Discrete sites of the model that are marked for
+    enumeration are summed out.
     """
     trace = trace_at(model, batch, latents, num_samples)
-    prior = site_sum(trace, batch.x, num_samples, lambda site: site["name"] in latents)
-    rest = site_sum(trace, batch.x, num_samples, lambda site: site["name"] not in latents)
-    return prior, rest
+
+    def is_prior(site: Site) -> bool:
+        return site["name"] in latents or is_summed_out(site)
+
+    prior = site_sum(trace, batch.x, num_samples, is_prior)
+    rest = site_sum(trace, batch.x, num_samples, lambda site: not is_prior(site))
+    if prior.ndim == 2:
+        return prior, rest
+    marginal = _sum_out(prior)
+    return marginal, _sum_out(prior + rest) - marginal
 
 
 def log_likelihood(log_weights: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
@@ -22,6 +23,8 @@ Site = Any
 
 # The name of the plate over samples, at dim -2; the data are at dim -1.
 SAMPLES = "importance samples"
+# The first dimension of the values of sites that are summed out, to the left of the samples.
+SUMMED_DIM = -3
 
 
 class StructureError(RequestError):
@@ -52,7 +55,7 @@ class Batch:
 
     @property
     def y(self) -> Tensor | None:
-        """The first of the further arguments: the labels; None if there are none."""
+        """The first of the further arguments, the labels, or None if there are none."""
         if not self.more:
             return None
         return self.more[0]
@@ -105,7 +108,9 @@ def traces(
 ) -> tuple[Trace, Trace]:
     """The traces of the model and of the guide, with the same latent values.
 
-    Several samples are drawn at once, under a plate at dim -2 around both programs.
+    Several samples are drawn at once, under a plate at dim -2 around both programs. Sites of the
+    guide with `infer={"enumerate": "parallel"}` are not drawn: they have all their values, in a
+    dimension to the left of the samples.
 
     Arguments:
         model: A Pyro program whose sites are all in one plate of `len(batch)` rows at dim -1.
@@ -146,7 +151,7 @@ def _run(
     samples: AbstractContextManager[Any] = nullcontext()
     if num_samples > 1:
         samples = pyro.plate(SAMPLES, num_samples, dim=-2)
-    with samples:
+    with EnumMessenger(first_available_dim=SUMMED_DIM), samples:
         with at_draws or nullcontext():
             q = poutine.trace(guide).get_trace(*batch)
         p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*batch)
@@ -165,7 +170,10 @@ def trace_at(
             `(num_samples, N)`.
         num_samples: Number of values for each row.
     """
-    with pyro.plate(SAMPLES, num_samples, dim=-2):
+    with (
+        EnumMessenger(first_available_dim=SUMMED_DIM),
+        pyro.plate(SAMPLES, num_samples, dim=-2),
+    ):
         return poutine.trace(poutine.condition(model, data=dict(latents))).get_trace(*batch)
 
 
@@ -182,6 +190,11 @@ def sample_sites(trace: Trace) -> dict[str, Site]:
 def latent_sites(model: Trace) -> dict[str, Site]:
     """The random sites of a model that are not observed, by name."""
     return {name: site for name, site in sample_sites(model).items() if not site["is_observed"]}
+
+
+def is_summed_out(site: Site) -> bool:
+    """Whether a latent site is discrete and to be summed out rather than drawn."""
+    return not site["is_observed"] and site["infer"].get("enumerate") == "parallel"
 
 
 def is_random(site: Site) -> bool:
@@ -205,6 +218,8 @@ def site_sum(
 ) -> Tensor:
     """The summed log-probability of some sites of a trace, shape `(num_samples, N)`.
 
+    Sites that are summed out add a dimension on the left, with an entry for each of their values.
+
     Arguments:
         trace: The trace of a model or a guide.
         x: The data, N rows.
@@ -219,7 +234,7 @@ def site_sum(
             if scaled:
                 score = score * site["scale"]
             total = total + score
-    return total.expand(num_samples, len(x))
+    return total.expand(torch.broadcast_shapes(total.shape, (num_samples, len(x))))
 
 
 def _check_sites(model: Trace, guide: Trace, size: int) -> None:

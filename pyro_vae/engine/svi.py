@@ -9,26 +9,30 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer import ELBO
+from pyro import infer
+from pyro.infer import ELBO, TraceTailAdaptive_ELBO
 from pyro.infer.util import is_validation_enabled
 from pyro.nn import PyroModule
 from pyro.optim import PyroOptim
-from pyro.optim.lr_scheduler import PyroLRScheduler
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.optim import Optimizer
 
 from pyro_vae.engine import distributed
+from pyro_vae.engine.agreement import difference
 from pyro_vae.engine.graphs import (
     COMPILED_STEPS,
+    MISSES,
     TRACED_STEPS,
     AnyEngine,
     Engine,
     Graph,
     Replay,
     dry_run,
+    kind_of,
     pick_engine,
 )
+from pyro_vae.engine.optimizers import Joint
 from pyro_vae.engine.patches import tensor_losses, without_validation
 from pyro_vae.engine.programs import Program
 from pyro_vae.errors import RequestError, check_choice, first_line
@@ -39,45 +43,55 @@ MakeOptimizer = Callable[[Sequence[Tensor]], Optimizer]
 
 # Steps between checks of the losses on CUDA, each of which waits for the device.
 CHECK_STEPS = 100
+# Steps between comparisons of a graph with the programs. One takes as long as 3 steps that are
+# traced, or 10 to 30 that are compiled. The first ones are after 1, 2, 4, ... steps.
+COMPARED_STEPS: dict[Engine, int] = {"traced": 256, "compiled": 2048}
 
 
-class SVI:
-    r"""Minimizes a loss, like `pyro.infer.SVI`, with one torch optimizer for all parameters.
+class SVI(infer.SVI):
+    r"""Minimizes a loss, in the place of `pyro.infer.SVI`, with one torch optimizer.
 
-    A dry run before the first step validates the programs and finds their parameters. The steps run
-    without Pyro's validation. A loss that becomes NaN or infinite is reported in a warning, once.
+    A step draws the random numbers that Pyro's draws, validates the first call with each kind of
+    arguments, and then runs without Pyro's validation. A loss that becomes NaN or infinite is
+    reported in a warning, once.
 
-    The engines "traced" and "compiled" trace the loss and its gradient into one graph of tensor
+    The engines "traced" and "compiled" run the loss and its gradient as one graph of tensor
     operations: see `Graph`. They require a tensor loss (`differentiable_loss`); other losses run
     eagerly. The graph does not see what Python does in later steps: all that changes, such as the
-    data or an annealing factor, must be an argument of `step`. Several processes sum their
-    gradients, in one operation per step.
+    data or an annealing factor, must be a tensor argument of `step`. Therefore its loss and
+    gradient are compared with those of the programs when it is made, after 1, 2, 4, ... steps, and
+    at least every 256 steps, or 2,048 if it is compiled. If they differ, a warning names the
+    difference and the remaining steps run eagerly. Several processes sum their gradients, in one
+    operation per step.
 
     Arguments:
         model: A Pyro program.
         guide: A Pyro program with the same arguments.
-        optim: Makes a torch optimizer from a list of parameters, such as `torch.optim.Adam`; or one
-            of `pyro.optim`, with its options and clipping of each parameter, whose state is then
-            that of `self.optimizer`.
+        optim: One of `pyro.optim`, or a function that makes a torch optimizer from a list of
+            parameters, such as `torch.optim.Adam`.
         loss: The objective, such as `pyro.infer.Trace_ELBO()`, or a function of model, guide and
             their arguments.
+        loss_and_grads: A function that computes the loss and its gradients, if `loss` is one.
+        num_samples: Deprecated by Pyro; the number of samples of `run`.
+        num_steps: Deprecated by Pyro; the number of steps of `run`.
         mean: Divide the loss by the number of rows of the first argument of `step`: nats per image.
         prepare: Computes the programs' arguments from those of `step`, in the same graph; None
             passes them on.
-        engine: "eager", "traced", "compiled", or "auto": eager at first, and a faster one after so
-            many steps that its start-up pays. A graph is made for each shape of the tensors and
-            each value of the other arguments of `step`.
+        engine: "eager", "traced", "compiled", or "auto": eager at first, traced after 500 steps,
+            and compiled after 8,000 if there is a C++ compiler, so that a start-up pays. A graph is
+            made for each shape of the tensors and each value of the other arguments of `step`.
         check_losses: Warn if a loss is not finite. On CUDA, `update` checks every 100 steps.
 
     Attributes:
         objective: What `loss` was, with the methods of `pyro.infer.ELBO`.
-        optimizer: The torch optimizer, made by the first step.
-        last_loss: The loss before the last step, a tensor of shape `()`, as `step` returns it.
+        optimizer: The torch optimizer, made by the first step. One of `pyro.optim` shares its
+            state and options, so that its schedulers and `get_state` work as usual.
+        last_loss: The loss before the last step, as `step` returns it: a tensor of shape `()`, or
+            with an element for each of several losses.
         total: The sum of the losses of all steps, without `mean`, a tensor of shape `()`.
 
     Raises:
-        ValueError: If `optim` is neither, or one of Pyro's learning-rate schedulers, or the loss
-            returns several losses.
+        ValueError: If `optim` is neither.
 
     Example:
         >>> import pyro.distributions as dist
@@ -99,9 +113,13 @@ class SVI:
         guide: Program,
         optim: MakeOptimizer | PyroOptim,
         loss: Any,
+        loss_and_grads: Callable[..., Any] | None = None,
+        num_samples: int = 0,
+        num_steps: int = 0,
+        *,
         mean: bool = False,
         prepare: Callable[..., tuple[Any, ...]] | None = None,
-        engine: AnyEngine = "eager",
+        engine: AnyEngine = "auto",
         check_losses: bool = True,
     ) -> None:
         check_choice("engine", engine, AnyEngine)
@@ -110,21 +128,32 @@ class SVI:
                 "optim must be a function that makes a torch optimizer, or one of pyro.optim, but"
                 f" is {optim!r}"
             )
+        self._joint: Joint | None = None
+        self.make_optimizer: MakeOptimizer
         if isinstance(optim, PyroOptim):
-            optim = _joint(optim)
-        if not hasattr(loss, "loss_and_grads"):
-            loss = _Function(loss)
-        self.model = model
-        self.guide = guide
+            self._joint = Joint(optim)
+            self.make_optimizer = self._joint
+        else:
+            self.make_optimizer = optim
+            optim = PyroOptim(optim, {})
+        super().__init__(model, guide, optim, loss, loss_and_grads, num_samples, num_steps)
         self.mean = mean
         self.objective = loss
-        self.make_optimizer = optim
+        self._loss = loss
+        if not hasattr(loss, "loss_and_grads"):
+            self.objective = _Function(loss, self.loss_and_grads, loss_and_grads is None)
         self.prepare = prepare or (lambda *args: args)
-        self.check_losses = check_losses
+        # It has no loss, only a gradient: Pyro returns inf.
+        self.check_losses = check_losses and not isinstance(loss, TraceTailAdaptive_ELBO)
         self.optimizer: Optimizer | None = None
         self.last_loss = torch.zeros((), dtype=torch.float64)
         self.total = torch.zeros((), dtype=torch.float64)
         self._params: dict[int, Tensor] = {}
+        self._names: dict[int, str] = {}
+        # The parameters that had a gradient.
+        self._trained: set[int] = set()
+        # The kinds of arguments that were validated.
+        self._validated: set[Any] = set()
         self._options: list[dict[str, Any]] | None = None
         self._asked = engine
         self._steps = 0
@@ -138,33 +167,23 @@ class SVI:
     def dry_run(self, *args: Any, check: Callable[..., None] | None = None, **kwargs: Any) -> None:
         """Validate the programs and make the optimizer, without side effects.
 
-        The first step calls it if necessary.
+        Without it, the first step does so.
 
         Arguments:
             *args: Arguments of `step`.
             check: A function that is called before with the arguments of the programs.
             **kwargs: Keyword arguments of `step`.
         """
-        stored = set(pyro.get_param_store().keys())
-        own: set[int] = set()
-        for module in self._modules():
-            own.update(id(param) for param in module.parameters())
-        with _Params() as seen:
-            try:
-                dry_run(self._validate, check, *args, **kwargs)
-            except (ValueError, RuntimeError) as error:
-                self._blame_the_store(error, seen.names(stored, own))
-                raise
-        if self._modules() and seen.names(stored, own):
-            logger.warning(
-                "%s start at the values that Pyro's parameter store holds from earlier programs;"
-                " if that is not intended, call pyro.clear_param_store() before you make new ones",
-                ", ".join(seen.names(stored, own)),
-            )
-        self._adopt(seen.params)
-        device = next(iter(seen.params.values()), self.total).device
-        self.last_loss = self.last_loss.to(device)
-        self.total = self.total.to(device)
+
+        def validate() -> None:
+            if check is not None:
+                check(*self.prepare(*args))
+            self._validate(*args, **kwargs)
+
+        dry_run(validate)
+        for param in self._params.values():
+            param.grad = None
+        self._validated.add(_kind_to_validate(args, kwargs))
 
     def load_optimizer(self, state: dict[str, Any]) -> None:
         """Load a `state_dict` into the optimizer, which `dry_run` has made."""
@@ -178,6 +197,8 @@ class SVI:
                 group["capturable"] = replays
             group["lr"] = float(group["lr"])
         self.optimizer.load_state_dict({**state, "param_groups": groups})
+        if self._joint is not None:
+            self._joint.take_state(self.optimizer)
         self._options = None
 
     def update(self, *args: Any, **kwargs: Any) -> None:
@@ -185,34 +206,38 @@ class SVI:
 
         `last_loss` is set to the loss before it, and its sum over rows is added to `total`.
         """
-        if self.optimizer is None:
-            self.dry_run(*args, **kwargs)
         self._advance()
-        with without_validation():
-            if self._replays():
-                self._refresh()
-                self._replay(*args, **kwargs)
-            else:
-                self._take_step(*args, **kwargs)
+        self._sync()
+        if self.engine != "eager" and self._steps == self._next_comparison:
+            self._compare(*args, **kwargs)
+        if self._replays():
+            self._refresh()
+            self._replay(*args, **kwargs)
+        else:
+            self._take_step(*args, **kwargs)
+        self._sync()
         self._steps += 1
         if self.check_losses and (not self.total.is_cuda or self._steps % CHECK_STEPS == 0):
             self._check_finite(self.total.item())
 
-    def step(self, *args: Any, **kwargs: Any) -> float:
-        """Take one step and return the loss before it, in nats, or in nats per row with `mean`."""
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """Take one step and return the loss before it, in nats, or in nats per row with `mean`.
+
+        A number, or a tuple of numbers for objectives with several losses.
+        """
         self.update(*args, **kwargs)
-        loss = self.last_loss.item()
+        loss = self.last_loss.tolist()
         if self.check_losses:
-            self._check_finite(loss)
-        return loss
+            self._check_finite(self.last_loss.sum().item())
+        return _as_pyro_returns(loss)
 
     @torch.no_grad()
-    def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
         """The loss, in nats, without a step; the arguments are those of the programs."""
-        validated = is_validation_enabled() and self.optimizer is None
-        with pyro.validation_enabled(validated), tensor_losses(self.objective):
-            loss = self.objective.loss(self.model, self.guide, *args, **kwargs)
-        return float(loss) / self._rows(args)
+        validated = is_validation_enabled() and not self._validated
+        with pyro.validation_enabled(validated), tensor_losses(self._loss):
+            loss = _as_tensor(self.objective.loss(self.model, self.guide, *args, **kwargs))
+        return _as_pyro_returns((loss / self._rows(args)).tolist())
 
     def _check_finite(self, loss: float) -> None:
         """Warn, once, unless the loss is finite."""
@@ -225,15 +250,38 @@ class SVI:
             self._steps,
         )
 
-    def _validate(self, check: Callable[..., None] | None, *args: Any, **kwargs: Any) -> None:
-        args = self.prepare(*args)
-        if check is not None:
-            check(*args)
-        with tensor_losses(self.objective):
-            loss = self.objective.loss(self.model, self.guide, *args, **kwargs)
-        if isinstance(loss, tuple):
-            name = type(self.objective).__name__
-            raise RequestError(f"{name} has several losses; use pyro.infer.SVI")
+    def _validate(self, *args: Any, **kwargs: Any) -> list[Any]:
+        """The loss and the gradients as Pyro computes them, with its validation and warnings."""
+        if self._validated:
+            return self._pyros_gradients(*args, **kwargs)
+        stored = set(pyro.get_param_store().keys())
+        own: set[int] = set()
+        frozen: dict[str, Tensor] = {}
+        for module in self._modules():
+            own.update(id(param) for param in module.parameters())
+            for name, param in module.named_parameters():
+                if not param.requires_grad:
+                    frozen[name] = param
+        with _Params() as seen:
+            try:
+                results = self._pyros_gradients(*args, **kwargs)
+            except (ValueError, RuntimeError) as error:
+                self._blame_the_store(error, seen.stored_before(stored, own))
+                raise
+        if self._modules() and seen.stored_before(stored, own):
+            logger.warning(
+                "%s start at the values that Pyro's parameter store holds from earlier programs;"
+                " if that is not intended, call pyro.clear_param_store() before you make new ones",
+                ", ".join(seen.stored_before(stored, own)),
+            )
+        thawed = [name for name, param in frozen.items() if param.requires_grad]
+        if thawed:
+            logger.warning(
+                "Pyro trains all parameters of a PyroModule, also those that do not require a"
+                " gradient: %s; to keep them constant, make them buffers",
+                ", ".join(thawed),
+            )
+        return results
 
     def _modules(self) -> list[PyroModule]:
         """The programs that keep their parameters themselves, such as automatic guides."""
@@ -253,16 +301,16 @@ class SVI:
 
     def _use(self, engine: Engine) -> None:
         """Run the steps with an engine, if the loss is a tensor."""
-        if engine != "eager" and getattr(self.objective, "differentiable_loss", None) is None:
-            name = type(self.objective).__name__
+        if engine != "eager" and not _has_tensor_loss(self.objective):
+            name = type(self._loss).__name__
             logger.warning("using the eager engine: %s has no differentiable_loss", name)
             engine = "eager"
-        if engine == "eager":
-            self._graph = Graph(self._gradients, engine)
-        else:
-            self._graph = Graph(self._tensor_gradients, engine)
+        self._graph = Graph(self._tensor_gradients, engine, self._gradients, self._differs)
         self._picked = engine
         self._options = None
+        self._compared = self._steps
+        self._comparison_gap = 1
+        self._next_comparison = self._steps + 1
 
     def _advance(self) -> None:
         """With "auto": use the engine that suits as many steps as were taken.
@@ -271,12 +319,27 @@ class SVI:
         """
         if self._asked != "auto" or self._steps not in (TRACED_STEPS, COMPILED_STEPS):
             return
-        if self._graph.engine != self._picked:
+        if self._graph.engine != self._picked or not _has_tensor_loss(self.objective):
             return
         engine = pick_engine("auto", self.total.device, self._steps)
         if engine != self._picked:
             logger.info("using the %s engine from step %d", engine, self._steps)
             self._use(engine)
+
+    def _compare(self, *args: Any, **kwargs: Any) -> None:
+        """Compare the graph with the programs, and plan the next comparison."""
+        self._graph.check(*args, **kwargs)
+        self._compared = self._steps
+        self._next_comparison += self._comparison_gap
+        self._comparison_gap = min(2 * self._comparison_gap, COMPARED_STEPS[self._picked])
+
+    def _differs(self, expected: list[Any], found: list[Any]) -> str | None:
+        names = [self._names[key] for key in self._params]
+        without_rows = [*expected[:1], *expected[2:]], [*found[:1], *found[2:]]
+        problem = difference(names, *without_rows)
+        if problem is None:
+            return None
+        return f"{problem}, at step {self._steps}; they agreed at step {self._compared}"
 
     def _take_step(self, *args: Any, **kwargs: Any) -> None:
         loss, rows, *grads = self._graph(*args, **kwargs)
@@ -284,48 +347,75 @@ class SVI:
         grads += [None] * (len(self._params) - len(grads))
         params = []
         parts = []
-        for param, grad in zip(self._params.values(), grads, strict=True):
+        for (key, param), grad in zip(self._params.items(), grads, strict=True):
             param.grad = None
             if grad is not None:
                 params.append(param)
                 parts.append(grad)
+                self._trained.add(key)
         for param, total in zip(params, distributed.all_reduce(parts), strict=True):
             param.grad = total
         if self.optimizer is not None:
             self.optimizer.step()
-        self.last_loss.fill_(loss / rows)
-        self.total += loss
+        if loss.shape != self.last_loss.shape:
+            self.last_loss = self.last_loss.new_zeros(loss.shape)
+        self.last_loss.copy_(loss / rows)
+        self.total += loss.sum()
 
     def _gradients(self, *args: Any, **kwargs: Any) -> list[Any]:
         """The loss, the number of rows and the gradients, as the objective computes them."""
+        kind = _kind_to_validate(args, kwargs)
+        if kind not in self._validated and len(self._validated) < MISSES:
+            results = self._validate(*args, **kwargs)
+            self._validated.add(kind)
+            return results
+        with without_validation(), tensor_losses(self._loss):
+            return self._pyros_gradients(*args, **kwargs)
+
+    def _pyros_gradients(self, *args: Any, **kwargs: Any) -> list[Any]:
         rows = self._rows(args)
-        with _Params() as seen, tensor_losses(self.objective):
+        with _Params() as seen:
             loss = self.objective.loss_and_grads(
                 self.model, self.guide, *self.prepare(*args), **kwargs
             )
-        self._adopt(seen.params)
-        results: list[Any] = [loss, rows]
+        self._adopt(seen)
+        used = seen.params
+        grads: list[Tensor | None] = []
         for key, param in self._params.items():
-            if key in seen.params and param.grad is not None:
-                results.append(param.grad / rows)
+            if key in used and param.grad is not None:
+                grads.append(param.grad / rows)
             else:
-                results.append(None)
-        return results
+                grads.append(None)
+        return [_as_tensor(loss), rows, *self._with_zeros(grads, seen)]
 
     def _tensor_gradients(self, *args: Any, **kwargs: Any) -> list[Any]:
         """The same from the objective's tensor loss, in tensor operations only."""
         rows = self._rows(args)
-        with _Params() as seen, tensor_losses(self.objective):
+        with _Params() as seen, without_validation(), tensor_losses(self._loss):
             loss = self.objective.differentiable_loss(
                 self.model, self.guide, *self.prepare(*args), **kwargs
             )
-        self._adopt(seen.params)
-        params = list(self._params.values())
-        return [
-            loss.detach(),
-            rows,
-            *torch.autograd.grad(loss / rows, params, allow_unused=True),
-        ]
+        self._adopt(seen)
+        if not isinstance(loss, Tensor):
+            loss = _as_tensor(loss)
+        params = [param for param in self._params.values() if param.requires_grad]
+        found: dict[int, Tensor | None] = {}
+        if params and loss.requires_grad:
+            with_respect_to = torch.autograd.grad(loss / rows, params, allow_unused=True)
+            found = {id(param): grad for param, grad in zip(params, with_respect_to, strict=True)}
+        grads = [found.get(key) for key in self._params]
+        return [loss.detach(), rows, *self._with_zeros(grads, seen)]
+
+    def _with_zeros(self, grads: list[Tensor | None], seen: _Params) -> list[Tensor | None]:
+        """Gradients with zeros where a program asks for a parameter that it does not use.
+
+        Pyro keeps a gradient of zeros after the first step, so that momentum moves it further.
+        """
+        used = seen.params
+        for position, (key, param) in enumerate(self._params.items()):
+            if grads[position] is None and key in used and key in self._trained:
+                grads[position] = torch.zeros_like(param)
+        return grads
 
     def _replays(self) -> bool:
         """Whether whole steps run as a CUDA graph."""
@@ -359,6 +449,11 @@ class SVI:
             if group["lr"] is not rate:
                 group["lr"] = rate.fill_(group["lr"])
 
+    def _sync(self) -> None:
+        """Keep the options of one of `pyro.optim` and of its joint optimizer the same."""
+        if self._joint is not None and self.optimizer is not None:
+            self._joint.sync(self.optimizer)
+
     @property
     def _groups(self) -> list[dict[str, Any]]:
         if self.optimizer is None:
@@ -370,66 +465,79 @@ class SVI:
             return len(args[0])
         return 1
 
-    def _adopt(self, params: dict[int, Tensor]) -> None:
+    def _adopt(self, seen: _Params) -> None:
         """Pass new parameters to the optimizer."""
+        params = seen.params
         new = [param for key, param in params.items() if key not in self._params]
         self._params |= params
+        self._names |= seen.names
         if not new:
             return
+        made = self.make_optimizer(new)
         if self.optimizer is None:
-            self.optimizer = self.make_optimizer(new)
+            self.optimizer = made
+            self.last_loss = self.last_loss.to(new[0].device)
+            self.total = self.total.to(new[0].device)
             return
-        for group in self.make_optimizer(new).param_groups:
+        for group in made.param_groups:
             self.optimizer.add_param_group(group)
+        self.optimizer.state.update(made.state)
 
 
-def _joint(optim: PyroOptim) -> MakeOptimizer:
-    """Makes one torch optimizer with the options and the clipping of one of Pyro's.
+def _has_tensor_loss(objective: Any) -> bool:
+    """Whether the gradient of the objective is that of a tensor loss of its own.
 
-    They may differ between parameters.
+    Not if a subclass writes `loss_and_grads` alone, so that it inherits a tensor loss of another
+    objective.
     """
-    if isinstance(optim, PyroLRScheduler):
-        raise RequestError(
-            "pyro.optim's learning-rate schedulers are not supported; pass the optimizer, and make"
-            " one of torch's schedulers from svi.optimizer after the first step"
-        )
+    if getattr(objective, "differentiable_loss", None) is None:
+        return False
+    for cls in type(objective).__mro__:
+        if "differentiable_loss" in vars(cls):
+            return True
+        if "loss_and_grads" in vars(cls):
+            return False
+    return True
 
-    def clip(optimizer: Optimizer, *_: Any) -> None:
-        for group in optimizer.param_groups:
-            for param in group["params"]:
-                clip_one = optim._get_grad_clip(param)
-                if clip_one is not None and param.grad is not None:
-                    clip_one(param)
 
-    def make(params: Sequence[Tensor]) -> Optimizer:
-        groups: dict[str, tuple[list[Tensor], dict[str, Any]]] = {}
-        for param in params:
-            options = optim._get_optim_args(param)
-            group, _ = groups.setdefault(repr(options), ([], options))
-            group.append(param)
-        constructor: Any = optim.pt_optim_constructor
-        optimizer, *others = (constructor(group, **options) for group, options in groups.values())
-        for other in others:
-            for group in other.param_groups:
-                optimizer.add_param_group(group)
-        if optim.pt_clip_args:
-            optimizer.register_step_pre_hook(clip)
-        return optimizer
+def _as_tensor(loss: Any) -> Tensor:
+    """A loss of shape `()`, or several in one tensor, without gradients."""
+    if isinstance(loss, tuple):
+        return torch.stack([_as_tensor(one).double() for one in loss])
+    if isinstance(loss, Tensor):
+        return loss.detach()
+    return torch.tensor(loss, dtype=torch.float64)
 
-    return make
+
+def _as_pyro_returns(loss: Any) -> Any:
+    """A number, or a tuple of several."""
+    if isinstance(loss, list):
+        return tuple(loss)
+    return loss
+
+
+def _kind_to_validate(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The kind of the arguments, in which numbers that vary are all the same."""
+    structure, *leaves = kind_of(args, kwargs)
+    kinds: list[Any] = [structure]
+    for leaf in leaves:
+        if isinstance(leaf, bool | int | str | tuple):
+            kinds.append(leaf)
+        else:
+            kinds.append(type(leaf))
+    return tuple(kinds)
 
 
 class _Function:
     """A loss function as an objective."""
 
-    def __init__(self, function: Callable[..., Tensor]) -> None:
+    def __init__(
+        self, function: Callable[..., Any], loss_and_grads: Callable[..., Any], tensor: bool
+    ) -> None:
         self.loss = function
-        self.differentiable_loss = function
-
-    def loss_and_grads(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss = self.loss(*args, **kwargs)
-        loss.backward()
-        return loss.detach()
+        self.loss_and_grads = loss_and_grads
+        if tensor:
+            self.differentiable_loss = function
 
 
 class _Params(Messenger):
@@ -437,16 +545,23 @@ class _Params(Messenger):
 
     def __init__(self) -> None:
         super().__init__()
-        self.params: dict[int, Tensor] = {}
-        self._names: dict[str, int] = {}
+        # By name, as in Pyro: automatic guides make theirs twice in their first call.
+        self._last: dict[str, Tensor] = {}
 
-    def names(self, stored: set[str], own: set[int]) -> list[str]:
+    @property
+    def params(self) -> dict[int, Tensor]:
+        return {id(param): param for param in self._last.values()}
+
+    @property
+    def names(self) -> dict[int, str]:
+        return {id(param): name for name, param in self._last.items()}
+
+    def stored_before(self, stored: set[str], own: set[int]) -> list[str]:
         """The names of parameters that were stored before, other than a program's own."""
-        return [name for name, key in self._names.items() if name in stored and key not in own]
+        return [name for key, name in self.names.items() if name in stored and key not in own]
 
     def _pyro_post_param(self, msg: Any) -> None:
         param = msg["value"].unconstrained()
-        self._names[msg["name"]] = id(param)
-        if id(param) not in self.params:
+        if self._last.get(msg["name"]) is not param:
             param.grad = None
-            self.params[id(param)] = param
+            self._last[msg["name"]] = param

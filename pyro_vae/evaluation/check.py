@@ -114,6 +114,8 @@ def annealed_log_likelihood(
 ) -> Metrics:
     """log p(x) by annealed importance sampling, as `pyro-vae evaluate --method ais` reports it.
 
+    The chains start from a mixture of the guide and the prior, see `annealed_log_weights`.
+
     Arguments:
         vae: A trained model.
         data: The images, see `scored`.
@@ -135,6 +137,7 @@ def annealed_log_likelihood(
     weights = annealed_log_weights(
         vae.model,
         *batch,
+        guide=vae.guide,
         num_chains=num_chains,
         num_temperatures=num_temperatures,
         batch_size=batch_size,
@@ -144,6 +147,7 @@ def annealed_log_likelihood(
     _, bounds = bidirectional_bounds(
         vae.model,
         *batch,
+        guide=vae.guide,
         num_chains=num_chains,
         num_temperatures=num_temperatures,
         batch_size=batch_size,

@@ -13,11 +13,12 @@ from torch.nn.functional import max_pool2d
 
 from pyro_vae.engine.importance import joint_terms
 from pyro_vae.engine.precision import products
-from pyro_vae.engine.programs import Batch, latent_sites
+from pyro_vae.engine.programs import Batch, is_summed_out, latent_sites
 from pyro_vae.engine.progress import progress_bar
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.batch import BatchLike, scored
+from pyro_vae.likelihoods import noun
 from pyro_vae.vae import Model, default_batch_size
 
 # Points per dimension of the first grid.
@@ -63,7 +64,7 @@ def quadrature_log_likelihood(vae: Model, data: BatchLike, batch_size: int | Non
     batch_size = batch_size or default_batch_size(vae, batch.x)
     box = _box(vae, batch, batch_size)
     results = []
-    with progress_bar(len(batch), "quadrature") as bar:
+    with progress_bar(len(batch), "quadrature", f" {noun(batch.x.ndim - 1)}s") as bar:
         for image in batch.split(1):
             results.append(_integral(partial(_log_joint, vae, image, batch_size), box))
             bar.update()
@@ -76,10 +77,14 @@ def has_two_dimensions(vae: Model, batch: Batch) -> bool:
 
 
 def latent_shapes(vae: Model, batch: Batch) -> dict[str, tuple[int, ...]]:
-    """The event shape of each latent site of the model. Has no side effects."""
+    """The event shape of each latent site that is not summed out. Has no side effects."""
     with forked_rng():
         trace = poutine.trace(vae.model).get_trace(*batch[:1])
-    return {name: site["fn"].event_shape for name, site in latent_sites(trace).items()}
+    shapes = {}
+    for name, site in latent_sites(trace).items():
+        if not is_summed_out(site):
+            shapes[name] = site["fn"].event_shape
+    return shapes
 
 
 def _box(vae: Model, batch: Batch, batch_size: int) -> Tensor:

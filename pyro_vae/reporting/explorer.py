@@ -21,7 +21,7 @@ from pyro_vae.engine.importance import (
     pareto_k,
 )
 from pyro_vae.engine.programs import Batch, sample_sites, site_sum, traces
-from pyro_vae.evaluation.batch import scored
+from pyro_vae.evaluation.batch import completed
 from pyro_vae.evaluation.codes import activity, codes
 from pyro_vae.evaluation.gap import inference_gap
 from pyro_vae.evaluation.quadrature import quadrature_log_likelihood
@@ -264,7 +264,7 @@ def snapshot(
     """The snapshot of a model, with the posteriors of the first `count` images."""
     vae.eval()
     explored = []
-    if vae.q_z(*batch[:1]).has_rsample:
+    if vae.q_z(*batch[:1]).has_rsample and not vae.infers_labels:
         explored = explored_posteriors(vae, batch[:count], steps)
     return Snapshot(
         name,
@@ -297,7 +297,7 @@ class Paths(NamedTuple):
 @pyro.validation_enabled(False)
 def paths(vae: Model, images: Split | Batch) -> Paths:
     """Traversals of the active dimensions for the first images, and interpolations."""
-    batch = scored(vae, images)
+    batch = completed(vae, images)
     dimensions = views.active_dimensions(vae, batch)[:DIMENSIONS]
     ranges = views.code_range(vae, batch)[:, dimensions].cpu()
     first = batch[:CHOSEN]

@@ -18,7 +18,9 @@ from torch import Tensor
 from pyro_vae.data.split import Data
 from pyro_vae.evaluation.batch import scored
 from pyro_vae.evaluation.codes import codes
-from pyro_vae.reporting import views
+from pyro_vae.evaluation.labels import classify, known_labels
+from pyro_vae.likelihoods import IMAGE_DIMS
+from pyro_vae.reporting import vectors, views
 from pyro_vae.reporting.projection import projection
 from pyro_vae.vae import Model
 
@@ -42,6 +44,8 @@ COLOURS = (
     "#332288",
 )
 BLUE, ORANGE, GREEN = COLOURS[:3]
+# Of images without a label, where ten classes have the other colours.
+GREY = "#999999"
 # The colours of curves, in pictures and on pages.
 CURVE_COLOURS = {"training": BLUE, "validation": ORANGE, "training, -loss": GREEN}
 
@@ -53,6 +57,9 @@ TERMS = {
     "reconstruction": "reconstruction, log p(x | z)",
     "kl": "KL(q(z | x) || p(z))",
 }
+
+# Quantities of a calibration that have colours and names.
+NAMED = 4
 
 # Largest number of test images whose codes are drawn.
 LATENT_IMAGES = 5000
@@ -124,6 +131,8 @@ def grid(
         row_labels: Labels at the left of the rows.
         column_labels: Labels above the columns.
     """
+    caption = vectors.caption(images)
+    images = vectors.pictures(images)
     height, width = images.shape[-2:]
     columns = min(columns or ceil(sqrt(len(images) * height / width)), len(images))
     rows = ceil(len(images) / columns)
@@ -145,6 +154,8 @@ def grid(
     )
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
+    if caption:
+        figure.supxlabel(caption, fontsize=8)
     return figure
 
 
@@ -157,7 +168,11 @@ def tile(images: Tensor, columns: int) -> np.ndarray:
 
 
 def as_drawn(images: Tensor) -> Tensor:
-    """Images as they are drawn: the first three of 3 or 4 channels, or an inverted grey channel."""
+    """Data as they are drawn.
+
+    Images with 3 or 4 channels are RGB, others an inverted grey channel. Vectors are curves.
+    """
+    images = vectors.pictures(images)
     if images.shape[1] in (3, 4):
         return images[:, :3]
     return 1 - images.mean(1, keepdim=True)
@@ -181,9 +196,29 @@ def samples(images: Tensor, mean: bool = True, columns: int | None = None) -> Fi
 
 
 def reconstructions(images: Tensor, title: str) -> Figure:
-    """Draw the images of `views.reconstructions`, each image above its reconstruction."""
+    """Draw the images of `views.reconstructions`, each image above its reconstruction.
+
+    The curves of a vector and of its reconstruction are in one picture.
+    """
+    if images.ndim < 2 + IMAGE_DIMS:
+        return grid(images, f"{title} (orange: mean of p(x | z))")
     rows = images.transpose(0, 1).flatten(0, 1)
     return grid(rows, title, len(images), ["image", "mean of p(x | z)"])
+
+
+def imputations(images: Tensor, title: str, has_truth: bool) -> Figure:
+    """Draw images with missing pixels in columns: as observed, the mean, draws, and the truth.
+
+    Arguments:
+        images: Shape `(rows, N, *data_shape)`; the first row is as observed, the second the mean,
+            the others are draws.
+        title: The figure's title.
+        has_truth: Whether the last row is the truth instead.
+    """
+    labels = ["observed", "mean", *["draw"] * (len(images) - 2)]
+    if has_truth:
+        labels[-1] = "truth"
+    return grid(images.flatten(0, 1), title, images.shape[1], labels)
 
 
 def interpolations(images: Tensor) -> Figure:
@@ -281,11 +316,62 @@ def bounds(curve: Mapping[str, Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def calibration(found: Mapping[str, Any]) -> Figure:
+    """Draw the levels of a calibration, and the coverage of the guide's regions.
+
+    The lines are the distribution functions of the levels minus that of an exact guide, one for
+    each quantity; with an exact guide all stay inside the band with a probability of at least 95 %.
+    The four that leave zero furthest have names.
+
+    Arguments:
+        found: The `summary` of `pv.calibration`.
+    """
+    counts = torch.tensor(list(found["histograms"].values())).double()
+    bins = counts.shape[1]
+    level = torch.linspace(0, 1, bins + 1).double()
+    shares = counts.cumsum(1) / found["num_images"]
+    excess = torch.cat([torch.zeros(len(counts), 1), shares], 1) - level
+    points = len(counts) * (bins - 1)
+    z = torch.special.ndtri(torch.tensor(1 - 0.05 / (2 * points)).double())
+    band = z * (level * (1 - level) / found["num_images"]).sqrt()
+    figure, (left, right) = _subplots(9.6, 3.6, columns=2)
+    left.fill_between(level, -band, band, color=BLUE, alpha=0.2, linewidth=0, label="exact guide")
+    order = excess.abs().amax(1).argsort(descending=True).tolist()
+    names = list(found["histograms"])
+    for rank, one in enumerate(order):
+        if rank < NAMED:
+            left.plot(level, excess[one], color=COLOURS[rank + 1], label=plain(names[one]))
+        else:
+            left.plot(level, excess[one], color="0.7", linewidth=0.8, zorder=0)
+    left.legend(frameon=False, fontsize=8)
+    left.set_title("levels of true codes among draws of q(z | x)", fontsize=11)
+    left.set(xlabel="level", ylabel="distribution function - level", xlim=(0, 1))
+    positions = range(len(found["coverage"]))
+    nominal = [float(region) for region in found["coverage"]]
+    covered = list(found["coverage"].values())
+    right.bar(positions, nominal, color="0.85", label="exact guide")
+    right.errorbar(
+        positions,
+        [value["share"] for value in covered],
+        [2 * value["standard_error"] for value in covered],
+        color=ORANGE,
+        fmt="o",
+        capsize=4,
+        label="found ± two standard errors",
+    )
+    right.set_xticks(positions, labels=[f"{region:.0%}" for region in nominal])
+    right.set_title("true codes in regions of highest q(z | x)", fontsize=11)
+    right.set(xlabel="region", ylabel="share", ylim=(0, 1.05))
+    right.legend(frameon=False, fontsize=8, loc="upper left")
+    return figure
+
+
 def latent(
     codes: Tensor, labels: Tensor | None, title: str, classes: Sequence[str] | None = None
 ) -> Figure:
     """Draw a scatter plot of codes, coloured by label if there are at most ten labels.
 
+    Codes whose label is unknown are left out, unless all are.
     The name of each label stands at the median of its codes, because ten colours alone are hard to
     tell apart. More than two dimensions are projected on their first two principal components.
 
@@ -295,6 +381,9 @@ def latent(
         title: The figure's title.
         classes: The names of the classes, such as `Split.classes`.
     """
+    if labels is not None and bool((labels >= 0).any()):
+        codes = codes[(labels >= 0).to(codes.device)]
+        labels = labels[labels >= 0]
     if labels is None or len(labels.unique()) > len(COLOURS):
         labels = torch.zeros(len(codes), dtype=torch.int64)
     present, groups = labels.cpu().unique(return_inverse=True)
@@ -309,6 +398,29 @@ def latent(
     if len(present) > 1:
         names = [plain(class_name(label, classes)) for label in present.tolist()]
         _name_groups(axes, names, points, groups)
+    return figure
+
+
+def reliability(classification: Mapping[str, Any]) -> Figure:
+    """Draw the reliability diagram of a classifier: accuracy over confidence, in bins.
+
+    Arguments:
+        classification: The `classification` of `evaluate`.
+    """
+    bins = classification["bins"]
+    confidence = [each["confidence"] for each in bins]
+    accuracy = [each["accuracy"] for each in bins]
+    errors = [each["standard_error"] for each in bins]
+    figure, axes = _subplots(4.8, 4.4)
+    axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="calibrated")
+    axes.errorbar(confidence, accuracy, errors, color=BLUE, marker="o", capsize=3, label="q(y | x)")
+    for each in bins:
+        point = each["confidence"], each["accuracy"]
+        axes.annotate(f"{each['num_images']:,}", point, (6, -10), textcoords="offset points")
+    title = f"{classification['accuracy']:.1%} right, calibration error"
+    title += f" {classification['calibration_error']:.1%}, {classification['num_images']:,} images"
+    axes.set(title=title, xlabel="probability of the most likely class", ylabel="share right")
+    axes.legend(frameon=False, loc="upper left")
     return figure
 
 
@@ -351,10 +463,12 @@ def figures_of(vae: Model, data: Data, records: Sequence[Record] = ()) -> dict[s
     }
     if records:
         drawn = {"curves": curves(records), **drawn}
-    y = batch.y
-    if vae.needs_labels and y is not None and not y.is_floating_point():
-        labels = y.unique()
+    labels = images.labels
+    if vae.needs_labels and labels is not None and images.covariates is None:
+        labels = labels[labels >= 0].unique().to(batch.x.device)
         drawn["analogies"] = analogies(views.analogies(vae, labels), labels, images.classes)
+    if vae.infers_labels and known_labels(vae, data.test) is not None:
+        drawn["reliability"] = reliability(classify(vae, data.test).summary())
     if vae.latent_dim == 2 and not vae.needs_labels:
         drawn["manifold"] = manifold(*views.manifold(vae))
     return drawn

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from pyro_vae.engine.random_state import forked_rng
-from pyro_vae.evaluation.batch import scored
+from pyro_vae.evaluation.batch import completed, scored
 from pyro_vae.evaluation.quadrature import has_two_dimensions
 from pyro_vae.reporting import plots
 from pyro_vae.reporting.document import (
@@ -64,9 +64,15 @@ METRICS = (
         "The estimate for all images, with the ELBO as control variate.",
     ),
     (
+        "log_joint",
+        "log p(x, y)",
+        "The same estimate with the known labels of the images.",
+    ),
+    (
         "bits_per_dimension",
         "bits per dimension",
-        "-log2 p(x) for each pixel and channel; lower is better.",
+        "-log2 p(x) for each pixel and channel, of the bytes if pixels are dequantized; an upper"
+        " bound in expectation; lower is better.",
     ),
 )
 # Metrics without a standard error, and their formats.
@@ -90,6 +96,18 @@ PLAIN = (
         "Share of images whose estimate of log p(x) is unreliable. Zero does not prove that the"
         " others are reliable.",
         ".1%",
+    ),
+    (
+        "classification/accuracy",
+        "accuracy of q(y | x)",
+        "Share of images whose most likely class is their label.",
+        ".2%",
+    ),
+    (
+        "classification/calibration_error",
+        "calibration error",
+        "Mean distance of the largest class probability from the accuracy, in 15 bins.",
+        ".2%",
     ),
 )
 
@@ -163,7 +181,7 @@ def _page(subject: Subject, effort: Effort) -> str:
 
 def _snapshots(subject: Subject, shown: Overview, effort: Effort) -> list[Snapshot]:
     """The model after earlier epochs that were kept, and after the last."""
-    batch = scored(subject.vae, shown.images)
+    batch = completed(subject.vae, shown.images)
     models = [*subject.earlier, ("last epoch", subject.vae)]
     count = effort.explored
     side = SIDE

@@ -15,7 +15,7 @@ from torchvision.utils import make_grid
 from pyro_vae.reporting.figures import as_drawn
 
 # Bytes of the pixels of all pictures, and of all tiles of the atlas, above which they are made
-# smaller.
+# smaller. White pixels do not count: PNG stores them in next to nothing.
 PICTURES = 500_000
 ATLAS = 1_000_000
 # Tiles per row of the atlas.
@@ -47,7 +47,7 @@ def atlas(images: Tensor) -> Atlas:
 def _pixels(images: Tensor, limit: int) -> Tensor:
     """Bytes of shape `(N, 1, height, width)` or `(N, 3, height, width)`."""
     images = as_drawn(images)
-    scale = sqrt(limit / images.numel())
+    scale = sqrt(limit / max(1, int((images < 1).sum())))
     if scale < 1:
         images = interpolate(images, scale_factor=scale, mode="area")
     return (images.cpu() * 255).round().byte()

@@ -12,8 +12,9 @@ from pyro_vae.data.split import Split
 from pyro_vae.engine.programs import Batch
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
-from pyro_vae.evaluation.batch import BatchLike, scored
+from pyro_vae.evaluation.batch import BatchLike, completed, scored
 from pyro_vae.evaluation.codes import ACTIVE, activity, codes
+from pyro_vae.likelihoods import IMAGE_DIMS
 from pyro_vae.vae import Model
 
 # Largest number of codes per pass of the decoder.
@@ -28,9 +29,20 @@ TAIL = 0.005
 RANGE_IMAGES = 100
 
 
+# The grey value of pixels that are missing.
+MISSING = 0.5
+
+
 def to_grey(vae: Model, x: Tensor) -> Tensor:
-    """Convert pixels that the likelihood scores to grey values in [0, 1]."""
-    return vae.likelihood.unit(x).clamp(0, 1)
+    """Convert values that the likelihood scores to images of grey values in [0, 1].
+
+    A vector becomes an image of one line. Missing values are grey.
+    """
+    grey = vae.likelihood.unit(x).nan_to_num(MISSING).clamp(0, 1)
+    dims = vae.likelihood.data_dims
+    if dims == IMAGE_DIMS:
+        return grey
+    return grey.flatten(-dims)[..., None, None, :]
 
 
 @torch.no_grad()
@@ -54,10 +66,14 @@ def decode_mean(vae: Model, z: Tensor, y: Tensor | None = None) -> Tensor:
 
 
 def random_labels(vae: Model, images: Split, count: int) -> Tensor | None:
-    """`count` labels drawn from those of the images, if the model uses labels."""
+    """`count` labels drawn from the known ones of the images, if the model uses labels."""
     if not vae.needs_labels:
         return None
     vae.check_labels(images.y)
+    if vae.infers_labels:
+        images = images.labelled()
+        if images.labels is None or len(images) == 0:
+            return None
     device = next(vae.parameters()).device
     chosen = torch.randint(len(images), (count,), device=images.x.device)
     return images[chosen].to(device).y
@@ -129,7 +145,7 @@ def interpolations(
         Images, shape `(N / 2, steps + 2, *data_shape)`; the first and the last column are
         the images themselves.
     """
-    batch = scored(vae, data)
+    batch = completed(vae, data)
     weights = torch.linspace(0, 1, steps, device=batch.x.device)[:, None]
     start, end = codes(vae, batch).loc[:, None].chunk(2)
     if new_y is None:
@@ -224,7 +240,7 @@ def traversals(
         raise RequestError(
             f"dimension={dimension} is out of range; choose 0 to {vae.latent_dim - 1}"
         )
-    batch = scored(vae, data)
+    batch = completed(vae, data)
     z = codes(vae, batch).loc[:, None].repeat(1, len(values), 1)
     z[..., dimension] = values.to(z)
     if new_y is None:

@@ -36,7 +36,7 @@ from pyro_vae.runs.annotations import (
     names_code,
     union,
 )
-from pyro_vae.runs.parts import PARTS, Choice, known_classes, resolve
+from pyro_vae.runs.parts import PARTS, Choice, import_path, known_classes, resolve
 from pyro_vae.runs.recipe import Recipe
 from pyro_vae.training.fit import Training, fit
 from pyro_vae.vae import Model
@@ -194,10 +194,25 @@ def build_model(recipe: Recipe, shape: Shape, label_dim: int | None = None) -> M
     images = (likelihood.num_params, *shape)
     supplied["decoder"] = make(recipe, "decoder", in_shape=(joined,), out_shape=images)
     supplied["likelihood"] = likelihood.made()
+    supplied |= _classifier(recipe, shape, label_dim)
     vae: Model = make(recipe, "model", label_dim=label_dim, **supplied)
     if recipe.is_known():
         _check_fit(vae, shape)
     return vae
+
+
+def _classifier(recipe: Recipe, shape: Shape, label_dim: int | None) -> dict[str, Any]:
+    """The classifier, if the model has one, by the name of its parameter."""
+    if "classifier" not in signature(class_of(recipe, "model")).parameters:
+        if recipe.classifier is not None:
+            raise RequestError(
+                f"model: {recipe.model.class_path} has no classifier; leave out classifier, or use"
+                " SemiSupervisedVAE"
+            )
+        return {}
+    if recipe.classifier is None:
+        recipe.classifier = Choice("pyro_vae.MLP")
+    return {"classifier": make(recipe, "classifier", in_shape=shape, out_shape=(label_dim,))}
 
 
 def build_model_for(recipe: Recipe, data: Data) -> Model:
@@ -285,6 +300,8 @@ def build_training(recipe: Recipe, download: bool = True) -> tuple[Model, Data, 
     """
     recipe.check(trust=True)
     device = pick_device(recipe.device)
+    if recipe.objective is None:
+        recipe.objective = Choice(import_path(class_of(recipe, "model").default_objective))
     recipe.binarization = pick_binarization(recipe)
     with distributed.main_process_first():
         data = load_data(
@@ -297,6 +314,7 @@ def build_training(recipe: Recipe, download: bool = True) -> tuple[Model, Data, 
             image_shape=recipe.image_shape,
             condition_on=recipe.condition_on,
         )
+    data = with_hidden(recipe, data)
     recipe.data = stored_data(recipe.data, data)
     recipe.data_dir = absolute(recipe.data_dir)
     pyro.clear_param_store()
@@ -328,6 +346,15 @@ def build_training(recipe: Recipe, download: bool = True) -> tuple[Model, Data, 
     if recipe.lr_scheduler:
         _rehearse_schedule(recipe)
     return vae, data, training
+
+
+def with_hidden(recipe: Recipe, data: Data) -> Data:
+    """The data without the labels and the values that a recipe hides; its seed chooses them."""
+    if recipe.labels is not None:
+        data = data.with_labels(recipe.labels, recipe.seed)
+    if recipe.missing is not None:
+        data = data.with_missing(recipe.missing, recipe.seed)
+    return data
 
 
 def stored_data(asked: str, data: Data) -> str:

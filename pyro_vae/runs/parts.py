@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import nn
 from torch.optim import LBFGS, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, SequentialLR
@@ -26,6 +26,7 @@ from pyro_vae.networks import Network
 from pyro_vae.posteriors import Posterior
 from pyro_vae.priors import Prior
 from pyro_vae.schedules import Schedule
+from pyro_vae.semi_supervised import SemiSupervisedVAE
 from pyro_vae.vae import Model
 
 
@@ -85,6 +86,7 @@ class Part:
         others: Known classes of other modules.
         unsupported: Classes of the module that training does not support.
         types: Types of options that have no annotation.
+        otherwise: What is used if there is no default, for the help.
     """
 
     base: type
@@ -94,6 +96,7 @@ class Part:
     others: Collection[type] = ()
     unsupported: Collection[type] = ()
     types: Mapping[str, Any] = field(default_factory=dict)
+    otherwise: str = "none"
 
     def known(self) -> list[type]:
         """The classes that `--help` lists and that a run folder may name, by name."""
@@ -127,11 +130,13 @@ PARTS = {
             "posterior": "the posterior",
             "decoder": "the decoder",
             "likelihood": "the likelihood",
+            "classifier": "the classifier",
             "latent_dim": "dimensions of the site z",
             "data_shape": "shape of one image",
             "label_dim": "number of classes or covariates of the data; None without labels",
         },
         _home(Model),
+        others=(SemiSupervisedVAE,),
     ),
     "prior": Part(
         Prior,
@@ -172,9 +177,16 @@ PARTS = {
         },
         _home(Network),
     ),
+    "classifier": Part(
+        Network,
+        None,
+        {"in_shape": "data_shape", "out_shape": "(label_dim,)"},
+        _home(Network),
+        otherwise="MLP, if the model has a classifier",
+    ),
     "objective": Part(
         ELBO,
-        Choice("pyro.infer.Trace_ELBO"),
+        None,
         {
             "max_plate_nesting": "the number of plates, which `fit` counts",
             "max_iarange_nesting": _NOT_OFFERED,
@@ -185,9 +197,10 @@ PARTS = {
             "tail_adaptive_beta": _NOT_OFFERED,
         },
         objectives,
-        others=(Trace_ELBO, TraceMeanField_ELBO, RenyiELBO),
+        others=(Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, RenyiELBO),
         unsupported=objectives.OTHER_LOOPS,
         types={"num_particles": int, "vectorize_particles": bool, "alpha": float},
+        otherwise="that of the model: TraceEnum_ELBO for SemiSupervisedVAE, otherwise Trace_ELBO",
     ),
     "optimizer": Part(
         Optimizer,
@@ -222,6 +235,11 @@ def known_callables() -> dict[str, Any]:
         if re.fullmatch(r"[a-z]\w*[a-z]_", name):
             known[f"torch.nn.init.{name}"] = function
     return known
+
+
+def import_path(cls: type) -> str:
+    """The shortest import path of a class."""
+    return _paths(cls)[0]
 
 
 def _by_name(classes: Collection[type]) -> dict[str, type]:

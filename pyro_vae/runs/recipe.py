@@ -31,16 +31,20 @@ class Recipe:
 
     Attributes:
         data: auto, the name of a data set, a path to your own images (a folder, .npy, .npz, .mat,
-            .amat, .csv or IDX), or the import path of a function that returns `pyro_vae.Data`.
+            .amat, .csv, .h5, .h5ad or IDX), or the import path of a function that returns
+            `pyro_vae.Data`.
         data_dir: Folder of the downloaded data sets.
         image_size: Height and width to resize every image to, up to 1024.
         image_shape: Height and width, or channels, height and width, of images that a file stores
             as rows of values.
         condition_on: What models with labels use if the data have labels and covariates; by default
             the covariates.
+        labels: Number of training labels to use, the same of each class; the others are hidden, and
+            unknown to SemiSupervisedVAE. By default all.
         binarization: How grey pixels become binary: drawn at each presentation, drawn once, or not
             at all; by default what the likelihood needs.
         validation_size: Training images held out for validation; by default a twelfth.
+        missing: Share of the values to hide at random, from 0 to less than 1, for experiments.
         latent_dim: Number of latent dimensions.
         epochs: Passes over the training images; by default 20, or more if they have fewer than
             3,000 steps.
@@ -62,13 +66,14 @@ class Recipe:
         report: Write report.html, a page about the run, at the end.
         test_samples: Importance samples per test image at the end; 0 skips the test set.
         test_images: Test images with `test_samples` samples; the ELBO is of all test images.
-        model: The model, like the nine other parts; see `parts.PARTS`.
+        model: The model, like the ten other parts; see `parts.PARTS`.
         prior: A part.
         posterior: A part.
         likelihood: A part.
         encoder: A part.
         decoder: A part.
-        objective: A part.
+        classifier: A part, of models that have it; by default an MLP.
+        objective: A part; by default that of the model.
         optimizer: A part.
         lr_scheduler: A part; none by default.
         beta: A part.
@@ -79,8 +84,10 @@ class Recipe:
     image_size: int | None = None
     image_shape: list[int] | None = None
     condition_on: Condition | None = None
+    labels: int | None = None
     binarization: Binarization | None = None
     validation_size: int | None = None
+    missing: float | None = None
     latent_dim: int = 20
     epochs: int | None = None
     batch_size: int | None = None
@@ -104,7 +111,8 @@ class Recipe:
     likelihood: Choice = field(default_factory=_default("likelihood"))
     encoder: Choice = field(default_factory=_default("encoder"))
     decoder: Choice = field(default_factory=_default("decoder"))
-    objective: Choice = field(default_factory=_default("objective"))
+    classifier: Choice | None = None
+    objective: Choice | None = None
     optimizer: Choice = field(default_factory=_default("optimizer"))
     lr_scheduler: Choice | None = None
     beta: Choice = field(default_factory=_default("beta"))

@@ -19,7 +19,7 @@ from pyro_vae.engine.importance import log_weights
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.batch import scored
-from pyro_vae.runs.build import build_model_for, pick_binarization, stored_data
+from pyro_vae.runs.build import build_model_for, pick_binarization, stored_data, with_hidden
 from pyro_vae.runs.checkpoint_check import MisfitError, check_parameters
 from pyro_vae.runs.checkpoints import data_identity, write_content
 from pyro_vae.runs.folder import Run
@@ -90,7 +90,7 @@ def save_run(
         return folder
     recipe = _completed(recipe, data)
     identity = data_identity(data, vae.needs_labels)
-    _check_data(recipe, data)
+    _check_data(recipe, data, vae.needs_labels)
     _check_recipe(vae, recipe, data)
     state = {"epoch": 0, "vae": vae.state_dict()}
     if training is not None:
@@ -120,8 +120,8 @@ def _completed(recipe: Recipe, data: Data) -> Recipe:
     )
 
 
-def _check_data(recipe: Recipe, data: Data) -> None:
-    """Raise `RequestError` unless the recipe loads the same data."""
+def _check_data(recipe: Recipe, data: Data, needs_labels: bool) -> None:
+    """Raise `RequestError` unless the recipe loads the same data, with the labels that are used."""
     if recipe.data == data.name and data.name not in NAMED:
         raise RequestError(
             f"the recipe must say where {data.name} is; give data=... in the recipe, a path or a"
@@ -137,10 +137,16 @@ def _check_data(recipe: Recipe, data: Data) -> None:
         image_shape=recipe.image_shape,
         condition_on=recipe.condition_on,
     )
+    loaded = with_hidden(recipe, loaded)
     if loaded.fingerprint != data.fingerprint:
         raise RequestError(
             f"the recipe loads other data than {data.name}; give its data, image_size and"
             " validation_size in the recipe"
+        )
+    if needs_labels and loaded.label_fingerprint != data.label_fingerprint:
+        raise RequestError(
+            f"the recipe loads other labels than those of {data.name}; give its data and"
+            " condition_on in the recipe"
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypedDict
 
 import pyro
 import torch
-from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer import ELBO
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.optim import Adam, Optimizer
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from pyro_vae.data.host import HostSplit, prefetch
 from pyro_vae.data.split import Data, Split, to_pixels
+from pyro_vae.data.values import check_kind
 from pyro_vae.engine import distributed
 from pyro_vae.engine.graphs import AnyEngine, Engine, pick_engine
 from pyro_vae.engine.precision import Precision, products
@@ -32,7 +33,12 @@ from pyro_vae.errors import NotFiniteError, RequestError, check_choice, check_co
 from pyro_vae.evaluation.codes import ACTIVE, activity
 from pyro_vae.objectives import ScheduledELBO, check_objective
 from pyro_vae.schedules import Constant, Schedule, value_at
-from pyro_vae.training.checks import check_model, check_normalization, pick_batch_size
+from pyro_vae.training.checks import (
+    check_columns,
+    check_model,
+    check_normalization,
+    pick_batch_size,
+)
 from pyro_vae.training.gradients import FLUSH_STEPS, change_gradients, flush
 from pyro_vae.training.meter import Meter
 from pyro_vae.vae import Model, default_batch_size
@@ -121,7 +127,8 @@ def fit(
         seed: Seed of torch's, NumPy's and Python's global generators; None leaves them as they are.
         optimizer: Makes a torch optimizer from a list of parameters; None is fused Adam with
             learning rate 1e-3.
-        objective: The loss; None is `pyro.infer.Trace_ELBO()`.
+        objective: The loss; None is that of the model, `pyro.infer.Trace_ELBO()`, or
+            `TraceEnum_ELBO()` for a SemiSupervisedVAE.
         beta: Weight of the KL at each step; None is 1.
         lr_scheduler: Makes one of torch's learning-rate schedulers from the optimizer; it is
             stepped after each epoch. ReduceLROnPlateau receives minus the validation ELBO at
@@ -164,7 +171,8 @@ def fit(
     check_choice("on_nan", on_nan, OnNaN)
     if seed is not None:
         pyro.set_rng_seed(seed)
-    batch_size = pick_batch_size(batch_size, len(data.train), len(data.validation))
+    each = data.train.noun
+    batch_size = pick_batch_size(batch_size, len(data.train), len(data.validation), each)
     steps_per_epoch = math.ceil(len(data.train) / batch_size)
     if epochs is None:
         epochs = max(EPOCHS, math.ceil(STEPS / steps_per_epoch))
@@ -176,7 +184,7 @@ def fit(
         vae,
         data.to(device),
         batch_size,
-        objective=objective or Trace_ELBO(),
+        objective=objective or vae.default_objective(),
         schedule=beta,
         schedule_epochs=epochs,
         optimizer=optimizer or partial(Adam, fused=True),
@@ -312,7 +320,12 @@ class Loop:
     ) -> None:
         self.vae = vae
         self.train = data.train
-        self.validation = Batch(data.validation.scored(vae.pixels), data.validation.y)
+        check_kind(data.train.x, vae.pixels, vae.likelihood.largest)
+        # The validation ELBO is a bound on log p(x), also if some labels are known.
+        y = data.validation.y
+        if vae.infers_labels:
+            y = None
+        self.validation = Batch(data.validation.scored(vae.pixels, vae.likelihood.largest), y)
         self.batch_size = batch_size
         self.objective = objective
         self.schedule = schedule
@@ -324,6 +337,7 @@ class Loop:
         self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         self.shown: dict[str, Any] = {}
         self._set_schedule_length(schedule_epochs)
+        check_columns(self.train)
         _initialize(vae, self.train)
         self._synchronize()
         self.svi = self._make_svi(optimizer, engine)
@@ -408,9 +422,9 @@ class Loop:
         return index.to(self.device), *share
 
     def _share(self, index: Tensor) -> Batch:
-        """This process's share of the images at these positions, and their labels."""
+        """This process's share of the images at these positions, their labels and gaps."""
         part = self.train[index[distributed.shard(len(index))]]
-        return Batch(part.x, part.y)
+        return Batch(part.x, part.y, part.observed)
 
     def _arguments(self, index: Tensor, *read: Any) -> tuple[Tensor, Tensor | None, Tensor]:
         """The arguments of the programs, from those of a step: images, labels and beta."""
@@ -418,7 +432,8 @@ class Loop:
             share = Batch(*read)
         else:
             share = self._share(index)
-        return to_pixels(share.x, self.vae.pixels), share.y, self.beta
+        x, y, observed = share
+        return to_pixels(x, self.vae.pixels, observed=observed), y, self.beta
 
     def _validation_batches(self) -> Iterator[Batch]:
         """The validation images of each pass.
@@ -434,12 +449,14 @@ class Loop:
     def _make_svi(self, optimizer: MakeOptimizer, engine: Engine) -> SVI:
         """What takes the steps, after a dry run that checks the parts."""
         self._set_step()
+        guide = Meter(self.sums, sign=1)
+        model = Meter(self.sums, sign=-1, guide=guide)
         if self.objective.max_plate_nesting == math.inf:
             several = self.objective.vectorize_particles and self.objective.num_particles > 1
             self.objective.max_plate_nesting = 2 if several else 1
         svi = SVI(
-            Meter(self.sums, sign=-1)(self.vae.model),
-            Meter(self.sums, sign=1)(self.vae.guide),
+            model(self.vae.model),
+            guide(self.vae.guide),
             optimizer,
             self.objective,
             mean=True,
@@ -456,6 +473,8 @@ class Loop:
         batch = Batch(x, y)
         self.vae.check_labels(self.train.y)
         self.vae.check_labels(self.validation.y)
+        self.vae.check_missing(x, y)
+        self.vae.check_missing(*self.validation)
         check_model(self.vae, batch)
         check_normalization(self.vae, batch, self.batch_size, len(self.train))
         p, q = traces(self.vae.model, self.vae.guide, batch, 1)
@@ -562,7 +581,8 @@ def _initialize(vae: Model, train: Split) -> None:
         return
     device = next(vae.parameters()).device
     first = train[: max(1, FIRST_PIXELS // train.x[0].numel())]
-    vae.initialize(to_pixels(first.x.to(device), vae.pixels))
+    first = first.to(device)
+    vae.initialize(to_pixels(first.x, vae.pixels, observed=first.observed))
     y = train.y
     if y is not None:
         if isinstance(train, HostSplit):

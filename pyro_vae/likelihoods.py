@@ -48,10 +48,14 @@ def noun(data_dims: int) -> str:
 
 
 def standardization(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean and the standard deviation of each column over the rows; 1 for constant columns."""
-    scale, mean = torch.std_mean(x.double(), 0, correction=0)
-    constant = scale <= 1e-6 * mean.abs()
-    return mean.to(x), scale.masked_fill(constant, 1.0).to(x)
+    """The mean and the standard deviation of each column; 1 for constant columns.
+
+    Missing values, which are NaN, are left out.
+    """
+    mean = x.double().nanmean(0).nan_to_num()
+    scale = (x.double() - mean).square().nanmean(0).sqrt()
+    varies = scale > 1e-6 * mean.abs()
+    return mean.to(x), scale.where(varies, 1.0).to(x)
 
 
 class Likelihood(nn.Module, ABC):

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_vae.data.split import Split
 from pyro_vae.engine.importance import joint_terms
 from pyro_vae.engine.precision import products
-from pyro_vae.engine.programs import SAMPLES, Batch, sample_sites, site_sum, trace_at
+from pyro_vae.engine.programs import SAMPLES, Batch, is_summed_out, sample_sites
 from pyro_vae.engine.progress import progress_bar
 from pyro_vae.errors import RequestError, check_positive
 from pyro_vae.evaluation.batch import random_rows, scored
@@ -188,12 +188,14 @@ def _quantities(
     names = []
     values = []
     for name, site in drawn.items():
+        if is_summed_out(site):
+            continue
         both = torch.cat([truth[name].unsqueeze(0), site["value"]])
         latents[name] = both
         flat = both.reshape(1 + DRAWS, len(batch), -1)
         values.append(flat)
         names += [f"{name}[{d}]" for d in range(flat.shape[-1])]
-    log_q = site_sum(trace_at(vae.guide, batch, latents, 1 + DRAWS), batch.x, 1 + DRAWS)
+    log_q, _ = joint_terms(vae.guide, batch, latents, 1 + DRAWS)
     prior, likelihood = joint_terms(vae.model, batch, latents, 1 + DRAWS)
     values += [log_q.unsqueeze(-1), likelihood.unsqueeze(-1)]
     return [*names, "log q(z | x)", "log p(x | z)"], torch.cat(values, -1), prior[0]

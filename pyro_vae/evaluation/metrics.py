@@ -108,7 +108,8 @@ def evaluate(
         `elbo`, `reconstruction` and `kl` of all images and the `log_likelihood`, each with its
         `mean`, its `standard_error` over images, and the `num_samples` and `num_images` that it is
         based on. The log-likelihood also has the `monte_carlo_error` of the mean,
-        `share_of_images_with_k_hat_over_0.7`, `median_effective_sample_size` and
+        `share_of_images_with_k_hat_over_0.7`, `share_of_images_with_k_hat_over_1`, where no number
+        of samples suffices (`required_samples`), `median_effective_sample_size` and
         `elbo_same_images`. For a subset there is `log_likelihood_all_images`, see
         `two_phase_mean`. `bits_per_dimension`, of all images, is an upper bound in
         expectation, and says what it is `of`, see `scale_of`. `k_curve` has the bounds with 1, 2,
@@ -380,10 +381,13 @@ def _reliability(scores: Scores) -> Metrics:
     error = (scores.monte_carlo_error.square().sum().sqrt() / len(k_hat)).item()
     finite_error = error if isfinite(error) else None
     over = None
+    hopeless = None
     if not k_hat.isnan().any():
         over = (k_hat > RELIABLE).double().mean().item()
+        hopeless = (k_hat >= 1).double().mean().item()
     return {
         "monte_carlo_error": finite_error,
         "share_of_images_with_k_hat_over_0.7": over,
+        "share_of_images_with_k_hat_over_1": hopeless,
         "median_effective_sample_size": scores.effective_sample_size.quantile(0.5).item(),
     }

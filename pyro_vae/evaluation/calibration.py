@@ -163,7 +163,7 @@ def calibration(
 
 def _labels(vae: Model, data: Split | Batch | None, count: int) -> Tensor | None:
     """The y of random rows of the data, repeated if there are too few; None for other models."""
-    if not vae.needs_labels:
+    if vae.infers_labels or not vae.needs_labels:
         return None
     y = None
     if data is not None:

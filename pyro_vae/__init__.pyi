@@ -61,6 +61,9 @@ from .likelihoods import (
     ContinuousBernoulli as ContinuousBernoulli,
     DiscretizedLogistic as DiscretizedLogistic,
     Likelihood as Likelihood,
+    NegativeBinomial as NegativeBinomial,
+    Poisson as Poisson,
+    ZeroInflatedNegativeBinomial as ZeroInflatedNegativeBinomial,
 )
 from .networks import MLP as MLP, Conv as Conv, Gated as Gated, Network as Network
 from .objectives import (

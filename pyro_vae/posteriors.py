@@ -22,7 +22,7 @@ from pyro_vae.errors import RequestError, check_positive
 class Posterior(nn.Module, ABC):
     """The approximate posterior q(z | x): the distribution of a code, given the encoder's outputs.
 
-    To write your own, subclass it, declare `num_params` and write `forward`:
+    To write your own, subclass it, declare `num_params` and write `forward`::
 
         class Uniform(Posterior):
             num_params = 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from logging import getLogger
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyro
@@ -292,7 +292,7 @@ def _marked(images: Split, normal: list[int] | None) -> Tensor | None:
 
 def _per_image(images: Split, index: Tensor, scores: Scores, unusual: dict[str, Tensor]) -> bytes:
     """Scores of each image, its position in the split, its label and the name of its class."""
-    arrays = {"index": index, "labels": images.labels}
+    arrays: dict[str, Any] = {"index": index, "labels": images.labels}
     if images.labels is not None and images.classes is not None:
         names = [figures.class_name(label, images.classes) for label in images.labels.tolist()]
         arrays["classes"] = np.array(names)

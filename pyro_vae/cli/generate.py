@@ -28,11 +28,14 @@ from pyro_vae.cli.options import (
 )
 from pyro_vae.data.split import Split
 from pyro_vae.errors import RequestError
+from pyro_vae.evaluation.batch import scored
 from pyro_vae.evaluation.codes import ACTIVE, activity, codes
+from pyro_vae.evaluation.impute import impute
+from pyro_vae.evaluation.metrics import RELIABLE
 from pyro_vae.reporting import figures, views
 from pyro_vae.runs.build import pick_device
 from pyro_vae.runs.folder import Run
-from pyro_vae.runs.load import open_run
+from pyro_vae.runs.load import SavedRun, open_run
 from pyro_vae.runs.store import npz, write
 from pyro_vae.vae import Model
 
@@ -41,6 +44,9 @@ logger = getLogger("pyro_vae")
 Format = Literal["png", "npz"]
 
 SAMPLES = 64
+# Draws of missing values in a picture, and in a file.
+DRAWN = 2
+DRAWS = 5
 IMAGES = 10
 STEPS = 10
 # Images whose codes say which dimensions are active, and in which range.
@@ -67,12 +73,14 @@ class Request:
         config: The options.
         format: Whether to write a picture or arrays.
         load: Loads the images, which not all kinds need.
+        load_truth: Loads them with the values that the run hid, or None if it hid none.
     """
 
     vae: Model
     config: Namespace
     format: Format
     load: Callable[[], Split]
+    load_truth: Callable[[], Split | None]
 
     @cached_property
     def images(self) -> Split:
@@ -140,13 +148,27 @@ def generate(argv: list[str]) -> None:
         _check_takes_label(vae, config.kind)
     pyro.set_rng_seed(config.seed)
     asked = (config.split, config.data, config.data_dir, config.image_size)
-    request = Request(vae, config, file_format, lambda: saved.images(*asked).split.to(device))
+    request = Request(
+        vae,
+        config,
+        file_format,
+        load=lambda: saved.images(*asked).split.to(device),
+        load_truth=lambda: _truth(saved, config),
+    )
     output = KINDS[config.kind](request)
     if file_format == "png":
         content = _picture(output, config)
     else:
         content = npz(output.arrays)
     logger.info("written to %s", write(file, content))
+
+
+def _truth(saved: SavedRun, config: Namespace) -> Split | None:
+    """The images of the run with the values that it hid; None if it hid none."""
+    if config.data is not None or saved.recipe.missing is None:
+        return None
+    split: Split = getattr(saved.data(config.data_dir, hidden=False), config.split)
+    return split
 
 
 def _parser() -> ArgumentParser:
@@ -341,7 +363,7 @@ def _analogies(request: Request) -> Output:
             " --model ConditionalVAE"
         )
     split = request.images
-    if split.covariates is not None or not split.class_names():
+    if split.covariates is not None or split.labels is None or not split.class_names():
         raise RequestError(
             "analogies need images with classes, but these have covariates or no labels; use"
             " samples with --label"
@@ -355,6 +377,45 @@ def _analogies(request: Request) -> Output:
     )
 
 
+def _imputations(request: Request) -> Output:
+    """All images as arrays, or some of them as a picture."""
+    vae = request.vae
+    is_picture = request.format == "png"
+    split = request.images
+    truth = request.load_truth()
+    if is_picture or request.config.count is not None:
+        split = request.some()
+        truth = truth and truth.subset(len(split))
+    if split.observed is None:
+        raise RequestError(
+            "imputations need images with missing values, but these have none; use --data with NaN"
+            " or an array `observed`"
+        )
+    imputed = impute(vae, split, num_draws=DRAWN if is_picture else DRAWS)
+    unreliable = (imputed.pareto_k > RELIABLE).double().mean().item()
+    logger.info(
+        "effective samples: %.1f, median over rows; k-hat over %.1f: %.1f %% of rows",
+        imputed.effective_sample_size.median().item(),
+        RELIABLE,
+        100 * unreliable,
+    )
+    draws = [split.completed(draw, vae.pixels).x for draw in imputed.draws]
+    arrays = {
+        "images": split.completed(imputed.mean, vae.pixels).x,
+        "draws": torch.stack(draws),
+        "observed": split.observed,
+        "effective_sample_size": imputed.effective_sample_size,
+        "pareto_k": imputed.pareto_k,
+        "labels": split.labels,
+    }
+    rows = [scored(vae, split).x, imputed.mean, *imputed.draws]
+    if truth is not None:
+        rows.append(scored(vae, truth).x)
+    made = views.to_grey(vae, torch.stack(rows))
+    title = f"{request.named}: missing pixels are grey, then imputed"
+    return Output(arrays, lambda: figures.imputations(made, title, truth is not None))
+
+
 KINDS: dict[str, Callable[[Request], Output]] = {
     "samples": _samples,
     "reconstructions": _reconstructions,
@@ -363,6 +424,7 @@ KINDS: dict[str, Callable[[Request], Output]] = {
     "traversals": _traversals,
     "manifold": _manifold,
     "codes": _codes,
+    "imputations": _imputations,
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pyro_vae.likelihoods import Likelihood
+from pyro_vae.likelihoods import Likelihood, noun
 from pyro_vae.training.fit import Record
 
 Values = Mapping[str, Any]
@@ -39,8 +39,10 @@ def epoch_line(record: Record, epochs: int) -> str:
 
 def table(metrics: Values, title: str, likelihood: Likelihood) -> str:
     """Metrics with their standard errors, one per line."""
+    each = noun(likelihood.data_dims)
+    values = "pixels" if each == "image" else "values"
+    first = f"{title}: {metrics['elbo']['num_images']:,} {each}s, {likelihood.pixels} {values}"
     lines = [
-        f"{title}: {metrics['elbo']['num_images']:,} images, {likelihood.pixels} pixels",
         "nats per image ± standard error over images",
         _row("ELBO", metrics["elbo"]),
         _row("reconstruction", metrics["reconstruction"]),
@@ -88,9 +90,14 @@ def table(metrics: Values, title: str, likelihood: Likelihood) -> str:
         lines += _anomalies(metrics["anomalies"])
     if "given" in metrics:
         lines.append(f"  (given the {metrics['given']} y: log p(x) stands for log p(x | y))")
+    if "observed" in metrics:
+        share = 1 - metrics["observed"]
+        lines.append(f"  ({share:.1%} of the values are missing: x stands for those observed)")
+    if "exposure" in metrics:
+        lines.append("  (given the total of each row: log p(x) stands for log p(x | total))")
     if not likelihood.is_density:
         lines.append("  (the likelihood is a cross-entropy, not a density: not log-probabilities)")
-    return "\n".join(lines)
+    return "\n".join([first, *(line.replace("image", each) for line in lines)])
 
 
 def _row(name: str, value: Values, note: str = "") -> str:
@@ -123,9 +130,7 @@ def _log_likelihood(value: Values, all_images: int) -> list[str]:
     effective = value["median_effective_sample_size"]
     lines.append(f"  {'  effective samples':<20}{effective:>10.1f}  median over images")
     if over is not None:
-        note = "zero is no proof"
-        if over:
-            note = f"unreliable; over 1 for {value['share_of_images_with_k_hat_over_1']:.0%}"
+        note = "unreliable there" if over else "zero is no proof"
         lines.append(f"  {'  k-hat over 0.7':<20}{over:>10.1%}  of images: {note}")
     return lines
 
@@ -185,6 +190,17 @@ def _accuracy(name: str, value: Values) -> str:
     return f"  {name:<20}{share}  {value['num_images']:,} labels"
 
 
+def _classification(value: Values) -> list[str]:
+    """The log loss is that of the known label, in nats per image."""
+    loss = f"{value['log_loss']:>10.3f} ± {value['log_loss_error']:.3f}"
+    bins = f"{value['calibration_error']:>10.1%}"
+    return [
+        _accuracy("classifier q(y | x)", value),
+        f"  {'  log loss':<20}{loss}  nats per label",
+        f"  {'  calibration error':<20}{bins}  expected, {len(value['bins'])} bins",
+    ]
+
+
 def _anomalies(value: Values) -> list[str]:
     """The probability that an anomaly has a higher score than a normal image."""
     first = next(iter(value.values()))
@@ -197,17 +213,6 @@ def _anomalies(value: Values) -> list[str]:
             error = f"{found['standard_error']:.3f}"
         lines.append(f"    {name.replace('_', ' '):<20}{found['auroc']:>8.3f} ± {error}")
     return lines
-
-
-def _classification(value: Values) -> list[str]:
-    """The log loss is that of the known label, in nats per image."""
-    loss = f"{value['log_loss']:>10.3f} ± {value['log_loss_error']:.3f}"
-    bins = f"{value['calibration_error']:>10.1%}"
-    return [
-        _accuracy("classifier q(y | x)", value),
-        f"  {'  log loss':<20}{loss}  nats per label",
-        f"  {'  calibration error':<20}{bins}  expected, {len(value['bins'])} bins",
-    ]
 
 
 def _gap(value: Values) -> list[str]:

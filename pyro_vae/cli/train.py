@@ -153,7 +153,8 @@ def _summarize(vae: Model, data: Data, training: Training) -> None:
     """Log what is trained, on what."""
     sizes = " + ".join(f"{len(split):,}" for split in (data.train, data.validation, data.test))
     shape = "x".join(map(str, data.shape))
-    logger.info("%s: %s images of %s (training + validation + test)", data.name, sizes, shape)
+    text = "%s: %s %ss of %s (training + validation + test)"
+    logger.info(text, data.name, sizes, data.train.noun, shape)
     kind = type(vae).__name__
     parameters = sum(param.numel() for param in vae.parameters())
     device = training.loop.device
@@ -231,8 +232,9 @@ def score(vae: Model, data: Data, recipe: Recipe) -> Metrics:
     if seconds >= 100:
         duration = f"{seconds / 60:.0f} min"
     logger.info(
-        "\nscoring %s test images, %s samples each (--test_samples): about %s",
+        "\nscoring %s test %ss, %s samples each (--test_samples): about %s",
         f"{images:,}",
+        data.test.noun,
         f"{recipe.test_samples:,}",
         duration,
     )

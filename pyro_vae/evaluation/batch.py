@@ -9,6 +9,7 @@ from pyro_vae.data.split import Split, shuffled
 from pyro_vae.engine.programs import Batch
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
+from pyro_vae.likelihoods import noun
 from pyro_vae.vae import Model
 
 # Images encoded in one pass.
@@ -38,7 +39,7 @@ def scored(vae: Model, data: BatchLike) -> Batch:
         y = split.y
         if vae.infers_labels:
             y = None
-        batch = Batch(split.scored(vae.pixels), y)
+        batch = Batch(split.scored(vae.pixels, vae.likelihood.largest), y)
     elif isinstance(data, Tensor):
         batch = Batch(data, None)
     else:
@@ -67,20 +68,20 @@ def random_rows(data: Split | Batch, count: int) -> Tensor:
 
 def _check_batch(vae: Model, batch: Batch) -> None:
     if len(batch) == 0:
-        raise RequestError("there are no images; use at least one")
+        raise RequestError(f"there are no {noun(batch.x.ndim - 1)}s; use at least one")
     vae.check_labels(batch.y)
     first = batch[:1]
     with forked_rng():
         shape = vae.sample(1, first.y).shape[1:]
     if batch.x.shape[1:] != shape:
         raise RequestError(
-            f"images have shape {tuple(batch.x.shape[1:])}, but the model was made for"
-            f" {tuple(shape)}; use images of that shape (image_size in load_data resizes them)"
+            f"{noun(len(shape))}s have shape {tuple(batch.x.shape[1:])}, but the model was made for"
+            f" {tuple(shape)}; use data of that shape (image_size in load_data resizes images)"
         )
     vae.check_missing(batch.x, batch.y)
     dtype = next(vae.parameters()).dtype
     if batch.x.dtype != dtype:
         raise RequestError(
-            f"images must be values that the likelihood scores, {dtype}, but are {batch.x.dtype};"
+            f"x must be values that the likelihood scores, {dtype}, but is {batch.x.dtype};"
             " pass a split, or its split.scored(vae.pixels)"
         )

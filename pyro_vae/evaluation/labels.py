@@ -87,7 +87,7 @@ def classify(vae: Model, data: Split | Batch, num_bins: int = BINS) -> Classific
     if known is None:
         raise RequestError("classification needs images with known labels; add labels")
     probabilities = class_probabilities(vae, known.x).double().cpu()
-    labels = known.y.cpu()
+    labels = known.more[0].cpu()
     confidence, predicted = probabilities.max(1)
     right = (predicted == labels).double()
     losses = -probabilities.gather(1, labels[:, None])[:, 0].log()
@@ -112,17 +112,14 @@ def classify(vae: Model, data: Split | Batch, num_bins: int = BINS) -> Classific
 
 def known_labels(vae: Model, data: Split | Batch) -> Batch | None:
     """The images whose class is known, with their labels, for the programs; None if none is."""
+    labels = data.y
     if isinstance(data, Split):
-        if data.labels is None:
-            return None
-        x = scored(vae, data).x
-        y = data.labels.to(x.device)
-    else:
-        x = data.x
-        y = data.y
-    if y is None or not (y >= 0).any():
+        labels = data.labels
+    if labels is None or not (labels >= 0).any():
         return None
-    return Batch(x, y)[(y >= 0).nonzero()[:, 0]]
+    x = scored(vae, data).x
+    labelled = Batch(x, labels.to(x.device))
+    return labelled[(labels >= 0).nonzero()[:, 0].to(x.device)]
 
 
 def _share(right: Tensor) -> tuple[float, float]:

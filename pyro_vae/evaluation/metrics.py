@@ -31,6 +31,7 @@ from pyro_vae.evaluation.batch import BatchLike, random_rows, scored
 from pyro_vae.evaluation.bits import Scale, scale_of
 from pyro_vae.evaluation.codes import ACTIVE, activity
 from pyro_vae.evaluation.labels import classify, known_labels
+from pyro_vae.likelihoods import noun
 from pyro_vae.vae import Model, default_batch_size
 
 ELBO_SAMPLES = 10
@@ -117,7 +118,8 @@ def evaluate(
         image. A model that uses labels is scored `given` its "labels" or "covariates" y: log p(x)
         is log p(x | y). A model that infers labels is scored without them; for images whose label
         is known there are `log_joint`, the estimate of log p(x, y), and `classification`, the
-        accuracy and calibration of q(y | x), see `classify`.
+        accuracy and calibration of q(y | x), see `classify`. If values are
+        missing, log p(x) is that of the `observed` share of them.
 
     Raises:
         RequestError: If `num_images` exceeds the number of images, or a number is not positive.
@@ -129,7 +131,8 @@ def evaluate(
         check_positive(num_images=num_images)
         if num_images > len(batch):
             raise RequestError(
-                f"num_images={num_images} exceeds the {len(batch)} images; use a smaller num_images"
+                f"num_images={num_images} exceeds the {len(batch)} {noun(batch.x.ndim - 1)}s; use a"
+                " smaller num_images"
             )
         rows = random_rows(batch, num_images)
     scores = score_images(vae, batch[rows], num_samples, batch_size, engine)
@@ -224,13 +227,19 @@ def summarize(
             "num_images": len(batch),
         }
         results["log_likelihood_all_images"] = of_all
+    if vae.likelihood.given_total:
+        results["exposure"] = "total"
+    observed = (~batch.x.isnan()).double().mean().item()
+    if observed < 1:
+        results["observed"] = observed
     scale = scale_of(vae.likelihood)
     if scale is not None:
-        results["bits_per_dimension"] = _bits(of_all, batch.x[0].numel(), scale)
+        dimensions = observed * batch.x[0].numel()
+        results["bits_per_dimension"] = _bits(of_all, dimensions, scale)
     return results
 
 
-def _bits(log_likelihood: Metrics, dimensions: int, scale: Scale) -> Metrics:
+def _bits(log_likelihood: Metrics, dimensions: float, scale: Scale) -> Metrics:
     """A log-likelihood in nats per image as bits per dimension."""
     nats = dimensions * log(2)
     error = log_likelihood["standard_error"]
@@ -329,7 +338,8 @@ def score(
     graphs = {count: Graph(partial(_pass, model, guide, count), engine) for count in set(counts)}
     parts: list[Scores] = []
     done = 0
-    with products("float32"), progress_bar(len(batch), "scoring") as bar:
+    unit = f" {noun(batch.x.ndim - 1)}s"
+    with products("float32"), progress_bar(len(batch), "scoring", unit) as bar:
         for rows in batch.split(max(1, batch_size // num_samples)):
             drawn = [graphs[count](*rows) for count in counts]
             values = [torch.cat(part) for part in zip(*drawn, strict=True)]

@@ -49,6 +49,8 @@ def linear_probe(vae: Model, train: Split, test: Split) -> Accuracy:
         )
     train = train.labelled()
     test = test.labelled()
+    assert train.labels is not None
+    assert test.labels is not None
     if len(train.class_names()) < 2:
         raise RequestError("a linear probe needs images of at least two classes")
     if len(test) == 0:
@@ -86,6 +88,7 @@ def bayes_classifier(
         raise RequestError("a classifier needs labels; use images with labels")
     images = images.labelled()
     labels = images.labels
+    assert labels is not None
     x = scored(vae, images).x
     log_p = []
     for label in range(num_classes):

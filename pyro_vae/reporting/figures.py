@@ -206,6 +206,21 @@ def reconstructions(images: Tensor, title: str) -> Figure:
     return grid(rows, title, len(images), ["image", "mean of p(x | z)"])
 
 
+def imputations(images: Tensor, title: str, has_truth: bool) -> Figure:
+    """Draw images with missing pixels in columns: as observed, the mean, draws, and the truth.
+
+    Arguments:
+        images: Shape `(rows, N, *data_shape)`; the first row is as observed, the second the mean,
+            the others are draws.
+        title: The figure's title.
+        has_truth: Whether the last row is the truth instead.
+    """
+    labels = ["observed", "mean", *["draw"] * (len(images) - 2)]
+    if has_truth:
+        labels[-1] = "truth"
+    return grid(images.flatten(0, 1), title, images.shape[1], labels)
+
+
 def interpolations(images: Tensor) -> Figure:
     """Draw the images of `views.interpolations`."""
     labels = ["image", *_numbers(torch.linspace(0, 1, images.shape[1] - 2)), "image"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
@@ -10,15 +12,16 @@ from torch import Tensor
 from pyro_vae.likelihoods import IMAGE_DIMS
 
 # Size of a picture in pixels. It is drawn larger by the factor FINE, and then averaged.
-WIDTH, HEIGHT = 120, 80
+WIDTH, HEIGHT = 108, 72
 FINE = 3
 # Width of a line in pixels, and the empty edge.
 LINE = 2
 EDGE = 4
 # Largest number of values that are drawn as bars.
 BARS = 8
-# The colours of the curves of a picture, and of the line at zero.
+# The colours of several curves in a picture, of a single one, and of the line at zero.
 INKS = ("#0072b2", "#d55e00", "#009e73")
+INK = "black"
 ZERO = "#d0d0d0"
 # Values below the axis that rounding and means of p(x | z) explain.
 BELOW = -0.1
@@ -28,10 +31,12 @@ def curves(rows: Tensor) -> Tensor:
     """A picture of each vector, with a grey line at zero.
 
     Arguments:
-        rows: Vectors, shape `(N, D)`, or several for each picture, shape `(N, K, D)`.
+        rows: Vectors, shape `(N, D)`, or two or three for each picture, shape
+            `(N, K, D)`.
 
     Returns:
-        RGB pictures, shape `(N, 3, 80, 120)`, of values in [0, 1]. All have the vertical axis of
+        Pictures of values in [0, 1], shape `(N, 1, 72, 108)`, where 1 is black; or RGB, shape
+        `(N, 3, 72, 108)`, if there are several curves in each. All have the vertical axis of
         `limits`.
     """
     if rows.ndim == 2:
@@ -42,8 +47,12 @@ def curves(rows: Tensor) -> Tensor:
     shares = ((high - rows.cpu().double()) / (high - low)).clamp(0, 1)
     heights = (edge + shares * (FINE * HEIGHT - 2 * edge)).numpy()
     zero = edge + high / (high - low) * (FINE * HEIGHT - 2 * edge)
-    drawn = [_picture(each, zero) for each in heights]
-    return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2) / 255
+    inks = INKS[: rows.shape[1]] if rows.shape[1] > 1 else (INK,)
+    drawn = np.stack([_picture(each, zero, inks) for each in heights])
+    rgb = torch.from_numpy(drawn).permute(0, 3, 1, 2) / 255
+    if rows.shape[1] > 1:
+        return rgb
+    return 1 - rgb[:, :1]
 
 
 def pictures(data: Tensor) -> Tensor:
@@ -81,7 +90,7 @@ def limits(rows: Tensor) -> tuple[float, float]:
     return low, high
 
 
-def _picture(heights: np.ndarray, zero: float) -> np.ndarray:
+def _picture(heights: np.ndarray, zero: float, inks: Sequence[str]) -> np.ndarray:
     """One picture of K vectors, given by distances from the top, shape `(K, D)`."""
     image = Image.new("RGB", (FINE * WIDTH, FINE * HEIGHT), "white")
     draw = ImageDraw.Draw(image)
@@ -90,12 +99,12 @@ def _picture(heights: np.ndarray, zero: float) -> np.ndarray:
     count, length = heights.shape
     if length <= BARS:
         width = (right - left) / (length * (count + 0.5))
-        for k, (row, ink) in enumerate(zip(heights, INKS, strict=False)):
+        for k, (row, ink) in enumerate(zip(heights, inks, strict=True)):
             for n, top in enumerate(row):
                 x = left + width * (n * (count + 0.5) + k + 0.25)
                 draw.rectangle([x, min(top, zero), x + width, max(top, zero)], ink)
     else:
         x = np.linspace(left, right, length)
-        for row, ink in zip(heights, INKS, strict=False):
+        for row, ink in zip(heights, inks, strict=True):
             draw.line(np.column_stack([x, row]).ravel().tolist(), ink, FINE * LINE, "curve")
     return np.array(image.resize((WIDTH, HEIGHT), Image.Resampling.BOX))

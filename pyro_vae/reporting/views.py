@@ -14,6 +14,7 @@ from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.batch import BatchLike, completed, scored
 from pyro_vae.evaluation.codes import ACTIVE, activity, codes
+from pyro_vae.likelihoods import IMAGE_DIMS
 from pyro_vae.vae import Model
 
 # Largest number of codes per pass of the decoder.
@@ -28,9 +29,20 @@ TAIL = 0.005
 RANGE_IMAGES = 100
 
 
+# The grey value of pixels that are missing.
+MISSING = 0.5
+
+
 def to_grey(vae: Model, x: Tensor) -> Tensor:
-    """Convert pixels that the likelihood scores to grey values in [0, 1]."""
-    return vae.likelihood.unit(x).clamp(0, 1)
+    """Convert values that the likelihood scores to images of grey values in [0, 1].
+
+    A vector becomes an image of one line. Missing values are grey.
+    """
+    grey = vae.likelihood.unit(x).nan_to_num(MISSING).clamp(0, 1)
+    dims = vae.likelihood.data_dims
+    if dims == IMAGE_DIMS:
+        return grey
+    return grey.flatten(-dims)[..., None, None, :]
 
 
 @torch.no_grad()

@@ -153,9 +153,12 @@ def test_labels_that_are_inferred_are_summed_out():
     assert difference.abs().max() < 0.2
 
 
-def test_a_cross_entropy_is_refused():
+@pytest.mark.parametrize(
+    "likelihood", [pv.Bernoulli(relaxed=True), pv.likelihoods.Poisson(given_total=True)]
+)
+def test_what_cannot_be_simulated_is_refused(likelihood):
     vae = make_vae()
-    vae.likelihood = pv.Bernoulli(relaxed=True)
+    vae.likelihood = likelihood
     with pytest.raises(pv.RequestError, match="calibration"):
         pv.calibration(vae)
 

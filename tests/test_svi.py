@@ -332,3 +332,26 @@ def test_a_parameter_without_a_gradient_keeps_its_momentum(engine):
             svi.step(torch.tensor(1.0), used)
         locs.append([pyro.param(name).item() for name in "ab"])
     assert locs[0] == pytest.approx(locs[1])
+
+
+@pytest.mark.parametrize("engine", ["eager", "traced"])
+@pytest.mark.parametrize("change", ["clear", "load", "set"])
+def test_parameters_that_are_replaced_are_trained(change, engine):
+    """By clearing or loading Pyro's parameter store, or by setting one."""
+    locs = []
+    for make in (pyro.infer.SVI, partial(pv.SVI, engine=engine)):
+        pyro.clear_param_store()
+        store = pyro.get_param_store()
+        svi = make(line, lambda x: None, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+        for step in range(12):
+            if step == 3:
+                state = copy.deepcopy(store.get_state())
+            if step == 6 and change == "clear":
+                pyro.clear_param_store()
+            if step == 6 and change == "load":
+                store.set_state(state)
+            if step == 6 and change == "set":
+                store["loc"] = torch.tensor(-5.0)
+            svi.step(torch.ones(3))
+        locs.append(pyro.param("loc").item())
+    assert locs[0] == pytest.approx(locs[1])

@@ -150,6 +150,8 @@ class SVI(infer.SVI):
         self.total = torch.zeros((), dtype=torch.float64)
         self._params: dict[int, Tensor] = {}
         self._names: dict[int, str] = {}
+        # Those in Pyro's parameter store, by name.
+        self._stored: dict[str, Tensor] = {}
         # The parameters that had a gradient.
         self._trained: set[int] = set()
         # The kinds of arguments that were validated.
@@ -207,6 +209,7 @@ class SVI(infer.SVI):
         `last_loss` is set to the loss before it, and its sum over rows is added to `total`.
         """
         self._advance()
+        self._follow_the_store()
         self._sync()
         if self.engine != "eager" and self._steps == self._next_comparison:
             self._compare(*args, **kwargs)
@@ -282,6 +285,15 @@ class SVI(infer.SVI):
         if engine != self._picked:
             logger.info("using the %s engine from step %d", engine, self._steps)
             self._use(engine)
+
+    def _follow_the_store(self) -> None:
+        """Make new graphs if parameters were replaced, for example by loading a parameter store."""
+        if self.engine == "eager":
+            return
+        stored = pyro.get_param_store()._params
+        if any(stored.get(name) is not param for name, param in self._stored.items()):
+            self._stored.clear()
+            self._use(self._picked)
 
     def _compare(self, *args: Any, **kwargs: Any) -> None:
         """Compare the graph with the programs, and plan the next comparison."""
@@ -428,6 +440,10 @@ class SVI(infer.SVI):
         new = [param for key, param in params.items() if key not in self._params]
         self._params |= params
         self._names |= seen.names
+        stored = pyro.get_param_store()._params
+        for key, name in seen.names.items():
+            if stored.get(name) is params[key]:
+                self._stored[name] = params[key]
         if not new:
             return
         made = self.make_optimizer(new)

@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--num_images", type=int, default=100)
     parser.add_argument("--num_samples", type=int, default=5000)
+    parser.add_argument("--largest", type=int, default=20_000)
     parser.add_argument("--num_chains", type=int, default=16)
     parser.add_argument("--num_temperatures", nargs="+", type=int, default=[500])
     args = parser.parse_args()
@@ -42,6 +43,13 @@ def main() -> None:
     pyro.set_rng_seed(0)
     scores = pv.score_images(vae, x, args.num_samples)
     print(f"log p(x), K = {args.num_samples:,}: {shown(scores.log_likelihood)}")
+    print("| K | k-hat over 0.7 | over 1 | median k-hat | median K needed |")
+    print("|--:|--:|--:|--:|--:|")
+    for length, k_hat in pv.k_hat_curve(vae, x, args.largest).items():
+        shares = [f"{(k_hat > limit).double().mean():.0%}" for limit in (0.7, 1)]
+        needed = pv.required_samples(k_hat).quantile(0.5)
+        cells = [f"{length:,}", *shares, f"{k_hat.quantile(0.5):.2f}", f"{needed:.2g}"]
+        print(f"| {' | '.join(cells)} |", flush=True)
     print("| start | temperatures | annealed | minus importance-weighted ", end="")
     print("| gap of the bounds | seconds |")
     print("|---|--:|--:|--:|--:|--:|")

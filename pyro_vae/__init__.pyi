@@ -49,6 +49,10 @@ from .evaluation.probe import (
     linear_probe as linear_probe,
 )
 from .evaluation.quadrature import quadrature_log_likelihood as quadrature_log_likelihood
+from .evaluation.reliability import (
+    k_hat_curve as k_hat_curve,
+    required_samples as required_samples,
+)
 from .likelihoods import (
     Bernoulli as Bernoulli,
     Beta as Beta,

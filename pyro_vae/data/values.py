@@ -21,12 +21,12 @@ Classes = tuple[str, ...]
 MIN_SIZE = 8
 # Bytes with a smaller maximum are probably levels from 0 to that maximum.
 DARK = 32
+# The label of images whose class is unknown, as in scikit-learn.
+UNKNOWN = -1
 # The largest count of each kind; up to 2^24 they are exact in float32.
 LARGEST = {"byte": 255, "count": 2**24}
 # Elements that are checked at once, to bound memory.
 CHUNK = 2**24
-# The label of images whose class is unknown, as in scikit-learn.
-UNKNOWN = -1
 # Distance from [0, 1] that rounding explains.
 ROUNDING = 1e-3
 

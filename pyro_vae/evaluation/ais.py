@@ -26,8 +26,6 @@ from pyro_vae.engine.programs import (
     is_summed_out,
     latent_sites,
     sample_sites,
-    site_sum,
-    trace_at,
 )
 from pyro_vae.engine.progress import progress_bar
 from pyro_vae.engine.random_state import forked_rng
@@ -351,8 +349,7 @@ class _Annealing:
             sites = self._unpack(latents)
             start, ratio = joint_terms(self.model, batch, sites, len(latents))
             if self.guide is not None:
-                trace = trace_at(self.guide, batch, sites, len(latents))
-                log_q = site_sum(trace, batch.x, len(latents))
+                log_q, _ = joint_terms(self.guide, batch, sites, len(latents))
                 joint = start + ratio
                 start = torch.logaddexp(log_q + log(1 - DEFENSIVE), start + log(DEFENSIVE))
                 ratio = joint - start

@@ -28,7 +28,7 @@ from pyro_vae.engine.programs import Batch, Program
 from pyro_vae.engine.progress import progress_bar
 from pyro_vae.errors import NotFiniteError, RequestError, check_positive
 from pyro_vae.evaluation.batch import BatchLike, random_rows, scored
-from pyro_vae.evaluation.bits import Scale, scale_of
+from pyro_vae.evaluation.bits import scale_of
 from pyro_vae.evaluation.codes import ACTIVE, activity
 from pyro_vae.evaluation.labels import classify, known_labels
 from pyro_vae.likelihoods import noun
@@ -108,10 +108,12 @@ def evaluate(
         `elbo`, `reconstruction` and `kl` of all images and the `log_likelihood`, each with its
         `mean`, its `standard_error` over images, and the `num_samples` and `num_images` that it is
         based on. The log-likelihood also has the `monte_carlo_error` of the mean,
-        `share_of_images_with_k_hat_over_0.7`, `median_effective_sample_size` and
+        `share_of_images_with_k_hat_over_0.7`, `share_of_images_with_k_hat_over_1`, where no number
+        of samples suffices (`required_samples`), `median_effective_sample_size` and
         `elbo_same_images`. For a subset there is `log_likelihood_all_images`, see
         `two_phase_mean`. `bits_per_dimension`, of all images, is an upper bound in
-        expectation, and says what it is `of`, see `scale_of`. `k_curve` has the bounds with 1, 2,
+        expectation, and says what it is `of`, see `scale_of`; counts have `nats_per_count`.
+        `k_curve` has the bounds with 1, 2,
         4, ... samples and their `gain` over the first, with the standard error of
         the paired differences. `active_units` counts the latent dimensions that vary with the
         image. A model that uses labels is scored `given` its "labels" or "covariates" y: log p(x)
@@ -232,20 +234,22 @@ def summarize(
     if observed < 1:
         results["observed"] = observed
     scale = scale_of(vae.likelihood)
+    dimensions = observed * batch.x[0].numel()
     if scale is not None:
-        dimensions = observed * batch.x[0].numel()
-        results["bits_per_dimension"] = _bits(of_all, dimensions, scale)
+        bits = _per(of_all, dimensions * log(2), scale.offset)
+        results["bits_per_dimension"] = {**bits, "of": scale.of}
+    if vae.pixels == "count":
+        results["nats_per_count"] = _per(of_all, dimensions, 0.0)
     return results
 
 
-def _bits(log_likelihood: Metrics, dimensions: float, scale: Scale) -> Metrics:
-    """A log-likelihood in nats per image as bits per dimension."""
-    nats = dimensions * log(2)
+def _per(log_likelihood: Metrics, unit: float, offset: float) -> Metrics:
+    """Minus a log-likelihood in nats per image, in another unit, plus an offset."""
     error = log_likelihood["standard_error"]
     if error is not None:
-        error = error / nats
-    mean = scale.offset - log_likelihood["mean"] / nats
-    return {**log_likelihood, "mean": mean, "standard_error": error, "of": scale.of}
+        error = error / unit
+    mean = offset - log_likelihood["mean"] / unit
+    return {**log_likelihood, "mean": mean, "standard_error": error}
 
 
 def _k_curve(curve: Tensor, num_samples: int) -> Metrics:
@@ -380,10 +384,13 @@ def _reliability(scores: Scores) -> Metrics:
     error = (scores.monte_carlo_error.square().sum().sqrt() / len(k_hat)).item()
     finite_error = error if isfinite(error) else None
     over = None
+    hopeless = None
     if not k_hat.isnan().any():
         over = (k_hat > RELIABLE).double().mean().item()
+        hopeless = (k_hat >= 1).double().mean().item()
     return {
         "monte_carlo_error": finite_error,
         "share_of_images_with_k_hat_over_0.7": over,
+        "share_of_images_with_k_hat_over_1": hopeless,
         "median_effective_sample_size": scores.effective_sample_size.quantile(0.5).item(),
     }

@@ -321,12 +321,11 @@ class Loop:
         self.vae = vae
         self.train = data.train
         check_kind(data.train.x, vae.pixels, vae.likelihood.largest)
-        scored = data.validation.scored(vae.pixels, vae.likelihood.largest)
         # The validation ELBO is a bound on log p(x), also if some labels are known.
         y = data.validation.y
         if vae.infers_labels:
             y = None
-        self.validation = Batch(scored, y)
+        self.validation = Batch(data.validation.scored(vae.pixels, vae.likelihood.largest), y)
         self.batch_size = batch_size
         self.objective = objective
         self.schedule = schedule

@@ -311,8 +311,7 @@ def bounds(curve: Mapping[str, Mapping[str, Any]], each: str = "image") -> Figur
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_title(
-        "importance-weighted bound; band: standard error of\n"
-        "the gain over K = 1",
+        "importance-weighted bound; band: standard error of\nthe gain over K = 1",
         fontsize=11,
     )
     axes.set(xlabel="K, number of importance samples", ylabel=f"nats per {each}")

@@ -254,6 +254,13 @@ KINDS += [
 ]
 
 
+@pytest.mark.parametrize("options", ["analogies", "samples --label 1", "codes", "reconstructions"])
+def test_generate_of_a_model_that_infers_labels(options, run_of_few_labels, tmp_path):
+    out = tmp_path / "out.npz"
+    assert main(["generate", str(run_of_few_labels), *options.split(), "--out", str(out)]) == 0
+    assert all(len(array) for array in np.load(out).values())
+
+
 @pytest.mark.parametrize("options", KINDS)
 def test_generate_of_a_model_with_labels(options, run_of_classes, tmp_path):
     for out in ("a.png", "a.npz"):

@@ -30,7 +30,7 @@ from pyro_vae.engine.graphs import AnyEngine
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.anomaly import anomaly_scores, auroc
 from pyro_vae.evaluation.batch import random_rows, scored
-from pyro_vae.evaluation.calibration import calibration
+from pyro_vae.evaluation.calibration import calibration, simulates
 from pyro_vae.evaluation.check import annealed_log_likelihood, check_log_likelihood
 from pyro_vae.evaluation.forecast import forecast
 from pyro_vae.evaluation.gap import inference_gap
@@ -194,7 +194,7 @@ def _results(vae: Model, split: Split, images: Split, scores: Scores, config: Na
         return results | label_metrics(vae, split, images, config.num_samples, batch_size, engine)
     if latent_shapes(vae, scored(vae, images[:1])).keys() == {"z"}:
         results["information"] = information(vae, split, batch_size=batch_size)._asdict()
-    if config.calibration_images and vae.likelihood.is_density:
+    if config.calibration_images and simulates(vae):
         pyro.set_rng_seed(config.seed)
         simulated = config.calibration_images
         ranks = calibration(vae, split, num_images=simulated, batch_size=batch_size)

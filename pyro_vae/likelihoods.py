@@ -33,6 +33,8 @@ Dispersion = Literal["feature", "decoder"]
 
 # Channels, height and width.
 IMAGE_DIMS = 3
+# The grey value that shows a missing pixel.
+MISSING = 0.5
 
 
 def noun(data_dims: int) -> str:
@@ -131,6 +133,20 @@ class Likelihood(nn.Module, ABC):
         if self.pixels == "count":
             return x.log1p()
         return x
+
+    def shown(self, x: Tensor) -> Tensor:
+        """The values as figures and pages show them.
+
+        Images become grey values in [0, 1], shape `(..., channels, height, width)`; missing values
+        are grey. Other data become vectors of `unit` values, shape `(..., D)`, which are drawn as
+        curves with gaps. Override it to
+        show your data as something else. This shows vectors of 64 counts up to 16 as images:
+
+            likelihood.shown = lambda x: x.unflatten(-1, (1, 8, 8)) / 16
+        """
+        if self.data_dims == IMAGE_DIMS:
+            return self.unit(x).nan_to_num(MISSING).clamp(0, 1)
+        return self.unit(x).flatten(-self.data_dims)
 
     def mean(self, p: TorchDistribution, x: Tensor) -> Tensor:
         """The mean of a reconstruction p(x | z) of `x`: an exposure is that of `x`."""

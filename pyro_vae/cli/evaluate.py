@@ -240,7 +240,7 @@ def _save(
         name += f"-ais{config.num_chains}x{config.num_temperatures}"
     if config.gap_images:
         name += f"-gap{config.gap_images}"
-    curve = figures.png(figures.bounds(results["k_curve"]))
+    curve = figures.png(figures.bounds(results["k_curve"], images.noun))
     worst = figures.png(_worst(vae, images, scores))
     files = [
         run.save_results(results, f"results-{name}"),
@@ -263,7 +263,7 @@ def _worst(vae: Model, images: Split, scores: Scores) -> figures.Figure:
     labels = []
     for i in order.tolist():
         labels.append(f"{scores.log_likelihood[i]:.0f}\nk-hat {scores.pareto_k[i]:.2f}")
-    title = "the least likely images: log p(x) in nats, k-hat"
+    title = f"the least likely {images.noun}s: log p(x) in nats, k-hat"
     return figures.grid(x, title, len(x), column_labels=labels)
 
 

@@ -1,10 +1,11 @@
 # make train ARGS="--epochs 3"   trains in an environment of its own
 # make test                      runs the suite
+# make docs                      builds the documentation in docs/_build/html
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test lint
+.PHONY: train test lint docs
 
 train: .venv/installed
 	$(BIN)/python -m pyro_vae.train $(ARGS)
@@ -18,6 +19,10 @@ lint: .venv/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: .venv/installed-docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs . docs/_build/html
+	@echo docs/_build/html/index.html
+
 .venv/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[report,mnist5k]"
@@ -25,4 +30,8 @@ lint: .venv/installed-dev
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
+
+.venv/installed-docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
 	touch $@

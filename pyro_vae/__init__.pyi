@@ -28,13 +28,19 @@ from .evaluation.ais import (
     annealed_log_weights as annealed_log_weights,
     bidirectional_bounds as bidirectional_bounds,
 )
+from .evaluation.anomaly import anomaly_scores as anomaly_scores, auroc as auroc
+from .evaluation.bits import bits_per_dimension as bits_per_dimension
 from .evaluation.calibration import Calibration as Calibration, calibration as calibration
 from .evaluation.check import (
     annealed_log_likelihood as annealed_log_likelihood,
     check_log_likelihood as check_log_likelihood,
 )
 from .evaluation.codes import activity as activity, codes as codes
-from .evaluation.gap import inference_gap as inference_gap
+from .evaluation.forecast import predicted_active_units as predicted_active_units
+from .evaluation.gap import (
+    inference_gap as inference_gap,
+    likelihood_regret as likelihood_regret,
+)
 from .evaluation.impute import Imputation as Imputation, impute as impute
 from .evaluation.information import information as information
 from .evaluation.metrics import evaluate as evaluate, score_images as score_images
@@ -43,6 +49,10 @@ from .evaluation.probe import (
     linear_probe as linear_probe,
 )
 from .evaluation.quadrature import quadrature_log_likelihood as quadrature_log_likelihood
+from .evaluation.reliability import (
+    k_hat_curve as k_hat_curve,
+    required_samples as required_samples,
+)
 from .likelihoods import (
     Bernoulli as Bernoulli,
     Beta as Beta,
@@ -51,6 +61,9 @@ from .likelihoods import (
     ContinuousBernoulli as ContinuousBernoulli,
     DiscretizedLogistic as DiscretizedLogistic,
     Likelihood as Likelihood,
+    NegativeBinomial as NegativeBinomial,
+    Poisson as Poisson,
+    ZeroInflatedNegativeBinomial as ZeroInflatedNegativeBinomial,
 )
 from .networks import MLP as MLP, Conv as Conv, Gated as Gated, Network as Network
 from .objectives import (

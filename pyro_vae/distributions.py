@@ -13,7 +13,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import Distribution
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, softplus
 
 Size = torch.Size | list[int] | tuple[int, ...]
 
@@ -29,6 +29,8 @@ __all__ = ["MAF", "NSF", "Flow", "NormalizingFlow", "RealNVP"]
 
 # Grey levels of a byte.
 LEVELS = 256
+# Largest logarithm of the mean of a count: its exponential is finite in float32.
+LOG_MEAN = 30.0
 
 
 class FlowDistribution(ZukoToPyro):
@@ -197,6 +199,199 @@ class PreciseBinomial(dist.Binomial):
             self.total_count.double(), logits=self.logits.double(), validate_args=False
         )
         return precise.log_prob(value.double()).to(value.dtype)
+
+
+class PrecisePoisson(TorchDistribution):
+    """A Poisson distribution by the logarithm of its rate, whose `log_prob` is computed in float64.
+
+    In float32 it loses a nat for a count of a million.
+
+    Arguments:
+        log_rate: The logarithm of the rate, clamped to [-30, 30].
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {"log_rate": dist.constraints.real}
+    support = dist.constraints.nonnegative_integer
+
+    def __init__(self, log_rate: Tensor) -> None:
+        self.log_rate = log_rate.clamp(-LOG_MEAN, LOG_MEAN)
+        super().__init__(log_rate.shape)
+
+    def expand(self, batch_shape: Size, _instance: None = None) -> PrecisePoisson:
+        return PrecisePoisson(self.log_rate.expand(batch_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        x = value.double()
+        log_rate = self.log_rate.double()
+        return (x * log_rate - log_rate.exp() - torch.lgamma(x + 1)).to(value.dtype)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Size = ()) -> Tensor:
+        return torch.poisson(self.mean.expand(self._extended_shape(torch.Size(sample_shape))))
+
+    @property
+    def mean(self) -> Tensor:
+        return self.log_rate.exp()
+
+    @property
+    def variance(self) -> Tensor:
+        return self.mean
+
+
+class MeanNegativeBinomial(TorchDistribution):
+    r"""A negative binomial by its mean and inverse dispersion; `log_prob` is computed in float64.
+
+    .. math:: \mathbb{E} x = \mu, \qquad \mathrm{Var} \, x = \mu + \mu^2 / \theta
+
+    It is a Poisson distribution whose rate is Gamma distributed with shape :math:`\theta`.
+
+    Arguments:
+        log_mean: The logarithm of the mean, clamped to [-30, 30].
+        log_inverse_dispersion: The logarithm of :math:`\theta`, clamped to [-10, 16].
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {
+        "log_mean": dist.constraints.real,
+        "log_inverse_dispersion": dist.constraints.real,
+    }
+    support = dist.constraints.nonnegative_integer
+
+    def __init__(self, log_mean: Tensor, log_inverse_dispersion: Tensor) -> None:
+        shape = torch.broadcast_shapes(log_mean.shape, log_inverse_dispersion.shape)
+        self.log_mean = log_mean.expand(shape).clamp(-LOG_MEAN, LOG_MEAN)
+        # Above, log-gamma functions cancel, and it is a Poisson distribution for all that matters.
+        self.log_inverse_dispersion = log_inverse_dispersion.expand(shape).clamp(-10, 16)
+        super().__init__(shape)
+
+    def expand(self, batch_shape: Size, _instance: None = None) -> MeanNegativeBinomial:
+        return MeanNegativeBinomial(
+            self.log_mean.expand(batch_shape), self.log_inverse_dispersion.expand(batch_shape)
+        )
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        x = value.double()
+        log_theta = self.log_inverse_dispersion.double()
+        theta = log_theta.exp()
+        log_odds = self.log_mean.double() - log_theta
+        ways = torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
+        score = ways - theta * softplus(log_odds) - x * softplus(-log_odds)
+        return score.to(value.dtype)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Size = ()) -> Tensor:
+        shape = self.log_inverse_dispersion.exp()
+        gamma = torch.distributions.Gamma(
+            shape, (self.log_inverse_dispersion - self.log_mean).exp()
+        )
+        return torch.poisson(gamma.sample(torch.Size(sample_shape)))
+
+    @property
+    def mean(self) -> Tensor:
+        return self.log_mean.exp()
+
+    @property
+    def variance(self) -> Tensor:
+        return self.mean + (2 * self.log_mean - self.log_inverse_dispersion).exp()
+
+
+class ZeroInflated(TorchDistribution):
+    """Counts that are 0 with a probability, else of another distribution.
+
+    Pyro's class of that purpose cannot be expanded after its mean was read (1.9).
+
+    Arguments:
+        counts: The other distribution.
+        logits: The logit of the probability.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {"logits": dist.constraints.real}
+    support = dist.constraints.nonnegative_integer
+
+    def __init__(self, counts: TorchDistribution, logits: Tensor) -> None:
+        self.counts = counts
+        self.logits = logits
+        super().__init__(logits.shape)
+
+    def expand(self, batch_shape: Size, _instance: None = None) -> ZeroInflated:
+        return ZeroInflated(self.counts.expand(batch_shape), self.logits.expand(batch_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        score = self.counts.log_prob(value) + logsigmoid(-self.logits)
+        return torch.where(value == 0, torch.logaddexp(score, logsigmoid(self.logits)), score)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Size = ()) -> Tensor:
+        shape = torch.Size(sample_shape)
+        is_zero = torch.bernoulli(self.logits.sigmoid().expand(self._extended_shape(shape)))
+        return (1 - is_zero) * self.counts.sample(shape)
+
+    @property
+    def mean(self) -> Tensor:
+        return (-self.logits).sigmoid() * self.counts.mean
+
+    @property
+    def variance(self) -> Tensor:
+        share = (-self.logits).sigmoid()
+        return share * (self.counts.variance + (1 - share) * self.counts.mean.square())
+
+
+class GivenTotal(TorchDistribution):
+    """Counts x given their total: `log_prob` takes the total from x, as an exposure.
+
+    Each mean is the total times a share. Draws, the mean and the variance are those at `total`.
+    `log_prob` is normalized over counts with the exposure held fixed, see `at`.
+
+    Arguments:
+        family: Maps logarithms of means, shape `(..., *data_shape)`, to the distribution of counts.
+        log_shares: The logarithms of the shares, of the same shape.
+        total: The total of draws, a scalar.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(
+        self, family: Callable[[Tensor], TorchDistribution], log_shares: Tensor, total: Tensor
+    ) -> None:
+        self.family = family
+        self.log_shares = log_shares
+        self.total = total
+        drawn = self.at(total)
+        super().__init__(drawn.batch_shape, drawn.event_shape, validate_args=False)
+
+    def at(self, total: Tensor) -> TorchDistribution:
+        """The distribution at an exposure, which broadcasts with `log_shares`."""
+        return self.family(self.log_shares + total.clamp(min=1e-9).log())
+
+    @property
+    def support(self) -> Any:
+        return self.at(self.total).support
+
+    def expand(self, batch_shape: Size, _instance: None = None) -> GivenTotal:
+        shares = self.log_shares.expand(torch.Size(batch_shape) + self.event_shape)
+        return GivenTotal(self.family, shares, self.total)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.at(self.total_of(value)).log_prob(value)
+
+    def total_of(self, value: Tensor) -> Tensor:
+        """The total of each row, as an exposure: 1 instead of the dimensions of an event."""
+        dims = tuple(range(-len(self.event_shape), 0))
+        return value.sum(dims, keepdim=True)
+
+    def sample(self, sample_shape: Size = ()) -> Tensor:
+        return self.at(self.total).sample(torch.Size(sample_shape))
+
+    @property
+    def mean(self) -> Tensor:
+        return self.at(self.total).mean
+
+    @property
+    def variance(self) -> Tensor:
+        return self.at(self.total).variance
 
 
 class PreciseLowRankNormal(dist.LowRankMultivariateNormal):

@@ -173,7 +173,8 @@ class Conv(_Layers, Network):
         mask_input: Of an encoder: also read which values are observed, as further channels.
 
     Raises:
-        ValueError: If the lists differ in length, or a stride exceeds its kernel size.
+        ValueError: If the lists differ in length, a stride exceeds its kernel size, or neither
+            inputs nor outputs are images.
 
     Example:
         >>> import torch
@@ -201,6 +202,11 @@ class Conv(_Layers, Network):
                 f" {lengths}"
             )
         check_positive(channels=min(channels), kernel_sizes=min(kernel_sizes), strides=min(strides))
+        if len(in_shape) != 3 and len(out_shape) < 3:
+            raise RequestError(
+                f"Conv maps images, but gets inputs of shape {tuple(in_shape)} and outputs of shape"
+                f" {tuple(out_shape)}; use MLP for vectors"
+            )
         options = list(zip(kernel_sizes, strides, strict=True))
         build = _down if len(in_shape) == 3 else _up
         super().__init__(

@@ -58,7 +58,7 @@ from pyro_vae.schedules import Constant, Linear, Schedule, value_at
 class TensorELBO(ELBO, ABC):
     """An ELBO whose loss is a tensor, in nats, summed over the data.
 
-    To write your own, subclass it and write `tensor_loss`:
+    To write your own, subclass it and write `tensor_loss`::
 
         class TemperedELBO(TensorELBO):
             def tensor_loss(self, model, guide, args):

@@ -22,7 +22,7 @@ from pyro_vae.errors import RequestError, check_positive
 class Posterior(nn.Module, ABC):
     """The approximate posterior q(z | x): the distribution of a code, given the encoder's outputs.
 
-    To write your own, subclass it, declare `num_params` and write `forward`:
+    To write your own, subclass it, declare `num_params` and write `forward`::
 
         class Uniform(Posterior):
             num_params = 2
@@ -44,7 +44,8 @@ class Posterior(nn.Module, ABC):
         """The distribution: batch_shape `(N,)`, event_shape `(latent_dim,)`.
 
         Arguments:
-            params: The encoder's outputs, shape `(N, num_params, latent_dim)`.
+            params: The encoder's outputs, shape `(N, num_params, latent_dim)`. SemiSupervisedVAE
+                passes a further leading dimension; index from the end to support it.
         """
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyro_vae.distributions import MAF, NSF, Flow, FlowDistribution, RealNVP, UniformMixture
 from pyro_vae.errors import RequestError, check_choice, check_positive
+from pyro_vae.likelihoods import IMAGE_DIMS
 
 Start = Literal["noise", "data"]
 FlowName = Literal["MAF", "NSF", "coupling"]
@@ -23,7 +24,7 @@ FLOWS: dict[str, Callable[..., Flow]] = {"MAF": MAF, "NSF": NSF, "coupling": Rea
 class Prior(nn.Module, ABC):
     """The prior p(z): the distribution of a code before its image is seen.
 
-    To write your own, subclass it and write `forward`:
+    To write your own, subclass it and write `forward`::
 
         class Cauchy(Prior):
             def __init__(self, latent_dim: int) -> None:
@@ -42,7 +43,7 @@ class Prior(nn.Module, ABC):
         """The distribution: batch_shape `()`, event_shape `(latent_dim,)`."""
 
     def initialize(self, x: Tensor) -> None:
-        """Initialize from training images `x`, grey values in [0, 1]; called once before training.
+        """Initialize from training data `x`, as the encoder reads them; called before training.
 
         Does nothing by default. Parameters that require no gradient must be left as they are.
         """
@@ -161,7 +162,7 @@ class VampPrior(Prior):
 
     It shares the encoder and the posterior, of any family, with the guide. A FlowPosterior
     evaluates a given z in one pass per dimension and component: use few components with it. The
-    pseudo-inputs are clamped to [0, 1], the range of the images.
+    pseudo-inputs of images are clamped to [0, 1], their range.
 
     References:
         | VAE with a VampPrior (Tomczak & Welling, 2018)
@@ -197,7 +198,10 @@ class VampPrior(Prior):
         self.inputs = nn.Parameter(0.05 + 0.01 * torch.randn(components, *data_shape))
 
     def forward(self) -> TorchDistribution:
-        return UniformMixture(self.posterior, self.encoder(self.inputs.clamp(0, 1)))
+        inputs: Tensor = self.inputs
+        if inputs.ndim == 1 + IMAGE_DIMS:
+            inputs = inputs.clamp(0, 1)
+        return UniformMixture(self.posterior, self.encoder(inputs))
 
     def initialize(self, x: Tensor) -> None:
         if self.start != "data" or not self.inputs.requires_grad:

@@ -18,7 +18,7 @@ class Schedule(ABC):
 
     It is strictly positive, because Pyro rejects a scale of 0.
 
-    To write your own, subclass it and write `__call__`:
+    To write your own, subclass it and write `__call__`::
 
         class Decay(Schedule):
             def __call__(self, step):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from logging import getLogger
 from math import inf
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -23,7 +24,7 @@ from pyro_vae.vae import ConditionalVAE
 logger = getLogger("pyro_vae")
 
 # The site is not drawn: Pyro runs the programs at all its values.
-SUMMED_OUT = {"enumerate": "parallel"}
+SUMMED_OUT: Any = {"enumerate": "parallel"}
 
 
 class SemiSupervisedVAE(ConditionalVAE):
@@ -51,8 +52,7 @@ class SemiSupervisedVAE(ConditionalVAE):
         prior: The distribution p(z).
         encoder: Network from images, `(N, *data_shape)`, to the posterior's parameters,
             `(N, num_params, latent_dim)`.
-        posterior: The distribution q(z | x, y). Its parameters have leading dimensions
-            `(classes, N)` here.
+        posterior: The distribution q(z | x, y), for parameters with any leading dimensions.
         decoder: Network from z and the code of y, `(N, latent_dim + label_dim)`, to the
             likelihood's parameters, `(N, num_params, *data_shape)`.
         likelihood: The distribution p(x | z, y).
@@ -103,7 +103,8 @@ class SemiSupervisedVAE(ConditionalVAE):
         p_y = dist.Categorical(logits=self.log_p_y)
         with pyro.plate("images", len(x)):
             if y is not None:
-                with poutine.mask(mask=y >= 0):
+                known: Any = y >= 0
+                with poutine.mask(mask=known):
                     pyro.sample("label", p_y, obs=y.clamp(min=0))
             with poutine.scale(scale=beta):
                 y = pyro.sample("y", given(p_y, y), infer=SUMMED_OUT.copy())
@@ -125,19 +126,19 @@ class SemiSupervisedVAE(ConditionalVAE):
 
     def q_y(self, x: Tensor) -> dist.Categorical:
         """The classifier q(y | x): batch_shape `(N,)`."""
-        return dist.Categorical(logits=self.classifier(self.likelihood.unit(x)))
+        return dist.Categorical(logits=self.classifier(self.input_of(self.classifier, x)))
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """The posterior q(z | x, y) at labels of shape `(..., N)` or `(..., 1)`."""
-        inputs = self.likelihood.unit(x) + torch.tensordot(self.code(y), self.embedding, 1)
+        shift = torch.tensordot(self.code(y), self.embedding, 1)
+        inputs = self.input_of(self.encoder, x) + shift
         leading = inputs.shape[: inputs.ndim - x.ndim + 1]
-        params = self.encoder(inputs.flatten(0, len(leading) - 1)).unflatten(0, leading)
-        q = self.posterior(params)
+        params = self.encoder(inputs.flatten(0, len(leading) - 1))
+        q = self.posterior(params.unflatten(0, leading))
         if q.batch_shape != leading:
             raise RequestError(
                 f"{type(self.posterior).__name__} must take parameters with any leading dimensions,"
-                " of which there is one for the classes; index from the end, as in"
-                " params.unbind(-2)"
+                " of which one is for the classes; index from the end, as in params[..., 0, :]"
             )
         return q
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from math import log
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import pyro
 import pyro.distributions as dist
@@ -20,9 +20,9 @@ from pyro.distributions.torch_distribution import TorchDistribution, TorchDistri
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints, kl_divergence
 
-from pyro_vae.distributions import LEVELS
+from pyro_vae.distributions import LEVELS, GivenTotal
 from pyro_vae.engine.random_state import forked_rng
-from pyro_vae.likelihoods import Likelihood, Normal
+from pyro_vae.likelihoods import Likelihood, Normal, Pixels
 from pyro_vae.networks import Linear, Shape
 from pyro_vae.posteriors import FullRankNormal, Posterior
 from pyro_vae.priors import Prior, StandardNormal
@@ -39,6 +39,11 @@ ELEMENTS = 6
 CHUNK = 2_000_000
 # Points of the integral over one pixel; a tenth suffices, and is used for several.
 POINTS = 200_000
+
+# The total at which likelihoods with an exposure are checked, and extreme values.
+TOTAL = 5.0
+LARGE_COUNT = 100_000
+LARGE_REAL = 1000.0
 
 REGISTER = "register every tensor that it needs as a parameter or buffer"
 
@@ -106,8 +111,8 @@ def check_likelihood(likelihood: Likelihood, data_shape: Shape = (1, 2, 3)) -> N
 
     Arguments:
         likelihood: The likelihood.
-        data_shape: Shape of the images to try, (channels, height, width): that of the parameters
-            that the likelihood has for each pixel, if it has any.
+        data_shape: Shape of the data to try, (channels, height, width) or (D,): that of the
+            parameters that the likelihood has for each pixel, if it has any.
 
     Raises:
         CheckError: If something is wrong.
@@ -121,11 +126,12 @@ def check_likelihood(likelihood: Likelihood, data_shape: Shape = (1, 2, 3)) -> N
     """
     with forked_rng():
         torch.manual_seed(0)
-        kinds = ("binary", "unit", "dequantized", "byte")
+        kinds = get_args(Pixels)
         _require(
             likelihood.pixels in kinds,
             f"pixels must be one of {', '.join(kinds)}, but is {likelihood.pixels!r}",
         )
+        likelihood.data_dims = len(data_shape)
         params = torch.randn(4, likelihood.num_params, *data_shape, requires_grad=True)
         _check_distribution(
             likelihood, lambda: likelihood(params), torch.Size([4]), torch.Size(data_shape), params
@@ -135,7 +141,7 @@ def check_likelihood(likelihood: Likelihood, data_shape: Shape = (1, 2, 3)) -> N
             shape == (3, 4),
             f"params of shape (3, 4, ...) must give batch_shape (3, 4), but give {_shape(shape)}",
         )
-        for pixel in torch.randn(3, likelihood.num_params, 1, 1, 1).double():
+        for pixel in torch.randn(3, likelihood.num_params, *[1] * len(data_shape)).double():
             _check_pixel(copy.deepcopy(likelihood).double(), pixel)
         _check_extremes(likelihood, data_shape)
         _check_module(likelihood, lambda module: module(_like(module, params.detach())))
@@ -439,26 +445,31 @@ def _support(p: TorchDistribution) -> Any:
 def _check_pixel(likelihood: Likelihood, params: Tensor) -> None:
     """Check the density of one pixel, or of several if each has parameters of its own."""
     p = likelihood(params)
+    if isinstance(p, GivenTotal):
+        p = p.at(torch.full_like(p.total, TOTAL))
     pixels = p.event_shape.numel()
     indices = torch.linspace(0, pixels - 1, min(pixels, ELEMENTS)).long()
     draws = p.sample(torch.Size([SAMPLES])).reshape(SAMPLES, pixels)[:, indices].double()
-    levels = {"binary": 2, "byte": LEVELS}.get(likelihood.pixels)
+    points = max(POINTS // pixels, POINTS // 10)
+    levels = {"binary": 2, "byte": LEVELS, "count": points}.get(likelihood.pixels)
+    if likelihood.largest is not None:
+        levels = likelihood.largest + 1
     if levels is None:
-        x, width = _grid(_support(p), max(POINTS // pixels, POINTS // 10))
+        x, width = _grid(_support(p), points, len(p.event_shape))
     else:
         _require(
             bool((draws == draws.round()).all()),
             f"pixels is {likelihood.pixels!r}, but the samples are not integers; change pixels, or"
             " sample integers",
         )
-        x = torch.arange(levels).double().reshape(-1, 1, 1, 1)
+        x = torch.arange(levels).double().reshape(-1, *[1] * len(p.event_shape))
         width = torch.ones_like(x)
     x = x.expand(-1, *p.event_shape)
     mass = _density(p, x)[:, indices] * width.expand_as(x).reshape(len(x), pixels)[:, indices]
-    points = x.reshape(len(x), pixels)[:, indices]
+    values = x.reshape(len(x), pixels)[:, indices]
     means = p.mean.reshape(-1)[indices]
     for one in range(len(indices)):
-        _check_one_pixel(points[:, one], mass[:, one], means[one].item(), draws[:, one], levels)
+        _check_one_pixel(values[:, one], mass[:, one], means[one].item(), draws[:, one], levels)
 
 
 def _check_one_pixel(
@@ -506,12 +517,13 @@ def _density(p: TorchDistribution, x: Tensor) -> Tensor:
     return torch.cat(scores).exp()
 
 
-def _grid(support: Any, points: int) -> tuple[Tensor, Tensor]:
-    """Points of a support with their weights in an integral, each `(M, 1, 1, 1)` or of an event.
+def _grid(support: Any, points: int, dims: int) -> tuple[Tensor, Tensor]:
+    """Points of a support with their weights in an integral, each `(M, 1, ...)` or of an event.
 
     They are dense at finite ends and in the middle of the real line.
     """
-    t = torch.linspace(-15, 15, points + 1, dtype=torch.float64).reshape(-1, 1, 1, 1)
+    t = torch.linspace(-15, 15, points + 1, dtype=torch.float64)
+    t = t.reshape(-1, *[1] * dims)
     to_support = biject_to(support)
     if isinstance(support, constraints.independent):
         to_support = biject_to(support.base_constraint)
@@ -532,6 +544,10 @@ def _check_extremes(likelihood: Likelihood, data_shape: Shape) -> None:
         high = 1.0 - low
     elif likelihood.pixels == "byte":
         high = LEVELS - 1.0
+    elif likelihood.pixels == "count":
+        high = float(likelihood.largest or LARGE_COUNT)
+    elif likelihood.pixels == "real":
+        low, high = -LARGE_REAL, LARGE_REAL
     for size in (-30.0, 30.0):
         params = torch.full((1, likelihood.num_params, *data_shape), size, requires_grad=True)
         for value in (low, high):

@@ -22,7 +22,7 @@ from pyro_vae.distributions import leave_out_missing
 from pyro_vae.engine.importance import log_weights
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError, check_positive
-from pyro_vae.likelihoods import Likelihood, Pixels
+from pyro_vae.likelihoods import IMAGE_DIMS, Likelihood, Pixels, standardization
 from pyro_vae.networks import MLP, Shape, batched
 from pyro_vae.posteriors import DiagonalNormal, Posterior
 from pyro_vae.priors import Prior
@@ -35,7 +35,7 @@ _instances = count()
 class Model(nn.Module, ABC):
     """A generative model of images and its guide.
 
-    To write your own, subclass it and write the two programs:
+    To write your own, subclass it and write the two programs::
 
         class Shifted(Model):
             def __init__(self, encoder, posterior, decoder, likelihood, latent_dim: int) -> None:
@@ -130,15 +130,15 @@ class Model(nn.Module, ABC):
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """The posterior q(z | x) of each image: batch_shape `(N,)`, event_shape `(latent_dim,)`."""
-        return self.posterior(self.encoder(self.encoder_input(x)))
+        return self.posterior(self.encoder(self.input_of(self.encoder, x)))
 
-    def encoder_input(self, x: Tensor) -> Tensor:
-        """What the encoder reads: `likelihood.unit(x)`, with zeros for values that are missing.
+    def input_of(self, network: nn.Module, x: Tensor) -> Tensor:
+        """What a network of images reads: `likelihood.unit(x)`, with zeros for missing values.
 
-        An encoder that reads the mask, see `Network.mask_input`, gets them as NaN.
+        A network that reads the mask gets them as NaN, see `Network.mask_input`.
         """
         unit = self.likelihood.unit(x)
-        if getattr(self.encoder, "mask_input", False):
+        if getattr(network, "mask_input", False):
             return unit
         return unit.masked_fill(unit.isnan(), 0.0)
 
@@ -147,7 +147,9 @@ class Model(nn.Module, ABC):
 
         Its log-density leaves out values that are NaN, if the elements are independent.
         """
-        return leave_out_missing(self.likelihood(batched(self.decoder, z)))
+        params = batched(self.decoder, z)
+        self.likelihood.data_dims = params.ndim - z.ndim
+        return leave_out_missing(self.likelihood(params))
 
     def q_z(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """The guide's q(z | x) or q(z | x, y): batch_shape `(N,)`, event_shape `(latent_dim,)`."""
@@ -185,7 +187,8 @@ class Model(nn.Module, ABC):
         y = self.complete_labels(x, y)
         if new_y is None:
             new_y = y
-        return self.p_x(self.q_z(x, y).sample(), new_y).mean
+        p = self.p_x(self.q_z(x, y).sample(), new_y)
+        return self.likelihood.mean(p, x)
 
     @torch.no_grad()
     def sample_codes(self, n: int, y: Tensor | None = None) -> Tensor:
@@ -196,6 +199,16 @@ class Model(nn.Module, ABC):
     def pixels(self) -> Pixels:
         """The kind of data that the likelihood scores."""
         return self.likelihood.pixels
+
+    def q_y(self, x: Tensor) -> Any:
+        """The classifier q(y | x), a Categorical with batch_shape `(N,)`, if labels are inferred.
+
+        Raises:
+            RequestError: If the model infers no labels.
+        """
+        raise RequestError(
+            f"{type(self).__name__} infers no labels; use SemiSupervisedVAE, or a linear probe"
+        )
 
     def complete_labels(self, x: Tensor, y: Tensor | None = None) -> Tensor | None:
         """The labels, with guesses of those that are unknown if the model infers them."""
@@ -240,16 +253,20 @@ class Model(nn.Module, ABC):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Initialize the decoder's last bias from the training images `x`.
+        """Initialize the likelihood and the decoder's last bias from the training data `x`.
 
         Reconstructions then start near their mean. The bias may have one element per pixel or one
         per channel. Other decoders, and a bias that requires no gradient, are left unchanged. `fit`
         calls this once, unless a state_dict was loaded.
         """
+        self.likelihood.initialize(x)
         biases = [param for name, param in self.decoder.named_parameters() if name.endswith("bias")]
         if not biases or not biases[-1].requires_grad:
             return
-        for mean in (_mean(x, 0), _mean(x, (0, -2, -1))[:, None, None]):
+        means = [_mean(x, 0)]
+        if x.ndim == 1 + IMAGE_DIMS:
+            means.append(_mean(x, (0, -2, -1))[:, None, None])
+        for mean in means:
             params = self.likelihood.params_at(mean)
             if params is not None and params.numel() == biases[-1].numel():
                 biases[-1].copy_(params.flatten())
@@ -265,9 +282,7 @@ class Model(nn.Module, ABC):
         """The sites of the generative program for `n` images, some of them with given values."""
         self.check_labels(y)
         if y is not None and len(y) != n:
-            raise RequestError(
-                f"there are {len(y)} labels for {n} images; pass one label for each image"
-            )
+            raise RequestError(f"there are {len(y)} labels for n={n}; pass one label for each")
         program = poutine.condition(poutine.uncondition(self.model), given or {})
         sites = poutine.trace(program).get_trace(self._no_images(n), y).nodes
         for name in ("z", "x"):
@@ -486,7 +501,7 @@ class ConditionalVAE(VAE):
     def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """The posterior q(z | x, y): batch_shape `(N,)`, event_shape `(latent_dim,)`."""
         shift = torch.tensordot(self.code(y), self.embedding, 1)
-        return self.posterior(self.encoder(self.encoder_input(x) + shift))
+        return self.posterior(self.encoder(self.input_of(self.encoder, x) + shift))
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """The likelihood p(x | z, y) at codes `(..., N, latent_dim)`: batch_shape `(..., N)`."""
@@ -509,13 +524,11 @@ class ConditionalVAE(VAE):
         self.check_labels(y)
         if not y.is_floating_point():
             return
-        scale, mean = torch.std_mean(y.double(), 0, correction=0)
-        constant = scale <= 1e-6 * mean.abs()
-        scale = scale.masked_fill(constant, 1.0)
+        mean, scale = standardization(y.double())
         self.label_mean.copy_(mean)
         self.label_scale.copy_(scale)
         logger.info(
-            "covariates: standardized by the training images, mean %s, standard deviation %s",
+            "covariates: standardized by the training data, mean %s, standard deviation %s",
             _numbers(mean),
             _numbers(scale),
         )

@@ -55,8 +55,14 @@ LIKELIHOODS: dict[str, Callable[[], pv.Likelihood]] = {
     "Normal, pixel": lambda: likelihoods.Normal(0.3, learned="pixel"),
     "Laplace": lambda: likelihoods.Laplace(0.3),
     "Laplace, pixel": lambda: likelihoods.Laplace(0.3, learned="pixel"),
+    "Normal, column": lambda: likelihoods.Normal(0.3, learned="column", kind="real"),
+    "StudentT": likelihoods.StudentT,
     "Beta": pv.Beta,
     "Binomial": pv.Binomial,
+    "Poisson": pv.Poisson,
+    "NegativeBinomial": pv.NegativeBinomial,
+    "NegativeBinomial, decoder": lambda: pv.NegativeBinomial("decoder", given_total=True),
+    "ZeroInflatedNegativeBinomial": pv.ZeroInflatedNegativeBinomial,
     "Categorical": pv.Categorical,
     "DiscretizedLogistic": pv.DiscretizedLogistic,
     "DiscretizedLogistic, 3": lambda: pv.DiscretizedLogistic(components=3),
@@ -174,6 +180,45 @@ def make_conditional_oracle(label_dim: int) -> tuple[pv.ConditionalVAE, LinearGa
     ).double()
     vae.embedding.data = -weight.data[:, 2:].T.unflatten(1, SHAPE)
     return vae, plain
+
+
+def make_semi_supervised(
+    label_dim: int = 3,
+    prior: str = "StandardNormal",
+    posterior: str = "DiagonalNormal",
+    likelihood: str = "Bernoulli",
+    network: str = "MLP",
+    alpha: float = 0.1,
+) -> pv.SemiSupervisedVAE:
+    """A small model that infers labels, of the named parts; labels matter."""
+    vae = make_conditional(label_dim, prior, posterior, likelihood, network)
+    parts = vae.prior, vae.encoder, vae.posterior, vae.decoder, vae.likelihood
+    classifier = NETWORKS[network](SHAPE, (label_dim,))
+    inferring = pv.SemiSupervisedVAE(*parts, classifier, SHAPE, label_dim, alpha)
+    inferring.embedding = vae.embedding
+    return inferring
+
+
+def make_semi_supervised_oracle(
+    label_dim: int, alpha: float = 0.1
+) -> tuple[pv.SemiSupervisedVAE, Callable[[torch.Tensor], torch.Tensor]]:
+    """A linear-Gaussian model that infers labels, with the exact q(z | x, y), and log p(x, y).
+
+    The classifier is random; log p(x, y) has the shape `(label_dim, N)`.
+    """
+    given, plain = make_conditional_oracle(label_dim)
+    parts = given.prior, given.encoder, given.posterior, given.decoder, given.likelihood
+    classifier = networks.Linear(SHAPE, (label_dim,))
+    vae = pv.SemiSupervisedVAE(*parts, classifier, SHAPE, label_dim, alpha).double()
+    vae.embedding = given.embedding
+    vae.log_p_y.copy_(torch.randn(label_dim).double().log_softmax(0))
+
+    def log_joint(x: torch.Tensor) -> torch.Tensor:
+        return (
+            torch.stack([plain.log_p(x + shift) for shift in vae.embedding]) + vae.log_p_y[:, None]
+        )
+
+    return vae, log_joint
 
 
 def own(base: type) -> set[str]:

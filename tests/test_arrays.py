@@ -128,20 +128,16 @@ def test_rows_in_a_file_with_its_own_test_set(tmp_path):
     assert torch.equal(data.test.x.flatten(1), torch.from_numpy(ROWS[:5] / 255).float())
 
 
-@pytest.mark.parametrize(
-    ("array", "advice"),
-    [
-        (ROWS, "--image_shape 8 8, or image_shape=(8, 8) in Python"),
-        (ROWS[:, :48], "--image_shape 3 4 4, or image_shape=(3, 4, 4) in Python"),
-        (ROWS[:, :50], "--image_shape HEIGHT WIDTH, with HEIGHT x WIDTH = 50"),
-    ],
-)
-def test_rows_without_a_shape_are_refused(tmp_path, refused, array, advice):
-    path = rows(tmp_path / "a.npy", array)
-    assert advice in refused("train", "--data", path, "--run_dir", tmp_path / "r")
-    assert not (tmp_path / "r").exists()
-    np.savez(tmp_path / "a.npz", images=array)
-    assert advice in refused("train", "--data", tmp_path / "a.npz")
+def test_rows_without_a_shape_are_vectors(tmp_path, caplog):
+    caplog.set_level("INFO", logger="pyro_vae")
+    data = pv.load_data(rows(tmp_path / "a.npy"))
+    assert (data.shape, data.train.x.dtype) == ((64,), torch.uint8)
+    assert "a.npy: an array: 36 rows of shape (64,)" in caplog.messages
+    assert "for images, --image_shape 8 8, or image_shape=(8, 8) in Python" in caplog.text
+    np.savez(tmp_path / "a.npz", images=ROWS[:, :50] / 7 - 1, labels=np.arange(36) % 3)
+    data = pv.load_data(str(tmp_path / "a.npz"))
+    assert (data.shape, data.train.x.dtype, data.label_dim) == ((50,), torch.float32, 3)
+    assert len(caplog.messages) == 3
 
 
 @pytest.mark.parametrize(
@@ -190,8 +186,9 @@ def test_rows_on_disk(tmp_path, monkeypatch):
     assert type(mapped.train).__name__ == "HostSplit"
     for one, other in zip(whole.splits, mapped.splits, strict=True):
         assert torch.equal(one.x, other[:].x)
-    with pytest.raises(pv.RequestError, match="--image_shape 8 8"):
-        pv.load_data(path)
+    vectors = pv.load_data(path)
+    assert type(vectors.train).__name__ == "HostSplit"
+    assert torch.equal(vectors.test.x, whole.test.x.flatten(1))
 
 
 def test_wide_and_narrow_numbers_are_equal(tmp_path):

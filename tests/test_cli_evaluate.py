@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 import pyro_vae as pv
 from pyro_vae.cli import evaluate as command
@@ -93,6 +94,8 @@ def test_evaluate_says_how_far_to_trust_it(run_dir, tmp_path, capfd):
         "2",
         "--calibration_images",
         "30",
+        "--normal",
+        *range(5),
         "--per_image",
         file,
     ]
@@ -105,6 +108,7 @@ def test_evaluate_says_how_far_to_trust_it(run_dir, tmp_path, capfd):
         "effective samples",
         "ELBO, same",
         "calibration",
+        "AUROC",
     ):
         assert said in out
     gap = results["inference_gap"]
@@ -125,7 +129,14 @@ def test_evaluate_says_how_far_to_trust_it(run_dir, tmp_path, capfd):
             "monte_carlo_error",
             "effective_sample_size",
             "pareto_k",
+            "typicality",
+            "likelihood_regret",
         } <= set(arrays)
+        anomalous = arrays["labels"] > 4
+        for name, found in results["anomalies"].items():
+            sign = -1 if name.startswith("minus_") else 1
+            values = sign * arrays[name.removeprefix("minus_")]
+            assert found["auroc"] == pytest.approx(roc_auc_score(anomalous, values))
         assert all(len(arrays[name]) == 40 for name in arrays)
         assert arrays["log_likelihood"].mean() == pytest.approx(results["log_likelihood"]["mean"])
         np.testing.assert_array_equal(arrays["labels"], data.test.labels[arrays["index"]])
@@ -133,6 +144,11 @@ def test_evaluate_says_how_far_to_trust_it(run_dir, tmp_path, capfd):
     for picture in (file for file in written(out) if file.suffix == ".png"):
         with Image.open(picture) as image:
             assert min(image.size) > 200
+
+
+def test_normal_labels_must_leave_anomalies(run_dir, refused, images):
+    assert "0 of 30" in refused("evaluate", run_dir, *SCORE, "--normal", *range(10))
+    assert "30 of 30" in refused("evaluate", run_dir, *SCORE, "--normal", 77)
 
 
 def test_evaluate_by_annealing(run_dir, capfd):
@@ -159,7 +175,12 @@ def test_evaluate_by_annealing(run_dir, capfd):
 
 @pytest.mark.parametrize(
     "flags",
-    ["", "--likelihood Binomial", "--model HierarchicalVAE --model.prior_dim 2 --latent_dim 3"],
+    [
+        "",
+        "--likelihood Binomial",
+        "--likelihood Normal --likelihood.learned scalar --latent_dim 2",
+        "--model HierarchicalVAE --model.prior_dim 2 --latent_dim 3",
+    ],
 )
 def test_evaluate_images_without_labels(tmp_path, capfd, flags):
     np.save(
@@ -178,7 +199,9 @@ def test_evaluate_images_without_labels(tmp_path, capfd, flags):
     assert train([*argv, *flags.split()]) == 0
     results, out = evaluated(capfd, tmp_path / "r", "--num_samples", "30", "--check_images", "0")
     assert "linear_probe" not in results
-    assert ("bits per dimension" in out) == ("Binomial" in flags)
+    assert "bits per dimension" in out
+    assert results["bits_per_dimension"]["mean"] > 0
+    assert ("linear VAE: 2" in out) == ("Normal" in flags)
 
 
 def test_labels_of_one_class(tmp_path, capfd):
@@ -306,6 +329,26 @@ def test_evaluate_a_model_with_labels(run_of_classes, capfd):
     assert results["bayes_classifier"]["num_images"] == 50
     assert results["check"]["method"] == "quadrature"
     assert not results["check"]["disagree"]
+
+
+def test_evaluate_a_model_that_infers_labels(run_of_few_labels, capfd):
+    """log p(x) is scored without labels, and quadrature agrees with the sum over them."""
+    argv = ("--num_samples", "100", "--num_images", "8", "--check_images", "3")
+    results, out = evaluated(capfd, run_of_few_labels, *argv)
+    assert "classifier q(y | x)" in out
+    assert "log p(x, y)" in out
+    assert results["classification"]["num_images"] == 10
+    assert results["log_joint"]["num_images"] == 8
+    assert results["log_joint"]["mean"] < results["log_likelihood"]["mean"]
+    assert results["check"]["method"] == "quadrature"
+    assert not results["check"]["disagree"]
+    assert "given" not in results
+    assert [file for file in written(out) if file.name.startswith("reliability")]
+    config = (run_of_few_labels / "config.yaml").read_text()
+    assert "labels: 9" in config
+    assert "TraceEnum_ELBO" in config
+    assert (run_of_few_labels / "figures" / "reliability.png").exists()
+    assert "accuracy of q(y | x)" in (run_of_few_labels / "report.html").read_text()
 
 
 QUICK = ("--num_samples", "20", "--check_images", "0", "--classify_images", "10")

@@ -38,6 +38,7 @@ def test_large_numbers_fit_into_80_columns():
         "monte_carlo_error": 12345.678,
         "median_effective_sample_size": 5e6,
         "share_of_images_with_k_hat_over_0.7": 1.0,
+        "share_of_images_with_k_hat_over_1": 1.0,
     }
     numbers = {
         "count": 1000,
@@ -85,6 +86,7 @@ def test_large_numbers_fit_into_80_columns():
     ]
     results = {name: {**everything, "method": "quadrature", "disagree": True} for name in names}
     results["inference_gap"]["method"] = "ais"
+    results["bits_per_dimension"]["of"] = "dequantized bytes"
     text = table(
         results, "fashion_mnist, validation set, best checkpoint", pv.Bernoulli(relaxed=True)
     )
@@ -99,6 +101,7 @@ LOG_P = {
     "monte_carlo_error": 0.01,
     "median_effective_sample_size": 5.0,
     "share_of_images_with_k_hat_over_0.7": 0.0,
+    "share_of_images_with_k_hat_over_1": 0.0,
 }
 LINES = {"elbo": VALUE, "reconstruction": VALUE, "kl": VALUE, "log_likelihood": LOG_P}
 

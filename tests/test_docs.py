@@ -1,8 +1,9 @@
-"""The commands and Python of README and GUIDE, and the examples of CONTRIBUTING, run."""
+"""The commands and Python of README and docs, and the examples of CONTRIBUTING, run."""
 
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -24,6 +25,9 @@ QUICK = {
     "generate": [],
     "report": [],
 }
+# In this order: later pages use the names and run folders of earlier ones.
+GUIDE = ("trained_models", "data", "labels", "parts", "training_loop", "long_runs", "pyro_users")
+PAGES = ("README.md", *(f"docs/guide/{name}.md" for name in GUIDE), "docs/tutorial.md")
 # The lengths of the Python examples, and those in the tests.
 SHORTER = {"epochs=20": "epochs=1", "num_samples=1000": "num_samples=5", "range(20)": "range(2)"}
 
@@ -44,6 +48,23 @@ def command(line: str) -> list[str] | None:
     return shlex.split(match[1], comments=True) if match else None
 
 
+def test_every_chapter_is_tested():
+    chapters = {path.stem for path in (ROOT / "docs" / "guide").glob("*.md")}
+    without_code = {
+        path.stem
+        for path in (ROOT / "docs" / "guide").glob("*.md")
+        if not re.search(r"```python|^(pyro-vae|python -m)", path.read_text(), re.MULTILINE)
+    }
+    assert chapters - without_code <= set(GUIDE)
+
+
+def test_the_api_reference_lists_every_public_name():
+    listed = re.findall(r"^   ([A-Za-z_.]+)$", (ROOT / "docs" / "api.rst").read_text(), re.M)
+    modules = {"likelihoods", "networks", "objectives", "posteriors", "priors", "schedules"}
+    assert set(pv.__all__) - modules - {"testing"} <= set(listed)
+    assert len(listed) == len(set(listed))
+
+
 def test_readme_and_guide(tmp_path, monkeypatch):
     """All blocks in order, in one folder, on the digits for one epoch."""
     monkeypatch.chdir(tmp_path)
@@ -51,7 +72,7 @@ def test_readme_and_guide(tmp_path, monkeypatch):
     np.savez(tmp_path / "new.npz", images=np.zeros((4, 8, 8), np.uint8))
     names: dict[str, object] = {}
     ran = set()
-    for language, text in blocks("README.md") + blocks("GUIDE.md"):
+    for language, text in itertools.chain.from_iterable(map(blocks, PAGES)):
         if language == "python":
             exec(shortened(text), names)
             continue
@@ -64,7 +85,7 @@ def test_readme_and_guide(tmp_path, monkeypatch):
 
 def test_the_guides_loop_trains_what_fit_trains(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    (loop,) = (text for _, text in blocks("GUIDE.md") if "pv.SVI(" in text)
+    (loop,) = (text for _, text in blocks("docs/guide/training_loop.md") if "pv.SVI(" in text)
     names = {"pv": pv, "torch": torch}
     exec(shortened(loop), names)
     assert "epoch 2: validation ELBO" in capfd.readouterr().out

@@ -39,10 +39,10 @@ def test_arrays_of_every_kind(tmp_path, shape, dtype):
 
 
 BAD_ARRAYS = {
-    "nan": (np.full((20, 4, 4), np.nan), "nan"),
+    "nan": (np.full((20, 4, 4), np.nan), "20 rows without any observed value"),
     "range": (np.full((20, 4, 4), 1.5), "float64 from 1.5 to 1.5"),
     "int64": (np.full((20, 4, 4), 300), "int64 from 300 to 300"),
-    "flat": (np.zeros((20, 16), dtype=np.uint8), r"--image_shape 4 4, or image_shape=\(4, 4\)"),
+    "one dimension": (np.zeros(20), r"vectors need \(N, D\): use x.reshape\(-1, 1\)"),
     "no_images": (np.zeros((0, 8, 8), dtype=np.uint8), "has shape"),
     "few": (np.zeros((11, 8, 8), dtype=np.uint8), "too few images"),
     "objects": (np.array([{}, {}], dtype=object), "holds Python objects: save np.stack"),

@@ -9,7 +9,7 @@ from families import make_hierarchical, make_oracle, make_vae
 from folded import folded
 
 import pyro_vae as pv
-from pyro_vae.evaluation.gap import inference_gap
+from pyro_vae.evaluation.gap import inference_gap, likelihood_regret
 from pyro_vae.networks import Linear
 
 
@@ -42,6 +42,14 @@ def test_the_gap_of_approximation_in_closed_form():
     assert expected > 0.05
     assert gap.approximation.mean().item() == pytest.approx(expected, abs=0.03)
     assert (gap.amortization > 0).all()
+
+
+def test_the_regret_is_the_gap_of_amortization():
+    """The family contains the exact posterior."""
+    vae, x = make_oracle(shape=(1, 2, 3)).float(), torch.randn(6, 1, 2, 3)
+    exact = (vae.log_p(x) - vae.elbo(x)).detach().double()
+    regret = likelihood_regret(vae, x, num_samples=2000, steps=300)
+    torch.testing.assert_close(regret, exact, rtol=0.1, atol=0.15)
 
 
 def test_the_gap_does_not_change_the_model(vae, x):

@@ -1,19 +1,24 @@
 import copy
 import itertools
+from functools import partial
 
+import families
 import numpy as np
+import pyro
 import pytest
 import torch
 from families import LIKELIHOODS
 from scipy import integrate, stats
 
-from pyro_vae import likelihoods
+import pyro_vae as pv
+from pyro_vae import distributions, likelihoods
 from pyro_vae.likelihoods import Bernoulli, Beta, ContinuousBernoulli, DiscretizedLogistic, Normal
 
 SEEDED = torch.Generator().manual_seed(0)
 PARAMS = torch.randn(1, 6, 1, 2, 3, generator=SEEDED).double()
 UNIT = torch.rand(1, 2, 3, generator=SEEDED).double()
 BYTE = torch.randint(0, 256, (1, 2, 3), generator=SEEDED).double()
+INTEGERS = ("byte", "count")
 
 
 def test_bernoulli_against_scipy():
@@ -78,8 +83,9 @@ def test_normal_of_variance_one_half_is_the_sum_of_squares():
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_params_at_the_mean(name):
     likelihood = LIKELIHOODS[name]()
-    high = 255 if likelihood.pixels == "byte" else 1
+    high = 255 if likelihood.pixels in INTEGERS else 1
     mean = high * torch.rand(1, 3, 4).clamp(0.1, 0.9)
+    likelihood.initialize(mean[None])
     params = likelihood.params_at(mean)
     if params is not None:
         assert params.shape == (likelihood.num_params, 1, 3, 4)
@@ -146,9 +152,9 @@ def test_float32_agrees_with_float64(name, size):
     params = size * torch.randn(4, likelihood.num_params, 1, 28, 28)
     exact = copy.deepcopy(likelihood).double()
     drawn = exact(params.double()).sample()
-    high = 255 if likelihood.pixels == "byte" else 1
+    high = 255 if likelihood.pixels in INTEGERS else 1
     grey = high * torch.rand(4, 1, 28, 28)
-    if likelihood.pixels in ("byte", "binary"):
+    if likelihood.pixels in (*INTEGERS, "binary"):
         grey = grey.round()
     for x in (drawn.float().clamp(2**-20, high - 2**-20) if high == 1 else drawn.float(), grey):
         if likelihood.pixels == "binary":
@@ -172,7 +178,17 @@ def scipy_value(name):
     x, k = UNIT.numpy(), BYTE.numpy()
     if name == "Categorical":
         return None
+    rate, shares = np.exp(first), np.exp(first) / np.exp(first).sum()
+    zero = 1 / (1 + np.exp(-second))
     return {
+        "Normal, column": lambda: stats.norm.logpdf(x, first, 0.3),
+        "StudentT": lambda: stats.t.logpdf(x, 4, first, 1),
+        "Poisson": lambda: stats.poisson.logpmf(k, rate),
+        "NegativeBinomial": lambda: negative_binomial(k, rate, 1.0),
+        "NegativeBinomial, decoder": lambda: negative_binomial(k, k.sum() * shares, np.exp(second)),
+        "ZeroInflatedNegativeBinomial": lambda: np.log(
+            zero * (k == 0) + (1 - zero) * np.exp(negative_binomial(k, rate, 1.0))
+        ),
         "Laplace": lambda: stats.laplace.logpdf(x, first, 0.3),
         "Laplace, pixel": lambda: stats.laplace.logpdf(x, first, 0.3 * np.exp(second)),
         "Normal, scalar": lambda: stats.norm.logpdf(x, first, 0.3),
@@ -184,6 +200,10 @@ def scipy_value(name):
         "DiscretizedLogistic": lambda: np.log(logistic_bins(k, first, second)),
         "DiscretizedLogistic, 3": lambda: np.log(logistic_mixture(k)),
     }[name]()
+
+
+def negative_binomial(k, mean, theta):
+    return stats.nbinom.logpmf(k, theta, theta / (theta + mean))
 
 
 def logistic_bins(k, loc, log_scale):
@@ -205,7 +225,7 @@ def logistic_mixture(k):
 def test_against_scipy(name):
     likelihood = LIKELIHOODS[name]().double()
     params = torch.cat([PARAMS, PARAMS[:, :3] / 2], 1)[:, : likelihood.num_params]
-    x = BYTE if likelihood.pixels == "byte" else UNIT
+    x = BYTE if likelihood.pixels in INTEGERS else UNIT
     assert likelihood(params).log_prob(x).item() == pytest.approx(scipy_value(name).sum(), rel=1e-7)
 
 
@@ -273,3 +293,214 @@ def test_discrete_likelihoods_sum_to_one(name):
 def test_a_mixture_needs_components():
     with pytest.raises(ValueError, match="components"):
         DiscretizedLogistic(0)
+
+
+@pytest.mark.parametrize("shape", [(1,), (30,), (2, 5), (2, 3, 4, 5)])
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_data_of_any_shape(name, shape):
+    """A model's decoder tells the number of dimensions; each element is scored as in an image."""
+    likelihood = LIKELIHOODS[name]()
+    decoder = pv.MLP((2,), (likelihood.num_params, *shape), hidden=())
+    vae = pv.VAE(
+        pv.StandardNormal(2), pv.MLP(shape, (2, 2)), pv.DiagonalNormal(), decoder, likelihood
+    )
+    z = torch.randn(3, 4, 2)
+    p = vae.decode(z)
+    assert (p.batch_shape, p.event_shape) == ((3, 4), shape)
+    x = p.sample()
+    image = LIKELIHOODS[name]()
+    params = decoder(z.flatten(0, 1)).reshape(3, 4, likelihood.num_params, 1, 1, -1)
+    torch.testing.assert_close(p.log_prob(x), image(params).log_prob(x.reshape(3, 4, 1, 1, -1)))
+
+
+def test_vectors_without_a_model():
+    assert pv.Poisson()(torch.zeros(5, 1, 30)).event_shape == (30,)
+    assert pv.NegativeBinomial("decoder")(torch.zeros(2, 30)).event_shape == (30,)
+    with pytest.raises(
+        pv.RequestError, match=r"shape \(..., 2, \*data_shape\), but gets \(5, 1, 30"
+    ):
+        pv.NegativeBinomial("decoder")(torch.zeros(5, 1, 30))
+
+
+@pytest.mark.parametrize("data_shape", [(5,), (1, 2, 3)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        pv.Poisson,
+        partial(pv.Poisson, given_total=True),
+        pv.NegativeBinomial,
+        partial(pv.ZeroInflatedNegativeBinomial, "decoder", given_total=True),
+        partial(pv.Binomial, total_count=16),
+        partial(Normal, kind="real", learned="column"),
+        likelihoods.StudentT,
+    ],
+)
+def test_check_of_likelihoods_whose_elements_have_parameters(make, data_shape):
+    likelihood = make()
+    high = 16 if likelihood.largest == 16 else 40
+    likelihood.initialize(torch.randint(0, high + 1, (50, *data_shape)).float())
+    for param in likelihood.parameters():
+        torch.nn.init.normal_(param)
+    pv.testing.check_likelihood(likelihood, data_shape)
+
+
+FAMILIES = {
+    "Normal": Normal,
+    "Laplace": likelihoods.Laplace,
+    "StudentT": likelihoods.StudentT,
+}
+
+
+@pytest.mark.parametrize("learned", ["no", "scalar", "column", "pixel"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_reals_are_scored_in_the_units_of_the_user(name, learned):
+    """Columns in other units: log p changes by the logarithms of the factors, whatever is learned.
+
+    The decoder outputs and the input of the encoder do not change.
+    """
+    options = {} if name == "StudentT" else {"kind": "real"}
+    x = torch.randn(50, 3).double() * torch.tensor([1.0, 7.0, 0.2]).double()
+    factor = torch.tensor([1000.0, 0.01, -3.0]).double()
+    other = 5 + factor * x
+    first, second = (FAMILIES[name](learned=learned, **options).double() for _ in range(2))
+    first.initialize(x)
+    second.initialize(other)
+    torch.testing.assert_close(second.unit(other), factor.sign() * first.unit(x))
+    params = torch.randn(50, first.num_params, 3).double()
+    mirrored = params.clone()
+    mirrored[:, 0] *= factor.sign()
+    difference = first(params).log_prob(x) - second(mirrored).log_prob(other)
+    torch.testing.assert_close(difference, factor.abs().log().sum().expand(50))
+    torch.testing.assert_close(second(mirrored).mean, 5 + factor * first(params).mean)
+
+
+def test_reals_against_scipy_and_a_sum():
+    x = torch.tensor([[10.0, -2.0, 5.0], [20.0, 4.0, 5.0], [60.0, 1.0, 5.0]]).double()
+    likelihood = Normal(0.3, learned="no", kind="real").double()
+    likelihood.initialize(x)
+    params = torch.randn(3, 1, 3).double()
+    mean, scale = x.numpy().mean(0), x.numpy().std(0)
+    scale[2] = 1  # of a constant column
+    expected = stats.norm.logpdf(x, mean + scale * params[:, 0].numpy(), 0.3 * scale).sum(1)
+    assert likelihood(params).log_prob(x).numpy() == pytest.approx(expected, rel=1e-12)
+    assert likelihood.unit(x)[:, 2].tolist() == [0, 0, 0]
+
+
+def test_what_each_element_has_is_loaded_into_a_new_likelihood():
+    trained = Normal(kind="real", learned="column")
+    trained.initialize(3 + torch.randn(20, 4))
+    with torch.no_grad():
+        trained.log_factor.normal_()
+    for new in (Normal(kind="real", learned="column"), Normal(1.0, "column", "real", (4,))):
+        new.load_state_dict(trained.state_dict())
+        params, x = torch.randn(5, 1, 4), torch.randn(5, 4)
+        assert torch.equal(new(params).log_prob(x), trained(params).log_prob(x))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        Normal(1.0, "column", "real", (3,)).load_state_dict(trained.state_dict())
+
+
+def test_a_scale_per_column_is_learned_by_fit():
+    x = torch.randn(60, 2) * torch.tensor([1.0, 50.0])
+    data = pv.Data("reals", pv.Split(x), pv.Split(x[:20]), pv.Split(x[:20]))
+    vae = families.build(data, likelihood=Normal(kind="real", learned="column"))
+    (record,) = pv.fit(vae, data, epochs=1, batch_size=20, engine="eager")
+    assert record["step"] == 3
+    assert vae.likelihood.log_factor.shape == (2,)
+    assert (vae.likelihood.log_factor != 0).all()
+    torch.testing.assert_close(vae.likelihood.data_mean, x.mean(0))
+
+
+@pytest.mark.parametrize("count", [0.0, 1.0, 300.0, 1e6, 2.0**24])
+def test_counts_in_float32_against_scipy(count):
+    """Means from exp(-8) to exp(18); a float32 log-gamma function loses a nat at a million."""
+    log_mean = torch.linspace(-8, 18, 14)
+    x = torch.full((14,), count)
+    for log_theta in (-5.0, 0.0, 4.0):
+        params = torch.stack([log_mean, torch.full((14,), log_theta)])
+        mean, theta = params.double().exp().numpy()
+        value = pv.NegativeBinomial("decoder")(params[None, :, :, None].movedim(2, 0).squeeze(1))
+        expected = negative_binomial(count, mean, theta)
+        assert value.log_prob(x[:, None]).numpy() == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    value = pv.Poisson()(log_mean.reshape(14, 1, 1)).log_prob(x[:, None])
+    expected = stats.poisson.logpmf(count, log_mean.double().exp().numpy())
+    assert value.numpy() == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def test_a_negative_binomial_of_little_dispersion_is_a_poisson_distribution():
+    x, log_mean = torch.arange(30.0), torch.full((30,), 2.0)
+    close = distributions.MeanNegativeBinomial(log_mean, torch.full((30,), 40.0))
+    torch.testing.assert_close(
+        close.log_prob(x), distributions.PrecisePoisson(log_mean).log_prob(x), atol=1e-4, rtol=0
+    )
+
+
+def test_moments_of_counts_are_those_of_draws():
+    pyro.set_rng_seed(0)
+    shape = torch.Size([200_000])
+    for p in (
+        distributions.PrecisePoisson(torch.tensor(1.5)),
+        distributions.MeanNegativeBinomial(torch.tensor(1.5), torch.tensor(0.5)),
+        distributions.ZeroInflated(
+            distributions.PrecisePoisson(torch.tensor(1.5)), torch.tensor(-0.5)
+        ),
+    ):
+        draws = p.sample(shape)
+        error = (p.variance / len(draws)) ** 0.5
+        assert abs(draws.mean() - p.mean) < 4 * error
+        spread = (draws - p.mean) ** 2
+        assert abs(spread.mean() - p.variance) < 4 * spread.std() / len(draws) ** 0.5
+
+
+def test_given_the_total_the_shares_alone_matter():
+    """A Poisson distribution given the total is a multinomial one, up to that of the total."""
+    params = torch.randn(1, 1, 4).double()
+    x = torch.tensor([[3.0, 0.0, 7.0, 1.0]]).double()
+    likelihood = pv.Poisson(given_total=True).double()
+    value = likelihood(params).log_prob(x).item()
+    shares = params.flatten().softmax(0).numpy()
+    expected = stats.multinomial.logpmf([3, 0, 7, 1], 11, shares) + stats.poisson.logpmf(11, 11)
+    assert value == pytest.approx(expected, rel=1e-12)
+    assert likelihood(params + 5).log_prob(x).item() == pytest.approx(value, rel=1e-12)
+    likelihood.initialize(torch.cat([x, 3 * x]))
+    p = likelihood(params)
+    assert p.mean.sum().item() == pytest.approx(22)
+    assert likelihood.mean(p, x).sum().item() == pytest.approx(11)
+    assert likelihood(params).log_prob(x * 0).item() == pytest.approx(0, abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: pv.Binomial(0), "total_count must be a positive integer"),
+        (lambda: pv.NegativeBinomial("gene"), "dispersion must be one of feature, decoder"),
+        (lambda: Normal(kind="counts"), "kind must be one of grey, real"),
+        (lambda: likelihoods.StudentT(1.0), "df must be over 1"),
+    ],
+)
+def test_options_that_cannot_work(make, message):
+    with pytest.raises(pv.RequestError, match=message):
+        make()
+
+
+def test_binomial_of_few_levels_against_scipy():
+    k, logit = torch.arange(17.0), torch.tensor(0.7)
+    value = pv.Binomial(16)(logit.expand(17, 1, 1)).log_prob(k[:, None])
+    expected = stats.binom.logpmf(k.numpy(), 16, logit.sigmoid().item())
+    assert value.numpy() == pytest.approx(expected, rel=1e-6)
+    assert (pv.Binomial(16).pixels, pv.Binomial().pixels) == ("count", "byte")
+
+
+def test_what_is_shown():
+    """Images in grey values; vectors as the encoder reads them; anything by one line."""
+    image = torch.tensor([[[[0.0, 51.0, torch.nan]]]])
+    shown = pv.Categorical().shown(image)
+    torch.testing.assert_close(shown, torch.tensor([[[[0.0, 0.2, 0.5]]]]))
+    counts = torch.tensor([[0.0, 3.0, 15.0, 16.0]])
+    likelihood = pv.Poisson()
+    likelihood.data_dims = 1
+    torch.testing.assert_close(likelihood.shown(counts), counts.log1p())
+    vae = families.make_vae(likelihood="Poisson", shape=(4,))
+    vae.likelihood.shown = lambda x: x.unflatten(-1, (1, 2, 2)) / 16
+    pairs = pv.views.reconstructions(vae, counts)
+    assert pairs.shape == (1, 2, 1, 2, 2)
+    torch.testing.assert_close(pairs[0, 0].flatten(), counts[0] / 16)

@@ -285,11 +285,21 @@ def test_evaluate(digits, likelihood):
     assert "log_likelihood_all_images" not in results
     assert 0 <= log_p["share_of_images_with_k_hat_over_0.7"] <= 1
     assert log_p["monte_carlo_error"] > 0
-    if vae.pixels == "byte":
-        assert results["bits_per_dimension"]["mean"] == pytest.approx(
-            -log_p["mean"] / 64 / math.log(2)
-        )
-    assert ("bits_per_dimension" in results) == (vae.pixels == "byte")
+    bits = results["bits_per_dimension"]
+    assert bits["mean"] == pytest.approx(-log_p["mean"] / 64 / math.log(2))
+    assert bits["of"] == {"byte": "bytes", "binary": "binary pixels"}[vae.pixels]
+
+
+def test_counts_are_scored_per_count():
+    x = torch.poisson(torch.rand(30, 6) * 5)
+    likelihood = pv.likelihoods.Poisson()
+    encoder, decoder = pv.MLP((6,), (2, 2)), pv.MLP((2,), (1, 6))
+    vae = pv.VAE(pv.StandardNormal(2), encoder, pv.DiagonalNormal(), decoder, likelihood)
+    results = pv.evaluate(vae, x, num_samples=10)
+    log_p = results["log_likelihood"]
+    assert results["nats_per_count"]["mean"] == pytest.approx(-log_p["mean"] / 6)
+    assert results["nats_per_count"]["standard_error"] == pytest.approx(log_p["standard_error"] / 6)
+    assert "bits_per_dimension" not in results
 
 
 def test_evaluate_a_subset(digits):

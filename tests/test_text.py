@@ -5,6 +5,8 @@ import pytest
 import torch
 
 import pyro_vae as pv
+from pyro_vae.cli.main import main
+from pyro_vae.data.text import read_csv
 
 
 def digits_of_bits(count, seed=0):
@@ -92,9 +94,9 @@ def test_a_table_without_names(tmp_path):
 
 
 BAD = {
-    "vectors": (COLUMNS, PIXELS, "24 rows of 16 values: if they are images, give their shape"),
+    "counts": (COLUMNS, PIXELS, "a likelihood on binary values cannot score counts from"),
     "words": (COLUMNS[:2], [["a", "b"]] * 24, "cannot be read as a table"),
-    "a gap": (COLUMNS[:2], [[1, ""]] * 24, "cannot be read as a table"),
+    "an empty row": (COLUMNS[:2], [[1, ""]] * 23 + [["", ""]], "without any observed value"),
     "two labels": (["label", "class", *COLUMNS[:2]], [[1, 1, 2, 3]] * 24, "2 columns of labels"),
     "only labels": (["label"], [[1]] * 24, "no columns of numbers"),
     "ragged": (COLUMNS[:2], [[1, 2], [3]], "cannot be read as a table"),
@@ -116,3 +118,33 @@ def test_damaged_text_is_refused(tmp_path, content):
     with pytest.raises(pv.RequestError, match=r"a\.amat") as caught:
         pv.load_data(str(tmp_path / "a.amat"))
     assert "\n" not in str(caught.value)
+
+
+def test_vectors_are_trained_resumed_and_scored_from_the_command_line(tmp_path, capsys):
+    """Reals in a table: what is standardized is stored in the run folder."""
+    reals = np.random.default_rng(0).normal(100, [[1, 20, 0.1]], (40, 3)).round(4)
+    table(tmp_path / "a.csv", ["a", "b", "c"], reals.tolist())
+    run = str(tmp_path / "run")
+    options = ["--likelihood", "Normal", "--likelihood.kind", "real", "--latent_dim", "2"]
+    argv = ["train", "--data", str(tmp_path / "a.csv"), "--run_dir", run, *options]
+    assert main([*argv, "--epochs", "1", "--test_samples", "5", "--report", "false"]) == 0
+    printed = capsys.readouterr().out
+    assert "a.csv: 31 + 3 + 6 rows of 3 (training + validation + test)" in printed
+    assert "nats per row" in printed
+    assert main(["train", "--run_dir", run, "--resume", "--epochs", "2", "--report", "false"]) == 0
+    data, vae = pv.load_data(str(tmp_path / "a.csv")), pv.load_run(run)
+    torch.testing.assert_close(vae.likelihood.data_mean, data.train.x.mean(0))
+    options = ["--num_samples", "3", "--check_images", "2", "--data", str(tmp_path / "a.csv")]
+    assert main(["evaluate", run, *options]) == 0
+    assert "40 rows, real values" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("header", ["a,b,c\n", ""])
+def test_an_empty_cell_is_a_missing_value(tmp_path, header):
+    path = tmp_path / "gaps.csv"
+    path.write_text(header + "1.5,,3\n2,4,nan\n1,2,3\n")
+    arrays = read_csv(path).parts["train"]
+    expected = np.array([[1.5, np.nan, 3], [2, 4, np.nan], [1, 2, 3]], np.float32)
+    np.testing.assert_array_equal(arrays.x, expected)
+    split = arrays.split(None)
+    assert torch.equal(split.observed, torch.from_numpy(~np.isnan(expected)))

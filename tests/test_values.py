@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from families import build
 
 import pyro_vae as pv
 from pyro_vae.data.split import to_pixels
@@ -40,12 +41,6 @@ def test_0_and_1_are_binary(dtype):
     assert torch.equal(to_pixels(x, "binary"), x.float())
 
 
-NAN = torch.full((3, 1, 4, 4), 0.5)
-
-
-NAN[1, 0, 2, 2] = torch.nan
-
-
 BAD = {
     "scaled": (torch.rand(600, 8, 8) * 255, r"float32 from \S+ to 25\S+, .*: use x / 255"),
     "whole": (BYTES.float(), r"float32 from 0 to 255, .*: use x.to\(torch.uint8\)"),
@@ -54,13 +49,12 @@ BAD = {
     "rounded": (torch.tensor([[[0.0, 1.00001]]]), r"use x.clip\(0, 1\)"),
     "16 bits": (torch.arange(2**16).reshape(1, 256, 256), "int64 from 0 to 65535, .*: use x / 655"),
     "standardized": (torch.randn(5, 8, 8), r"use \(x - x.min\(\)\) / \(x.max\(\) - x.min\(\)\)"),
-    "NaN": (NAN, r"x holds 1 values that are NaN.*(np|torch).nan_to_num\(x\)"),
     "infinite": (1 / (BYTES[:, :, 0] > 0), "float32 from 1 to inf, .*: use finite numbers"),
     "negative": (BYTES.long() - 1, "int64 from -1 to 254"),
     "complex": (BYTES + 0j, "complex64"),
-    "flat": (torch.rand(9, 784), r"shape \(9, 784\), .*: use x.reshape\(-1, 28, 28\)"),
-    "flat colours": (torch.rand(9, 3072), r"use x.reshape\(-1, 3, 32, 32\)"),
-    "too many dimensions": (torch.rand(2, 1, 1, 4, 4), "has shape"),
+    "one dimension": (torch.rand(9), r"shape \(9,\), .*: use x.reshape\(-1, 1\)"),
+    "no values": (torch.rand(9, 0), "has shape"),
+    "vectors beyond float32": (np.full((2, 3), 1e300), "infinite in float32: use finite"),
     "no pixels": (torch.rand(2, 0, 4), "has shape"),
     "a list": ([[1.0]], "x is of type list"),
     "strings": (np.array([[["a"]]]), "x holds <U1: use numbers"),
@@ -82,6 +76,85 @@ def test_the_conversion_that_is_advised_helps(name):
         pv.Split(x)
     advice = str(caught.value).rpartition(": use ")[2]
     assert len(pv.Split(eval(advice, {"x": x, "torch": torch}))) == len(x)
+
+
+VECTORS = {
+    "bools": (torch.eye(3).bool(), torch.bool),
+    "0 and 1": (np.eye(3, dtype=np.int64), torch.bool),
+    "small counts": (np.array([[0, 255]], dtype=np.uint16), torch.uint8),
+    "counts": (torch.tensor([[0, 256, 2**24]]), torch.int32),
+    "larger integers": (torch.tensor([[0, 2**25]]), torch.float32),
+    "negative integers": (np.array([[-1, 5]], dtype=np.int8), torch.float32),
+    "float64": (np.array([[-0.5, 1e9]]), torch.float32),
+    "whole floats": (torch.tensor([[0.0, 1.0]]), torch.float32),
+    "volumes": (torch.rand(2, 1, 2, 3, 4), torch.float32),
+}
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_vectors_keep_their_values(name):
+    values, dtype = VECTORS[name]
+    split = pv.Split(values)
+    assert split.x.dtype == dtype
+    expected = torch.as_tensor(values if isinstance(values, torch.Tensor) else values.astype(float))
+    torch.testing.assert_close(split.x.double(), expected.double())
+    assert torch.equal(split.scored("real"), split.x.float())
+    assert repr(split).startswith(f"Split({len(values)} rows of shape ")
+
+
+COUNTS = np.array([[0, 3, 1000], [2, 0, 0]])
+SCORED = {
+    "counts": (COUNTS, "count", COUNTS),
+    "whole floats as counts": (COUNTS.astype(float), "count", COUNTS),
+    "bools as counts": (COUNTS > 0, "count", COUNTS > 0),
+    "images as counts": (BYTES, "count", BYTES),
+    "images as reals": (BYTES, "real", BYTES),
+    "bytes": (np.array([[0, 255, 7]]), "byte", np.array([[0, 255, 7]])),
+    "binary": (COUNTS > 0, "binary", COUNTS > 0),
+    "0.0 and 1.0": ((COUNTS > 0).astype(float), "binary", COUNTS > 0),
+    "units": (np.array([[0.25, 1.0]]), "unit", np.array([[0.25, 1.0]])),
+}
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_kinds_that_vectors_are_scored_as(name):
+    x, pixels, expected = SCORED[name]
+    scored = pv.Split(x).scored(pixels)
+    assert scored.dtype == torch.float32
+    assert torch.equal(scored, torch.as_tensor(expected).float())
+
+
+REFUSED = {
+    "reals as counts": ([[-3.2, 7.0]], "count", r"floats from -3.2 to 7: .* Normal\(kind='real'\)"),
+    "fractions": ([[0.5, 7.0]], "count", "counts need non-negative integers"),
+    "images of fractions": (torch.full((1, 1, 4, 4), 0.5), "count", "counts need non-negative"),
+    "large counts": ([[0.0, 2.0**25]], "count", r"counts up to 16,777,216, but x holds 33,554,432"),
+    "more than bytes": (COUNTS, "byte", "counts up to 255, but x holds 1,000"),
+    "counts as binary": (COUNTS, "binary", "cannot score counts from 0 to 1000: use .*Negative"),
+    "counts as units": (COUNTS, "unit", "cannot score counts"),
+    "reals as units": ([[0.0, 1.5]], "unit", r"needs 0 to 1, .* use a likelihood on reals"),
+    "reals as pixels": ([[-1.0, 1.5]], "dequantized", "needs 0 to 1"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_kinds_that_vectors_are_not_scored_as(name):
+    x, pixels, message = REFUSED[name]
+    with pytest.raises(pv.RequestError, match=message) as caught:
+        pv.Split(torch.as_tensor(x)).scored(pixels)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_likelihood_that_cannot_score_the_training_data_is_refused():
+    """Before the first step, also where only training data are beyond the largest count."""
+    data = pv.Data("k", pv.Split(COUNTS[[0] * 9]), pv.Split(COUNTS[1:]), pv.Split(COUNTS[1:]))
+    vae = build(data, likelihood=pv.Binomial(16))
+    with pytest.raises(pv.RequestError, match="counts up to 16, but x holds 1,000"):
+        pv.fit(vae, data, epochs=1)
+    with pytest.raises(pv.RequestError, match="counts up to 16"):
+        pv.evaluate(vae, data.train)
+    with pytest.raises(pv.RequestError, match="a likelihood on binary values cannot score counts"):
+        pv.fit(build(data), data, epochs=1)
 
 
 LABELS = {

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from logging import getLogger
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyro
+import torch
 from torch import Tensor
 
 from pyro_vae.cli.options import (
@@ -27,18 +28,27 @@ from pyro_vae.data.split import Split, unknown_classes
 from pyro_vae.engine import distributed
 from pyro_vae.engine.graphs import AnyEngine
 from pyro_vae.errors import RequestError
+from pyro_vae.evaluation.anomaly import anomaly_scores, auroc
 from pyro_vae.evaluation.batch import random_rows, scored
-from pyro_vae.evaluation.calibration import calibration
+from pyro_vae.evaluation.calibration import calibration, simulates
 from pyro_vae.evaluation.check import annealed_log_likelihood, check_log_likelihood
+from pyro_vae.evaluation.forecast import forecast
 from pyro_vae.evaluation.gap import inference_gap
 from pyro_vae.evaluation.information import information
-from pyro_vae.evaluation.metrics import Metrics, Scores, score_images, summarize
+from pyro_vae.evaluation.metrics import (
+    Metrics,
+    Scores,
+    label_metrics,
+    score_images,
+    summarize,
+)
 from pyro_vae.evaluation.probe import bayes_classifier, linear_probe
 from pyro_vae.evaluation.quadrature import latent_shapes
 from pyro_vae.reporting import figures, views
 from pyro_vae.runs.build import pick_device
 from pyro_vae.runs.folder import Run, check_writable
 from pyro_vae.runs.load import open_run
+from pyro_vae.runs.log import read_records
 from pyro_vae.runs.recipe import FigureFormat
 from pyro_vae.runs.store import npz, write
 from pyro_vae.vae import Model
@@ -71,18 +81,27 @@ def evaluate(argv: list[str]) -> None:
         split = split.with_fixed_noise().to(device)
         index = split.subset_index(_count(config, split))
         images = split[index]
+        is_anomaly = _marked(images, config.normal)
         pyro.set_rng_seed(config.seed)
         scores = score_images(vae, images, config.num_samples, config.batch_size, config.engine)
         results = _results(vae, split, images, scores, config)
+        records = read_records(run)
+        if train is not None and records:
+            beta = records[-1]["beta"]
+            results["active_units"]["predicted"] = forecast(vae, train, beta)
         if config.split != "train" and train is not None:
             results |= _probe(vae, train, split, config)
         if saved.checkpoint.label_dim:
             results |= _classifier(vae, split, saved.checkpoint.label_dim, config)
+        unusual = _unusual(vae, images, scores, config)
+        if is_anomaly is not None:
+            found = {name: auroc(values, is_anomaly) for name, values in unusual.items()}
+            results["anomalies"] = {name: value._asdict() for name, value in found.items()}
         if distributed.is_main_process():
             logger.info(table(results, f"{name}, {config.checkpoint} checkpoint", vae.likelihood))
             files = []
             if config.per_image:
-                content = _per_image(images, index, scores)
+                content = _per_image(images, index, scores, unusual)
                 files.append(write(Path(config.per_image), content))
             if saves:
                 files += _save(vae, images, scores, results, run, config)
@@ -112,12 +131,14 @@ def _parser() -> ArgumentParser:
     add(parser, "batch_size", PositiveInt, None, "Decoder rows per pass; bounds the memory.")
     add(parser, "engine", AnyEngine, "auto", "What runs the passes.")
     text = (
-        "An .npz file for the scores of each image. log p(x) is no score of anomalies: blank images"
-        " often have a higher one than any image of the data."
+        "An .npz file for the scores of each image, with scores of anomalies. log p(x) is a poor"
+        " one: blank images often have a higher one than any image of the data."
     )
     add(parser, "per_image", str, None, text)
     text = "Format of the figures; pdf and svg are written beside the png files."
     add(parser, "figure_format", FigureFormat, "png", text)
+    text = "Labels of normal images: how well the scores tell the others from them (AUROC)."
+    parser.add_argument("--normal", nargs="+", type=NonNegativeInt, metavar="LABEL", help=text)
     return parser
 
 
@@ -174,9 +195,11 @@ def _results(vae: Model, split: Split, images: Split, scores: Scores, config: Na
         )
     # The next numbers do not depend on which others were requested.
     pyro.set_rng_seed(config.seed)
+    if vae.infers_labels:
+        return results | label_metrics(vae, split, images, config.num_samples, batch_size, engine)
     if latent_shapes(vae, scored(vae, images[:1])).keys() == {"z"}:
         results["information"] = information(vae, split, batch_size=batch_size)._asdict()
-    if config.calibration_images and vae.likelihood.is_density:
+    if config.calibration_images and simulates(vae):
         pyro.set_rng_seed(config.seed)
         simulated = config.calibration_images
         ranks = calibration(vae, split, num_images=simulated, batch_size=batch_size)
@@ -191,18 +214,20 @@ def _results(vae: Model, split: Split, images: Split, scores: Scores, config: Na
 
 def _probe(vae: Model, train: Split, split: Split, config: Namespace) -> Metrics:
     """The linear probe, if there are labels of at least two classes, and of no other ones."""
-    if split.labels is None or len(train.class_names()) < 2 or unknown_classes(train, split):
+    if not split.class_names() or len(train.class_names()) < 2 or unknown_classes(train, split):
         return {}
     pyro.set_rng_seed(config.seed)
-    seen = train.subset(min(PROBED, len(train)))
+    seen = train.labelled()
+    seen = seen.subset(min(PROBED, len(seen)))
     return {"linear_probe": linear_probe(vae, seen, split)._asdict()}
 
 
 def _classifier(vae: Model, split: Split, num_classes: int, config: Namespace) -> Metrics:
-    """The Bayes classifier of a model of images with classes."""
-    if not config.classify_images or split.covariates is not None:
+    """The Bayes classifier of a model of images with classes that it does not infer."""
+    if not config.classify_images or split.covariates is not None or vae.infers_labels:
         return {}
     pyro.set_rng_seed(config.seed)
+    split = split.labelled()
     chosen = split.subset(min(config.classify_images, len(split)))
     found = bayes_classifier(
         vae, chosen, num_classes, batch_size=config.batch_size, engine=config.engine
@@ -220,7 +245,12 @@ def _save(
         name += f"-ais{config.num_chains}x{config.num_temperatures}"
     if config.gap_images:
         name += f"-gap{config.gap_images}"
-    drawn = {"k_curve": figures.bounds(results["k_curve"]), "worst": _worst(vae, images, scores)}
+    drawn = {
+        "k_curve": figures.bounds(results["k_curve"], images.noun),
+        "worst": _worst(vae, images, scores),
+    }
+    if "classification" in results:
+        drawn["reliability"] = figures.reliability(results["classification"])
     if "calibration" in results:
         drawn["calibration"] = figures.calibration(results["calibration"])
     files = [run.save_results(results, f"results-{name}")]
@@ -237,15 +267,42 @@ def _worst(vae: Model, images: Split, scores: Scores) -> figures.Figure:
     labels = []
     for i in order.tolist():
         labels.append(f"{scores.log_likelihood[i]:.0f}\nk-hat {scores.pareto_k[i]:.2f}")
-    title = "the least likely images: log p(x) in nats, k-hat"
+    title = f"the least likely {images.noun}s: log p(x) in nats, k-hat"
     return figures.grid(x, title, len(x), column_labels=labels)
 
 
-def _per_image(images: Split, index: Tensor, scores: Scores) -> bytes:
+def _unusual(vae: Model, images: Split, scores: Scores, config: Namespace) -> dict[str, Tensor]:
+    """Scores of anomalies, if they are asked for."""
+    if not (config.per_image or config.normal):
+        return {}
+    pyro.set_rng_seed(config.seed)
+    return anomaly_scores(vae, images, scores, config.num_samples, config.batch_size, config.engine)
+
+
+def _marked(images: Split, normal: list[int] | None) -> Tensor | None:
+    """Which images are anomalies; None if no labels of normal ones are given."""
+    if normal is None:
+        return None
+    if images.labels is None:
+        raise RequestError("--normal needs images with labels")
+    is_anomaly = ~torch.isin(images.labels.cpu(), torch.tensor(normal))
+    if is_anomaly.all() or not is_anomaly.any():
+        raise RequestError(
+            f"--normal needs normal images and anomalies, but {int(is_anomaly.sum()):,} of"
+            f" {len(images):,} images have other labels"
+        )
+    return is_anomaly
+
+
+def _per_image(images: Split, index: Tensor, scores: Scores, unusual: dict[str, Tensor]) -> bytes:
     """Scores of each image, its position in the split, its label and the name of its class."""
-    arrays = {"index": index, "labels": images.labels}
+    arrays: dict[str, Any] = {"index": index, "labels": images.labels}
     if images.labels is not None and images.classes is not None:
-        arrays["classes"] = np.array(images.classes)[images.labels.cpu().numpy()]
+        names = [figures.class_name(label, images.classes) for label in images.labels.tolist()]
+        arrays["classes"] = np.array(names)
     for name in PER_IMAGE:
         arrays[name] = getattr(scores, name)
+    for name in ("typicality", "likelihood_regret"):
+        if name in unusual:
+            arrays[name] = unusual[name]
     return npz(arrays)

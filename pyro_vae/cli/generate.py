@@ -28,12 +28,15 @@ from pyro_vae.cli.options import (
 )
 from pyro_vae.data.split import Split
 from pyro_vae.errors import RequestError
+from pyro_vae.evaluation.batch import scored
 from pyro_vae.evaluation.codes import ACTIVE, activity, codes
-from pyro_vae.evaluation.metrics import score_images
+from pyro_vae.evaluation.impute import impute
+from pyro_vae.evaluation.metrics import RELIABLE, score_images
+from pyro_vae.likelihoods import IMAGE_DIMS
 from pyro_vae.reporting import figures, views
 from pyro_vae.runs.build import pick_device
 from pyro_vae.runs.folder import Run
-from pyro_vae.runs.load import open_run
+from pyro_vae.runs.load import SavedRun, open_run
 from pyro_vae.runs.recipe import FigureFormat
 from pyro_vae.runs.store import npz, write
 from pyro_vae.vae import Model
@@ -43,6 +46,9 @@ logger = getLogger("pyro_vae")
 Format = Literal["png", "pdf", "svg", "npz"]
 
 SAMPLES = 64
+# Draws of missing values in a picture, and in a file.
+DRAWN = 2
+DRAWS = 5
 IMAGES = 10
 STEPS = 10
 # Images whose codes say which dimensions are active, and in which range.
@@ -69,12 +75,14 @@ class Request:
         config: The options.
         format: Whether to write a picture or arrays.
         load: Loads the images, which not all kinds need.
+        load_truth: Loads them with the values that the run hid, or None if it hid none.
     """
 
     vae: Model
     config: Namespace
     format: Format
     load: Callable[[], Split]
+    load_truth: Callable[[], Split | None]
 
     @cached_property
     def images(self) -> Split:
@@ -91,6 +99,8 @@ class Request:
         if self.config.label is None:
             return None
         self.vae.check_labels(self.images.y)
+        if self.images.y is None:
+            raise RequestError("--label needs images whose labels name the classes; add labels")
         if self.images.covariates is not None:
             return _covariates(self.config.label, self.images.covariates)
         return _class(self.config.label, self.images)
@@ -118,8 +128,8 @@ class Request:
     def named(self) -> str:
         """What titles call the images."""
         if self.config.data is None:
-            return f"{self.config.split} images"
-        return f"images of {Path(self.config.data).name}"
+            return f"{self.config.split} {self.images.noun}s"
+        return f"{self.images.noun}s of {Path(self.config.data).name}"
 
 
 def generate(argv: list[str]) -> None:
@@ -138,15 +148,32 @@ def generate(argv: list[str]) -> None:
         raise RequestError(f"{config.kind} use no images; leave out --data")
     if config.label is not None:
         _check_takes_label(vae, config.kind)
+    if file_format == "npz" and len(saved.checkpoint.shape) < IMAGE_DIMS:
+        # Vectors are stored in their own units.
+        vae.likelihood.shown = lambda x: x  # type: ignore[method-assign]
     pyro.set_rng_seed(config.seed)
     asked = (config.split, config.data, config.data_dir, config.image_size)
-    request = Request(vae, config, file_format, lambda: saved.images(*asked).split.to(device))
+    request = Request(
+        vae,
+        config,
+        file_format,
+        load=lambda: saved.images(*asked).split.to(device),
+        load_truth=lambda: _truth(saved, config),
+    )
     output = KINDS[config.kind](request)
     if file_format == "npz":
         content = npz(output.arrays)
     else:
         content = _picture(output, config, file_format)
     logger.info("written to %s", write(file, content))
+
+
+def _truth(saved: SavedRun, config: Namespace) -> Split | None:
+    """The images of the run with the values that it hid; None if it hid none."""
+    if config.data is not None or saved.recipe.missing is None:
+        return None
+    split: Split = getattr(saved.data(config.data_dir, hidden=False), config.split)
+    return split
 
 
 def _parser() -> ArgumentParser:
@@ -270,7 +297,7 @@ def _samples(request: Request) -> Output:
     mean = bool(config.mean)
     made = views.samples(vae, count, mean, y)
     return Output(
-        {"images": _bytes(made), "y": y}, lambda: figures.samples(made, mean, config.columns)
+        {"images": _stored(made), "y": y}, lambda: figures.samples(made, mean, config.columns)
     )
 
 
@@ -278,8 +305,8 @@ def _reconstructions(request: Request) -> Output:
     split = request.some()
     made = views.reconstructions(request.vae, split, request.y(len(split)))
     arrays = {
-        "images": _bytes(made[:, 0]),
-        "reconstructions": _bytes(made[:, 1]),
+        "images": _stored(made[:, 0]),
+        "reconstructions": _stored(made[:, 1]),
         "labels": split.labels,
     }
     title = f"{request.named} and reconstructions"
@@ -297,7 +324,7 @@ def _interpolations(request: Request) -> Output:
         )
     pairs = chosen[: 2 * (len(chosen) // 2)]
     made = views.interpolations(request.vae, pairs, request.y(len(pairs)))
-    return Output({"images": _bytes(made)}, lambda: figures.interpolations(made))
+    return Output({"images": _stored(made)}, lambda: figures.interpolations(made))
 
 
 def _traversals(request: Request) -> Output:
@@ -321,7 +348,7 @@ def _traversals(request: Request) -> Output:
     low, high = ranges[:, dimension].tolist()
     values = torch.linspace(low, high, STEPS)
     made = views.traversals(vae, split, dimension, values, request.y(len(split)))
-    arrays = {"images": _bytes(made), "dimension": torch.tensor(dimension), "z": values}
+    arrays = {"images": _stored(made), "dimension": torch.tensor(dimension), "z": values}
     return Output(arrays, lambda: figures.traversals(made, dimension, values))
 
 
@@ -330,7 +357,7 @@ def _dimensions(request: Request, order: list[int], ranges: Tensor) -> Output:
     image = request.images.subset(min(IMAGES, len(request.images)))[:1]
     chosen = ranges[:, order].cpu()
     made = views.dimensions(request.vae, image, order, chosen, STEPS, request.y(1))
-    arrays = {"images": _bytes(made), "dimensions": torch.tensor(order), "ranges": chosen}
+    arrays = {"images": _stored(made), "dimensions": torch.tensor(order), "ranges": chosen}
     return Output(arrays, lambda: figures.dimensions(made, order, chosen))
 
 
@@ -340,7 +367,7 @@ def _manifold(request: Request) -> Output:
     if vae.needs_labels and config.label is None and vae.latent_dim == 2:
         raise RequestError("the manifold of a model that uses labels needs one: add --label")
     made, z = views.manifold(vae, config.columns or 20, request.label)
-    return Output({"images": _bytes(made), "z": z}, lambda: figures.manifold(made, z))
+    return Output({"images": _stored(made), "z": z}, lambda: figures.manifold(made, z))
 
 
 def _codes(request: Request) -> Output:
@@ -360,17 +387,57 @@ def _analogies(request: Request) -> Output:
             " --model ConditionalVAE"
         )
     split = request.images
-    if split.covariates is not None or split.labels is None:
+    if split.covariates is not None or split.labels is None or not split.class_names():
         raise RequestError(
-            "analogies need classes, but this model uses covariates; use samples with --label"
+            "analogies need images with classes, but these have covariates or no labels; use"
+            " samples with --label"
         )
-    y = split.labels.unique()
+    y = split.labels[split.labels >= 0].unique()
     columns = request.config.columns or request.config.count or IMAGES
     made = views.analogies(request.vae, y, columns)
     return Output(
-        {"images": _bytes(made), "labels": y},
+        {"images": _stored(made), "labels": y},
         lambda: figures.analogies(made, y, split.classes),
     )
+
+
+def _imputations(request: Request) -> Output:
+    """All images as arrays, or some of them as a picture."""
+    vae = request.vae
+    is_picture = request.format != "npz"
+    split = request.images
+    truth = request.load_truth()
+    if is_picture or request.config.count is not None:
+        split = request.some()
+        truth = truth and truth.subset(len(split))
+    if split.observed is None:
+        raise RequestError(
+            "imputations need images with missing values, but these have none; use --data with NaN"
+            " or an array `observed`"
+        )
+    imputed = impute(vae, split, num_draws=DRAWN if is_picture else DRAWS)
+    unreliable = (imputed.pareto_k > RELIABLE).double().mean().item()
+    logger.info(
+        "effective samples: %.1f, median over rows; k-hat over %.1f: %.1f %% of rows",
+        imputed.effective_sample_size.median().item(),
+        RELIABLE,
+        100 * unreliable,
+    )
+    draws = [split.completed(draw, vae.pixels).x for draw in imputed.draws]
+    arrays = {
+        "images": split.completed(imputed.mean, vae.pixels).x,
+        "draws": torch.stack(draws),
+        "observed": split.observed,
+        "effective_sample_size": imputed.effective_sample_size,
+        "pareto_k": imputed.pareto_k,
+        "labels": split.labels,
+    }
+    rows = [scored(vae, split).x, imputed.mean, *imputed.draws]
+    if truth is not None:
+        rows.append(scored(vae, truth).x)
+    made = views.to_grey(vae, torch.stack(rows))
+    title = f"{request.named}: as observed, then imputed"
+    return Output(arrays, lambda: figures.imputations(made, title, truth is not None))
 
 
 KINDS: dict[str, Callable[[Request], Output]] = {
@@ -381,8 +448,12 @@ KINDS: dict[str, Callable[[Request], Output]] = {
     "traversals": _traversals,
     "manifold": _manifold,
     "codes": _codes,
+    "imputations": _imputations,
 }
 
 
-def _bytes(images: Tensor) -> Tensor:
+def _stored(images: Tensor) -> Tensor:
+    """Grey values as bytes; vectors stay as they are."""
+    if images.ndim <= IMAGE_DIMS:
+        return images
     return (images * 255).round().to(torch.uint8)

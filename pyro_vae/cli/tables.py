@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pyro_vae.likelihoods import Likelihood
+from pyro_vae.likelihoods import Likelihood, noun
 from pyro_vae.reporting.numbers import MANY
 from pyro_vae.training.fit import Record
 
@@ -37,8 +37,10 @@ def epoch_line(record: Record, epochs: int) -> str:
 
 def table(metrics: Values, title: str, likelihood: Likelihood) -> str:
     """Metrics with their standard errors, one per line."""
+    each = noun(likelihood.data_dims)
+    values = "pixels" if each == "image" else "values"
+    first = f"{title}: {metrics['elbo']['num_images']:,} {each}s, {likelihood.pixels} {values}"
     lines = [
-        f"{title}: {metrics['elbo']['num_images']:,} images, {likelihood.pixels} pixels",
         "nats per image ± standard error over images",
         _row("ELBO", metrics["elbo"]),
         _row("reconstruction", metrics["reconstruction"]),
@@ -63,10 +65,16 @@ def table(metrics: Values, title: str, likelihood: Likelihood) -> str:
         ]
     if "bits_per_dimension" in metrics:
         bits = metrics["bits_per_dimension"]
-        lines.append(_row("bits per dimension", bits, f"  {bits['num_images']:,} images"))
+        lines.append(_per_dimension("bits per dimension", bits, f"; {bits['of']}"))
+    if "nats_per_count" in metrics:
+        lines.append(_per_dimension("nats per count", metrics["nats_per_count"]))
     if "active_units" in metrics and metrics["active_units"]["count"] is not None:
         active = metrics["active_units"]
-        lines.append(f"  {'active units':<20}{active['count']:>10} of {active['latent_dim']}")
+        note = ""
+        if active.get("predicted") is not None:
+            note = f"  a linear VAE: {active['predicted']}"
+        units = f"{active['count']:>10} of {active['latent_dim']}{note}"
+        lines.append(f"  {'active units':<20}{units}")
     if "information" in metrics:
         lines += _information(metrics["information"])
     if "classification" in metrics:
@@ -79,11 +87,18 @@ def table(metrics: Values, title: str, likelihood: Likelihood) -> str:
         lines.append(_accuracy("Bayes classifier", metrics["bayes_classifier"]))
     if "inference_gap" in metrics:
         lines += _gap(metrics["inference_gap"])
+    if "anomalies" in metrics:
+        lines += _anomalies(metrics["anomalies"])
     if "given" in metrics:
         lines.append(f"  (given the {metrics['given']} y: log p(x) stands for log p(x | y))")
+    if "observed" in metrics:
+        share = 1 - metrics["observed"]
+        lines.append(f"  ({share:.1%} of the values are missing: x stands for those observed)")
+    if "exposure" in metrics:
+        lines.append("  (given the total of each row: log p(x) stands for log p(x | total))")
     if not likelihood.is_density:
         lines.append("  (the likelihood is a cross-entropy, not a density: not log-probabilities)")
-    return "\n".join(lines)
+    return "\n".join([first, *(line.replace("image", each) for line in lines)])
 
 
 def _row(name: str, value: Values, note: str = "") -> str:
@@ -91,6 +106,14 @@ def _row(name: str, value: Values, note: str = "") -> str:
     if value["standard_error"] is not None:
         error = f"{value['standard_error']:.2f}"
     return f"  {name:<20}{value['mean']:>10.2f} ± {error}{note}"
+
+
+def _per_dimension(name: str, value: Values, note: str = "") -> str:
+    """An upper bound, because log p(x) is a lower one."""
+    error = "-"
+    if value["standard_error"] is not None:
+        error = f"{value['standard_error']:.4f}"
+    return f"  {name:<20}{value['mean']:>10.4f} ± {error}  upper bound{note}"
 
 
 def _log_likelihood(value: Values, all_images: int) -> list[str]:
@@ -176,6 +199,20 @@ def _classification(value: Values) -> list[str]:
         f"  {'  log loss':<20}{loss}  nats per label",
         f"  {'  calibration error':<20}{bins}  expected, {len(value['bins'])} bins",
     ]
+
+
+def _anomalies(value: Values) -> list[str]:
+    """The probability that an anomaly has a higher score than a normal image."""
+    first = next(iter(value.values()))
+    lines = [
+        f"  AUROC: {first['num_anomalies']:,} anomalies, {first['num_normal']:,} normal images"
+    ]
+    for name, found in value.items():
+        error = "-"
+        if found["standard_error"] is not None:
+            error = f"{found['standard_error']:.3f}"
+        lines.append(f"    {name.replace('_', ' '):<20}{found['auroc']:>8.3f} ± {error}")
+    return lines
 
 
 def _gap(value: Values) -> list[str]:

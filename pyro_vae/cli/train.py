@@ -21,6 +21,7 @@ from pyro_vae.data.split import Data
 from pyro_vae.engine import distributed
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import NotFiniteError, RequestError
+from pyro_vae.evaluation.forecast import forecast
 from pyro_vae.evaluation.metrics import Metrics, evaluate, score_images
 from pyro_vae.reporting import figures
 from pyro_vae.runs.build import build_training, pick_device
@@ -29,6 +30,7 @@ from pyro_vae.runs.folder import Run
 from pyro_vae.runs.log import add_record, keep_records, read_records
 from pyro_vae.runs.recipe import FigureFormat, Recipe
 from pyro_vae.runs.store import unused
+from pyro_vae.schedules import value_at
 from pyro_vae.training.fit import Record, Training
 from pyro_vae.vae import Model
 
@@ -161,14 +163,29 @@ def _summarize(vae: Model, data: Data, training: Training) -> None:
     """Log what is trained, on what."""
     sizes = " + ".join(f"{len(split):,}" for split in (data.train, data.validation, data.test))
     shape = "x".join(map(str, data.shape))
-    logger.info("%s: %s images of %s (training + validation + test)", data.name, sizes, shape)
+    text = "%s: %s %ss of %s (training + validation + test)"
+    logger.info(text, data.name, sizes, data.train.noun, shape)
     kind = type(vae).__name__
     parameters = sum(param.numel() for param in vae.parameters())
     device = training.loop.device
     text = "%s: %s parameters, on %s, engine %s"
     logger.info(text, kind, f"{parameters:,}", device, training.engine)
+    _foresee_collapse(vae, data, training)
     if device.type == "cpu" and torch.get_num_threads() > 1 and _cores_are_busy():
         logger.warning("other processes use the cores; OMP_NUM_THREADS=1 may be many times faster")
+
+
+def _foresee_collapse(vae: Model, data: Data, training: Training) -> None:
+    """Log how many latent dimensions Gaussian pixels of this scale have a use for."""
+    steps = training.epochs * -(-len(data.train) // training.loop.batch_size)
+    beta = value_at(training.loop.schedule, steps - 1)
+    predicted = forecast(vae, data.train, beta)
+    if predicted is not None:
+        logger.info(
+            "active units of an optimal linear VAE at this scale and beta: %d of %d",
+            predicted,
+            vae.latent_dim,
+        )
 
 
 def _cores_are_busy() -> bool:
@@ -225,8 +242,9 @@ def score(vae: Model, data: Data, recipe: Recipe) -> Metrics:
     if seconds >= 100:
         duration = f"{seconds / 60:.0f} min"
     logger.info(
-        "\nscoring %s test images, %s samples each (--test_samples): about %s",
+        "\nscoring %s test %ss, %s samples each (--test_samples): about %s",
         f"{images:,}",
+        data.test.noun,
         f"{recipe.test_samples:,}",
         duration,
     )

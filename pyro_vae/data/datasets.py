@@ -75,14 +75,15 @@ def load_data(
               (`pip install 'pyro_vae[mnist5k]'`);
             - "digits": the 1,797 handwritten 8x8 digits that come with scikit-learn;
             - the path of a file. `.npz`: `images`, shape (N, height, width) or
-              (N, channels, height, width), integers from 0 to 255, bool or floats in [0, 1], and
-              optionally `labels`, integers or strings of shape (N,), and `covariates`, numbers of
-              shape (N, C); or the arrays of Keras, MedMNIST, dSprites and KMNIST. `.npy`: images.
-              `.mat`: Omniglot of 28x28, Caltech-101 silhouettes, Frey faces, EMNIST. `.amat` and
-              `.csv`: numbers. IDX files. `.h5` and `.hdf5`: named as in `.npz` files. `.h5ad`: the
-              layer `counts`, or else `X` (`pip install 'pyro_vae[hdf5]'`). An `.npy` file larger
-              than a quarter of the memory stays on disk (uint8 or float32 only); at most 20 million
-              pixels of it are used for the test, and for validation;
+              (N, channels, height, width), integers from 0 to 255, bool or floats in [0, 1], or
+              vectors, shape (N, D), bool, counts or real numbers; and optionally `labels`, integers
+              or strings of shape (N,), and `covariates`, numbers of shape (N, C); or the arrays of
+              Keras, MedMNIST, dSprites and KMNIST. `.npy`: images or vectors. `.mat`: Omniglot of
+              28x28, Caltech-101 silhouettes, Frey faces, EMNIST. `.amat` and `.csv`: vectors. IDX
+              files. `.h5` and `.hdf5`: named as in `.npz` files. `.h5ad`: the layer `counts`, or
+              else `X` (`pip install 'pyro_vae[hdf5]'`). An `.npy` file larger than a quarter of the
+              memory stays on disk (uint8 or float32 only); at most 20 million values of it are used
+              for the test, and for validation;
             - the path of a folder of such files, one for each split, whose names tell it:
               `train-images.npz`, `train-labels.npz`, `test-images.npz`, ...;
             - the path of a folder of images, flat or with one folder per class;
@@ -95,7 +96,7 @@ def load_data(
         download: Whether to download a data set that is not in `data_dir`.
         validation_size: Number of training images to use for validation; None is a twelfth.
         image_shape: Shape of images that a file stores as rows of values: (height, width), or
-            (channels, height, width).
+            (channels, height, width). Without it, rows are vectors.
         condition_on: What `y` is, if there are labels and covariates; None is the covariates.
 
     Raises:
@@ -461,5 +462,7 @@ def _fixed_draw(split: Split) -> Split:
     """One draw of binary pixels for every image."""
     if isinstance(split, HostSplit):
         raise RequestError("binarization=static needs the training images in memory; use dynamic")
+    if split.x.dtype == torch.bool:
+        return split  # vectors that are binary
     pixels = to_pixels(split.x, "binary", split.with_fixed_noise(2).noise)
     return split.with_x((pixels * 255).to(torch.uint8))

@@ -5,6 +5,7 @@ Sizes are checked before the files are read.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from pyro_vae.data.missing import like_values, split_missing
 from pyro_vae.data.split import Split
-from pyro_vae.data.values import Classes, as_covariates, as_images, as_labels
+from pyro_vae.data.values import MIN_SIZE, Classes, as_covariates, as_labels, as_values
 from pyro_vae.errors import RequestError
+from pyro_vae.likelihoods import IMAGE_DIMS
+
+logger = logging.getLogger("pyro_vae")
 
 Shape = tuple[int, ...]
 
@@ -43,6 +48,7 @@ class Arrays:
         labels: Labels of any kind that `as_labels` converts.
         covariates: Covariates, shape `(N, C)`.
         classes: The names of classes 0, 1, ..., if the file has them.
+        observed: Bools of the shape of `x`, False where a value is missing.
     """
 
     x: np.ndarray
@@ -50,22 +56,30 @@ class Arrays:
     labels: np.ndarray | None = None
     covariates: np.ndarray | None = None
     classes: Classes | None = None
+    observed: np.ndarray | None = None
 
     def split(self, image_shape: Shape | None) -> Split:
-        """As a split; rows of values become images of `image_shape`.
+        """As a split; rows of values become images of `image_shape`, or stay vectors if it is None.
 
         Raises:
-            RequestError: If they are no images, or their values cannot be converted.
+            RequestError: If they are no data, or their values cannot be converted.
         """
         if self.x.size == 0 or self.x.ndim == 0:
-            raise RequestError(f"{self.name} has shape {self.x.shape}, which is no image")
-        x = as_images(rows_as_images(self.x, self.name, image_shape), self.name)
+            raise RequestError(f"{self.name} has shape {self.x.shape}, which holds no data")
+        values, observed = split_missing(self.x, self.observed, self.name)
+        x = as_values(rows_as_images(values, self.name, image_shape), self.name)
         labels, classes, covariates = None, None, None
         if self.labels is not None:
             labels, classes = as_labels(self.labels, len(x), f"{self.name}: labels")
         if self.covariates is not None:
             covariates = as_covariates(self.covariates, len(x), f"{self.name}: covariates")
-        return Split(x, labels, covariates=covariates, classes=self.classes or classes)
+        return Split(
+            x,
+            labels,
+            covariates=covariates,
+            classes=self.classes or classes,
+            observed=like_values(observed, x, self.name),
+        )
 
 
 class Contents(NamedTuple):
@@ -83,29 +97,28 @@ class Contents(NamedTuple):
 def rows_as_images(x: np.ndarray, name: str, image_shape: Shape | None) -> np.ndarray:
     """Rows of values as images of `image_shape`; a view. Other arrays stay as they are.
 
+    Without a shape they are vectors. A message says so if they may be images.
+
     Raises:
-        RequestError: If the shape is missing or does not fit.
+        RequestError: If the shape does not fit.
 
     Example:
         >>> rows_as_images(np.zeros((5, 6)), "x.npy", (2, 3)).shape
         (5, 2, 3)
-        >>> rows_as_images(np.zeros((5, 9)), "x.npy", None)
-        Traceback (most recent call last):
-        pyro_vae.errors.RequestError: x.npy holds 5 rows of 9 values: if they are images, give
-        their shape, --image_shape 3 3, or image_shape=(3, 3) in Python
+        >>> rows_as_images(np.zeros((5, 6)), "x.npy", None).shape
+        (5, 6)
     """
     if x.ndim != 2:
         return x
     count, width = x.shape
     if image_shape is None:
-        raise RequestError(
-            f"{name} holds {count:,} rows of {width:,} values: if they are images, give their"
-            f" shape, {_shape_advice(width)}"
-        )
+        if width >= MIN_SIZE**2 and isqrt(width) ** 2 == width:
+            logger.info("%s: vectors of %d values; for images, %s", name, width, _advice(width))
+        return x
     if prod(image_shape) != width:
         raise RequestError(
             f"{name} holds rows of {width:,} values, but images of shape {image_shape} have"
-            f" {prod(image_shape):,}: give {_shape_advice(width)}"
+            f" {prod(image_shape):,}: give {_advice(width)}"
         )
     return x.reshape(count, *image_shape)
 
@@ -123,7 +136,7 @@ def whole(x: np.ndarray) -> np.ndarray:
     return x.astype(np.int32) if is_whole else x
 
 
-def _shape_advice(width: int) -> str:
+def _advice(width: int) -> str:
     """The option that makes images of rows of `width` values, if they are square."""
     side = isqrt(width)
     if side > 1 and side**2 == width:
@@ -199,6 +212,11 @@ def resized(images: Tensor, size: int | None) -> Tensor:
     """
     if size is None or tuple(images.shape[2:]) == (size, size):
         return images
+    if images.ndim != 1 + IMAGE_DIMS:
+        raise RequestError(
+            f"image_size={size} resizes images, but these are vectors of shape"
+            f" {tuple(images.shape[1:])}: leave it out, or give image_shape"
+        )
     check_bytes(
         f"{len(images):,} times {size}x{size} pixels",
         images.shape[:2].numel() * size**2 * images.element_size(),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_vae.data import files
 from pyro_vae.data.split import Split
-from pyro_vae.data.values import channels_are_last, check_range, with_channels
+from pyro_vae.data.values import channels_are_last, check_finite, check_range, with_channels
 from pyro_vae.errors import RequestError
 from pyro_vae.likelihoods import Pixels
 
@@ -52,9 +52,9 @@ class HostSplit(Split):
         """The same split: its images stay where they are."""
         return self
 
-    def scored(self, pixels: Pixels) -> Tensor:
+    def scored(self, pixels: Pixels, largest: int | None = None) -> Tensor:
         raise RequestError(
-            "the training images do not fit into memory; use the validation or the test images"
+            f"the training {self.noun}s do not fit into memory; use the validation or the test set"
         )
 
     def with_missing(self, fraction: float, seed: int = 0) -> Split:
@@ -99,7 +99,7 @@ def is_mapped(path: Path) -> bool:
 
 
 def map_array(path: Path, image_shape: tuple[int, ...] | None = None) -> HostSplit:
-    """The images of an `.npy` file, left on disk: uint8 or float32, with the channels first.
+    """The data of an `.npy` file, left on disk: uint8 or float32, with the channels first.
 
     Arguments:
         path: The file.
@@ -119,10 +119,14 @@ def map_array(path: Path, image_shape: tuple[int, ...] | None = None) -> HostSpl
         if array.dtype not in (np.uint8, np.float32) or last:
             raise RequestError(
                 f"{path} does not fit into memory: save uint8 or float32, shape"
-                " (N, channels, height, width)"
+                " (N, channels, height, width) or (N, D)"
             )
-        files.check_bytes(f"an order of the images of {path}", 16 * len(array))
-        images = with_channels(torch.from_numpy(array), str(path))
+        files.check_bytes(f"an order of the rows of {path}", 16 * len(array))
+        tensor = torch.from_numpy(array)
+        if tensor.ndim == 2:
+            check_finite(tensor, str(path))
+            return HostSplit(tensor, rows=torch.arange(len(tensor)))
+        images = with_channels(tensor, str(path))
     low, high = (value.item() for value in images.aminmax())
     check_range(array.dtype, low, high, images, str(path))
     if images.dtype == torch.uint8 and high == 1:

@@ -116,10 +116,11 @@ def read_file(path: Path) -> Contents:
 def _logged(path: Path, layout: str, parts: Parts) -> Parts:
     """The same parts, after a message about them."""
     train, *others = parts
-    counts = f"{len(train):,} images"
+    counts = f"{len(train):,}"
     if any(others):
         named = zip(WORDS.values(), parts, strict=True)
-        counts = ", ".join(f"{len(part):,} {word}" for word, part in named if part) + " images"
+        counts = ", ".join(f"{len(part):,} {word}" for word, part in named if part)
+    counts += f" {train.noun}s"
     extras = [name for name in ("labels", "covariates") if getattr(train, name) is not None]
     text = " ".join([f"of shape {tuple(train.x.shape[1:])}", *(f"with {x}" for x in extras)])
     logger.info("%s: %s: %s %s", path.name, layout, counts, text)

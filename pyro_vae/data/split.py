@@ -13,9 +13,16 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.missing import check_fraction, hide_at_random, like_values, split_missing
-from pyro_vae.data.values import UNKNOWN, Classes, as_covariates, as_images, as_labels
+from pyro_vae.data.values import (
+    UNKNOWN,
+    Classes,
+    as_covariates,
+    as_labels,
+    as_values,
+    check_kind,
+)
 from pyro_vae.errors import RequestError, check_choice
-from pyro_vae.likelihoods import Pixels
+from pyro_vae.likelihoods import Pixels, noun
 
 logger = logging.getLogger("pyro_vae")
 
@@ -30,13 +37,14 @@ NAMED_CLASSES = 10
 
 @dataclass(frozen=True)
 class Split:
-    """Images with their labels, covariates and noise.
+    """Images or vectors with their labels, covariates and noise.
 
     Supports `len`, `to`, and indexing by a slice or a tensor. Values are converted or refused, see
-    `pyro_vae.data.values`: bools are binary pixels, other floats become float32.
+    `as_images` and `as_rows` in `pyro_vae.data.values`.
 
     Attributes:
-        x: Images, uint8, or float32 in [0, 1], shape `(N, *data_shape)`.
+        x: Images, uint8, or float32 in [0, 1], shape `(N, channels, height, width)`; or vectors,
+            shape `(N, D)`: bool, counts (uint8 or int32), or float32.
         labels: Classes, int64, shape `(N,)`, or None. The label -1 is unknown.
         noise: Fixed uniform noise, shape of `x`, or None to draw it anew each time.
         covariates: Real numbers, shape `(N, C)`, or None.
@@ -59,7 +67,7 @@ class Split:
 
     def __post_init__(self) -> None:
         values, observed = split_missing(self.x, self.observed, "x")
-        x = as_images(values, "x")
+        x = as_values(values, "x")
         self._set("x", x)
         self._set("observed", like_values(observed, x, "observed"))
         if self.labels is not None:
@@ -86,6 +94,11 @@ class Split:
         """
         return self.labels if self.covariates is None else self.covariates
 
+    @property
+    def noun(self) -> str:
+        """What messages call an element: an image or a row."""
+        return noun(self.x.ndim - 1)
+
     def __len__(self) -> int:
         return len(self.x)
 
@@ -95,14 +108,23 @@ class Split:
     def __repr__(self) -> str:
         extras = "".join(f", {name}" for name in EXTRAS if getattr(self, name) is not None)
         shape = tuple(self.x.shape[1:])
-        return f"Split({len(self)} images of shape {shape}, {self.x.dtype}{extras})"
+        return f"Split({len(self)} {self.noun}s of shape {shape}, {self.x.dtype}{extras})"
 
     def to(self, device: torch.device | str) -> Split:
         """The same split on another device."""
         return self._changed(self._mapped(lambda tensor: tensor.to(device)))
 
-    def scored(self, pixels: Pixels) -> Tensor:
-        """The pixels that a likelihood scores: `to_pixels` with the split's noise."""
+    def scored(self, pixels: Pixels, largest: int | None = None) -> Tensor:
+        """The values that a likelihood scores: `to_pixels` with the split's noise.
+
+        Arguments:
+            pixels: The kind of data that it scores.
+            largest: The largest count that it scores, if there is one.
+
+        Raises:
+            RequestError: If it does not score these values.
+        """
+        check_kind(self.x, pixels, largest)
         return to_pixels(self.x, pixels, self.noise, self.observed)
 
     def with_fixed_noise(self, stream: int = 0) -> Split:
@@ -273,7 +295,8 @@ class Split:
         """The positions of the images of `subset`, shape `(count,)`."""
         if not 1 <= count <= len(self):
             raise RequestError(
-                f"{count} images requested, but the split has {len(self)}; request 1 to {len(self)}"
+                f"{count} {self.noun}s requested, but the split has {len(self)}; request 1 to"
+                f" {len(self)}"
             )
         if count == len(self):
             return torch.arange(count, device=self.x.device)
@@ -310,8 +333,8 @@ class Data:
             shape = tuple(getattr(self, part).x.shape[1:])
             if shape != self.shape:
                 raise RequestError(
-                    f"the training images have shape {self.shape}, but those of {part} {shape};"
-                    " use images of one shape"
+                    f"the training {self.train.noun}s have shape {self.shape}, but those of {part}"
+                    f" {shape}; use data of one shape"
                 )
         object.__setattr__(self, "validation", self.validation.with_fixed_noise(1))
         object.__setattr__(self, "test", self.test.with_fixed_noise(0))
@@ -338,7 +361,7 @@ class Data:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one image: (channels, height, width)."""
+        """The shape of an image, (channels, height, width), or of a vector, (D,)."""
         return tuple(self.train.x.shape[1:])
 
     @property
@@ -407,7 +430,7 @@ class Data:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all images: equal for equal data."""
+        """SHA-256 of all images, equal for equal data."""
         masks = [split.observed for split in self.splits if split.observed is not None]
         return _digest([*(split.x for split in self.splits), *masks])
 
@@ -509,12 +532,12 @@ def to_pixels(
     noise: Tensor | None = None,
     observed: Tensor | None = None,
 ) -> Tensor:
-    """Convert images to the pixels that a likelihood scores, float32; NaN where one is missing.
+    """Convert data to the values that a likelihood scores, float32; NaN where one is missing.
 
     Arguments:
-        images: uint8, bool, or float32 in [0, 1].
+        images: Images, uint8, bool, or float32 in [0, 1]; or vectors, see `check_kind`.
         pixels: "binary" (1 with probability grey / 255), "unit" (grey / 255), "dequantized"
-            ((byte + u) / 256) or "byte".
+            ((byte + u) / 256), "byte", "count" or "real".
         noise: Uniform noise of the images' shape, for "binary" and "dequantized"; drawn if None.
         observed: Which pixels are observed; None is all.
 
@@ -529,6 +552,8 @@ def to_pixels(
 
 def _complete_pixels(images: Tensor, pixels: Pixels, noise: Tensor | None) -> Tensor:
     check_choice("pixels", pixels, Pixels)
+    if pixels in ("count", "real"):
+        return images.float()
     if images.dtype == torch.bool:
         images = images.to(torch.uint8) * 255
     if pixels == "byte":
@@ -559,11 +584,12 @@ def from_pixels(values: Tensor, pixels: Pixels, like: Tensor) -> Tensor:
     """
     if pixels == "dequantized":
         values = ((256 * values - 0.5) / 255).clamp(0, 1)
-    if like.dtype == torch.uint8 and pixels != "byte":
+    if like.dtype == torch.uint8 and pixels in ("binary", "unit", "dequantized"):
         values = 255 * values
-    if not like.is_floating_point():
-        values = values.round()
-    return values.to(like.dtype)
+    if like.is_floating_point():
+        return values.to(like.dtype)
+    largest = 1 if like.dtype == torch.bool else torch.iinfo(like.dtype).max
+    return values.round().clamp(0, largest).to(like.dtype)
 
 
 def shuffled(count: int) -> Tensor:

@@ -1,15 +1,15 @@
-"""What users bring, as tensors: pixels, labels and covariates, converted or refused in a line."""
+"""What users bring, as tensors: images, vectors, labels, covariates, converted or refused."""
 
 from __future__ import annotations
 
 import logging
-from math import isqrt
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_vae.errors import RequestError
+from pyro_vae.likelihoods import IMAGE_DIMS, Pixels
 
 logger = logging.getLogger("pyro_vae")
 
@@ -23,8 +23,128 @@ MIN_SIZE = 8
 DARK = 32
 # The label of images whose class is unknown, as in scikit-learn.
 UNKNOWN = -1
+# The largest count of each kind; up to 2^24 they are exact in float32.
+LARGEST = {"byte": 255, "count": 2**24}
+# Elements that are checked at once, to bound memory.
+CHUNK = 2**24
 # Distance from [0, 1] that rounding explains.
 ROUNDING = 1e-3
+
+
+def as_values(values: Array, name: str) -> Tensor:
+    """Images as `as_images` returns them, or vectors as `as_rows` does; `name` is for messages.
+
+    Values of shape `(N, height, width)` or with channels are images, others are vectors.
+    """
+    if isinstance(values, Tensor | np.ndarray) and values.ndim in (IMAGE_DIMS, 1 + IMAGE_DIMS):
+        return as_images(values, name)
+    return as_rows(values, name)
+
+
+def as_rows(values: Array, name: str) -> Tensor:
+    """Vectors as bools, counts or real numbers, shape `(N, *data_shape)`.
+
+    Bools, and integers that are 0 or 1, are binary. Other integers from 0 are counts, as uint8 if
+    they are at most 255, otherwise int32. All other values are real numbers, as float32.
+
+    Arguments:
+        values: Vectors of any dtype, shape `(N, D)`.
+        name: What messages call them.
+
+    Raises:
+        RequestError: If they have another shape, or are not finite.
+
+    Example:
+        >>> as_rows(np.array([[3, 0, 999]]), "x")
+        tensor([[  3,   0, 999]], dtype=torch.int32)
+        >>> as_rows(torch.tensor([1.0, 2.0]), "x")
+        Traceback (most recent call last):
+        pyro_vae.errors.RequestError: x has shape (2,), but vectors need (N, D): use
+        x.reshape(-1, 1)
+    """
+    tensor = as_tensor(values, name)
+    shape = tuple(tensor.shape)
+    if tensor.ndim < 2 or 0 in shape[1:]:
+        advice = ": use x.reshape(-1, 1)" if tensor.ndim == 1 else ""
+        raise RequestError(f"{name} has shape {shape}, but vectors need (N, D){advice}")
+    if tensor.dtype == torch.bool or tensor.numel() == 0:
+        return tensor
+    if not tensor.is_floating_point():
+        low, high = (int(value) for value in tensor.aminmax())
+        if low >= 0 and high <= 1:
+            return tensor.bool()
+        if low >= 0 and high <= LARGEST["byte"]:
+            return tensor.to(torch.uint8)
+        if low >= 0 and high <= LARGEST["count"]:
+            return tensor.to(torch.int32)
+    tensor = tensor.to(torch.float32)
+    check_finite(tensor, name)
+    return tensor
+
+
+def check_finite(x: Tensor, name: str) -> None:
+    """Raise `RequestError` unless all real numbers are finite."""
+    if not x.is_floating_point() or x.numel() == 0:
+        return
+    low, high = (value.item() for value in x.aminmax())
+    if low != low:
+        count = sum(int(part.isnan().sum()) for part in x.split(chunk_rows(x)))
+        raise RequestError(
+            f"{name} holds {count:,} values that are NaN: remove their rows, or replace them"
+        )
+    if max(-low, high) == torch.inf:
+        raise RequestError(f"{name} holds values that are infinite in float32: use finite numbers")
+
+
+def chunk_rows(x: Tensor) -> int:
+    """The number of rows of `x` to check at once."""
+    return max(1, CHUNK // max(1, x[:1].numel()))
+
+
+def check_kind(x: Tensor, pixels: Pixels, largest: int | None = None) -> None:
+    """Raise `RequestError` if a likelihood cannot score these values.
+
+    Arguments:
+        x: The data of a split, shape `(N, *data_shape)`.
+        pixels: The kind of data that the likelihood scores.
+        largest: The largest count that it scores, if there is one.
+    """
+    is_image = x.ndim == 1 + IMAGE_DIMS
+    if len(x) == 0 or x.dtype == torch.bool or pixels == "real":
+        return
+    if is_image and pixels != "count":
+        return  # `as_images` has checked them
+    low, high = (value.item() for value in x.aminmax())
+    span = f"from {low:g} to {high:g}"
+    if pixels in LARGEST:
+        if low < 0 or not _is_whole(x):
+            raise RequestError(
+                f"counts need non-negative integers, but x holds floats {span}: use a likelihood on"
+                " reals such as Normal(kind='real')"
+            )
+        if largest is None:
+            largest = LARGEST[pixels]
+        if high > largest:
+            raise RequestError(
+                f"the likelihood scores counts up to {largest:,}, but x holds {high:,.0f}: use"
+                " another likelihood, such as NegativeBinomial, or smaller counts"
+            )
+    elif not x.is_floating_point():
+        raise RequestError(
+            f"a likelihood on {pixels} values cannot score counts {span}: use one on counts, such"
+            f" as NegativeBinomial, or x / {high:g} if they are levels"
+        )
+    elif low < 0 or high > 1:
+        raise RequestError(
+            f"a likelihood on {pixels} values needs 0 to 1, but x holds floats {span}: use a"
+            " likelihood on reals such as Normal(kind='real')"
+        )
+
+
+def _is_whole(x: Tensor) -> bool:
+    if not x.is_floating_point():
+        return True
+    return all(bool((part == part.round()).all()) for part in x.split(chunk_rows(x)))
 
 
 def as_images(values: Array, name: str) -> Tensor:
@@ -111,25 +231,12 @@ def with_channels(images: Tensor, name: str) -> Tensor:
     if images.ndim != 4 or 0 in shape[1:]:
         raise RequestError(
             f"{name} has shape {shape}, but images need (N, height, width) or"
-            f" (N, channels, height, width){_reshape(shape)}"
+            " (N, channels, height, width)"
         )
     if channels_are_last(*shape[1:]):
         logger.info("%r has shape %s: moved the channels from last to first", name, shape)
         return images.permute(0, 3, 1, 2).contiguous()
     return images
-
-
-def _reshape(shape: tuple[int, ...]) -> str:
-    """The conversion of flat images that are square."""
-    if len(shape) != 2:
-        return ""
-    side = isqrt(shape[1])
-    if side > 1 and side**2 == shape[1]:
-        return f": use x.reshape(-1, {side}, {side})"
-    side = isqrt(shape[1] // 3)
-    if side > 1 and 3 * side**2 == shape[1]:
-        return f": use x.reshape(-1, 3, {side}, {side})"
-    return ""
 
 
 def channels_are_last(first: int, second: int, last: int) -> bool:

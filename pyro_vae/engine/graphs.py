@@ -117,8 +117,9 @@ class Graph:
             elif kind in self._missed and any(tensor.is_cuda for tensor in _tensors(args, kwargs)):
                 # Compiling costs more than it saves once per epoch.
                 self._make(kind, args, kwargs, "traced")
-        self._count(kind)
-        return self._graphs.get(kind, self.eager)(*args, **kwargs)
+        results = self._graphs.get(kind, self.eager)(*args, **kwargs)
+        self._count(kind)  # not of calls that fail
+        return results
 
     def check(self, *args: Any, **kwargs: Any) -> None:
         """Compare the graph for such arguments, if there is one, with the function.

@@ -85,7 +85,7 @@ class Joint:
         self.args = args
         self.structure = structure
         self.scaled = scaled
-        self.subsamples: dict[str, Tensor] = {}
+        self.subsamples: dict[str, Any] = {}
         self.means = means or self._try()
 
     def draw(self, num_samples: int) -> dict[str, Tensor]:
@@ -113,13 +113,17 @@ class Joint:
     def _score(self, values: Values) -> tuple[Tensor, Tensor]:
         """The densities of one sample."""
         fixed = _At({**values, **self.subsamples})
-        q = _run(fixed(self.guide), self.args, self.scaled)
-        model = summing_out(poutine.replay(self.model, trace=q), self.structure)
-        p = _run(model, self.args, self.scaled)
+        q = self._trace(fixed(self.guide))
+        p = self._trace(poutine.replay(summing_out(self.model, self.structure), trace=q))
         log_p = log_joint(p, self.structure)
         deltas = total(q, self.structure, lambda site: is_fixed(site))
         log_q = total(q, self.structure, lambda site: not is_fixed(site))
         return _shaped(log_p - deltas, self._rows), _shaped(log_q, self._rows)
+
+    def _trace(self, program: Program) -> Trace:
+        if self.scaled:
+            return poutine.trace(program).get_trace(*self.args)
+        return unscaled_trace(program, self.args)
 
     @cached_property
     def _rows(self) -> tuple[int, ...]:
@@ -211,17 +215,29 @@ def evaluate_each(
 
 
 def summing_out(model: Program, structure: Structure) -> Program:
-    """The model with its discrete sites enumerated in dimensions to the left of its plates."""
+    """The model with its discrete sites enumerated in dimensions to the left of its plates.
+
+    Handlers that give other sites their values belong around it: Pyro notes on which enumerated
+    sites a site depends before it has a value.
+    """
     if not structure.enumerated:
         return model
 
-    def configuration(site: Site) -> dict[str, Any]:
+    def configuration(site: Site) -> Any:
         if site["name"] in structure.enumerated:
             return {"enumerate": "parallel"}
-        return {}
+        return {"enumerate": None}
 
     marked = poutine.infer_config(model, config_fn=configuration)
-    return _Enumeration(first_available_dim=-1 - structure.nesting)(marked)
+    enumerated = _Enumeration(first_available_dim=-1 - structure.nesting)(marked)
+
+    def run(*args: Any) -> Any:
+        try:
+            return enumerated(*args)
+        except NOT_BATCHED as error:
+            raise _not_summed(structure, error) from error
+
+    return run
 
 
 def log_joint(
@@ -242,11 +258,16 @@ def log_joint(
             )
     try:
         return _contract(trace, structure, which)
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise RequestError(
-            f"{names} cannot be summed out ({first_line(error)}); let the model broadcast over the"
-            " values of discrete sites, as Pyro's enumeration requires, or draw them in the guide"
-        ) from error
+    except NOT_BATCHED as error:
+        raise _not_summed(structure, error) from error
+
+
+def _not_summed(structure: Structure, error: Exception) -> RequestError:
+    names = ", ".join(sorted(structure.enumerated))
+    return RequestError(
+        f"{names} cannot be summed out ({first_line(error)}); let the model broadcast over the"
+        " values of discrete sites, as Pyro's enumeration requires, or draw them in the guide"
+    )
 
 
 def _contract(trace: Trace, structure: Structure, which: Callable[[Site], bool]) -> Tensor:
@@ -260,7 +281,7 @@ def _contract(trace: Trace, structure: Structure, which: Callable[[Site], bool])
             own = frozenset(plates[frame.name] for frame in frames)
             factors.setdefault(own, []).append(site["packed"]["log_prob"])
     summed = set(trace.symbol_to_dim) - set(plates.values())
-    kept = frozenset()
+    kept: frozenset[str] = frozenset()
     if structure.rows is not None:
         kept = frozenset(plates[structure.rows])
     with shared_intermediates() as cache:
@@ -305,9 +326,8 @@ def _draws(trace: Trace) -> dict[str, Site]:
     return {name: site for name, site in sample_sites(trace).items() if not is_fixed(site)}
 
 
-def _run(program: Program, args: tuple[Any, ...], scaled: bool) -> Trace:
-    if scaled:
-        return poutine.trace(program).get_trace(*args)
+def unscaled_trace(program: Program, args: tuple[Any, ...]) -> Trace:
+    """The trace of a program without the scales of its sites."""
     return poutine.trace(_Unscaled()(program)).get_trace(*args)
 
 

@@ -55,7 +55,7 @@ class Batch:
 
     @property
     def y(self) -> Tensor | None:
-        """The first of the further arguments: the labels; None if there are none."""
+        """The first of the further arguments, the labels, or None if there are none."""
         if not self.more:
             return None
         return self.more[0]

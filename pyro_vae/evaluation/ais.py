@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from math import log
 from typing import Any, NamedTuple
 
@@ -19,16 +20,17 @@ from pyro_vae.engine.programs import (
     Batch,
     Program,
     Site,
+    StructureError,
     check_plates,
+    has_rows,
     is_summed_out,
     latent_sites,
     sample_sites,
-    site_sum,
-    trace_at,
 )
 from pyro_vae.engine.progress import progress_bar
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError, check_positive
+from pyro_vae.evaluation.annealing import anneal, until_it_stops_rising
 
 LEAPFROGS = 10
 # Chains that adapt the step sizes.
@@ -54,11 +56,10 @@ class Bounds(NamedTuple):
 @products("float32")
 def annealed_log_weights(
     model: Program,
-    x: Tensor,
-    *more: Any,
+    *args: Any,
     guide: Program | None = None,
     num_chains: int = 16,
-    num_temperatures: int = 500,
+    num_temperatures: int | None = 500,
     batch_size: int | None = None,
     engine: AnyEngine = "auto",
 ) -> Tensor:
@@ -75,6 +76,11 @@ def annealed_log_weights(
     standard deviation of :math:`\log p(x, z) - \log p_0(z)` times the change of :math:`\beta` is
     about equal in all steps. The final run has fixed ones. Several processes share the rows.
 
+    Latent sites with a bounded support, such as a `Gamma` or a `Dirichlet`, are mapped to all real
+    numbers by Pyro's transforms, and discrete ones are summed out by enumeration. If a site is
+    outside the plate over the rows, the weights are those of the whole program, as for
+    `log_weights`.
+
     References:
         | Annealed Importance Sampling (Neal, 2001)
         | https://arxiv.org/abs/physics/9803008
@@ -87,39 +93,64 @@ def annealed_log_weights(
         | https://doi.org/10.1080/00401706.1995.10484303
 
     Arguments:
-        model: A Pyro program, as for `log_weights`; the support of its latent sites must be all
-            real numbers.
-        x: The data.
-        *more: Further arguments of the model, such as labels.
-        guide: A Pyro program as for `log_weights`, where the chains start; None is the prior.
-        num_chains: Number of chains for each row.
-        num_temperatures: Number of temperatures, and of transitions.
+        model: A Pyro program.
+        *args: Its arguments: the data, and more, such as labels.
+        guide: A Pyro program as for `log_weights`, where the chains start; None is the prior. Only
+            for real-valued sites in one plate over the rows.
+        num_chains: Number of chains for each row, or for the whole program.
+        num_temperatures: Number of temperatures, and of transitions. None doubles it from 50 until
+            the estimate stops rising: until it rose by less than two standard errors, and its own
+            standard error is at most 0.1 nats.
         batch_size: Decoder rows per pass, where a row is one chain of one image; None takes all
-            rows at once.
+            rows at once. Only for real-valued sites in one plate over the rows.
         engine: What computes the densities and their gradient, see `Graph`; "auto" depends on the
             number of transitions.
 
     Returns:
-        The log-weights, shape `(num_chains, len(x))`.
+        The log-weights, shape `(num_chains, N)` for N rows, or `(num_chains,)` for a whole program.
 
     Raises:
-        RequestError: If a number is not positive, or a latent site is bounded or discrete, or there
-            is none.
-        ValueError: If a site is outside the plate.
+        RequestError: If a number is not positive; if there is no continuous latent site, or one
+            that can neither be transformed nor summed out; or if a plate holds a part of its rows
+            (subsampling) but the whole program has one weight.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def rate(counts):
+        ...     r = pyro.sample("r", dist.Gamma(2.0, 1.0))
+        ...     with pyro.plate("data", len(counts)):
+        ...         pyro.sample("counts", dist.Poisson(r), obs=counts)
+        >>> counts = torch.tensor([1.0, 4.0, 0.0])
+        >>> weights = annealed_log_weights(rate, counts, num_temperatures=20, engine="eager")
+        >>> weights.shape
+        torch.Size([16])
     """
 
-    def anneal(batch: Batch) -> list[Tensor]:
-        annealing = _Annealing(
-            model, guide, batch, num_chains, num_temperatures, batch_size, engine, runs=2
-        )
-        weights = []
-        with annealing.bar:
-            for rows in annealing.batches:
-                schedule = annealing.adapt(rows)
-                weights.append(annealing.forward(rows, schedule).T)
-        return [torch.cat(weights)]
+    def run(temperatures: int) -> Tensor:
+        def anneal_rows(batch: Batch) -> list[Tensor]:
+            annealing = _Annealing(
+                model, guide, batch, num_chains, temperatures, batch_size, engine, runs=2
+            )
+            weights = []
+            with annealing.bar:
+                for rows in annealing.batches:
+                    schedule = annealing.adapt(rows)
+                    weights.append(annealing.forward(rows, schedule).T)
+            return [torch.cat(weights)]
 
-    return map_rows(anneal, Batch(x, *more))[0].T
+        return map_rows(anneal_rows, Batch(*args))[0].T
+
+    if has_rows(args):
+        with suppress(StructureError):
+            if num_temperatures is None:
+                return until_it_stops_rising(run)
+            return run(num_temperatures)
+    if guide is not None:
+        raise RequestError(
+            "annealing from a guide needs every latent site in one plate over the rows, and"
+            " real-valued; leave out the guide, to anneal from the prior"
+        )
+    return anneal(model, args, num_chains, num_temperatures, engine)
 
 
 @products("float32")
@@ -318,8 +349,7 @@ class _Annealing:
             sites = self._unpack(latents)
             start, ratio = joint_terms(self.model, batch, sites, len(latents))
             if self.guide is not None:
-                trace = trace_at(self.guide, batch, sites, len(latents))
-                log_q = site_sum(trace, batch.x, len(latents))
+                log_q, _ = joint_terms(self.guide, batch, sites, len(latents))
                 joint = start + ratio
                 start = torch.logaddexp(log_q + log(1 - DEFENSIVE), start + log(DEFENSIVE))
                 ratio = joint - start
@@ -401,7 +431,7 @@ def _latent_shapes(model: Program, batch: Batch) -> dict[str, torch.Size]:
         raise RequestError("the model has no latent site to anneal: its log-probability is exact")
     for name, fn in latent.items():
         if not _is_real(fn.support):
-            raise RequestError(
+            raise StructureError(
                 f"annealing requires real-valued latents, but {name} is bounded or discrete"
             )
     return {name: fn.event_shape for name, fn in latent.items()}

@@ -9,8 +9,11 @@ from pyro_vae.data.split import Split, shuffled
 from pyro_vae.engine.programs import Batch
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
+from pyro_vae.likelihoods import noun
 from pyro_vae.vae import Model
 
+# Images encoded in one pass.
+IMAGES = 1000
 # What `scored` makes a `Batch` of.
 BatchLike = Split | Batch | Tensor
 
@@ -19,7 +22,8 @@ def scored(vae: Model, data: BatchLike) -> Batch:
     """The arguments of a model's programs, on its device; sets the model to evaluation mode.
 
     The pixels of a split are equal at every call: noise that it lacks is fixed, see
-    `Split.with_fixed_noise`.
+    `Split.with_fixed_noise`. Its labels are left out if the model infers labels, so that scores are
+    about p(x); those of a batch are used: scores are then about p(x, y).
 
     Arguments:
         vae: A model.
@@ -32,13 +36,26 @@ def scored(vae: Model, data: BatchLike) -> Batch:
     vae.eval()
     if isinstance(data, Split):
         split = data.with_fixed_noise().to(next(vae.parameters()).device)
-        batch = Batch(split.scored(vae.pixels), split.y)
+        y = split.y
+        if vae.infers_labels:
+            y = None
+        batch = Batch(split.scored(vae.pixels, vae.likelihood.largest), y)
     elif isinstance(data, Tensor):
         batch = Batch(data, None)
     else:
         batch = data
     _check_batch(vae, batch)
     return batch
+
+
+@torch.no_grad()
+def completed(vae: Model, data: BatchLike) -> Batch:
+    """As `scored`, with the most likely labels where a model infers labels that are unknown."""
+    batch = scored(vae, data)
+    if not vae.infers_labels:
+        return batch
+    labels = [vae.complete_labels(*rows) for rows in batch.split(IMAGES)]
+    return Batch(batch.x, torch.cat([part for part in labels if part is not None]))
 
 
 def random_rows(data: Split | Batch, count: int) -> Tensor:
@@ -51,20 +68,20 @@ def random_rows(data: Split | Batch, count: int) -> Tensor:
 
 def _check_batch(vae: Model, batch: Batch) -> None:
     if len(batch) == 0:
-        raise RequestError("there are no images; use at least one")
+        raise RequestError(f"there are no {noun(batch.x.ndim - 1)}s; use at least one")
     vae.check_labels(batch.y)
     first = batch[:1]
     with forked_rng():
         shape = vae.sample(1, first.y).shape[1:]
     if batch.x.shape[1:] != shape:
         raise RequestError(
-            f"images have shape {tuple(batch.x.shape[1:])}, but the model was made for"
-            f" {tuple(shape)}; use images of that shape (image_size in load_data resizes them)"
+            f"{noun(len(shape))}s have shape {tuple(batch.x.shape[1:])}, but the model was made for"
+            f" {tuple(shape)}; use data of that shape (image_size in load_data resizes images)"
         )
     vae.check_missing(batch.x, batch.y)
     dtype = next(vae.parameters()).dtype
     if batch.x.dtype != dtype:
         raise RequestError(
-            f"images must be values that the likelihood scores, {dtype}, but are {batch.x.dtype};"
+            f"x must be values that the likelihood scores, {dtype}, but is {batch.x.dtype};"
             " pass a split, or its split.scored(vae.pixels)"
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_vae.data.split import Split
 from pyro_vae.engine.importance import joint_terms
 from pyro_vae.engine.precision import products
-from pyro_vae.engine.programs import SAMPLES, Batch, sample_sites, site_sum, trace_at
+from pyro_vae.engine.programs import SAMPLES, Batch, is_summed_out, sample_sites
 from pyro_vae.engine.progress import progress_bar
 from pyro_vae.errors import RequestError, check_positive
 from pyro_vae.evaluation.batch import random_rows, scored
@@ -128,8 +128,8 @@ def calibration(
         batch_size: Decoder rows per pass; None is `default_batch_size`.
 
     Raises:
-        RequestError: If the likelihood is no density, a model that uses labels gets none, or a
-            number is not positive.
+        RequestError: If the likelihood is no density or is given the total of each row, a model
+            that uses labels gets none, or a number is not positive.
 
     Example:
         >>> from pyro_vae.testing import LinearGaussianVAE
@@ -140,8 +140,11 @@ def calibration(
         (True, True)
     """
     check_positive(num_images=num_images)
-    if not vae.likelihood.is_density:
-        raise RequestError("calibration needs images of the model; use a likelihood that is one")
+    if not simulates(vae):
+        raise RequestError(
+            "calibration needs data of the model, but the likelihood is no density, or is given"
+            " the total of each row; use another likelihood"
+        )
     vae.eval()
     y = _labels(vae, data, num_images)
     # The values of an unconditioned program's images are not used.
@@ -161,9 +164,14 @@ def calibration(
     return Calibration(tuple(names), *(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
+def simulates(vae: Model) -> bool:
+    """Whether the density of the model is that of its draws."""
+    return vae.likelihood.is_density and not vae.likelihood.given_total
+
+
 def _labels(vae: Model, data: Split | Batch | None, count: int) -> Tensor | None:
     """The y of random rows of the data, repeated if there are too few; None for other models."""
-    if not vae.needs_labels:
+    if vae.infers_labels or not vae.needs_labels:
         return None
     y = None
     if data is not None:
@@ -188,12 +196,14 @@ def _quantities(
     names = []
     values = []
     for name, site in drawn.items():
+        if is_summed_out(site):
+            continue
         both = torch.cat([truth[name].unsqueeze(0), site["value"]])
         latents[name] = both
         flat = both.reshape(1 + DRAWS, len(batch), -1)
         values.append(flat)
         names += [f"{name}[{d}]" for d in range(flat.shape[-1])]
-    log_q = site_sum(trace_at(vae.guide, batch, latents, 1 + DRAWS), batch.x, 1 + DRAWS)
+    log_q, _ = joint_terms(vae.guide, batch, latents, 1 + DRAWS)
     prior, likelihood = joint_terms(vae.model, batch, latents, 1 + DRAWS)
     values += [log_q.unsqueeze(-1), likelihood.unsqueeze(-1)]
     return [*names, "log q(z | x)", "log p(x | z)"], torch.cat(values, -1), prior[0]

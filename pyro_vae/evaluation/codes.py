@@ -8,7 +8,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from pyro_vae.evaluation.batch import BatchLike, scored
+from pyro_vae.evaluation.batch import IMAGES, BatchLike, scored
 from pyro_vae.vae import Model
 
 # A latent dimension is active if the variance of its posterior mean over the images exceeds this
@@ -16,8 +16,6 @@ from pyro_vae.vae import Model
 ACTIVE = 0.01
 
 DRAWS = 100
-# Images encoded in one pass.
-IMAGES = 1000
 
 
 class Codes(NamedTuple):

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from pyro_vae.engine.importance import effective_sample_size, pareto_k
 from pyro_vae.engine.precision import products
-from pyro_vae.engine.programs import Batch, Site, latent_sites, site_sum, trace_at, traces
+from pyro_vae.engine.programs import (
+    Batch,
+    Site,
+    is_summed_out,
+    latent_sites,
+    site_sum,
+    trace_at,
+    traces,
+)
 from pyro_vae.engine.progress import progress_bar
 from pyro_vae.errors import NotFiniteError, check_positive
 from pyro_vae.evaluation.batch import BatchLike, scored
@@ -109,7 +117,9 @@ def _impute_rows(vae: Model, rows: Batch, passes: list[int], num_draws: int) -> 
     all_weights = []
     for count in passes:
         p, q = traces(vae.model, vae.guide, rows, count)
-        log_ratios = site_sum(p, rows.x, count) - site_sum(q, rows.x, count)
+        drawn = site_sum(q, rows.x, count, lambda site: not is_summed_out(site))
+        # Values of a site that is summed out are samples, too: each has its own weight.
+        log_ratios = site_sum(p, rows.x, count) - drawn
         weights = log_ratios.double().flatten(0, -2)
         if weights.isnan().any() or (weights == -torch.inf).all(0).any():
             raise NotFiniteError(

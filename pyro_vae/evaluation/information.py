@@ -11,8 +11,7 @@ from torch import Tensor
 from pyro_vae.engine.programs import Batch
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError, check_positive
-from pyro_vae.evaluation.batch import BatchLike, random_rows, scored
-from pyro_vae.evaluation.codes import IMAGES
+from pyro_vae.evaluation.batch import IMAGES, BatchLike, random_rows, scored
 from pyro_vae.evaluation.metrics import ELBO_SAMPLES, score, summary
 from pyro_vae.evaluation.quadrature import latent_shapes
 from pyro_vae.vae import OUTPUTS_PER_PASS, Model, default_batch_size
@@ -80,7 +79,7 @@ def information(
     """
     check_positive(num_images=num_images)
     batch = scored(vae, data)
-    if latent_shapes(vae, batch).keys() != {"z"}:
+    if vae.infers_labels or latent_shapes(vae, batch).keys() != {"z"}:
         raise RequestError("the information needs a model whose only latent site is z")
     own = batch[random_rows(batch, num_images)]
     draws = []

@@ -10,6 +10,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_vae.data.split import Split
 from pyro_vae.engine import distributed
 from pyro_vae.engine.graphs import AnyEngine, Engine, Graph, pick_engine
 from pyro_vae.engine.importance import (
@@ -27,7 +28,10 @@ from pyro_vae.engine.programs import Batch, Program
 from pyro_vae.engine.progress import progress_bar
 from pyro_vae.errors import NotFiniteError, RequestError, check_positive
 from pyro_vae.evaluation.batch import BatchLike, random_rows, scored
+from pyro_vae.evaluation.bits import scale_of
 from pyro_vae.evaluation.codes import ACTIVE, activity
+from pyro_vae.evaluation.labels import classify, known_labels
+from pyro_vae.likelihoods import noun
 from pyro_vae.vae import Model, default_batch_size
 
 ELBO_SAMPLES = 10
@@ -104,29 +108,59 @@ def evaluate(
         `elbo`, `reconstruction` and `kl` of all images and the `log_likelihood`, each with its
         `mean`, its `standard_error` over images, and the `num_samples` and `num_images` that it is
         based on. The log-likelihood also has the `monte_carlo_error` of the mean,
-        `share_of_images_with_k_hat_over_0.7`, `median_effective_sample_size` and
+        `share_of_images_with_k_hat_over_0.7`, `share_of_images_with_k_hat_over_1`, where no number
+        of samples suffices (`required_samples`), `median_effective_sample_size` and
         `elbo_same_images`. For a subset there is `log_likelihood_all_images`, see
-        `two_phase_mean`. For bytes there is `bits_per_dimension`, of all images. `k_curve` has the
-        bounds with 1, 2, 4, ... samples and their `gain` over the first, with the standard error of
+        `two_phase_mean`. `bits_per_dimension`, of all images, is an upper bound in
+        expectation, and says what it is `of`, see `scale_of`; counts have `nats_per_count`.
+        `k_curve` has the bounds with 1, 2,
+        4, ... samples and their `gain` over the first, with the standard error of
         the paired differences. `active_units` counts the latent dimensions that vary with the
         image. A model that uses labels is scored `given` its "labels" or "covariates" y: log p(x)
-        is log p(x | y).
+        is log p(x | y). A model that infers labels is scored without them; for images whose label
+        is known there are `log_joint`, the estimate of log p(x, y), and `classification`, the
+        accuracy and calibration of q(y | x), see `classify`. If values are
+        missing, log p(x) is that of the `observed` share of them.
 
     Raises:
         RequestError: If `num_images` exceeds the number of images, or a number is not positive.
         NotFiniteError: If an image has no finite importance weight.
     """
     batch = scored(vae, data)
-    subset = batch
+    rows = torch.arange(len(batch), device=batch.x.device)
     if num_images is not None:
         check_positive(num_images=num_images)
         if num_images > len(batch):
             raise RequestError(
-                f"num_images={num_images} exceeds the {len(batch)} images; use a smaller num_images"
+                f"num_images={num_images} exceeds the {len(batch)} {noun(batch.x.ndim - 1)}s; use a"
+                " smaller num_images"
             )
-        subset = batch[random_rows(batch, num_images)]
-    scores = score_images(vae, subset, num_samples, batch_size, engine)
-    return summarize(vae, batch, scores, num_samples, batch_size, engine)
+        rows = random_rows(batch, num_images)
+    scores = score_images(vae, batch[rows], num_samples, batch_size, engine)
+    results = summarize(vae, batch, scores, num_samples, batch_size, engine)
+    if vae.infers_labels and not isinstance(data, Tensor):
+        subset = data[rows.to(data.x.device)]
+        results |= label_metrics(vae, data, subset, num_samples, batch_size, engine)
+    return results
+
+
+def label_metrics(
+    vae: Model,
+    data: Split | Batch,
+    subset: Split | Batch,
+    num_samples: int,
+    batch_size: int | None = None,
+    engine: AnyEngine = "auto",
+) -> Metrics:
+    """The `classification` of `evaluate`, and the `log_joint` of a subset, if labels are known."""
+    if known_labels(vae, data) is None:
+        return {}
+    results: Metrics = {"classification": classify(vae, data).summary()}
+    known = known_labels(vae, subset)
+    if known is not None:
+        scores = score_images(vae, known, num_samples, batch_size, engine)
+        results["log_joint"] = summary(scores.log_likelihood, num_samples)
+    return results
 
 
 def score_images(
@@ -194,18 +228,28 @@ def summarize(
             "num_images": len(batch),
         }
         results["log_likelihood_all_images"] = of_all
-    if vae.pixels == "byte":
-        results["bits_per_dimension"] = _bits(of_all, batch.x[0].numel())
+    if vae.likelihood.given_total:
+        results["exposure"] = "total"
+    observed = (~batch.x.isnan()).double().mean().item()
+    if observed < 1:
+        results["observed"] = observed
+    scale = scale_of(vae.likelihood)
+    dimensions = observed * batch.x[0].numel()
+    if scale is not None:
+        bits = _per(of_all, dimensions * log(2), scale.offset)
+        results["bits_per_dimension"] = {**bits, "of": scale.of}
+    if vae.pixels == "count":
+        results["nats_per_count"] = _per(of_all, dimensions, 0.0)
     return results
 
 
-def _bits(log_likelihood: Metrics, dimensions: int) -> Metrics:
-    """A log-likelihood in nats per image as bits per dimension."""
-    nats = dimensions * log(2)
+def _per(log_likelihood: Metrics, unit: float, offset: float) -> Metrics:
+    """Minus a log-likelihood in nats per image, in another unit, plus an offset."""
     error = log_likelihood["standard_error"]
     if error is not None:
-        error = error / nats
-    return {**log_likelihood, "mean": -log_likelihood["mean"] / nats, "standard_error": error}
+        error = error / unit
+    mean = offset - log_likelihood["mean"] / unit
+    return {**log_likelihood, "mean": mean, "standard_error": error}
 
 
 def _k_curve(curve: Tensor, num_samples: int) -> Metrics:
@@ -297,7 +341,8 @@ def score(
     graphs = {count: Graph(partial(_pass, model, guide, count), engine) for count in set(counts)}
     parts: list[Scores] = []
     done = 0
-    with products("float32"), progress_bar(len(batch), "scoring") as bar:
+    unit = f" {noun(batch.x.ndim - 1)}s"
+    with products("float32"), progress_bar(len(batch), "scoring", unit) as bar:
         for rows in batch.split(max(1, batch_size // num_samples)):
             drawn = [graphs[count](*rows) for count in counts]
             values = [torch.cat(part) for part in zip(*drawn, strict=True)]
@@ -339,10 +384,13 @@ def _reliability(scores: Scores) -> Metrics:
     error = (scores.monte_carlo_error.square().sum().sqrt() / len(k_hat)).item()
     finite_error = error if isfinite(error) else None
     over = None
+    hopeless = None
     if not k_hat.isnan().any():
         over = (k_hat > RELIABLE).double().mean().item()
+        hopeless = (k_hat >= 1).double().mean().item()
     return {
         "monte_carlo_error": finite_error,
         "share_of_images_with_k_hat_over_0.7": over,
+        "share_of_images_with_k_hat_over_1": hopeless,
         "median_effective_sample_size": scores.effective_sample_size.quantile(0.5).item(),
     }

@@ -28,6 +28,8 @@ class Accuracy(NamedTuple):
 def linear_probe(vae: Model, train: Split, test: Split) -> Accuracy:
     """Logistic regression from posterior means to labels, fitted on `train`, scored on `test`.
 
+    Images whose label is unknown are left out.
+
     Arguments:
         vae: A model.
         train: Images with labels.
@@ -45,8 +47,14 @@ def linear_probe(vae: Model, train: Split, test: Split) -> Accuracy:
         raise RequestError(
             "a linear probe needs labels: add an array `labels`, or one folder per class"
         )
-    if len(train.labels.unique()) < 2:
+    train = train.labelled()
+    test = test.labelled()
+    assert train.labels is not None
+    assert test.labels is not None
+    if len(train.class_names()) < 2:
         raise RequestError("a linear probe needs images of at least two classes")
+    if len(test) == 0:
+        raise RequestError("a linear probe needs test images with known labels")
     check_known_classes(train, test)
     seen = codes(vae, train).loc.cpu().double().numpy()
     unseen = codes(vae, test).loc.cpu().double().numpy()
@@ -78,7 +86,9 @@ def bayes_classifier(
     """
     if images.labels is None:
         raise RequestError("a classifier needs labels; use images with labels")
+    images = images.labelled()
     labels = images.labels
+    assert labels is not None
     x = scored(vae, images).x
     log_p = []
     for label in range(num_classes):

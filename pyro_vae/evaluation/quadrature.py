@@ -18,6 +18,7 @@ from pyro_vae.engine.progress import progress_bar
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.batch import BatchLike, scored
+from pyro_vae.likelihoods import noun
 from pyro_vae.vae import Model, default_batch_size
 
 # Points per dimension of the first grid.
@@ -63,7 +64,7 @@ def quadrature_log_likelihood(vae: Model, data: BatchLike, batch_size: int | Non
     batch_size = batch_size or default_batch_size(vae, batch.x)
     box = _box(vae, batch, batch_size)
     results = []
-    with progress_bar(len(batch), "quadrature") as bar:
+    with progress_bar(len(batch), "quadrature", f" {noun(batch.x.ndim - 1)}s") as bar:
         for image in batch.split(1):
             results.append(_integral(partial(_log_joint, vae, image, batch_size), box))
             bar.update()

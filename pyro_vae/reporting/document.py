@@ -17,11 +17,12 @@ import torch
 from contourpy import contour_generator
 from torch import Tensor
 
+from pyro_vae.data.split import MAX_CLASSES
 from pyro_vae.evaluation.codes import ACTIVE
 from pyro_vae.reporting.explorer import Draws, ExploredPosterior, Grid, Paths, Snapshot
 from pyro_vae.reporting.overview import Overview
 from pyro_vae.reporting.pictures import Atlas, atlas
-from pyro_vae.reporting.style import COLOURS, PRIOR, VALIDATION, class_name, without_overlap
+from pyro_vae.reporting.style import COLOURS, GREY, PRIOR, VALIDATION, class_name, without_overlap
 
 # Shares of the mass inside the contours, and how opaque the areas between them are.
 MASSES = (0.99, 0.9, 0.5)
@@ -196,22 +197,27 @@ class Groups(NamedTuple):
     @property
     def colours(self) -> list[str]:
         """The colour of each image's group."""
-        return [COLOURS[group] for group in self.of_image.tolist()]
+        palette = (*COLOURS, GREY)
+        return [palette[group] for group in self.of_image.tolist()]
 
     @property
     def of_group(self) -> list[str]:
         """The colour of each group."""
-        return list(COLOURS[: len(self.names)])
+        return [*COLOURS, GREY][: len(self.names)]
 
 
 def groups_of(overview: Overview) -> Groups:
     """The classes of the images; one group without a name if there are none, or over ten."""
     labels = overview.images.labels
-    if labels is None or len(labels.unique()) > len(COLOURS):
+    if labels is None or len(labels[labels >= 0].unique()) > len(COLOURS):
         return Groups([""], torch.zeros(len(overview.codes), dtype=torch.int64))
-    present, of_image = labels.cpu().unique(return_inverse=True)
-    classes = overview.images.classes
-    return Groups([class_name(label, classes) for label in present.tolist()], of_image)
+    # Those without a label come last.
+    numbered = labels.cpu().where(labels.cpu() >= 0, MAX_CLASSES)
+    present, of_image = numbered.unique(return_inverse=True)
+    names = []
+    for label in present.tolist():
+        names.append(class_name(-1 if label == MAX_CLASSES else label, overview.images.classes))
+    return Groups(names, of_image)
 
 
 def document_of_snapshots(snapshots: Sequence[Snapshot], groups: Groups) -> Document:

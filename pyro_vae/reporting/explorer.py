@@ -275,7 +275,7 @@ def snapshot(
     """The snapshot of a model, with the posteriors of the first `count` images."""
     vae.eval()
     explored = []
-    if vae.q_z(*batch[:1]).has_rsample:
+    if vae.q_z(*batch[:1]).has_rsample and not vae.infers_labels:
         explored = explored_posteriors(vae, batch[:count], steps)
     return Snapshot(
         name,

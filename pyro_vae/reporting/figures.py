@@ -21,8 +21,9 @@ from torch import Tensor
 from pyro_vae.data.split import Data
 from pyro_vae.evaluation.batch import scored
 from pyro_vae.evaluation.codes import codes
+from pyro_vae.evaluation.labels import classify, known_labels
 from pyro_vae.evaluation.metrics import score_images
-from pyro_vae.likelihoods import IMAGE_DIMS
+from pyro_vae.likelihoods import IMAGE_DIMS, noun
 from pyro_vae.reporting import vectors, views
 from pyro_vae.reporting.projection import Plane, planes
 from pyro_vae.reporting.style import (
@@ -297,10 +298,26 @@ def reconstructions(images: Tensor, title: str, elbo: Sequence[float] = ()) -> F
     return grid(rows, title, len(images), ["image", "mean of p(x | z)"], labels)
 
 
+def imputations(images: Tensor, title: str, has_truth: bool) -> Figure:
+    """Draw images with missing pixels in columns: as observed, the mean, draws, and the truth.
+
+    Arguments:
+        images: Shape `(rows, N, *data_shape)`; the first row is as observed, the second the mean,
+            the others are draws.
+        title: The figure's title.
+        has_truth: Whether the last row is the truth instead.
+    """
+    labels = ["observed", "mean", *["draw"] * (len(images) - 2)]
+    if has_truth:
+        labels[-1] = "truth"
+    return grid(images.flatten(0, 1), title, images.shape[1], labels)
+
+
 def interpolations(images: Tensor) -> Figure:
     """Draw the images of `views.interpolations`."""
-    labels = ["image", *_numbers(torch.linspace(0, 1, images.shape[1] - 2)), "image"]
-    title = "means of p(x | z) for z from the code of the first image (0) to that of the second (1)"
+    each = noun(images.ndim - 2)
+    labels = [each, *_numbers(torch.linspace(0, 1, images.shape[1] - 2)), each]
+    title = "means of p(x | z) for z from the code of the first (0) to that of the second (1)"
     return grid(images.flatten(0, 1), title, images.shape[1], (), labels)
 
 
@@ -319,7 +336,7 @@ def analogies(images: Tensor, y: Tensor, classes: Sequence[str] | None = None) -
 
 def traversals(images: Tensor, dimension: int, values: Tensor) -> Figure:
     """Draw the images of `views.traversals`; `dimension` and `values` as there."""
-    labels = ["image", *_numbers(values)]
+    labels = [noun(images.ndim - 2), *_numbers(values)]
     title = f"means of p(x | z) for each value of z[{dimension}], the other dimensions as encoded"
     return grid(images.flatten(0, 1), title, images.shape[1], (), labels)
 
@@ -364,11 +381,12 @@ def _numbers(values: Tensor) -> list[str]:
 
 
 @styled
-def curves(records: Sequence[Record]) -> Figure:
+def curves(records: Sequence[Record], each: str = "image") -> Figure:
     """Draw the ELBO and its two terms over the epochs.
 
     Arguments:
         records: What `fit` yields.
+        each: What an element of the data is called, `Split.noun`.
     """
     figure, panels = _subplots(TWO_COLUMNS, 2.0, columns=3)
     for axes, (key, title) in zip(panels, TERMS.items(), strict=True):
@@ -377,7 +395,7 @@ def curves(records: Sequence[Record]) -> Figure:
         axes.set(title=title, xlabel="epoch")
     if any(abs(record["loss"] + record["elbo"]) > 1e-3 * abs(record["elbo"]) for record in records):
         _curve(panels[0], records, "loss", "training, -loss", sign=-1)
-    panels[0].set_ylabel("nats per image")
+    panels[0].set_ylabel(f"nats per {each}")
     panels[0].legend(loc="lower right")
     return figure
 
@@ -391,13 +409,14 @@ def _curve(axes: Any, records: Sequence[Any], key: str, label: str, sign: int = 
 
 
 @styled
-def bounds(curve: Mapping[str, Mapping[str, Any]]) -> Figure:
+def bounds(curve: Mapping[str, Mapping[str, Any]], each: str = "image") -> Figure:
     """Draw the importance-weighted bound over the number of samples K.
 
     The band is the standard error of the gain over K = 1 on the same images.
 
     Arguments:
         curve: The `k_curve` of `evaluate`.
+        each: What an element of the data is called, `Split.noun`.
     """
     figure, axes = _subplots(ONE_COLUMN, 2.4)
     num_samples = [int(k) for k in curve]
@@ -409,10 +428,8 @@ def bounds(curve: Mapping[str, Mapping[str, Any]]) -> Figure:
     )
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_title(
-        "importance-weighted bound; band: standard error of\nthe gain over K = 1 on the same images"
-    )
-    axes.set(xlabel="K, number of importance samples", ylabel="nats per image")
+    axes.set_title("importance-weighted bound; band: standard error of\nthe gain over K = 1")
+    axes.set(xlabel="K, number of importance samples", ylabel=f"nats per {each}")
     return figure
 
 
@@ -473,6 +490,7 @@ def latent(
 ) -> Figure:
     """Draw a scatter plot of codes, coloured by label if there are at most ten labels.
 
+    Codes whose label is unknown are left out, unless all are.
     The name of each label stands near the median of its codes, because ten colours alone are hard
     to tell apart. More than two dimensions are drawn on two planes, see `planes`, for at most
     `T_SNE_IMAGES` codes.
@@ -483,6 +501,9 @@ def latent(
         title: The figure's title.
         classes: The names of the classes, such as `Split.classes`.
     """
+    if labels is not None and bool((labels >= 0).any()):
+        codes = codes[(labels >= 0).to(codes.device)]
+        labels = labels[labels >= 0]
     if codes.shape[1] > 2:
         codes = codes[:T_SNE_IMAGES]
     if labels is None or len(labels.unique()) > len(COLOURS):
@@ -534,6 +555,34 @@ def _name_groups(axes: Any, names: Sequence[str], points: Tensor, groups: Tensor
         )
 
 
+@styled
+def reliability(classification: Mapping[str, Any]) -> Figure:
+    """Draw the reliability diagram of a classifier: accuracy over confidence, in bins.
+
+    Arguments:
+        classification: The `classification` of `evaluate`.
+    """
+    bins = classification["bins"]
+    confidence = [each["confidence"] for each in bins]
+    accuracy = [each["accuracy"] for each in bins]
+    errors = [each["standard_error"] for each in bins]
+    figure, axes = _subplots(ONE_COLUMN, 3.1)
+    axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="calibrated")
+    axes.errorbar(
+        confidence, accuracy, errors, color=GUIDE, marker="o", capsize=3, label="q(y | x)"
+    )
+    for each in bins:
+        point = each["confidence"], each["accuracy"]
+        axes.annotate(
+            f"{each['num_images']:,}", point, (4, -8), fontsize=6, textcoords="offset points"
+        )
+    title = f"{classification['accuracy']:.1%} right, calibration error"
+    title += f" {classification['calibration_error']:.1%}, {classification['num_images']:,} images"
+    axes.set(title=title, xlabel="probability of the most likely class", ylabel="share right")
+    axes.legend(loc="upper left")
+    return figure
+
+
 def figures_of(vae: Model, data: Data, records: Sequence[Record] = ()) -> dict[str, Figure]:
     """The figures of a trained model, by name: those that a run folder holds.
 
@@ -544,27 +593,30 @@ def figures_of(vae: Model, data: Data, records: Sequence[Record] = ()) -> dict[s
     """
     images = data.test.subset(min(LATENT_IMAGES, len(data.test)))
     batch = scored(vae, images)
+    each = images.noun
     first = batch[:ROWS]
     pairs = views.reconstructions(vae, first)
     elbo = score_images(vae, first, ELBO_SAMPLES, engine="eager").elbo.tolist()
     y = views.random_labels(vae, images, SAMPLES)
     loc = codes(vae, batch).loc
     drawn = {
-        "reconstructions": reconstructions(pairs, "test images and reconstructions", elbo),
+        "reconstructions": reconstructions(pairs, f"test {each}s and reconstructions", elbo),
         "samples": samples_and_draws(views.samples_and_draws(vae, SAMPLES, y)),
-        "latent": latent(loc, images.labels, "posterior means of test images", images.classes),
+        "latent": latent(loc, images.labels, f"posterior means of test {each}s", images.classes),
     }
     if records:
-        drawn = {"curves": curves(records), **drawn}
-    y = batch.y
-    if vae.needs_labels and y is not None and not y.is_floating_point():
-        labels = y.unique()
+        drawn = {"curves": curves(records, each), **drawn}
+    labels = images.labels
+    if vae.needs_labels and labels is not None and images.covariates is None:
+        labels = labels[labels >= 0].unique().to(batch.x.device)
         drawn["analogies"] = analogies(views.analogies(vae, labels), labels, images.classes)
     if vae.latent_dim > 2:
         order = views.active_dimensions(vae, batch)[:ROWS]
         ranges = views.code_range(vae, batch)[:, order].cpu()
         made = views.dimensions(vae, batch[:1], order, ranges, STEPS)
         drawn["traversals"] = dimensions(made, order, ranges)
+    if vae.infers_labels and known_labels(vae, data.test) is not None:
+        drawn["reliability"] = reliability(classify(vae, data.test).summary())
     if vae.latent_dim == 2 and not vae.needs_labels:
         drawn["manifold"] = manifold(*views.manifold(vae))
     return drawn

@@ -41,9 +41,15 @@ METRICS = (
         "The estimate for all images, with the ELBO as control variate.",
     ),
     (
+        "log_joint",
+        "log p(x, y)",
+        "The same estimate with the known labels of the images.",
+    ),
+    (
         "bits_per_dimension",
         "bits per dimension",
-        "-log2 p(x) for each pixel and channel; lower is better.",
+        "-log2 p(x) for each pixel and channel, of the bytes if pixels are dequantized; an upper"
+        " bound in expectation; lower is better.",
     ),
 )
 # Metrics without a standard error, and their formats.
@@ -67,6 +73,18 @@ PLAIN = (
         "Share of images whose estimate of log p(x) is unreliable. Zero does not prove that the"
         " others are reliable.",
         ".1%",
+    ),
+    (
+        "classification/accuracy",
+        "accuracy of q(y | x)",
+        "Share of images whose most likely class is their label.",
+        ".2%",
+    ),
+    (
+        "classification/calibration_error",
+        "calibration error",
+        "Mean distance of the largest class probability from the accuracy, in 15 bins.",
+        ".2%",
     ),
 )
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from bokeh.plotting import figure
 
-from pyro_vae.evaluation.batch import scored
+from pyro_vae.evaluation.batch import completed
 from pyro_vae.evaluation.quadrature import has_two_dimensions
 from pyro_vae.reporting import plots
 from pyro_vae.reporting.document import (
@@ -89,7 +89,7 @@ def material(subject: Subject, effort: Effort) -> Material:
     images, means = (pictures(part) for part in shown.reconstructions.unbind(1))
     groups = groups_of(shown)
     found = Material(subject, shown, Columns(images, means), groups)
-    batch = scored(vae, shown.images)
+    batch = completed(vae, shown.images)
     if has_two_dimensions(vae, batch[:1]):
         models = [*subject.earlier, ("last epoch", vae)]
         count, side = effort.explored, SIDE

@@ -21,6 +21,8 @@ COLOURS = (
     "#8c564b",
     "#332288",
 )
+# Of images without a label, where ten classes have the other colours.
+GREY = "#999999"
 # The same thing has the same colour everywhere.
 TRAINING = "#56b4e9"
 VALIDATION = "#0072b2"

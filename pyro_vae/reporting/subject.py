@@ -49,7 +49,7 @@ class Subject:
     @property
     def given(self) -> str:
         """What the model is conditioned on: "labels", "covariates", or nothing."""
-        if not self.vae.needs_labels:
+        if not self.vae.needs_labels or self.vae.infers_labels:
             return ""
         if self.test.covariates is None:
             return "labels"

@@ -1,5 +1,7 @@
 """Images that show what a trained VAE has learned, as grey values in [0, 1].
 
+Data that are no images are shown as vectors, of shape `(D,)` in place of `data_shape`, of what the
+encoder reads: reals are standardized, counts are log(1 + x). `Likelihood.shown` decides on both.
 `figures` draws them. Each function works for any model, and sets it to evaluation mode.
 """
 
@@ -14,7 +16,7 @@ from pyro_vae.data.split import Split
 from pyro_vae.engine.programs import Batch
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
-from pyro_vae.evaluation.batch import BatchLike, scored
+from pyro_vae.evaluation.batch import BatchLike, completed, scored
 from pyro_vae.evaluation.codes import ACTIVE, activity, codes
 from pyro_vae.vae import Model
 
@@ -31,8 +33,8 @@ RANGE_IMAGES = 100
 
 
 def to_grey(vae: Model, x: Tensor) -> Tensor:
-    """Convert pixels that the likelihood scores to grey values in [0, 1]."""
-    return vae.likelihood.unit(x).clamp(0, 1)
+    """Values that the likelihood scores as they are shown, see `Likelihood.shown`."""
+    return vae.likelihood.shown(x)
 
 
 @torch.no_grad()
@@ -56,10 +58,14 @@ def decode_mean(vae: Model, z: Tensor, y: Tensor | None = None) -> Tensor:
 
 
 def random_labels(vae: Model, images: Split, count: int) -> Tensor | None:
-    """`count` labels drawn from those of the images, if the model uses labels."""
+    """`count` labels drawn from the known ones of the images, if the model uses labels."""
     if not vae.needs_labels:
         return None
     vae.check_labels(images.y)
+    if vae.infers_labels:
+        images = images.labelled()
+        if images.labels is None or len(images) == 0:
+            return None
     device = next(vae.parameters()).device
     chosen = torch.randint(len(images), (count,), device=images.x.device)
     return images[chosen].to(device).y
@@ -151,7 +157,7 @@ def interpolations(
         Images, shape `(N / 2, steps + 2, *data_shape)`; the first and the last column are
         the images themselves.
     """
-    batch = scored(vae, data)
+    batch = completed(vae, data)
     weights = torch.linspace(0, 1, steps, device=batch.x.device)[:, None]
     start, end = codes(vae, batch).loc[:, None].chunk(2)
     if new_y is None:
@@ -246,7 +252,7 @@ def traversals(
         raise RequestError(
             f"dimension={dimension} is out of range; choose 0 to {vae.latent_dim - 1}"
         )
-    batch = scored(vae, data)
+    batch = completed(vae, data)
     z = codes(vae, batch).loc[:, None].repeat(1, len(values), 1)
     z[..., dimension] = values.to(z)
     if new_y is None:

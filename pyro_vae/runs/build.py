@@ -314,7 +314,7 @@ def build_training(recipe: Recipe, download: bool = True) -> tuple[Model, Data, 
             image_shape=recipe.image_shape,
             condition_on=recipe.condition_on,
         )
-    data = with_asked_labels(recipe, data)
+    data = with_hidden(recipe, data)
     recipe.data = stored_data(recipe.data, data)
     recipe.data_dir = absolute(recipe.data_dir)
     pyro.clear_param_store()
@@ -348,11 +348,13 @@ def build_training(recipe: Recipe, download: bool = True) -> tuple[Model, Data, 
     return vae, data, training
 
 
-def with_asked_labels(recipe: Recipe, data: Data) -> Data:
-    """The data with the labels that a recipe asks for; its seed chooses them."""
-    if recipe.labels is None:
-        return data
-    return data.with_labels(recipe.labels, recipe.seed)
+def with_hidden(recipe: Recipe, data: Data) -> Data:
+    """The data without the labels and the values that a recipe hides; its seed chooses them."""
+    if recipe.labels is not None:
+        data = data.with_labels(recipe.labels, recipe.seed)
+    if recipe.missing is not None:
+        data = data.with_missing(recipe.missing, recipe.seed)
+    return data
 
 
 def stored_data(asked: str, data: Data) -> str:

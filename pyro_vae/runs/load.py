@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -14,8 +14,9 @@ import torch
 from pyro_vae.data.datasets import TORCHVISION, load_data, load_images, stored_name
 from pyro_vae.data.split import Data, Split
 from pyro_vae.errors import RequestError, check_choice
+from pyro_vae.likelihoods import IMAGE_DIMS
 from pyro_vae.networks import Shape
-from pyro_vae.runs.build import build_stored_model, pick_binarization, with_asked_labels
+from pyro_vae.runs.build import build_stored_model, pick_binarization, with_hidden
 from pyro_vae.runs.checkpoints import Checkpoint, load_checkpoint, load_parameters
 from pyro_vae.runs.folder import Run, Which
 from pyro_vae.runs.recipe import Recipe
@@ -96,8 +97,12 @@ class SavedRun:
     checkpoint: Checkpoint
     vae: Model
 
-    def data(self, data_dir: str | None = None) -> Data:
+    def data(self, data_dir: str | None = None, hidden: bool = True) -> Data:
         """The data set of the run. It is downloaded only if `data_dir` is given.
+
+        Arguments:
+            data_dir: Folder of the downloaded data sets; None is that of the run.
+            hidden: Without the values that the run hid, see `Recipe.missing`.
 
         Raises:
             ValueError: If the data are missing, or have another shape.
@@ -113,7 +118,9 @@ class SavedRun:
             image_shape=recipe.image_shape,
             condition_on=recipe.condition_on,
         )
-        data = with_asked_labels(recipe, data)
+        if not hidden:
+            return data
+        data = with_hidden(recipe, data)
         self._check_shape(recipe.data, data.shape)
         if not self.checkpoint.is_of(data, "labels" in self.checkpoint.content):
             logger.warning(
@@ -148,13 +155,16 @@ class SavedRun:
         if split != "test":
             raise RequestError("--data uses all its images; leave out --split")
         recipe = self.recipe
+        image_shape: Sequence[int] | None = recipe.image_shape
+        if image_shape is None and len(self.checkpoint.shape) == IMAGE_DIMS:
+            image_shape = self.checkpoint.shape
         images = load_images(
             data,
             data_dir or recipe.data_dir,
             image_size or recipe.image_size,
             pick_binarization(recipe),
             download=data_dir is not None,
-            image_shape=recipe.image_shape or self.checkpoint.shape,
+            image_shape=image_shape,
             condition_on=recipe.condition_on,
         )
         self._check_shape(data, tuple(images.x.shape[1:]))
@@ -187,6 +197,6 @@ class SavedRun:
         trained = self.checkpoint.shape
         if shape != trained:
             raise RequestError(
-                f"{name} has images of shape {shape}, but {self.run.path} was trained on {trained};"
-                " --image_size changes height and width, but not the number of channels"
+                f"{name} has data of shape {shape}, but {self.run.path} was trained on {trained};"
+                " --image_size changes height and width of images, but not the number of channels"
             )

@@ -45,6 +45,7 @@ class Recipe:
         binarization: How grey pixels become binary: drawn at each presentation, drawn once, or not
             at all; by default what the likelihood needs.
         validation_size: Training images held out for validation; by default a twelfth.
+        missing: Share of the values to hide at random, from 0 to less than 1, for experiments.
         latent_dim: Number of latent dimensions.
         epochs: Passes over the training images; by default 20, or more if they have fewer than
             3,000 steps.
@@ -88,6 +89,7 @@ class Recipe:
     labels: int | None = None
     binarization: Binarization | None = None
     validation_size: int | None = None
+    missing: float | None = None
     latent_dim: int = 20
     epochs: int | None = None
     batch_size: int | None = None

@@ -19,7 +19,7 @@ from pyro_vae.engine.importance import log_weights
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.batch import scored
-from pyro_vae.runs.build import build_model_for, pick_binarization, stored_data
+from pyro_vae.runs.build import build_model_for, pick_binarization, stored_data, with_hidden
 from pyro_vae.runs.checkpoint_check import MisfitError, check_parameters
 from pyro_vae.runs.checkpoints import data_identity, write_content
 from pyro_vae.runs.folder import Run
@@ -137,6 +137,7 @@ def _check_data(recipe: Recipe, data: Data, needs_labels: bool) -> None:
         image_shape=recipe.image_shape,
         condition_on=recipe.condition_on,
     )
+    loaded = with_hidden(recipe, loaded)
     if loaded.fingerprint != data.fingerprint:
         raise RequestError(
             f"the recipe loads other data than {data.name}; give its data, image_size and"

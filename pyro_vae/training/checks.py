@@ -24,13 +24,14 @@ logger = getLogger("pyro_vae")
 BATCH_SIZE = 128
 
 
-def pick_batch_size(asked: int | None, images: int, validation: int) -> int:
+def pick_batch_size(asked: int | None, images: int, validation: int, each: str = "image") -> int:
     """The batch size: the one asked for, or the default.
 
     Arguments:
         asked: The batch size asked for, if any.
         images: Number of training images.
         validation: Number of validation images.
+        each: What messages call an image.
 
     Raises:
         ValueError: If there are fewer images, or a process would have no image of a batch or of the
@@ -38,15 +39,15 @@ def pick_batch_size(asked: int | None, images: int, validation: int) -> int:
     """
     if asked is not None and asked > images:
         raise RequestError(
-            f"batch_size={asked} exceeds the {images} training images; use a smaller batch_size"
+            f"batch_size={asked} exceeds the {images} training {each}s; use a smaller batch_size"
         )
     if asked is None and images < BATCH_SIZE:
-        logger.info("batch_size: using all %d training images", images)
+        logger.info("batch_size: using all %d training %ss", images, each)
     size = asked or min(BATCH_SIZE, images)
     processes = distributed.world_size()
     if smallest_share(size, images) == 0 or validation < processes:
         raise RequestError(
-            f"batch_size={size} leaves a batch with fewer images than the {processes} processes;"
+            f"batch_size={size} leaves a batch with fewer {each}s than the {processes} processes;"
             " change it"
         )
     return size
@@ -130,7 +131,7 @@ def _outputs(name: str, network: nn.Module, wanted: tuple[int, ...]) -> Iterator
         for shape in shapes:
             if shape != wanted:
                 raise RequestError(
-                    f"{name} returns shape {shape} per image, but must return {wanted}"
+                    f"{name} returns shape {shape} for each input, but must return {wanted}"
                 )
 
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from pyro_vae.data.host import HostSplit, prefetch
 from pyro_vae.data.split import Data, Split, to_pixels
+from pyro_vae.data.values import check_kind
 from pyro_vae.engine import distributed
 from pyro_vae.engine.graphs import AnyEngine, Engine, pick_engine
 from pyro_vae.engine.precision import Precision, products
@@ -170,7 +171,8 @@ def fit(
     check_choice("on_nan", on_nan, OnNaN)
     if seed is not None:
         pyro.set_rng_seed(seed)
-    batch_size = pick_batch_size(batch_size, len(data.train), len(data.validation))
+    each = data.train.noun
+    batch_size = pick_batch_size(batch_size, len(data.train), len(data.validation), each)
     steps_per_epoch = math.ceil(len(data.train) / batch_size)
     if epochs is None:
         epochs = max(EPOCHS, math.ceil(STEPS / steps_per_epoch))
@@ -318,11 +320,12 @@ class Loop:
     ) -> None:
         self.vae = vae
         self.train = data.train
+        check_kind(data.train.x, vae.pixels, vae.likelihood.largest)
         # The validation ELBO is a bound on log p(x), also if some labels are known.
         y = data.validation.y
         if vae.infers_labels:
             y = None
-        self.validation = Batch(data.validation.scored(vae.pixels), y)
+        self.validation = Batch(data.validation.scored(vae.pixels, vae.likelihood.largest), y)
         self.batch_size = batch_size
         self.objective = objective
         self.schedule = schedule

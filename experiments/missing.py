@@ -42,11 +42,12 @@ def mnist(data_dir: str, epochs: int, out: Path) -> None:
     complete = truth.test.subset(TEST_IMAGES).scored("binary")
     hidden = test.scored("binary").isnan()
     results = _baselines(data, test, complete)
+    # A step of MIWAE's bound takes about three times as long.
     objectives = {
-        "VAE, ELBO": Trace_ELBO(),
-        "VAE, MIWAE's bound, K = 5": pv.ImportanceWeightedELBO(5),
+        "VAE, ELBO": (Trace_ELBO(), epochs),
+        "VAE, MIWAE's bound, K = 5": (pv.ImportanceWeightedELBO(5), epochs // 2),
     }
-    for name, objective in objectives.items():
+    for name, (objective, length) in objectives.items():
         pyro.set_rng_seed(0)
         vae = pv.VAE(
             prior=pv.StandardNormal(20),
@@ -56,7 +57,7 @@ def mnist(data_dir: str, epochs: int, out: Path) -> None:
             likelihood=pv.Bernoulli(),
         )
         start = time.process_time()
-        for record in pv.fit(vae, data, epochs=epochs, seed=0, objective=objective):
+        for record in pv.fit(vae, data, epochs=length, seed=0, objective=objective):
             print(name, record["epoch"], round(record["validation_elbo"], 2), flush=True)
         seconds = time.process_time() - start
         score = pv.evaluate(vae, test, num_samples=1000)["log_likelihood"]

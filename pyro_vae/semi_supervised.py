@@ -138,7 +138,7 @@ class SemiSupervisedVAE(ConditionalVAE):
         if q.batch_shape != leading:
             raise RequestError(
                 f"{type(self.posterior).__name__} must take parameters with any leading dimensions,"
-                " of which there is one for the classes; index from the end, as params[..., 0, :]"
+                " of which one is for the classes; index from the end, as in params[..., 0, :]"
             )
         return q
 

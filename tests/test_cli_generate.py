@@ -302,3 +302,49 @@ def test_the_data_of_the_run_are_not_new(tmp_path, images, capfd):
 def test_a_named_set_without_test_images_is_not_new(run_dir, capfd):
     run("generate", run_dir, "codes", "--data", "digits")
     assert "was trained on" in capfd.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def table():
+    """Reals whose columns have very different units."""
+    generator = np.random.default_rng(0)
+    code = generator.standard_normal((120, 1))
+    noise = 0.1 * generator.standard_normal((120, 12))
+    return (10.0 ** np.arange(-6, 6) * (20 + code + noise)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def run_of_reals(table, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reals")
+    np.save(folder / "table.npy", table)
+    flags = "--likelihood Normal --likelihood.kind real --latent_dim 2 --epochs 30"
+    flags += " --encoder.hidden [16] --decoder.hidden [16]"
+    options = [*flags.split(), "--device", "cpu", "--optimizer.lr", 0.01]
+    run("train", "--data", folder / "table.npy", *options, "--run_dir", folder / "run")
+    return folder / "run"
+
+
+def test_vectors_are_stored_in_their_own_units(run_of_reals, table, tmp_path):
+    run("generate", run_of_reals, "reconstructions", "--out", tmp_path / "r.npz")
+    with np.load(tmp_path / "r.npz") as arrays:
+        for row in arrays["images"]:
+            assert (table == row).all(1).any()
+        error = arrays["reconstructions"] - arrays["images"]
+    assert (np.sqrt((error**2).mean(0)) < 0.5 * table.std(0)).all()
+    run("generate", run_of_reals, "samples", "--count", 500, "--out", tmp_path / "s.npz")
+    with np.load(tmp_path / "s.npz") as arrays:
+        assert arrays["images"].shape == (500, 12)
+        distance = (arrays["images"].mean(0) - table.mean(0)) / table.std(0)
+    assert (np.abs(distance) < 0.5).all()
+    options = ["--num_samples", 3, "--check_images", 0]
+    run("evaluate", run_of_reals, "--data", tmp_path / "s.npz", *options)
+
+
+@pytest.mark.parametrize(
+    "kind", ["samples", "reconstructions", "interpolations", "traversals", "manifold", "codes"]
+)
+def test_pictures_of_vectors(run_of_reals, tmp_path, kind):
+    run("generate", run_of_reals, kind, "--count", 4, "--columns", 4, "--out", tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        assert min(image.size) > 100
+        assert np.array(image.convert("L")).min() < 128

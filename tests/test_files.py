@@ -39,7 +39,7 @@ def test_arrays_of_every_kind(tmp_path, shape, dtype):
 
 
 BAD_ARRAYS = {
-    "nan": (np.full((20, 4, 4), np.nan), "nan"),
+    "nan": (np.full((20, 4, 4), np.nan), "20 rows without any observed value"),
     "range": (np.full((20, 4, 4), 1.5), "float64 from 1.5 to 1.5"),
     "int64": (np.full((20, 4, 4), 300), "int64 from 300 to 300"),
     "one dimension": (np.zeros(20), r"vectors need \(N, D\): use x.reshape\(-1, 1\)"),

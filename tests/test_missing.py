@@ -122,3 +122,42 @@ def test_values_of_complete_floats_are_kept_as_they_are():
     values, observed = split_missing(x, None, "x")
     assert values is x
     assert observed is None
+
+
+@pytest.mark.parametrize("shape", [(30, 8, 8), (30, 9, 9, 3), (30, 5)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_files_tell_what_is_missing(tmp_path, shape, dtype):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 200, shape).astype(dtype)
+    if dtype == np.float32:
+        x /= 255
+    observed = rng.random(shape) < 0.8
+    observed[:, 0] = True
+    np.savez(tmp_path / "x.npz", images=x, observed=observed)
+    split = pv.load_images(str(tmp_path / "x.npz"))
+    np.testing.assert_array_equal(
+        split.scored("unit" if len(shape) > 2 else "real").isnan(), ~like(observed, split.x)
+    )
+    assert split.x.dtype == torch.from_numpy(x).dtype
+
+
+def like(observed, x):
+    if observed.ndim == 4:
+        observed = observed.transpose(0, 3, 1, 2)
+    return observed.reshape(x.shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.float32, torch.uint8])
+def test_completed_vectors_have_their_type(dtype):
+    x = torch.tensor([[0, 1, 1], [1, 0, 1], [0, 0, 1]]).to(dtype)
+    if dtype in (torch.int32, torch.uint8):
+        x = 100 * x
+    observed = torch.tensor([[True, False, True]]).expand(3, 3)
+    split = pv.Split(x, observed=observed)
+    values = x.float() + 0.2
+    completed = split.completed(values, "count" if dtype != torch.float32 else "real")
+    assert completed.x.dtype == split.x.dtype
+    if dtype == torch.float32:
+        torch.testing.assert_close(completed.x[:, 1], values[:, 1])
+    else:
+        assert torch.equal(completed.x.float(), x.float())

@@ -6,6 +6,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.cli.main import main
+from pyro_vae.data.text import read_csv
 
 
 def digits_of_bits(count, seed=0):
@@ -95,7 +96,7 @@ def test_a_table_without_names(tmp_path):
 BAD = {
     "counts": (COLUMNS, PIXELS, "a likelihood on binary values cannot score counts from"),
     "words": (COLUMNS[:2], [["a", "b"]] * 24, "cannot be read as a table"),
-    "a gap": (COLUMNS[:2], [[1, ""]] * 24, "cannot be read as a table"),
+    "an empty row": (COLUMNS[:2], [[1, ""]] * 23 + [["", ""]], "without any observed value"),
     "two labels": (["label", "class", *COLUMNS[:2]], [[1, 1, 2, 3]] * 24, "2 columns of labels"),
     "only labels": (["label"], [[1]] * 24, "no columns of numbers"),
     "ragged": (COLUMNS[:2], [[1, 2], [3]], "cannot be read as a table"),
@@ -136,3 +137,14 @@ def test_vectors_are_trained_resumed_and_scored_from_the_command_line(tmp_path, 
     options = ["--num_samples", "3", "--check_images", "2", "--data", str(tmp_path / "a.csv")]
     assert main(["evaluate", run, *options]) == 0
     assert "40 rows, real values" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("header", ["a,b,c\n", ""])
+def test_an_empty_cell_is_a_missing_value(tmp_path, header):
+    path = tmp_path / "gaps.csv"
+    path.write_text(header + "1.5,,3\n2,4,nan\n1,2,3\n")
+    arrays = read_csv(path).parts["train"]
+    expected = np.array([[1.5, np.nan, 3], [2, 4, np.nan], [1, 2, 3]], np.float32)
+    np.testing.assert_array_equal(arrays.x, expected)
+    split = arrays.split(None)
+    assert torch.equal(split.observed, torch.from_numpy(~np.isnan(expected)))

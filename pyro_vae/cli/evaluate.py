@@ -30,7 +30,7 @@ from pyro_vae.engine.graphs import AnyEngine
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.anomaly import anomaly_scores, auroc
 from pyro_vae.evaluation.batch import random_rows, scored
-from pyro_vae.evaluation.calibration import calibration
+from pyro_vae.evaluation.calibration import calibration, simulates
 from pyro_vae.evaluation.check import annealed_log_likelihood, check_log_likelihood
 from pyro_vae.evaluation.forecast import forecast
 from pyro_vae.evaluation.gap import inference_gap
@@ -194,7 +194,7 @@ def _results(vae: Model, split: Split, images: Split, scores: Scores, config: Na
         return results | label_metrics(vae, split, images, config.num_samples, batch_size, engine)
     if latent_shapes(vae, scored(vae, images[:1])).keys() == {"z"}:
         results["information"] = information(vae, split, batch_size=batch_size)._asdict()
-    if config.calibration_images and vae.likelihood.is_density:
+    if config.calibration_images and simulates(vae):
         pyro.set_rng_seed(config.seed)
         simulated = config.calibration_images
         ranks = calibration(vae, split, num_images=simulated, batch_size=batch_size)
@@ -240,7 +240,7 @@ def _save(
         name += f"-ais{config.num_chains}x{config.num_temperatures}"
     if config.gap_images:
         name += f"-gap{config.gap_images}"
-    curve = figures.png(figures.bounds(results["k_curve"]))
+    curve = figures.png(figures.bounds(results["k_curve"], images.noun))
     worst = figures.png(_worst(vae, images, scores))
     files = [
         run.save_results(results, f"results-{name}"),
@@ -263,7 +263,7 @@ def _worst(vae: Model, images: Split, scores: Scores) -> figures.Figure:
     labels = []
     for i in order.tolist():
         labels.append(f"{scores.log_likelihood[i]:.0f}\nk-hat {scores.pareto_k[i]:.2f}")
-    title = "the least likely images: log p(x) in nats, k-hat"
+    title = f"the least likely {images.noun}s: log p(x) in nats, k-hat"
     return figures.grid(x, title, len(x), column_labels=labels)
 
 

@@ -32,6 +32,7 @@ from pyro_vae.evaluation.batch import scored
 from pyro_vae.evaluation.codes import ACTIVE, activity, codes
 from pyro_vae.evaluation.impute import impute
 from pyro_vae.evaluation.metrics import RELIABLE
+from pyro_vae.likelihoods import IMAGE_DIMS
 from pyro_vae.reporting import figures, views
 from pyro_vae.runs.build import pick_device
 from pyro_vae.runs.folder import Run
@@ -126,8 +127,8 @@ class Request:
     def named(self) -> str:
         """What titles call the images."""
         if self.config.data is None:
-            return f"{self.config.split} images"
-        return f"images of {Path(self.config.data).name}"
+            return f"{self.config.split} {self.images.noun}s"
+        return f"{self.images.noun}s of {Path(self.config.data).name}"
 
 
 def generate(argv: list[str]) -> None:
@@ -146,6 +147,9 @@ def generate(argv: list[str]) -> None:
         raise RequestError(f"{config.kind} use no images; leave out --data")
     if config.label is not None:
         _check_takes_label(vae, config.kind)
+    if file_format == "npz" and len(saved.checkpoint.shape) < IMAGE_DIMS:
+        # Vectors are stored in their own units.
+        vae.likelihood.shown = lambda x: x  # type: ignore[method-assign]
     pyro.set_rng_seed(config.seed)
     asked = (config.split, config.data, config.data_dir, config.image_size)
     request = Request(
@@ -286,7 +290,7 @@ def _samples(request: Request) -> Output:
         y = views.random_labels(vae, request.images, count)
     made = views.samples(vae, count, mean, y)
     return Output(
-        {"images": _bytes(made), "y": y}, lambda: figures.samples(made, mean, config.columns)
+        {"images": _stored(made), "y": y}, lambda: figures.samples(made, mean, config.columns)
     )
 
 
@@ -294,8 +298,8 @@ def _reconstructions(request: Request) -> Output:
     split = request.some()
     made = views.reconstructions(request.vae, split, request.y(len(split)))
     arrays = {
-        "images": _bytes(made[:, 0]),
-        "reconstructions": _bytes(made[:, 1]),
+        "images": _stored(made[:, 0]),
+        "reconstructions": _stored(made[:, 1]),
         "labels": split.labels,
     }
     title = f"{request.named} and reconstructions"
@@ -310,7 +314,7 @@ def _interpolations(request: Request) -> Output:
         )
     pairs = chosen[: 2 * (len(chosen) // 2)]
     made = views.interpolations(request.vae, pairs, request.y(len(pairs)))
-    return Output({"images": _bytes(made)}, lambda: figures.interpolations(made))
+    return Output({"images": _stored(made)}, lambda: figures.interpolations(made))
 
 
 def _traversals(request: Request) -> Output:
@@ -333,7 +337,7 @@ def _traversals(request: Request) -> Output:
     low, high = views.code_range(vae, many)[:, dimension].tolist()
     values = torch.linspace(low, high, STEPS)
     made = views.traversals(vae, split, dimension, values, request.y(len(split)))
-    arrays = {"images": _bytes(made), "dimension": torch.tensor(dimension), "z": values}
+    arrays = {"images": _stored(made), "dimension": torch.tensor(dimension), "z": values}
     return Output(arrays, lambda: figures.traversals(made, dimension, values))
 
 
@@ -343,7 +347,7 @@ def _manifold(request: Request) -> Output:
     if vae.needs_labels and config.label is None and vae.latent_dim == 2:
         raise RequestError("the manifold of a model that uses labels needs one: add --label")
     made, z = views.manifold(vae, config.columns or 20, request.label)
-    return Output({"images": _bytes(made), "z": z}, lambda: figures.manifold(made, z))
+    return Output({"images": _stored(made), "z": z}, lambda: figures.manifold(made, z))
 
 
 def _codes(request: Request) -> Output:
@@ -372,7 +376,7 @@ def _analogies(request: Request) -> Output:
     columns = request.config.columns or request.config.count or IMAGES
     made = views.analogies(request.vae, y, columns)
     return Output(
-        {"images": _bytes(made), "labels": y},
+        {"images": _stored(made), "labels": y},
         lambda: figures.analogies(made, y, split.classes),
     )
 
@@ -412,7 +416,7 @@ def _imputations(request: Request) -> Output:
     if truth is not None:
         rows.append(scored(vae, truth).x)
     made = views.to_grey(vae, torch.stack(rows))
-    title = f"{request.named}: missing pixels are grey, then imputed"
+    title = f"{request.named}: as observed, then imputed"
     return Output(arrays, lambda: figures.imputations(made, title, truth is not None))
 
 
@@ -428,5 +432,8 @@ KINDS: dict[str, Callable[[Request], Output]] = {
 }
 
 
-def _bytes(images: Tensor) -> Tensor:
+def _stored(images: Tensor) -> Tensor:
+    """Grey values as bytes; vectors stay as they are."""
+    if images.ndim <= IMAGE_DIMS:
+        return images
     return (images * 255).round().to(torch.uint8)

@@ -86,6 +86,12 @@ class Archive:
             return None
         return self.get(name, f"{name}.astype(float)")
 
+    def observed(self) -> np.ndarray | None:
+        """Which values of the images are observed, or None if the file does not tell."""
+        if "observed" not in self.names:
+            return None
+        return self.get("observed", "observed.astype(bool)")
+
     def title(self, name: str) -> str:
         """What messages call an array."""
         return f"{self.path}: {self._stored[name]}"
@@ -153,8 +159,8 @@ def _multi_label(arrays: Arrays) -> Arrays:
 
 
 def _images(archive: Archive) -> Contents | None:
-    """This package's own layout: `images`, with `labels` and `covariates` if there are any."""
-    left = archive.names - {"images", "labels", "covariates"}
+    """This package's own layout: `images`, with `labels`, `covariates` and `observed`, if any."""
+    left = archive.names - {"images", "labels", "covariates", "observed"}
     if "images" not in archive.names or any(map(_tells_of_a_split, left)):
         return None
     arrays = Arrays(
@@ -162,6 +168,7 @@ def _images(archive: Archive) -> Contents | None:
         archive.title("images"),
         archive.labels("labels"),
         archive.covariates("covariates"),
+        observed=archive.observed(),
     )
     return Contents("array images", {"train": arrays})
 

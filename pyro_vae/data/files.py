@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from pyro_vae.data.missing import like_values, split_missing
 from pyro_vae.data.split import Split
 from pyro_vae.data.values import MIN_SIZE, Classes, as_covariates, as_labels, as_values
 from pyro_vae.errors import RequestError
@@ -47,6 +48,7 @@ class Arrays:
         labels: Labels of any kind that `as_labels` converts.
         covariates: Covariates, shape `(N, C)`.
         classes: The names of classes 0, 1, ..., if the file has them.
+        observed: Bools of the shape of `x`, False where a value is missing.
     """
 
     x: np.ndarray
@@ -54,6 +56,7 @@ class Arrays:
     labels: np.ndarray | None = None
     covariates: np.ndarray | None = None
     classes: Classes | None = None
+    observed: np.ndarray | None = None
 
     def split(self, image_shape: Shape | None) -> Split:
         """As a split; rows of values become images of `image_shape`, or stay vectors if it is None.
@@ -63,13 +66,20 @@ class Arrays:
         """
         if self.x.size == 0 or self.x.ndim == 0:
             raise RequestError(f"{self.name} has shape {self.x.shape}, which holds no data")
-        x = as_values(rows_as_images(self.x, self.name, image_shape), self.name)
+        values, observed = split_missing(self.x, self.observed, self.name)
+        x = as_values(rows_as_images(values, self.name, image_shape), self.name)
         labels, classes, covariates = None, None, None
         if self.labels is not None:
             labels, classes = as_labels(self.labels, len(x), f"{self.name}: labels")
         if self.covariates is not None:
             covariates = as_covariates(self.covariates, len(x), f"{self.name}: covariates")
-        return Split(x, labels, covariates=covariates, classes=self.classes or classes)
+        return Split(
+            x,
+            labels,
+            covariates=covariates,
+            classes=self.classes or classes,
+            observed=like_values(observed, x, self.name),
+        )
 
 
 class Contents(NamedTuple):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyro_vae.data.values import Array, as_tensor, with_channels
 from pyro_vae.errors import RequestError
+from pyro_vae.likelihoods import IMAGE_DIMS
 
 # Added to seeds, so that no gap depends on the noise of a split, whose seeds are small.
 GAPS = 1_000_000
@@ -51,9 +52,11 @@ def split_missing(values: Array, observed: Array | None, name: str) -> tuple[Any
 
 def like_values(observed: Tensor | None, x: Tensor, name: str) -> Tensor | None:
     """Which values are observed, in the layout to which the values were converted."""
-    if observed is None or observed.shape == x.shape:
-        return observed
-    return with_channels(observed, name)
+    if observed is None:
+        return None
+    if observed.ndim in (IMAGE_DIMS, 1 + IMAGE_DIMS):
+        observed = with_channels(observed, name)
+    return observed.reshape(x.shape)
 
 
 def check_fraction(fraction: float) -> None:

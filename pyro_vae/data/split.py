@@ -584,11 +584,12 @@ def from_pixels(values: Tensor, pixels: Pixels, like: Tensor) -> Tensor:
     """
     if pixels == "dequantized":
         values = ((256 * values - 0.5) / 255).clamp(0, 1)
-    if like.dtype == torch.uint8 and pixels != "byte":
+    if like.dtype == torch.uint8 and pixels in ("binary", "unit", "dequantized"):
         values = 255 * values
-    if not like.is_floating_point():
-        values = values.round()
-    return values.to(like.dtype)
+    if like.is_floating_point():
+        return values.to(like.dtype)
+    largest = 1 if like.dtype == torch.bool else torch.iinfo(like.dtype).max
+    return values.round().clamp(0, largest).to(like.dtype)
 
 
 def shuffled(count: int) -> Tensor:

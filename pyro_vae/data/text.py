@@ -36,7 +36,8 @@ def read_amat(path: Path) -> Contents:
 def read_csv(path: Path) -> Contents:
     """Read numeric columns; one that is called label or class has the labels.
 
-    A first column without a name is the index that pandas writes, and is left out.
+    A first column without a name is the index that pandas writes, and is left out. An empty cell is
+    a missing value.
 
     Raises:
         RequestError: If it is too large, or other columns are not numeric.
@@ -50,7 +51,7 @@ def read_csv(path: Path) -> Contents:
         delimiter = max(",;\t", key=first.count)
         cells = next(csv.reader([first], delimiter=delimiter), [])
         names = [cell.strip().lower() for cell in cells]
-        skipped = 0 if all(map(_is_number, names)) else 1
+        skipped = 0 if all(not name or _is_number(name) for name in names) else 1
         labelled = [column for column, name in enumerate(names) if name in LABELS]
         if len(labelled) > 1:
             raise RequestError(f"{path} has {len(labelled)} columns of labels: keep one of them")
@@ -66,7 +67,7 @@ def read_csv(path: Path) -> Contents:
             "comments": None,
             "quotechar": '"',
         }
-        rows = _loaded(path, np.float32, usecols=columns, ndmin=2, **options)
+        rows = _rows(path, usecols=columns, ndmin=2, **options)
         labels = None
         if labelled:
             labels = _numbers(_loaded(path, str, usecols=labelled, ndmin=1, **options))
@@ -79,6 +80,21 @@ def _loaded(path: Path, dtype: type, **options: Any) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return np.loadtxt(path, dtype, **options)
+
+
+def _rows(path: Path, **options: Any) -> np.ndarray:
+    """Numbers, NaN where a cell is empty."""
+    try:
+        return _loaded(path, np.float32, **options)
+    except ValueError:
+        # Ten times slower than without a converter.
+        return _loaded(path, np.float32, converters=_cell, **options)
+
+
+def _cell(text: str) -> float:
+    if not text.strip():
+        return np.nan
+    return float(text)
 
 
 def _is_number(cell: str) -> bool:

@@ -114,7 +114,7 @@ class Joint:
         """The densities of one sample."""
         fixed = _At({**values, **self.subsamples})
         q = self._trace(fixed(self.guide))
-        p = self._trace(summing_out(poutine.replay(self.model, trace=q), self.structure))
+        p = self._trace(poutine.replay(summing_out(self.model, self.structure), trace=q))
         log_p = log_joint(p, self.structure)
         deltas = total(q, self.structure, lambda site: is_fixed(site))
         log_q = total(q, self.structure, lambda site: not is_fixed(site))
@@ -215,17 +215,29 @@ def evaluate_each(
 
 
 def summing_out(model: Program, structure: Structure) -> Program:
-    """The model with its discrete sites enumerated in dimensions to the left of its plates."""
+    """The model with its discrete sites enumerated in dimensions to the left of its plates.
+
+    Handlers that give other sites their values belong around it: Pyro notes on which enumerated
+    sites a site depends before it has a value.
+    """
     if not structure.enumerated:
         return model
 
     def configuration(site: Site) -> Any:
         if site["name"] in structure.enumerated:
             return {"enumerate": "parallel"}
-        return {}
+        return {"enumerate": None}
 
     marked = poutine.infer_config(model, config_fn=configuration)
-    return _Enumeration(first_available_dim=-1 - structure.nesting)(marked)
+    enumerated = _Enumeration(first_available_dim=-1 - structure.nesting)(marked)
+
+    def run(*args: Any) -> Any:
+        try:
+            return enumerated(*args)
+        except NOT_BATCHED as error:
+            raise _not_summed(structure, error) from error
+
+    return run
 
 
 def log_joint(
@@ -246,11 +258,16 @@ def log_joint(
             )
     try:
         return _contract(trace, structure, which)
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise RequestError(
-            f"{names} cannot be summed out ({first_line(error)}); let the model broadcast over the"
-            " values of discrete sites, as Pyro's enumeration requires, or draw them in the guide"
-        ) from error
+    except NOT_BATCHED as error:
+        raise _not_summed(structure, error) from error
+
+
+def _not_summed(structure: Structure, error: Exception) -> RequestError:
+    names = ", ".join(sorted(structure.enumerated))
+    return RequestError(
+        f"{names} cannot be summed out ({first_line(error)}); let the model broadcast over the"
+        " values of discrete sites, as Pyro's enumeration requires, or draw them in the guide"
+    )
 
 
 def _contract(trace: Trace, structure: Structure, which: Callable[[Site], bool]) -> Tensor:

@@ -69,18 +69,21 @@ def predicted_active_units(
 def forecast(vae: Model, train: Split, beta: float) -> int | None:
     """`predicted_active_units` of a model and its training images; None for other models than VAE.
 
-    The likelihood must be a Normal with one scale for all pixels.
+    The likelihood must be a Normal with one scale for all values, of which none may be missing.
     """
     likelihood = vae.likelihood
     if type(vae) is not VAE or not isinstance(likelihood, Normal) or likelihood.num_params > 1:
         return None
-    if len(train) < 2:
+    if "log_factor" in likelihood.per_element or len(train) < 2:
         return None
     scale = None
     if likelihood.log_factor is None:
         scale = likelihood.scale
     images = train.subset(min(ROWS, len(train))).with_fixed_noise()
-    return predicted_active_units(images.scored(vae.pixels), vae.latent_dim, scale, beta)
+    x = likelihood.unit(images.scored(vae.pixels))  # reals are standardized
+    if x.isnan().any():
+        return None
+    return predicted_active_units(x, vae.latent_dim, scale, beta)
 
 
 def _eigenvalues(x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from pyro_vae.data.split import Data
 from pyro_vae.evaluation.batch import scored
 from pyro_vae.evaluation.codes import codes
 from pyro_vae.evaluation.labels import classify, known_labels
-from pyro_vae.likelihoods import IMAGE_DIMS
+from pyro_vae.likelihoods import IMAGE_DIMS, noun
 from pyro_vae.reporting import vectors, views
 from pyro_vae.reporting.projection import projection
 from pyro_vae.vae import Model
@@ -223,8 +223,9 @@ def imputations(images: Tensor, title: str, has_truth: bool) -> Figure:
 
 def interpolations(images: Tensor) -> Figure:
     """Draw the images of `views.interpolations`."""
-    labels = ["image", *_numbers(torch.linspace(0, 1, images.shape[1] - 2)), "image"]
-    title = "means of p(x | z) for z from the code of the first image (0) to that of the second (1)"
+    each = noun(images.ndim - 2)
+    labels = [each, *_numbers(torch.linspace(0, 1, images.shape[1] - 2)), each]
+    title = "means of p(x | z) for z from the code of the first (0) to that of the second (1)"
     return grid(images.flatten(0, 1), title, images.shape[1], (), labels)
 
 
@@ -243,7 +244,7 @@ def analogies(images: Tensor, y: Tensor, classes: Sequence[str] | None = None) -
 
 def traversals(images: Tensor, dimension: int, values: Tensor) -> Figure:
     """Draw the images of `views.traversals`; `dimension` and `values` as there."""
-    labels = ["image", *_numbers(values)]
+    labels = [noun(images.ndim - 2), *_numbers(values)]
     title = f"means of p(x | z) for each value of z[{dimension}], the other dimensions as encoded"
     return grid(images.flatten(0, 1), title, images.shape[1], (), labels)
 
@@ -261,17 +262,18 @@ def _numbers(values: Tensor) -> list[str]:
     return [f"{round(value, 2) + 0.0:g}" for value in values.tolist()]
 
 
-def curves(records: Sequence[Record]) -> Figure:
+def curves(records: Sequence[Record], each: str = "image") -> Figure:
     """Draw the ELBO, its two terms and the number of active units over the epochs.
 
     Arguments:
         records: What `fit` yields.
+        each: What an element of the data is called, `Split.noun`.
     """
     figure, (*panels, last) = _subplots(13, 3.2, columns=4)
     for axes, (key, title) in zip(panels, TERMS.items(), strict=True):
         _curve(axes, records, key, "training")
         _curve(axes, records, f"validation_{key}", "validation")
-        axes.set(title=title, xlabel="epoch", ylabel="nats per image")
+        axes.set(title=title, xlabel="epoch", ylabel=f"nats per {each}")
     if any(abs(record["loss"] + record["elbo"]) > 1e-3 * abs(record["elbo"]) for record in records):
         _curve(panels[0], records, "loss", "training, -loss", sign=-1)
     _curve(last, records, "active_units", "validation")
@@ -289,13 +291,14 @@ def _curve(axes: Any, records: Sequence[Any], key: str, label: str, sign: int = 
     axes.legend(frameon=False)
 
 
-def bounds(curve: Mapping[str, Mapping[str, Any]]) -> Figure:
+def bounds(curve: Mapping[str, Mapping[str, Any]], each: str = "image") -> Figure:
     """Draw the importance-weighted bound over the number of samples K.
 
     The band is the standard error of the gain over K = 1 on the same images.
 
     Arguments:
         curve: The `k_curve` of `evaluate`.
+        each: What an element of the data is called, `Split.noun`.
     """
     figure, axes = _subplots(5.6, 3.6)
     num_samples = [int(k) for k in curve]
@@ -308,11 +311,10 @@ def bounds(curve: Mapping[str, Mapping[str, Any]]) -> Figure:
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_title(
-        "importance-weighted bound; band: standard error of\n"
-        "the gain over K = 1 on the same images",
+        "importance-weighted bound; band: standard error of\nthe gain over K = 1",
         fontsize=11,
     )
-    axes.set(xlabel="K, number of importance samples", ylabel="nats per image")
+    axes.set(xlabel="K, number of importance samples", ylabel=f"nats per {each}")
     return figure
 
 
@@ -453,16 +455,17 @@ def figures_of(vae: Model, data: Data, records: Sequence[Record] = ()) -> dict[s
     """
     images = data.test.subset(min(LATENT_IMAGES, len(data.test)))
     batch = scored(vae, images)
+    each = images.noun
     pairs = views.reconstructions(vae, batch[:10])
     means = views.samples(vae, 64, y=views.random_labels(vae, images, 64))
     loc = codes(vae, batch).loc
     drawn = {
-        "reconstructions": reconstructions(pairs, "test images and reconstructions"),
+        "reconstructions": reconstructions(pairs, f"test {each}s and reconstructions"),
         "samples": samples(means),
-        "latent": latent(loc, images.labels, "posterior means of test images", images.classes),
+        "latent": latent(loc, images.labels, f"posterior means of test {each}s", images.classes),
     }
     if records:
-        drawn = {"curves": curves(records), **drawn}
+        drawn = {"curves": curves(records, each), **drawn}
     labels = images.labels
     if vae.needs_labels and labels is not None and images.covariates is None:
         labels = labels[labels >= 0].unique().to(batch.x.device)

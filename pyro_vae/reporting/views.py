@@ -1,5 +1,7 @@
 """Images that show what a trained VAE has learned, as grey values in [0, 1].
 
+Data that are no images are shown as vectors, of shape `(D,)` in place of `data_shape`, of what the
+encoder reads: reals are standardized, counts are log(1 + x). `Likelihood.shown` decides on both.
 `figures` draws them. Each function works for any model, and sets it to evaluation mode.
 """
 
@@ -14,7 +16,6 @@ from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.batch import BatchLike, completed, scored
 from pyro_vae.evaluation.codes import ACTIVE, activity, codes
-from pyro_vae.likelihoods import IMAGE_DIMS
 from pyro_vae.vae import Model
 
 # Largest number of codes per pass of the decoder.
@@ -29,20 +30,9 @@ TAIL = 0.005
 RANGE_IMAGES = 100
 
 
-# The grey value of pixels that are missing.
-MISSING = 0.5
-
-
 def to_grey(vae: Model, x: Tensor) -> Tensor:
-    """Convert values that the likelihood scores to images of grey values in [0, 1].
-
-    A vector becomes an image of one line. Missing values are grey.
-    """
-    grey = vae.likelihood.unit(x).nan_to_num(MISSING).clamp(0, 1)
-    dims = vae.likelihood.data_dims
-    if dims == IMAGE_DIMS:
-        return grey
-    return grey.flatten(-dims)[..., None, None, :]
+    """Values that the likelihood scores as they are shown, see `Likelihood.shown`."""
+    return vae.likelihood.shown(x)
 
 
 @torch.no_grad()

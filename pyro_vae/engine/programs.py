@@ -31,6 +31,10 @@ class StructureError(RequestError):
     """Programs that are not in one plate over the rows, or differ in their latent sites."""
 
 
+class BroadcastError(RequestError):
+    """Programs in one plate that do not broadcast over samples."""
+
+
 class Batch:
     """Rows of data: `x`, and the further arguments of the programs, such as labels `y`.
 
@@ -121,7 +125,7 @@ def traces(
 
     Raises:
         StructureError: If a site is outside the plate, or the latent sites of the programs differ.
-        ValueError: If the programs do not broadcast over the samples.
+        BroadcastError: If the programs do not broadcast over the samples.
     """
     check_positive(num_samples=num_samples)
     try:
@@ -132,7 +136,7 @@ def traces(
         # Raises what is wrong without the plate, if anything is.
         p, q = _run(model, guide, batch, 1, at_draws)
         _check_sites(p, q, len(batch))
-        raise RequestError(
+        raise BroadcastError(
             f"the programs fail under a plate of {num_samples} samples to the left of the data"
             f" ({first_line(error)}); let them broadcast over dim -2, or draw one sample at a time:"
             " vectorize_particles=False, or num_samples=1"

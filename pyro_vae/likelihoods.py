@@ -250,7 +250,7 @@ class LocationScale(_PerElement):
             grey range, or of the standard deviation of reals; the initial value if it is learned.
         learned: "no" keeps the scale fixed; "scalar" learns one for all elements, "column" one for
             each; with "pixel" the decoder outputs one per element, as a factor on `scale` between
-            exp(-10) and exp(10). None is "scalar" for reals, otherwise "no". A learned scale scores
+            exp(-10) and exp(10). None is "column" for reals, otherwise "no". A learned scale scores
             dequantized pixels, because its density is unbounded on discrete values.
         kind: "grey" values in [0, 1], or "real" numbers.
         data_shape: Shape of an image or a row; without it, `initialize` finds it out.
@@ -270,7 +270,7 @@ class LocationScale(_PerElement):
         check_positive(scale=scale)
         check_choice("kind", kind, Kind)
         if learned is None:
-            learned = "scalar" if kind == "real" else "no"
+            learned = "column" if kind == "real" else "no"
         check_choice("learned", learned, Learned)
         self.num_params = 2 if learned == "pixel" else 1
         self.pixels = "unit" if learned == "no" else "dequantized"
@@ -377,7 +377,7 @@ class StudentT(LocationScale):
         self,
         df: float = 4.0,
         scale: float = 1.0,
-        learned: Learned = "scalar",
+        learned: Learned = "column",
         data_shape: Shape | None = None,
     ) -> None:
         super().__init__(scale, learned, "real", data_shape)

@@ -310,16 +310,17 @@ def table():
     generator = np.random.default_rng(0)
     code = generator.standard_normal((120, 1))
     noise = 0.1 * generator.standard_normal((120, 12))
-    return (1000 + 10.0 ** np.arange(-6, 6) * (code + noise)).astype(np.float32)
+    return (10.0 ** np.arange(-6, 6) * (20 + code + noise)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def run_of_reals(table, tmp_path_factory):
     folder = tmp_path_factory.mktemp("reals")
     np.save(folder / "table.npy", table)
-    flags = ["--likelihood", "Normal", "--likelihood.kind", "real", "--device", "cpu"]
-    flags += ["--epochs", 60, "--lr", 0.01, "--latent_dim", 2, "--run_dir", folder / "run"]
-    run("train", "--data", folder / "table.npy", *flags)
+    flags = "--likelihood Normal --likelihood.kind real --latent_dim 2 --epochs 30"
+    flags += " --encoder.hidden [16] --decoder.hidden [16]"
+    options = [*flags.split(), "--device", "cpu", "--optimizer.lr", 0.01]
+    run("train", "--data", folder / "table.npy", *options, "--run_dir", folder / "run")
     return folder / "run"
 
 
@@ -343,7 +344,7 @@ def test_vectors_are_stored_in_their_own_units(run_of_reals, table, tmp_path):
     "kind", ["samples", "reconstructions", "interpolations", "traversals", "manifold", "codes"]
 )
 def test_pictures_of_vectors(run_of_reals, tmp_path, kind):
-    run("generate", run_of_reals, kind, "--count", 4, "--out", tmp_path / "a.png")
+    run("generate", run_of_reals, kind, "--count", 4, "--columns", 4, "--out", tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         assert min(image.size) > 100
         assert np.array(image.convert("L")).min() < 128

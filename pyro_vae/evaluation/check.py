@@ -50,7 +50,8 @@ def check_log_likelihood(
     Returns:
         `method` ("quadrature" or "ais"), the mean `difference` of the second estimate minus the
         first, in nats, its `standard_error` over the draws of both, the `max_difference`,
-        `num_images`, and `disagree`: whether the second estimate is higher by 4 standard errors and
+        `num_images`, both estimates of each image (`importance_sampling` and `second`), and
+        `disagree`: whether the second estimate is higher by 4 standard errors and
         0.1 nats, for one of the images or in the mean. The error of estimates from a single draw is
         unknown: `standard_error` and `disagree` are then None.
 
@@ -90,6 +91,8 @@ def check_log_likelihood(
         "standard_error": standard_error,
         "max_difference": difference.max().item(),
         "num_images": len(difference),
+        "importance_sampling": first.tolist(),
+        "second": second.tolist(),
         "disagree": _disagree(difference, error, mean_error),
     }
 

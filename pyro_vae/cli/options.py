@@ -278,7 +278,7 @@ def _defaults() -> list[str]:
 
 def _objective_of_model(plain: dict[str, Any]) -> dict[str, Any]:
     """The default objective of the model, with the options that were given for it."""
-    path = plain["model"]["class_path"]
+    path = (plain["model"] or PARTS["model"].default.plain())["class_path"]
     model: Any = known_classes("model").get(path) or resolve("model", path)
     return {**plain["objective"], "class_path": import_path(model.default_objective)}
 

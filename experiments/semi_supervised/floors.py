@@ -1,6 +1,6 @@
 """Accuracy on MNIST of classifiers that use the labelled images alone.
 
-    python experiments/semi_supervised/floors.py --data_dir data
+python experiments/semi_supervised/floors.py --data_dir data
 """
 
 from __future__ import annotations

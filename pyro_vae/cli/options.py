@@ -256,7 +256,8 @@ def parse_training(argv: list[str]) -> Asked:
         optimizer["class_path"] = "torch.optim.Adam"
         if optimizer["init_args"]["fused"] is None:
             optimizer["init_args"]["fused"] = True
-    if plain["objective"] and plain["objective"]["class_path"] == _path(OfModel):
+    objective = plain["objective"]
+    if plain["model"] and objective and objective["class_path"] == _path(OfModel):
         plain["objective"] = _objective_of_model(plain)
     recipe = Recipe.from_plain(plain)
     recipe.check(trust=True)
@@ -279,7 +280,7 @@ def _defaults() -> list[str]:
 
 def _objective_of_model(plain: dict[str, Any]) -> dict[str, Any]:
     """The default objective of the model, with the options that were given for it."""
-    path = (plain["model"] or PARTS["model"].default.plain())["class_path"]
+    path = plain["model"]["class_path"]
     model: Any = known_classes("model").get(path) or resolve("model", path)
     return {**plain["objective"], "class_path": import_path(model.default_objective)}
 

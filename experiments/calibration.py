@@ -132,7 +132,6 @@ def main() -> None:
             "rejected": rejected,
             "predicted": predicted,
             "coverage": means,
-            "p_values": p_values,
         }
     if args.out:
         text = json.dumps({"seeds": args.seeds, "num_images": images, "cases": results}, indent=1)

@@ -33,6 +33,8 @@ Dispersion = Literal["feature", "decoder"]
 
 # Channels, height and width.
 IMAGE_DIMS = 3
+# The grey value that shows a missing pixel.
+MISSING = 0.5
 
 
 def noun(data_dims: int) -> str:
@@ -131,6 +133,20 @@ class Likelihood(nn.Module, ABC):
         if self.pixels == "count":
             return x.log1p()
         return x
+
+    def shown(self, x: Tensor) -> Tensor:
+        """The values as figures and pages show them.
+
+        Images become grey values in [0, 1], shape `(..., channels, height, width)`; missing values
+        are grey. Other data become vectors of `unit` values, shape `(..., D)`, which are drawn as
+        curves with gaps. Override it to
+        show your data as something else. This shows vectors of 64 counts up to 16 as images:
+
+            likelihood.shown = lambda x: x.unflatten(-1, (1, 8, 8)) / 16
+        """
+        if self.data_dims == IMAGE_DIMS:
+            return self.unit(x).nan_to_num(MISSING).clamp(0, 1)
+        return self.unit(x).flatten(-self.data_dims)
 
     def mean(self, p: TorchDistribution, x: Tensor) -> Tensor:
         """The mean of a reconstruction p(x | z) of `x`: an exposure is that of `x`."""
@@ -234,7 +250,7 @@ class LocationScale(_PerElement):
             grey range, or of the standard deviation of reals; the initial value if it is learned.
         learned: "no" keeps the scale fixed; "scalar" learns one for all elements, "column" one for
             each; with "pixel" the decoder outputs one per element, as a factor on `scale` between
-            exp(-10) and exp(10). None is "scalar" for reals, otherwise "no". A learned scale scores
+            exp(-10) and exp(10). None is "column" for reals, otherwise "no". A learned scale scores
             dequantized pixels, because its density is unbounded on discrete values.
         kind: "grey" values in [0, 1], or "real" numbers.
         data_shape: Shape of an image or a row; without it, `initialize` finds it out.
@@ -254,7 +270,7 @@ class LocationScale(_PerElement):
         check_positive(scale=scale)
         check_choice("kind", kind, Kind)
         if learned is None:
-            learned = "scalar" if kind == "real" else "no"
+            learned = "column" if kind == "real" else "no"
         check_choice("learned", learned, Learned)
         self.num_params = 2 if learned == "pixel" else 1
         self.pixels = "unit" if learned == "no" else "dequantized"
@@ -361,7 +377,7 @@ class StudentT(LocationScale):
         self,
         df: float = 4.0,
         scale: float = 1.0,
-        learned: Learned = "scalar",
+        learned: Learned = "column",
         data_shape: Shape | None = None,
     ) -> None:
         super().__init__(scale, learned, "real", data_shape)

@@ -44,7 +44,8 @@ class Posterior(nn.Module, ABC):
         """The distribution: batch_shape `(N,)`, event_shape `(latent_dim,)`.
 
         Arguments:
-            params: The encoder's outputs, shape `(N, num_params, latent_dim)`.
+            params: The encoder's outputs, shape `(N, num_params, latent_dim)`. SemiSupervisedVAE
+                passes a further leading dimension; index from the end to support it.
         """
 
 

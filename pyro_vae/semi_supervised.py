@@ -52,8 +52,7 @@ class SemiSupervisedVAE(ConditionalVAE):
         prior: The distribution p(z).
         encoder: Network from images, `(N, *data_shape)`, to the posterior's parameters,
             `(N, num_params, latent_dim)`.
-        posterior: The distribution q(z | x, y). Its parameters have leading dimensions
-            `(classes, N)` here.
+        posterior: The distribution q(z | x, y), for parameters with any leading dimensions.
         decoder: Network from z and the code of y, `(N, latent_dim + label_dim)`, to the
             likelihood's parameters, `(N, num_params, *data_shape)`.
         likelihood: The distribution p(x | z, y).
@@ -134,13 +133,12 @@ class SemiSupervisedVAE(ConditionalVAE):
         shift = torch.tensordot(self.code(y), self.embedding, 1)
         inputs = self.input_of(self.encoder, x) + shift
         leading = inputs.shape[: inputs.ndim - x.ndim + 1]
-        params = self.encoder(inputs.flatten(0, len(leading) - 1)).unflatten(0, leading)
-        q = self.posterior(params)
+        params = self.encoder(inputs.flatten(0, len(leading) - 1))
+        q = self.posterior(params.unflatten(0, leading))
         if q.batch_shape != leading:
             raise RequestError(
                 f"{type(self.posterior).__name__} must take parameters with any leading dimensions,"
-                " of which there is one for the classes; index from the end, as in"
-                " params.unbind(-2)"
+                " of which one is for the classes; index from the end, as in params[..., 0, :]"
             )
         return q
 

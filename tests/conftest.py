@@ -191,6 +191,18 @@ def run_of_classes(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def run_of_few_labels(tmp_path_factory, images):
+    """A run of a model that infers labels: nine training labels of three classes are known."""
+    folder = tmp_path_factory.mktemp("few_labels") / "run"
+    options = ["--model", "SemiSupervisedVAE", "--labels", "9", "--latent_dim", "2"]
+    options += ["--classifier", "MLP", "--classifier.hidden", "[8]", "--encoder.hidden", "[8]"]
+    with ending(WHOLE):
+        argv = ["train", "--data", str(images), "--epochs", "2", "--run_dir", str(folder)]
+        assert main([*argv, *options]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
 def drawn():
     return np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
 

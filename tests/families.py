@@ -182,6 +182,45 @@ def make_conditional_oracle(label_dim: int) -> tuple[pv.ConditionalVAE, LinearGa
     return vae, plain
 
 
+def make_semi_supervised(
+    label_dim: int = 3,
+    prior: str = "StandardNormal",
+    posterior: str = "DiagonalNormal",
+    likelihood: str = "Bernoulli",
+    network: str = "MLP",
+    alpha: float = 0.1,
+) -> pv.SemiSupervisedVAE:
+    """A small model that infers labels, of the named parts; labels matter."""
+    vae = make_conditional(label_dim, prior, posterior, likelihood, network)
+    parts = vae.prior, vae.encoder, vae.posterior, vae.decoder, vae.likelihood
+    classifier = NETWORKS[network](SHAPE, (label_dim,))
+    inferring = pv.SemiSupervisedVAE(*parts, classifier, SHAPE, label_dim, alpha)
+    inferring.embedding = vae.embedding
+    return inferring
+
+
+def make_semi_supervised_oracle(
+    label_dim: int, alpha: float = 0.1
+) -> tuple[pv.SemiSupervisedVAE, Callable[[torch.Tensor], torch.Tensor]]:
+    """A linear-Gaussian model that infers labels, with the exact q(z | x, y), and log p(x, y).
+
+    The classifier is random; log p(x, y) has the shape `(label_dim, N)`.
+    """
+    given, plain = make_conditional_oracle(label_dim)
+    parts = given.prior, given.encoder, given.posterior, given.decoder, given.likelihood
+    classifier = networks.Linear(SHAPE, (label_dim,))
+    vae = pv.SemiSupervisedVAE(*parts, classifier, SHAPE, label_dim, alpha).double()
+    vae.embedding = given.embedding
+    vae.log_p_y.copy_(torch.randn(label_dim).double().log_softmax(0))
+
+    def log_joint(x: torch.Tensor) -> torch.Tensor:
+        return (
+            torch.stack([plain.log_p(x + shift) for shift in vae.embedding]) + vae.log_p_y[:, None]
+        )
+
+    return vae, log_joint
+
+
 def own(base: type) -> set[str]:
     """Names of the package's own concrete subclasses, at any depth, without those of tests."""
     return {cls.__name__ for cls in subclasses(base) if is_public(cls) and not isabstract(cls)}

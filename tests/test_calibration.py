@@ -136,9 +136,29 @@ def test_a_model_of_ones_own():
     assert pv.calibration(Own(1.4)).p_value < 1e-6
 
 
-def test_a_cross_entropy_is_refused():
+def test_labels_that_are_inferred_are_summed_out():
+    encoder, decoder = pv.MLP((1, 4, 4), (2, 3)), pv.MLP((3 + 4,), (1, 1, 4, 4))
+    parts = pv.StandardNormal(3), encoder, pv.DiagonalNormal(), decoder, pv.Bernoulli()
+    classifier = pv.MLP((1, 4, 4), (4,))
+    vae = pv.SemiSupervisedVAE(*parts, classifier, data_shape=(1, 4, 4), label_dim=4)
+    found = pv.calibration(vae, num_images=30)
+    assert found.names[:3] == ("z[0]", "z[1]", "z[2]")
+    assert len(found.names) == 5
+    x = torch.bernoulli(torch.full((3, 1, 4, 4), 0.4))
+    options = {"num_chains": 100, "num_temperatures": 10}
+    from_guide = pv.annealed_log_weights(vae.model, x, guide=vae.guide, **options)
+    with torch.no_grad():
+        weights = pv.log_weights(vae.model, vae.guide, x, num_samples=10_000)
+    difference = pv.log_likelihood(from_guide) - pv.log_likelihood(weights)
+    assert difference.abs().max() < 0.2
+
+
+@pytest.mark.parametrize(
+    "likelihood", [pv.Bernoulli(relaxed=True), pv.likelihoods.Poisson(given_total=True)]
+)
+def test_what_cannot_be_simulated_is_refused(likelihood):
     vae = make_vae()
-    vae.likelihood = pv.Bernoulli(relaxed=True)
+    vae.likelihood = likelihood
     with pytest.raises(pv.RequestError, match="calibration"):
         pv.calibration(vae)
 

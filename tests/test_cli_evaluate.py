@@ -331,6 +331,26 @@ def test_evaluate_a_model_with_labels(run_of_classes, capfd):
     assert not results["check"]["disagree"]
 
 
+def test_evaluate_a_model_that_infers_labels(run_of_few_labels, capfd):
+    """log p(x) is scored without labels, and quadrature agrees with the sum over them."""
+    argv = ("--num_samples", "100", "--num_images", "8", "--check_images", "3")
+    results, out = evaluated(capfd, run_of_few_labels, *argv)
+    assert "classifier q(y | x)" in out
+    assert "log p(x, y)" in out
+    assert results["classification"]["num_images"] == 10
+    assert results["log_joint"]["num_images"] == 8
+    assert results["log_joint"]["mean"] < results["log_likelihood"]["mean"]
+    assert results["check"]["method"] == "quadrature"
+    assert not results["check"]["disagree"]
+    assert "given" not in results
+    assert [file for file in written(out) if file.name.startswith("reliability")]
+    config = (run_of_few_labels / "config.yaml").read_text()
+    assert "labels: 9" in config
+    assert "TraceEnum_ELBO" in config
+    assert (run_of_few_labels / "figures" / "reliability.png").exists()
+    assert "accuracy of q(y | x)" in (run_of_few_labels / "report.html").read_text()
+
+
 QUICK = ("--num_samples", "20", "--check_images", "0", "--classify_images", "10")
 
 

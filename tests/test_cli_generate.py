@@ -83,7 +83,9 @@ def test_generated_images_are_data(run_dir, tmp_path):
 
 def test_what_generate_writes_is_what_the_model_says(run_dir, tmp_path, digits):
     vae = pv.load_run(run_dir)
-    for name, flags in {"codes": "", "traversals": "--count 2", "manifold": "--columns 4"}.items():
+    traversals = "--count 2 --dimension 1"
+    kinds = {"codes": "", "traversals": traversals, "manifold": "--columns 4"}
+    for name, flags in kinds.items():
         run("generate", run_dir, name, *flags.split(), "--out", tmp_path / f"{name}.npz")
     q = vae.encode(digits.test.scored("binary"))
     with np.load(tmp_path / "codes.npz") as arrays, torch.no_grad():
@@ -99,7 +101,7 @@ def test_what_generate_writes_is_what_the_model_says(run_dir, tmp_path, digits):
         np.testing.assert_allclose(arrays["images"][3, 3], corner.numpy() * 255, atol=0.51)
 
 
-def test_traversals_are_of_the_most_active_dimension_over_its_range(
+def test_traversals_are_of_the_active_dimensions_over_their_ranges(
     run_dir, tmp_path, digits, capfd
 ):
     file = tmp_path / "t.npz"
@@ -108,10 +110,15 @@ def test_traversals_are_of_the_most_active_dimension_over_its_range(
     active = pv.views.active_dimensions(vae, digits.test)
     listed = ", ".join(map(str, active))
     assert f"active dimensions, the most active first: {listed}\n" in capfd.readouterr().out
-    with np.load(file) as arrays:
-        assert arrays["dimension"] == active[0]
-        ends = pv.views.code_range(vae, digits.test)[:, active[0]]
-        np.testing.assert_allclose(arrays["z"][[0, -1]], ends, rtol=0.2)
+    with np.load(file) as arrays, torch.no_grad():
+        assert arrays["dimensions"].tolist() == active
+        ranges = pv.views.code_range(vae, digits.test)[:, active]
+        np.testing.assert_allclose(arrays["ranges"], ranges, rtol=0.2)
+        assert arrays["images"].shape == (len(active), 10, 1, 8, 8)
+        z = vae.encode(digits.test.subset(10)[:1].scored("binary")).mean
+        z[:, active[0]] = float(arrays["ranges"][1, 0])
+        expected = vae.decode(z).mean.numpy() * 255
+        np.testing.assert_allclose(arrays["images"][0, -1:], expected, atol=0.51)
 
 
 def test_the_manifold_needs_two_dimensions(tmp_path, refused, complete):
@@ -141,8 +148,11 @@ def test_files_of_one_name_have_outputs_of_their_own(run_dir, drawn, tmp_path):
 @pytest.mark.parametrize("kind", ["reconstructions", "interpolations", "traversals"])
 def test_pictures_show_them(run_dir, new, drawn, kind, tmp_path):
     out = tmp_path / "out.npz"
-    run("generate", run_dir, kind, "--data", new, "--out", out, "--count", "2")
-    run("generate", run_dir, kind, "--data", new, "--count", "2")
+    options = ["--data", new, "--count", "2"]
+    if kind == "traversals":
+        options += ["--dimension", "0"]
+    run("generate", run_dir, kind, *options, "--out", out)
+    run("generate", run_dir, kind, *options)
     assert list((run_dir / "generated").glob(f"{kind}-data-test_npz-*.png"))
     images = np.load(out)["images"]
     first = images[0] if kind == "reconstructions" else images[0, 0]
@@ -254,6 +264,13 @@ KINDS += [
 ]
 
 
+@pytest.mark.parametrize("options", ["analogies", "samples --label 1", "codes", "reconstructions"])
+def test_generate_of_a_model_that_infers_labels(options, run_of_few_labels, tmp_path):
+    out = tmp_path / "out.npz"
+    assert main(["generate", str(run_of_few_labels), *options.split(), "--out", str(out)]) == 0
+    assert all(len(array) for array in np.load(out).values())
+
+
 @pytest.mark.parametrize("options", KINDS)
 def test_generate_of_a_model_with_labels(options, run_of_classes, tmp_path):
     for out in ("a.png", "a.npz"):
@@ -295,6 +312,61 @@ def test_the_data_of_the_run_are_not_new(tmp_path, images, capfd):
 def test_a_named_set_without_test_images_is_not_new(run_dir, capfd):
     run("generate", run_dir, "codes", "--data", "digits")
     assert "was trained on" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("ending", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_vector_pictures(run_dir, tmp_path, refused, ending, start):
+    run("generate", run_dir, "samples", "--count", 4, "--out", tmp_path / f"s.{ending}")
+    run("generate", run_dir, "samples", "--count", 4, "--format", ending, "--out", tmp_path / "t")
+    for name in "st":
+        assert (tmp_path / f"{name}.{ending}").read_bytes().startswith(start)
+    refused("generate", run_dir, "samples", "--format", ending, "--out", tmp_path / "x.png")
+
+
+@pytest.fixture(scope="module")
+def table():
+    """Reals whose columns have very different units."""
+    generator = np.random.default_rng(0)
+    code = generator.standard_normal((120, 1))
+    noise = 0.1 * generator.standard_normal((120, 12))
+    return (10.0 ** np.arange(-6, 6) * (20 + code + noise)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def run_of_reals(table, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reals")
+    np.save(folder / "table.npy", table)
+    flags = "--likelihood Normal --likelihood.kind real --latent_dim 2 --epochs 30"
+    flags += " --encoder.hidden [16] --decoder.hidden [16]"
+    options = [*flags.split(), "--device", "cpu", "--optimizer.lr", 0.01]
+    run("train", "--data", folder / "table.npy", *options, "--run_dir", folder / "run")
+    return folder / "run"
+
+
+def test_vectors_are_stored_in_their_own_units(run_of_reals, table, tmp_path):
+    run("generate", run_of_reals, "reconstructions", "--out", tmp_path / "r.npz")
+    with np.load(tmp_path / "r.npz") as arrays:
+        for row in arrays["images"]:
+            assert (table == row).all(1).any()
+        error = arrays["reconstructions"] - arrays["images"]
+    assert (np.sqrt((error**2).mean(0)) < 0.5 * table.std(0)).all()
+    run("generate", run_of_reals, "samples", "--count", 500, "--out", tmp_path / "s.npz")
+    with np.load(tmp_path / "s.npz") as arrays:
+        assert arrays["images"].shape == (500, 12)
+        distance = (arrays["images"].mean(0) - table.mean(0)) / table.std(0)
+    assert (np.abs(distance) < 0.5).all()
+    options = ["--num_samples", 3, "--check_images", 0]
+    run("evaluate", run_of_reals, "--data", tmp_path / "s.npz", *options)
+
+
+@pytest.mark.parametrize(
+    "kind", ["samples", "reconstructions", "interpolations", "traversals", "manifold", "codes"]
+)
+def test_pictures_of_vectors(run_of_reals, tmp_path, kind):
+    run("generate", run_of_reals, kind, "--count", 4, "--columns", 4, "--out", tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        assert min(image.size) > 100
+        assert np.array(image.convert("L")).min() < 128
 
 
 @pytest.fixture(scope="module")

@@ -302,8 +302,16 @@ def test_epochs_that_are_kept_are_those_of_a_run_without_interruption(flags, tmp
     assert len(list((tmp_path / "parts" / "epochs").iterdir())) == 3
 
 
-def test_resumed_equals_uninterrupted(tmp_path):
-    options = ["--data", "digits", "--model", "ConditionalVAE", "--latent_dim", "2"]
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--data", "digits", "--model", "ConditionalVAE"],
+        ["--model", "SemiSupervisedVAE", "--labels", "9"],
+    ],
+    ids=lambda options: options[-1],
+)
+def test_resumed_equals_uninterrupted(tmp_path, images, options):
+    options = ["--data", str(images), *options, "--latent_dim", "2"]
     assert main(["train", *options, "--epochs", "2", "--run_dir", str(tmp_path / "whole")]) == 0
     assert main(["train", *options, "--epochs", "1", "--run_dir", str(tmp_path / "parts")]) == 0
     assert main(["train", "--resume", "--epochs", "2", "--run_dir", str(tmp_path / "parts")]) == 0

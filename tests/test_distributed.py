@@ -109,6 +109,17 @@ def test_without_noise_two_processes_train_what_one_trains(two, name, monkeypatc
         assert torch.equal(others[key], two[1]["trained"][name][0][key])
 
 
+def test_two_processes_infer_the_labels_that_one_infers(two, monkeypatch):
+    monkeypatch.setattr(fit, "default_batch_size", lambda vae, x: 20)
+    state, records = processes.infer_labels()
+    others, other_records = two[0]["inferred"]
+    for record, other in zip(records, other_records, strict=True):
+        for name in ("loss", "elbo", "validation_elbo"):
+            assert other[name] == pytest.approx(record[name], rel=1e-5)
+    for key, value in state.items():
+        assert (others[key] - value).norm() <= 1e-5 * value.norm(), key
+
+
 @pytest.mark.parametrize("name", processes.OBJECTIVES)
 def test_means_over_the_batch_are_those_of_one_process(two, name):
     for rank in (0, 1):

@@ -101,6 +101,19 @@ def test_which_models_have_a_forecast():
     assert forecast(make_conditional(likelihood="Normal"), split, 1.0) is None
 
 
+def test_reals_are_standardized():
+    """In units of their own scale they have the variances of their correlations."""
+    likelihood = pv.likelihoods.Normal(1.1, learned="no", kind="real", data_shape=(6,))
+    x = (data_of() * torch.tensor([1.0, 10, 100, 1e3, 1e4, 1e5])).reshape(-1, 6).float()
+    likelihood.initialize(x)
+    encoder, decoder = pv.MLP((6,), (2, 4)), pv.MLP((4,), (1, 6))
+    vae = pv.VAE(pv.StandardNormal(4), encoder, pv.DiagonalNormal(), decoder, likelihood)
+    values = torch.linalg.eigvalsh(torch.corrcoef(x.double().T))
+    assert forecast(vae, pv.Split(x), 1.0) == int((values > 1.21).sum()) > 0
+    x[3, 2] = torch.nan
+    assert forecast(vae, pv.Split(x), 1.0) is None
+
+
 def test_one_image_has_no_covariance():
     with pytest.raises(pv.RequestError, match="at least two images"):
         predicted_active_units(data_of()[:1], 2, 1.0)

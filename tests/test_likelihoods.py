@@ -488,3 +488,19 @@ def test_binomial_of_few_levels_against_scipy():
     expected = stats.binom.logpmf(k.numpy(), 16, logit.sigmoid().item())
     assert value.numpy() == pytest.approx(expected, rel=1e-6)
     assert (pv.Binomial(16).pixels, pv.Binomial().pixels) == ("count", "byte")
+
+
+def test_what_is_shown():
+    """Images in grey values; vectors as the encoder reads them; anything by one line."""
+    image = torch.tensor([[[[0.0, 51.0, torch.nan]]]])
+    shown = pv.Categorical().shown(image)
+    torch.testing.assert_close(shown, torch.tensor([[[[0.0, 0.2, 0.5]]]]))
+    counts = torch.tensor([[0.0, 3.0, 15.0, 16.0]])
+    likelihood = pv.Poisson()
+    likelihood.data_dims = 1
+    torch.testing.assert_close(likelihood.shown(counts), counts.log1p())
+    vae = families.make_vae(likelihood="Poisson", shape=(4,))
+    vae.likelihood.shown = lambda x: x.unflatten(-1, (1, 2, 2)) / 16
+    pairs = pv.views.reconstructions(vae, counts)
+    assert pairs.shape == (1, 2, 1, 2, 2)
+    torch.testing.assert_close(pairs[0, 0].flatten(), counts[0] / 16)

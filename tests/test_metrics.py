@@ -290,6 +290,18 @@ def test_evaluate(digits, likelihood):
     assert bits["of"] == {"byte": "bytes", "binary": "binary pixels"}[vae.pixels]
 
 
+def test_counts_are_scored_per_count():
+    x = torch.poisson(torch.rand(30, 6) * 5)
+    likelihood = pv.likelihoods.Poisson()
+    encoder, decoder = pv.MLP((6,), (2, 2)), pv.MLP((2,), (1, 6))
+    vae = pv.VAE(pv.StandardNormal(2), encoder, pv.DiagonalNormal(), decoder, likelihood)
+    results = pv.evaluate(vae, x, num_samples=10)
+    log_p = results["log_likelihood"]
+    assert results["nats_per_count"]["mean"] == pytest.approx(-log_p["mean"] / 6)
+    assert results["nats_per_count"]["standard_error"] == pytest.approx(log_p["standard_error"] / 6)
+    assert "bits_per_dimension" not in results
+
+
 def test_evaluate_a_subset(digits):
     """Images of two kinds: a subset may hold too many of one, but the ELBO corrects for it."""
     vae = make_vae(shape=digits.shape)

@@ -10,6 +10,7 @@ import torch
 from families import OBJECTIVES, SHAPE, make_hierarchical, make_oracle, make_vae
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO, config_enumerate
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from statistics_ import assert_mean, repeated
 from torch.distributions import Normal, kl_divergence
 
@@ -575,3 +576,211 @@ def test_an_error_of_the_programs_stays_as_it_is():
 
     with pytest.raises(ValueError, match=r"^mine"):
         pv.ImportanceWeightedELBO(2).loss(wrong, wrong, torch.randn(4, 3))
+
+
+class Shared(torch.nn.Module):
+    """One mean for all rows, with a normal prior and noise; the guide is learned."""
+
+    def __init__(self, loc=0.2, scale=0.6, noise=0.8):
+        super().__init__()
+        self.loc = torch.nn.Parameter(torch.tensor(loc).double())
+        self.scale = torch.nn.Parameter(torch.tensor(scale).double())
+        self.noise = torch.nn.Parameter(torch.tensor(noise).double())
+
+    def model(self, x):
+        pyro.module("shared", self)
+        z = pyro.sample("z", dist.Normal(torch.zeros_like(self.loc), 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(z, self.noise), obs=x)
+
+    def guide(self, x):
+        pyro.sample("z", dist.Normal(self.loc, self.scale))
+
+    def log_weight(self, z, x):
+        likelihood = Normal(z[..., None], self.noise).log_prob(x).sum(-1)
+        return likelihood + Normal(0.0, 1.0).log_prob(z) - Normal(self.loc, self.scale).log_prob(z)
+
+    def bound(self, x, samples):
+        """The bound of one or two samples, by Gauss-Hermite quadrature."""
+        nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+        weights = torch.from_numpy(weights / weights.sum())
+        log_w = self.log_weight(self.loc + self.scale * torch.from_numpy(nodes), x)
+        if samples == 1:
+            return (log_w * weights).sum()
+        both = torch.logaddexp(log_w[:, None], log_w) - np.log(2)
+        return (both * weights[:, None] * weights).sum()
+
+
+ROWS = torch.tensor([0.9, -0.4, 1.3]).double()
+
+
+@pytest.mark.parametrize("vectorized", [True, False])
+@pytest.mark.parametrize(
+    ("objective", "samples", "bound"),
+    [
+        (pv.ImportanceWeightedELBO, 1, 1),
+        (pv.ImportanceWeightedELBO, 2, 2),
+        (pv.DReGELBO, 1, 1),
+        (pv.DReGELBO, 2, 2),
+        (pv.StickingTheLandingELBO, 2, 1),
+    ],
+)
+def test_a_global_latent_by_quadrature(objective, samples, bound, vectorized):
+    """The bound on the joint density of all rows, and its gradient."""
+    program = Shared()
+    exact = -program.bound(ROWS, bound)
+    estimate = objective(samples, vectorize_particles=vectorized)
+    losses, grads = repeated(lambda: gradients(estimate, program, ROWS), 80)
+    assert_mean(losses, exact.detach(), slack=1e-9)
+    assert_mean(grads, exact_gradients(program, exact), slack=1e-9)
+
+
+@pytest.mark.parametrize("objective", [*TIGHTER, pv.StickingTheLandingELBO])
+def test_the_exact_posterior_of_a_global_latent_gives_log_p(objective):
+    precision = 1 + len(ROWS) / 0.8**2
+    program = Shared(loc=(ROWS.sum() / 0.8**2 / precision).item(), scale=precision**-0.5)
+    covariance = 0.8**2 * torch.eye(3).double() + 1
+    exact = dist.MultivariateNormal(torch.zeros(3).double(), covariance).log_prob(ROWS).item()
+    assert objective(7).loss(program.model, program.guide, ROWS) == pytest.approx(-exact, rel=1e-6)
+
+
+def test_a_global_latent_is_renyi_of_order_zero():
+    """With the same draws, the value and the gradient."""
+    program = Shared()
+    pyro.set_rng_seed(3)
+    ours = gradients(pv.ImportanceWeightedELBO(5), program, ROWS)
+    pyro.set_rng_seed(3)
+    renyi = RenyiELBO(alpha=0, num_particles=5, vectorize_particles=True, max_plate_nesting=1)
+    loss = renyi.loss_and_grads(program.model, program.guide, ROWS)
+    assert ours[0].item() == pytest.approx(loss)
+    torch.testing.assert_close(ours[1], flat([param.grad for param in program.parameters()]))
+
+
+@config_enumerate
+def components(x):
+    """A mixture: its weights and centres are global, its assignments are summed out."""
+    weights = pyro.sample("weights", dist.Dirichlet(torch.ones(2)))
+    with pyro.plate("components", 2):
+        loc = pyro.sample("loc", dist.Normal(0.0, 3.0))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Categorical(weights))
+        pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x)
+
+
+@pytest.mark.parametrize("objective", [*TIGHTER, pv.StickingTheLandingELBO])
+def test_global_latents_and_sums_take_the_same_steps_with_every_engine(objective):
+    data = torch.tensor([-2.0, -2.2, 2.1, 1.9, 2.0])
+    losses = []
+    for make in (
+        lambda *args: pv.SVI(*args, engine="eager"),
+        lambda *args: pv.SVI(*args, engine="traced"),
+        pyro.infer.SVI,
+    ):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        guide = AutoNormal(poutine.block(components, hide=["z"]))
+        guide(data)
+        svi = make(components, guide, pyro.optim.Adam({"lr": 0.05}), objective(num_particles=3))
+        losses.append([svi.step(data) for _ in range(12)])
+        assert sum(losses[-1][-4:]) < sum(losses[-1][:4])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0] == pytest.approx(losses[2], rel=1e-4)
+
+
+def subsampled(x):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x), subsample_size=2) as rows:
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x[rows])
+
+
+def subsampled_guide(x):
+    pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.3)), 0.7))
+
+
+def test_a_subsample_estimates_the_elbo_and_is_refused_by_importance_weights():
+    x = torch.tensor([0.3, -1.0, 2.0, 0.5])
+    losses = [pv.StickingTheLandingELBO().loss(subsampled, subsampled_guide, x) for _ in range(100)]
+    expected = Normal(0.0, 1.0).log_prob(torch.tensor(0.3)) - Normal(0.0, 0.7).log_prob(
+        torch.tensor(0.0)
+    )
+    expected = expected - 0.7**2 / 2 + 0.5 + (Normal(0.3, 1.0).log_prob(x) - 0.7**2 / 2).sum()
+    assert_mean(-torch.tensor(losses), expected)
+    for objective in TIGHTER:
+        with pytest.raises(pv.RequestError, match="subsampling"):
+            objective(3).loss(subsampled, subsampled_guide, x)
+
+
+def tossed(x):
+    z = pyro.sample("z", dist.Poisson(3.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def tossed_guide(x):
+    pyro.sample("z", dist.Poisson(pyro.param("rate", torch.tensor(2.0))))
+
+
+@pytest.mark.parametrize("objective", [*TIGHTER, pv.StickingTheLandingELBO])
+def test_global_draws_that_are_not_reparameterized_are_refused(objective):
+    with pytest.raises(pv.RequestError, match=r"site z \(Poisson\) lacks"):
+        objective(num_particles=2).loss_and_grads(tossed, tossed_guide, torch.zeros(3))
+
+
+def test_an_objective_tells_programs_apart():
+    """One object for programs in a plate and for programs with a global latent."""
+    objective = pv.ImportanceWeightedELBO(4)
+    program = Shared()
+    vae = make_oracle()
+    expected = []
+    for owner, data in ((vae, X), (program, ROWS)):
+        pyro.set_rng_seed(0)
+        expected.append(pv.ImportanceWeightedELBO(4).loss(owner.model, owner.guide, data))
+    for _ in range(2):
+        for (owner, data), value in zip(((vae, X), (program, ROWS)), expected, strict=True):
+            pyro.set_rng_seed(0)
+            assert objective.loss(owner.model, owner.guide, data) == pytest.approx(value)
+
+
+def test_free_bits_of_a_global_latent_by_hand():
+    program = Shared()
+    kl = kl_divergence(Normal(program.loc, program.scale), Normal(0.0, 1.0)).item()
+    for floor in (kl / 2, 2 * kl):
+        pyro.set_rng_seed(2)
+        loss, grad = gradients(pv.FreeBitsELBO(floor, groups=1, num_particles=2), program, ROWS)
+        pyro.set_rng_seed(2)
+        z = torch.stack([Normal(program.loc, program.scale).rsample() for _ in range(2)])
+        rate = kl_divergence(Normal(program.loc, program.scale), Normal(0.0, 1.0))
+        likelihood = Normal(z[:, None], program.noise).log_prob(ROWS).sum() / 2
+        expected = rate.clamp(min=floor) - likelihood
+        torch.testing.assert_close(loss, expected.detach())
+        torch.testing.assert_close(grad, exact_gradients(program, expected))
+
+
+def test_free_bits_of_global_and_local_latents_are_an_elbo_without_a_floor():
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(mu, 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    x = torch.tensor([[0.3, -1.0], [2.0, 0.5], [0.1, 0.2]])
+
+    def guide(x):
+        pyro.sample("mu", dist.Normal(torch.zeros(2), 0.7).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.5).to_event(1))
+
+    losses = []
+    for objective in (pv.FreeBitsELBO(floor=1e-300, groups=1), Trace_ELBO()):
+        values = [objective.loss(model, guide, x) for _ in range(150)]
+        losses.append(torch.tensor(values))
+    # A clamped estimate of a KL may be above the estimate, but not below it.
+    assert losses[0].mean() > losses[1].mean() - 5 * losses[1].std() / 150**0.5
+    with pytest.raises(pv.RequestError, match="is auxiliary"):
+        pv.FreeBitsELBO(groups=1).loss(model, AutoMultivariateNormal(model), x)
+
+
+def test_a_capacity_requires_the_plate():
+    program = Shared()
+    with pytest.raises(pv.RequestError, match="not in exactly one plate"):
+        pv.CapacityELBO().loss(program.model, program.guide, ROWS)

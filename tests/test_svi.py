@@ -6,28 +6,17 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro import poutine
-from pyro.contrib.gp.kernels import RBF
 from pyro.infer import (
-    EnergyDistance,
     RenyiELBO,
-    ReweightedWakeSleep,
     Trace_ELBO,
-    Trace_MMD,
-    TraceEnum_ELBO,
-    TraceGraph_ELBO,
     TraceMeanField_ELBO,
-    TraceTailAdaptive_ELBO,
 )
 from pyro.infer.autoguide import (
     AutoDelta,
     AutoIAFNormal,
     AutoLowRankMultivariateNormal,
-    AutoMultivariateNormal,
     AutoNormal,
 )
-from pyro.nn import PyroModule
-from torch import nn
 from torch.optim import SGD, Adam
 
 import pyro_vae as pv
@@ -136,22 +125,6 @@ def line(x):
         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
 
 
-def test_the_loss_may_be_a_function():
-    def simple(model, guide, x):
-        q = poutine.trace(guide).get_trace(x)
-        return (
-            q.log_prob_sum() - poutine.trace(poutine.replay(model, q)).get_trace(x).log_prob_sum()
-        )
-
-    losses = []
-    for make in (partial(pv.SVI, engine="eager"), partial(pv.SVI, engine="traced"), pyro.infer.SVI):
-        pyro.clear_param_store()
-        svi = make(line, lambda x: None, pyro.optim.Adam({"lr": 0.1}), loss=simple)
-        losses.append([svi.step(torch.ones(3)) for _ in range(5)])
-    assert losses[0] == pytest.approx(losses[2])
-    assert losses[1] == pytest.approx(losses[2])
-
-
 @pytest.mark.parametrize("optim", [Trace_ELBO(), Adam([torch.zeros(1)])])
 def test_what_makes_no_optimizer_is_refused(vae, optim):
     with pytest.raises(pv.RequestError, match="optim must be a function"):
@@ -237,57 +210,6 @@ def test_losses_that_are_checked_elsewhere_are_not_reported(caplog):
     assert not caplog.text
 
 
-def make_regression(dim):
-    def regression(x):
-        z = pyro.sample("z", dist.Normal(torch.zeros(dim), 1.0).to_event(1))
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(z.sum(), 1.0), obs=x)
-
-    return regression
-
-
-def train_guide(guide, model, steps=2):
-    svi = pv.SVI(model, guide, partial(Adam, lr=0.1), Trace_ELBO())
-    for _ in range(steps):
-        svi.step(torch.ones(3))
-
-
-def test_a_guide_that_starts_at_another_ones_values_is_reported(caplog):
-    model = make_regression(2)
-    train_guide(AutoNormal(model), model)
-    assert not caplog.text
-    second = AutoNormal(model)
-    train_guide(second, model)
-    assert caplog.text.count("pyro.clear_param_store()") == 1
-    assert "AutoNormal.locs.z, AutoNormal.scales.z start at" in caplog.text
-    # The same guide is trained further, and one that starts anew after the store is cleared.
-    train_guide(second, model)
-    pyro.clear_param_store()
-    train_guide(AutoNormal(model), model)
-    assert caplog.text.count("pyro.clear_param_store()") == 1
-
-
-@pytest.mark.parametrize("make_guide", [AutoNormal, AutoMultivariateNormal])
-def test_a_guide_that_does_not_fit_another_ones_values_names_the_store(make_guide):
-    train_guide(make_guide(make_regression(2)), make_regression(2))
-    model = make_regression(3)
-    with pytest.raises(pv.RequestError, match=r"pyro\.clear_param_store\(\)") as raised:
-        train_guide(make_guide(model), model)
-    assert "\n" not in str(raised.value)
-    assert raised.value.__cause__ is not None
-
-
-def test_an_error_of_a_function_that_finds_stored_values_has_a_note():
-    def wrong(x):
-        pyro.param("loc", torch.zeros(3))
-        raise ValueError("mine")
-
-    pyro.param("loc", torch.zeros(2))
-    with pytest.raises(ValueError, match=r"^mine") as raised:
-        train_guide(lambda x: None, wrong)
-    assert "pyro.clear_param_store()" in "".join(raised.value.__notes__)
-
-
 @pytest.mark.parametrize("engine", ["eager", "traced", "auto"])
 @pytest.mark.parametrize("turns", [1, 30])
 def test_parameters_of_later_arguments_are_trained(engine, turns, monkeypatch):
@@ -350,80 +272,6 @@ def test_the_first_step_draws_as_pyros_does(model, guide, engine):
     assert ours == pytest.approx(pyros, rel=1e-5)
 
 
-OBJECTIVES = {
-    "EnergyDistance": EnergyDistance,
-    "TraceTailAdaptive_ELBO": lambda: TraceTailAdaptive_ELBO(
-        num_particles=3, vectorize_particles=True
-    ),
-    "Trace_MMD": lambda: Trace_MMD(kernel=RBF(1), num_particles=3, vectorize_particles=True),
-    "ReweightedWakeSleep": lambda: ReweightedWakeSleep(num_particles=3),
-    "TraceGraph_ELBO": TraceGraph_ELBO,
-    "TraceEnum_ELBO": lambda: TraceEnum_ELBO(strict_enumeration_warning=False),
-    "RenyiELBO": lambda: RenyiELBO(num_particles=3),
-}
-
-
-@pytest.mark.parametrize("engine", ["eager", "traced"])
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_every_objective_of_pyro(objective, engine):
-    pyros, ours = both_losses(
-        without_plate, AutoNormal, OBJECTIVES[objective], engine, torch.randn(8)
-    )
-    for theirs, found in zip(pyros, ours, strict=True):
-        assert found == pytest.approx(theirs, rel=1e-5)
-        assert type(found) is type(theirs)
-
-
-def observed(x):
-    with pyro.plate("data", len(x)):
-        pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
-
-
-@pytest.mark.parametrize("engine", ["eager", "traced"])
-@pytest.mark.parametrize("model", [observed, lambda x: None])
-@pytest.mark.parametrize(
-    "objective", [Trace_ELBO, TraceGraph_ELBO, lambda: TraceEnum_ELBO(max_plate_nesting=1)]
-)
-@pytest.mark.filterwarnings("ignore:.*found no sample sites:UserWarning")
-def test_programs_without_parameters(model, objective, engine):
-    pyros, ours = both_losses(
-        model, lambda model: lambda x: None, objective, engine, torch.randn(8)
-    )
-    assert ours == pytest.approx(pyros)
-
-
-class OwnGradient(Trace_ELBO):
-    """Inherits a tensor loss that has another gradient."""
-
-    def loss_and_grads(self, model, guide, *args):
-        loss = 2 * self.differentiable_loss(model, guide, *args)
-        loss.backward()
-        return loss.item()
-
-
-def test_an_inherited_tensor_loss_is_not_used(caplog):
-    pyros, ours = both_losses(line, lambda _: lambda x: None, OwnGradient, "traced", torch.ones(3))
-    assert ours == pytest.approx(pyros)
-    assert "OwnGradient has no differentiable_loss" in caplog.text
-
-
-def test_a_function_of_loss_and_gradients():
-    def loss_and_grads(model, guide, x):
-        loss = Trace_ELBO().differentiable_loss(model, guide, x)
-        (2 * loss).backward()
-        return loss.item()
-
-    losses = []
-    for make in (pyro.infer.SVI, partial(pv.SVI, engine="traced")):
-        pyro.clear_param_store()
-        loss = Trace_ELBO().loss
-        svi = make(line, lambda x: None, pyro.optim.SGD({"lr": 0.1}), loss, loss_and_grads)
-        losses.append(
-            [svi.step(torch.ones(3)) for _ in range(4)] + [svi.evaluate_loss(torch.ones(3))]
-        )
-    assert losses[0] == pytest.approx(losses[1])
-
-
 def test_traces_and_deprecated_arguments():
     """`run` takes the steps and collects the traces, as Pyro's does."""
     traces = []
@@ -467,29 +315,6 @@ def test_each_kind_of_arguments_is_validated(engine):
             svi.step(torch.zeros(4, 3), False)
 
 
-class Frozen(PyroModule):
-    def __init__(self):
-        super().__init__()
-        self.loc = nn.Parameter(torch.tensor(0.0), requires_grad=False)
-
-    def forward(self, x):
-        pyro.sample("x", dist.Normal(self.loc, 1.0), obs=x)
-
-
-def test_frozen_parameters_are_trained_with_a_warning(caplog):
-    """As Pyro does: https://github.com/pyro-ppl/pyro/issues/3438."""
-    locs = []
-    for make in (pyro.infer.SVI, pv.SVI):
-        pyro.clear_param_store()
-        model = Frozen()
-        svi = make(model, lambda x: None, pyro.optim.SGD({"lr": 0.1}), Trace_ELBO())
-        for _ in range(3):
-            svi.step(torch.tensor(1.0))
-        locs.append(model.loc.item())
-    assert locs[0] == locs[1] != 0
-    assert caplog.text.count("do not require a gradient: loc;") == 1
-
-
 @pytest.mark.parametrize("engine", ["eager", "traced"])
 def test_a_parameter_without_a_gradient_keeps_its_momentum(engine):
     """Pyro keeps gradients of zeros."""
@@ -506,4 +331,27 @@ def test_a_parameter_without_a_gradient_keeps_its_momentum(engine):
         for used in (True, True, True, False, False, False):
             svi.step(torch.tensor(1.0), used)
         locs.append([pyro.param(name).item() for name in "ab"])
+    assert locs[0] == pytest.approx(locs[1])
+
+
+@pytest.mark.parametrize("engine", ["eager", "traced"])
+@pytest.mark.parametrize("change", ["clear", "load", "set"])
+def test_parameters_that_are_replaced_are_trained(change, engine):
+    """By clearing or loading Pyro's parameter store, or by setting one."""
+    locs = []
+    for make in (pyro.infer.SVI, partial(pv.SVI, engine=engine)):
+        pyro.clear_param_store()
+        store = pyro.get_param_store()
+        svi = make(line, lambda x: None, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+        for step in range(12):
+            if step == 3:
+                state = copy.deepcopy(store.get_state())
+            if step == 6 and change == "clear":
+                pyro.clear_param_store()
+            if step == 6 and change == "load":
+                store.set_state(state)
+            if step == 6 and change == "set":
+                store["loc"] = torch.tensor(-5.0)
+            svi.step(torch.ones(3))
+        locs.append(pyro.param("loc").item())
     assert locs[0] == pytest.approx(locs[1])

@@ -65,6 +65,17 @@ def test_images_stay_as_they_are():
     assert pictures(torch.rand(3, 20)).shape == (3, 1, HEIGHT, WIDTH)
 
 
+@pytest.mark.parametrize("length", [4, 40])
+def test_missing_values_are_gaps(length):
+    row = torch.full((length,), 0.5)
+    row[length // 4 : length // 2] = torch.nan
+    (picture,) = curves(row[None])
+    columns = (picture[0] > 0.5).any(0)[EDGE:-EDGE].float()
+    gap = columns.unfold(0, 5, 1).amax(1) == 0  # as wide as five pixels
+    assert gap.nonzero().flatten().float().mean() == pytest.approx(3 / 8 * len(columns), abs=6)
+    assert limits(torch.full((1, 3), torch.nan)) == (0, 1)
+
+
 @pytest.mark.parametrize("length", [1, 2, 9, 3000])
 def test_any_length(length):
     drawn = curves(torch.ones(2, length))

@@ -30,7 +30,7 @@ from pyro_vae.engine.graphs import AnyEngine
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.anomaly import anomaly_scores, auroc
 from pyro_vae.evaluation.batch import random_rows, scored
-from pyro_vae.evaluation.calibration import calibration
+from pyro_vae.evaluation.calibration import calibration, simulates
 from pyro_vae.evaluation.check import annealed_log_likelihood, check_log_likelihood
 from pyro_vae.evaluation.forecast import forecast
 from pyro_vae.evaluation.gap import inference_gap
@@ -49,6 +49,7 @@ from pyro_vae.runs.build import pick_device
 from pyro_vae.runs.folder import Run, check_writable
 from pyro_vae.runs.load import open_run
 from pyro_vae.runs.log import read_records
+from pyro_vae.runs.recipe import FigureFormat
 from pyro_vae.runs.store import npz, write
 from pyro_vae.vae import Model
 
@@ -105,6 +106,8 @@ def evaluate(argv: list[str]) -> None:
             if saves:
                 files += _save(vae, images, scores, results, run, config)
             logger.info("\n  ".join(["\nwritten:", *map(str, files)]))
+            if saves and config.split == "test" and config.data is None:
+                logger.info("next: pyro-vae report %s shows the checked images", config.run_dir)
 
 
 def _parser() -> ArgumentParser:
@@ -132,6 +135,8 @@ def _parser() -> ArgumentParser:
         " one: blank images often have a higher one than any image of the data."
     )
     add(parser, "per_image", str, None, text)
+    text = "Format of the figures; pdf and svg are written beside the png files."
+    add(parser, "figure_format", FigureFormat, "png", text)
     text = "Labels of normal images: how well the scores tell the others from them (AUROC)."
     parser.add_argument("--normal", nargs="+", type=NonNegativeInt, metavar="LABEL", help=text)
     return parser
@@ -194,7 +199,7 @@ def _results(vae: Model, split: Split, images: Split, scores: Scores, config: Na
         return results | label_metrics(vae, split, images, config.num_samples, batch_size, engine)
     if latent_shapes(vae, scored(vae, images[:1])).keys() == {"z"}:
         results["information"] = information(vae, split, batch_size=batch_size)._asdict()
-    if config.calibration_images and vae.likelihood.is_density:
+    if config.calibration_images and simulates(vae):
         pyro.set_rng_seed(config.seed)
         simulated = config.calibration_images
         ranks = calibration(vae, split, num_images=simulated, batch_size=batch_size)
@@ -240,19 +245,18 @@ def _save(
         name += f"-ais{config.num_chains}x{config.num_temperatures}"
     if config.gap_images:
         name += f"-gap{config.gap_images}"
-    curve = figures.png(figures.bounds(results["k_curve"]))
-    worst = figures.png(_worst(vae, images, scores))
-    files = [
-        run.save_results(results, f"results-{name}"),
-        write(run.path / "figures" / f"k_curve-{name}.png", curve),
-        write(run.path / "figures" / f"worst-{name}.png", worst),
-    ]
+    drawn = {
+        "k_curve": figures.bounds(results["k_curve"], images.noun),
+        "worst": _worst(vae, images, scores),
+    }
     if "classification" in results:
-        drawn = figures.png(figures.reliability(results["classification"]))
-        files.append(write(run.path / "figures" / f"reliability-{name}.png", drawn))
+        drawn["reliability"] = figures.reliability(results["classification"])
     if "calibration" in results:
-        ranks = figures.png(figures.calibration(results["calibration"]))
-        files.append(write(run.path / "figures" / f"calibration-{name}.png", ranks))
+        drawn["calibration"] = figures.calibration(results["calibration"])
+    files = [run.save_results(results, f"results-{name}")]
+    for kind, figure in drawn.items():
+        path = run.path / "figures" / f"{kind}-{name}"
+        files += figures.write_figure(figure, path, config.figure_format)
     return files
 
 
@@ -263,7 +267,7 @@ def _worst(vae: Model, images: Split, scores: Scores) -> figures.Figure:
     labels = []
     for i in order.tolist():
         labels.append(f"{scores.log_likelihood[i]:.0f}\nk-hat {scores.pareto_k[i]:.2f}")
-    title = "the least likely images: log p(x) in nats, k-hat"
+    title = f"the least likely {images.noun}s: log p(x) in nats, k-hat"
     return figures.grid(x, title, len(x), column_labels=labels)
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from logging import getLogger
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pyro
@@ -34,17 +34,19 @@ from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.batch import scored
 from pyro_vae.evaluation.codes import ACTIVE, activity, codes
 from pyro_vae.evaluation.impute import impute
-from pyro_vae.evaluation.metrics import RELIABLE
+from pyro_vae.evaluation.metrics import RELIABLE, score_images
+from pyro_vae.likelihoods import IMAGE_DIMS
 from pyro_vae.reporting import figures, views
 from pyro_vae.runs.build import pick_device
 from pyro_vae.runs.folder import Run
 from pyro_vae.runs.load import SavedRun, open_run
+from pyro_vae.runs.recipe import FigureFormat
 from pyro_vae.runs.store import npz, write
 from pyro_vae.vae import Model
 
 logger = getLogger("pyro_vae")
 
-Format = Literal["png", "npz"]
+Format = Literal["png", "pdf", "svg", "npz"]
 
 SAMPLES = 64
 # Draws of missing values in a picture, and in a file.
@@ -139,8 +141,8 @@ class Request:
     def named(self) -> str:
         """What titles call the images."""
         if self.config.data is None:
-            return f"{self.config.split} images"
-        return f"images of {Path(self.config.data).name}"
+            return f"{self.config.split} {self.images.noun}s"
+        return f"{self.images.noun}s of {Path(self.config.data).name}"
 
 
 def generate(argv: list[str]) -> None:
@@ -159,6 +161,9 @@ def generate(argv: list[str]) -> None:
         raise RequestError(f"{config.kind} use no images; leave out --data")
     if config.label is not None:
         _check_takes_label(vae, config.kind)
+    if file_format == "npz" and len(saved.checkpoint.shape) < IMAGE_DIMS:
+        # Vectors are stored in their own units.
+        vae.likelihood.shown = lambda x: x  # type: ignore[method-assign]
     pyro.set_rng_seed(config.seed)
     asked = (config.split, config.data, config.data_dir, config.image_size)
     request = Request(
@@ -169,10 +174,10 @@ def generate(argv: list[str]) -> None:
         load_truth=lambda: _truth(saved, config),
     )
     output = KINDS[config.kind](request)
-    if file_format == "png":
-        content = _picture(output, config)
-    else:
+    if file_format == "npz":
         content = npz(output.arrays)
+    else:
+        content = _picture(output, config, file_format)
     logger.info("written to %s", write(file, content))
 
 
@@ -187,13 +192,19 @@ def _truth(saved: SavedRun, config: Namespace) -> Split | None:
 def _parser() -> ArgumentParser:
     parser = run_parser("generate", "Write images or arrays from a saved run.")
     parser.add_argument("kind", type=Literal[tuple(KINDS)], help="What to write.")  # type: ignore[valid-type]
-    add(parser, "format", Format, None, "Picture or arrays; png, but npz for codes.")
-    text = "Number of images or rows; 64 samples, 10 of others."
+    add(
+        parser,
+        "format",
+        Format,
+        None,
+        "Picture (png, pdf or svg) or arrays; png, but npz for codes.",
+    )
+    text = "Number of images, rows or dimensions; 64 samples, 10 of others."
     add(parser, "count", up_to(1_000_000), None, text)
-    text = "Samples: means of p(x | z) or draws; means for png, draws for npz."
+    text = "Samples: means of p(x | z) or draws; both for pictures, draws for npz."
     add(parser, "mean", bool, None, text)
     add(parser, "columns", up_to(100), None, "Columns of a grid of samples or of the manifold.")
-    text = "Latent dimension of a traversal; the most active one by default."
+    text = "Latent dimension of a traversal; ten, of one image, by default."
     add(parser, "dimension", NonNegativeInt, None, text)
     text = (
         "Models that use labels: a class by its name or number, or a number or list of covariates,"
@@ -208,12 +219,11 @@ def _format(config: Namespace) -> Format:
     """What --format says, or else the name of the file."""
     if config.format is not None:
         return config.format
-    suffix = Path(config.out or "").suffix
-    if suffix == ".png":
-        return "png"
-    if suffix == ".npz" or config.kind == "codes":
-        return "npz"
-    return "png"
+    suffix = Path(config.out or "").suffix.removeprefix(".")
+    for known in get_args(Format):
+        if suffix == known:
+            return known
+    return "npz" if config.kind == "codes" else "png"
 
 
 def _file(config: Namespace, run: Run, file_format: Format) -> Path:
@@ -229,7 +239,7 @@ def _file(config: Namespace, run: Run, file_format: Format) -> Path:
         path = run.path / "generated" / name
     if path.suffix not in ("", f".{file_format}") or os.path.isdir(path) or "\0" in str(path):
         raise RequestError(
-            f"--out {path} must be a file that ends in .png or .npz, as --format says"
+            f"--out {path} must be a file that ends in .png, .pdf, .svg or .npz, as --format says"
         )
     return path.with_suffix(f".{file_format}")
 
@@ -280,26 +290,27 @@ def _covariates(label: str, known: Tensor) -> Tensor:
     return torch.tensor([values], dtype=known.dtype, device=known.device)
 
 
-def _picture(output: Output, config: Namespace) -> bytes:
+def _picture(output: Output, config: Namespace, file_format: FigureFormat) -> bytes:
     figure = output.figure()
     if config.label is not None:
         figures.add_to_title(figure, f"given y = {config.label}")
-    return figures.png(figure)
+    return figures.rendered(figure, file_format)
 
 
 def _samples(request: Request) -> Output:
     vae = request.vae
     config = request.config
-    mean = config.mean
-    if mean is None:
-        mean = request.format == "png"
     count = config.count or SAMPLES
     y = request.y(count)
     if vae.needs_labels and y is None:
         y = views.random_labels(vae, request.images, count)
+    if config.mean is None and request.format != "npz":
+        pairs = views.samples_and_draws(vae, count, y)
+        return Output({}, lambda: figures.samples_and_draws(pairs, config.columns))
+    mean = bool(config.mean)
     made = views.samples(vae, count, mean, y)
     return Output(
-        {"images": _bytes(made), "y": y}, lambda: figures.samples(made, mean, config.columns)
+        {"images": _stored(made), "y": y}, lambda: figures.samples(made, mean, config.columns)
     )
 
 
@@ -307,12 +318,15 @@ def _reconstructions(request: Request) -> Output:
     split = request.some()
     made = views.reconstructions(request.vae, split, request.y(len(split)))
     arrays = {
-        "images": _bytes(made[:, 0]),
-        "reconstructions": _bytes(made[:, 1]),
+        "images": _stored(made[:, 0]),
+        "reconstructions": _stored(made[:, 1]),
         "labels": split.labels,
     }
     title = f"{request.named} and reconstructions"
-    return Output(arrays, lambda: figures.reconstructions(made, title))
+    if request.label is not None:  # the ELBO is that of the images' own labels
+        return Output(arrays, lambda: figures.reconstructions(made, title))
+    elbo = score_images(request.vae, split, figures.ELBO_SAMPLES, engine="eager").elbo
+    return Output(arrays, lambda: figures.reconstructions(made, title, elbo.tolist()))
 
 
 def _interpolations(request: Request) -> Output:
@@ -323,12 +337,11 @@ def _interpolations(request: Request) -> Output:
         )
     pairs = chosen[: 2 * (len(chosen) // 2)]
     made = views.interpolations(request.vae, pairs, request.y(len(pairs)))
-    return Output({"images": _bytes(made)}, lambda: figures.interpolations(made))
+    return Output({"images": _stored(made)}, lambda: figures.interpolations(made))
 
 
 def _traversals(request: Request) -> Output:
     vae = request.vae
-    split = request.some()
     many = request.images.subset(min(RANGE_IMAGES, len(request.images)))
     active = views.active_dimensions(vae, many)
     if activity(vae, many)[active[0]] > ACTIVE:
@@ -336,18 +349,29 @@ def _traversals(request: Request) -> Output:
         logger.info("active dimensions, the most active first: %s", listed)
     else:
         logger.info("no latent dimension is active; the most active one is %d", active[0])
+    ranges = views.code_range(vae, many)
     dimension = request.config.dimension
     if dimension is None:
-        dimension = active[0]
+        return _dimensions(request, active[: request.config.count or figures.ROWS], ranges)
     if dimension >= vae.latent_dim:
         raise RequestError(
             f"--dimension {dimension} is out of range; choose 0 to {vae.latent_dim - 1}"
         )
-    low, high = views.code_range(vae, many)[:, dimension].tolist()
+    split = request.some()
+    low, high = ranges[:, dimension].tolist()
     values = torch.linspace(low, high, STEPS)
     made = views.traversals(vae, split, dimension, values, request.y(len(split)))
-    arrays = {"images": _bytes(made), "dimension": torch.tensor(dimension), "z": values}
+    arrays = {"images": _stored(made), "dimension": torch.tensor(dimension), "z": values}
     return Output(arrays, lambda: figures.traversals(made, dimension, values))
+
+
+def _dimensions(request: Request, order: list[int], ranges: Tensor) -> Output:
+    """Traversals of several dimensions of one image."""
+    image = request.images.subset(min(IMAGES, len(request.images)))[:1]
+    chosen = ranges[:, order].cpu()
+    made = views.dimensions(request.vae, image, order, chosen, STEPS, request.y(1))
+    arrays = {"images": _stored(made), "dimensions": torch.tensor(order), "ranges": chosen}
+    return Output(arrays, lambda: figures.dimensions(made, order, chosen))
 
 
 def _manifold(request: Request) -> Output:
@@ -356,7 +380,7 @@ def _manifold(request: Request) -> Output:
     if vae.needs_labels and config.label is None and vae.latent_dim == 2:
         raise RequestError("the manifold of a model that uses labels needs one: add --label")
     made, z = views.manifold(vae, config.columns or 20, request.label)
-    return Output({"images": _bytes(made), "z": z}, lambda: figures.manifold(made, z))
+    return Output({"images": _stored(made), "z": z}, lambda: figures.manifold(made, z))
 
 
 def _codes(request: Request) -> Output:
@@ -385,7 +409,7 @@ def _analogies(request: Request) -> Output:
     columns = request.config.columns or request.config.count or IMAGES
     made = views.analogies(request.vae, y, columns)
     return Output(
-        {"images": _bytes(made), "labels": y},
+        {"images": _stored(made), "labels": y},
         lambda: figures.analogies(made, y, split.classes),
     )
 
@@ -393,7 +417,7 @@ def _analogies(request: Request) -> Output:
 def _imputations(request: Request) -> Output:
     """All images as arrays, or some of them as a picture."""
     vae = request.vae
-    is_picture = request.format == "png"
+    is_picture = request.format != "npz"
     split = request.images
     truth = request.load_truth()
     is_whole = not is_picture and request.config.count is None
@@ -431,7 +455,7 @@ def _imputations(request: Request) -> Output:
     if truth is not None:
         rows.append(scored(vae, truth.subset(len(split))).x)
     made = views.to_grey(vae, torch.stack(rows))
-    title = f"{request.named}: missing pixels are grey, then imputed"
+    title = f"{request.named}: as observed, then imputed"
     return Output(arrays, lambda: figures.imputations(made, title, truth is not None))
 
 
@@ -447,5 +471,8 @@ KINDS: dict[str, Callable[[Request], Output]] = {
 }
 
 
-def _bytes(images: Tensor) -> Tensor:
+def _stored(images: Tensor) -> Tensor:
+    """Grey values as bytes; vectors stay as they are."""
+    if images.ndim <= IMAGE_DIMS:
+        return images
     return (images * 255).round().to(torch.uint8)

@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyro_vae.likelihoods import Likelihood, noun
+from pyro_vae.reporting.numbers import MANY
 from pyro_vae.training.fit import Record
 
 Values = Mapping[str, Any]
 WIDTH = 80
-# Share of images with k-hat over 0.7 from which the Monte Carlo error of the mean is too small: its
-# intervals covered the exact value in 78 % instead of 95 % of repetitions where it was 0.13.
-MANY = 0.05
 # p-value below which a guide is said not to be exact: one exact guide in a hundred.
 REJECTED = 0.01
 # Smallest p-value that is printed: the approximation of smaller ones is poor.
@@ -66,7 +64,10 @@ def table(metrics: Values, title: str, likelihood: Likelihood) -> str:
             _row("  AIS bounds, gap", gap, f"  {gap['num_images']} images of the model"),
         ]
     if "bits_per_dimension" in metrics:
-        lines.append(_bits(metrics["bits_per_dimension"]))
+        bits = metrics["bits_per_dimension"]
+        lines.append(_per_dimension("bits per dimension", bits, f"; {bits['of']}"))
+    if "nats_per_count" in metrics:
+        lines.append(_per_dimension("nats per count", metrics["nats_per_count"]))
     if "active_units" in metrics and metrics["active_units"]["count"] is not None:
         active = metrics["active_units"]
         note = ""
@@ -107,13 +108,12 @@ def _row(name: str, value: Values, note: str = "") -> str:
     return f"  {name:<20}{value['mean']:>10.2f} ± {error}{note}"
 
 
-def _bits(value: Values) -> str:
+def _per_dimension(name: str, value: Values, note: str = "") -> str:
     """An upper bound, because log p(x) is a lower one."""
     error = "-"
     if value["standard_error"] is not None:
         error = f"{value['standard_error']:.4f}"
-    note = f"  upper bound; {value['of']}"
-    return f"  {'bits per dimension':<20}{value['mean']:>10.4f} ± {error}{note}"
+    return f"  {name:<20}{value['mean']:>10.4f} ± {error}  upper bound{note}"
 
 
 def _log_likelihood(value: Values, all_images: int) -> list[str]:

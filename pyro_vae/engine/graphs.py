@@ -179,6 +179,12 @@ class Graph:
         except Exception as error:
             self._use_eager(f"the programs cannot be traced ({_reason(error)})")
             return
+        fixed = [False for _ in _tensors(args, kwargs)]
+        fixed += [traced.is_constant(tensor) for tensor in traced.captured]
+        shapes = shapes_that_vary(traced.graph, fixed)
+        if shapes:
+            self._use_eager(f"the values of tensors decide about shapes ({', '.join(shapes)})")
+            return
         self._traces[kind] = traced
         self._graphs[kind] = traced
         self.check(*args, **kwargs)
@@ -234,12 +240,15 @@ class Traced:
         written: The storages among them that the function writes to, each as one tensor.
     """
 
-    def __init__(
-        self, graph: Callable[..., Any], captured: list[Tensor], written: list[Tensor]
-    ) -> None:
+    def __init__(self, graph: Any, captured: list[Tensor], written: list[Tensor]) -> None:
         self.graph = graph
         self.captured = captured
         self.written = written
+
+    def is_constant(self, captured: Tensor) -> bool:
+        """Whether a captured tensor is neither trained nor written to."""
+        written = {_storage(tensor) for tensor in self.written}
+        return not captured.requires_grad and _storage(captured) not in written
 
     def __call__(self, *args: Any, **kwargs: Any) -> list[Any]:
         with torch.no_grad():
@@ -484,6 +493,58 @@ def _waits(node: torch.fx.Node) -> bool:
         return True
     # Indexing has this tag for masks; integers, which index as well, do not wait.
     return torch.Tag.dynamic_output_shape in tags and node.target is not aten.index.Tensor
+
+
+# Operations whose results do not depend on the values of their inputs.
+FILLS = {
+    aten.new_empty.default,
+    aten.new_full.default,
+    aten.new_ones.default,
+    aten.new_zeros.default,
+    aten.full_like.default,
+    aten.ones_like.default,
+    aten.zeros_like.default,
+}
+
+
+def shapes_that_vary(graph: Any, fixed: Sequence[bool]) -> list[str]:
+    """The operations of a graph whose shapes depend on values that may change between calls.
+
+    A graph keeps the shapes of the call in which it was made, for example the number of rows that a
+    mask selects.
+
+    Arguments:
+        graph: The graph.
+        fixed: Whether the values of each of its inputs stay the same.
+    """
+    varying = set()
+    found = set()
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    varying.update(node for node, stays in zip(inputs, fixed, strict=True) if not stays)
+    for node in graph.graph.nodes:
+        tags = getattr(node.target, "tags", ())
+        if varying.intersection(_decide_shape(node)) and torch.Tag.dynamic_output_shape in tags:
+            found.add(str(node.target))
+        is_random = torch.Tag.nondeterministic_seeded in tags
+        if is_random or (varying.intersection(node.all_input_nodes) and node.target not in FILLS):
+            varying.add(node)
+    return sorted(found)
+
+
+def _decide_shape(node: torch.fx.Node) -> Sequence[torch.fx.Node]:
+    """The inputs of an operation whose values may decide about its shape: of indices, masks."""
+    if node.target is not aten.index.Tensor:
+        return node.all_input_nodes
+    indices = node.args[1]
+    assert isinstance(indices, Sequence)
+    masks = []
+    for index in indices:
+        if isinstance(index, torch.fx.Node) and index.meta["val"].dtype in (
+            torch.bool,
+            torch.uint8,
+        ):
+            masks.append(index)
+    return masks
 
 
 def _reason(error: Exception) -> str:

@@ -114,11 +114,11 @@ class Joint:
         """The densities of one sample."""
         fixed = _At({**values, **self.subsamples})
         q = self._trace(fixed(self.guide))
-        p = self._trace(summing_out(poutine.replay(self.model, trace=q), self.structure))
+        p = self._trace(poutine.replay(summing_out(self.model, self.structure), trace=q))
         log_p = log_joint(p, self.structure)
-        deltas = total(q, self.structure, lambda site: is_fixed(site))
+        deltas = total(q, self.structure, is_fixed)
         log_q = total(q, self.structure, lambda site: not is_fixed(site))
-        return _shaped(log_p - deltas, self._rows), _shaped(log_q, self._rows)
+        return (log_p - deltas).expand(self._rows), log_q.expand(self._rows)
 
     def _trace(self, program: Program) -> Trace:
         if self.scaled:
@@ -176,7 +176,7 @@ class Joint:
         self.subsamples = {}
         try:
             values, trace = self._draw_at_once(TRIAL)
-            in_plate = torch.zeros(TRIAL)
+            in_plate = torch.zeros(())
             for name in values:
                 score = log_prob(trace.nodes[name])
                 if self.scaled:
@@ -187,7 +187,8 @@ class Joint:
             return False
         _, alone = self.log_densities(values, TRIAL)
         alone = alone.reshape(TRIAL, -1).sum(1)
-        if torch.allclose(in_plate.to(alone), alone, rtol=1e-3, atol=1e-3, equal_nan=True):
+        in_plate = in_plate.to(alone).expand(TRIAL)
+        if torch.allclose(in_plate, alone, rtol=1e-3, atol=1e-3, equal_nan=True):
             return True
         reasons.append("the density of the guide changes in a plate to the left of its own")
         return False
@@ -215,17 +216,29 @@ def evaluate_each(
 
 
 def summing_out(model: Program, structure: Structure) -> Program:
-    """The model with its discrete sites enumerated in dimensions to the left of its plates."""
+    """The model with its discrete sites enumerated in dimensions to the left of its plates.
+
+    Handlers that give other sites their values belong around it: Pyro notes on which enumerated
+    sites a site depends before it has a value.
+    """
     if not structure.enumerated:
         return model
 
     def configuration(site: Site) -> Any:
         if site["name"] in structure.enumerated:
             return {"enumerate": "parallel"}
-        return {}
+        return {"enumerate": None}
 
     marked = poutine.infer_config(model, config_fn=configuration)
-    return _Enumeration(first_available_dim=-1 - structure.nesting)(marked)
+    enumerated = _Enumeration(first_available_dim=-1 - structure.nesting)(marked)
+
+    def run(*args: Any) -> Any:
+        try:
+            return enumerated(*args)
+        except NOT_BATCHED as error:
+            raise _not_summed(structure, error) from error
+
+    return run
 
 
 def log_joint(
@@ -246,11 +259,16 @@ def log_joint(
             )
     try:
         return _contract(trace, structure, which)
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise RequestError(
-            f"{names} cannot be summed out ({first_line(error)}); let the model broadcast over the"
-            " values of discrete sites, as Pyro's enumeration requires, or draw them in the guide"
-        ) from error
+    except NOT_BATCHED as error:
+        raise _not_summed(structure, error) from error
+
+
+def _not_summed(structure: Structure, error: Exception) -> RequestError:
+    names = ", ".join(sorted(structure.enumerated))
+    return RequestError(
+        f"{names} cannot be summed out ({first_line(error)}); let the model broadcast over the"
+        " values of discrete sites, as Pyro's enumeration requires, or draw them in the guide"
+    )
 
 
 def _contract(trace: Trace, structure: Structure, which: Callable[[Site], bool]) -> Tensor:
@@ -298,10 +316,6 @@ def sum_to_dim(tensor: Tensor, dim: int) -> Tensor:
 def _per_sample(tensor: Tensor, nesting: int) -> Tensor:
     """Sum over the plates, which are to the right of the samples."""
     return tensor.reshape(*tensor.shape[: tensor.ndim - nesting], -1).sum(-1)
-
-
-def _shaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return tensor.expand(shape)
 
 
 def _draws(trace: Trace) -> dict[str, Site]:

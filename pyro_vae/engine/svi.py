@@ -12,9 +12,7 @@ import torch
 from pyro import infer
 from pyro.infer import ELBO, TraceTailAdaptive_ELBO
 from pyro.infer.util import is_validation_enabled
-from pyro.nn import PyroModule
 from pyro.optim import PyroOptim
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -32,10 +30,12 @@ from pyro_vae.engine.graphs import (
     kind_of,
     pick_engine,
 )
+from pyro_vae.engine.losses import FunctionLoss, as_numbers, as_tensor, has_tensor_loss
 from pyro_vae.engine.optimizers import Joint
+from pyro_vae.engine.parameters import Parameters, first_call
 from pyro_vae.engine.patches import tensor_losses, without_validation
 from pyro_vae.engine.programs import Program
-from pyro_vae.errors import RequestError, check_choice, first_line
+from pyro_vae.errors import RequestError, check_choice
 
 logger = getLogger("pyro_vae")
 
@@ -141,7 +141,7 @@ class SVI(infer.SVI):
         self.objective = loss
         self._loss = loss
         if not hasattr(loss, "loss_and_grads"):
-            self.objective = _Function(loss, self.loss_and_grads, loss_and_grads is None)
+            self.objective = FunctionLoss(loss, self.loss_and_grads, loss_and_grads is None)
         self.prepare = prepare or (lambda *args: args)
         # It has no loss, only a gradient: Pyro returns inf.
         self.check_losses = check_losses and not isinstance(loss, TraceTailAdaptive_ELBO)
@@ -150,6 +150,8 @@ class SVI(infer.SVI):
         self.total = torch.zeros((), dtype=torch.float64)
         self._params: dict[int, Tensor] = {}
         self._names: dict[int, str] = {}
+        # Those in Pyro's parameter store, by name.
+        self._stored: dict[str, Tensor] = {}
         # The parameters that had a gradient.
         self._trained: set[int] = set()
         # The kinds of arguments that were validated.
@@ -207,6 +209,7 @@ class SVI(infer.SVI):
         `last_loss` is set to the loss before it, and its sum over rows is added to `total`.
         """
         self._advance()
+        self._follow_the_store()
         self._sync()
         if self.engine != "eager" and self._steps == self._next_comparison:
             self._compare(*args, **kwargs)
@@ -226,18 +229,17 @@ class SVI(infer.SVI):
         A number, or a tuple of numbers for objectives with several losses.
         """
         self.update(*args, **kwargs)
-        loss = self.last_loss.tolist()
         if self.check_losses:
             self._check_finite(self.last_loss.sum().item())
-        return _as_pyro_returns(loss)
+        return as_numbers(self.last_loss)
 
     @torch.no_grad()
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
         """The loss, in nats, without a step; the arguments are those of the programs."""
         validated = is_validation_enabled() and not self._validated
         with pyro.validation_enabled(validated), tensor_losses(self._loss):
-            loss = _as_tensor(self.objective.loss(self.model, self.guide, *args, **kwargs))
-        return _as_pyro_returns((loss / self._rows(args)).tolist())
+            loss = as_tensor(self.objective.loss(self.model, self.guide, *args, **kwargs))
+        return as_numbers(loss / self._rows(args))
 
     def _check_finite(self, loss: float) -> None:
         """Warn, once, unless the loss is finite."""
@@ -254,54 +256,12 @@ class SVI(infer.SVI):
         """The loss and the gradients as Pyro computes them, with its validation and warnings."""
         if self._validated:
             return self._pyros_gradients(*args, **kwargs)
-        stored = set(pyro.get_param_store().keys())
-        own: set[int] = set()
-        frozen: dict[str, Tensor] = {}
-        for module in self._modules():
-            own.update(id(param) for param in module.parameters())
-            for name, param in module.named_parameters():
-                if not param.requires_grad:
-                    frozen[name] = param
-        with _Params() as seen:
-            try:
-                results = self._pyros_gradients(*args, **kwargs)
-            except (ValueError, RuntimeError) as error:
-                self._blame_the_store(error, seen.stored_before(stored, own))
-                raise
-        if self._modules() and seen.stored_before(stored, own):
-            logger.warning(
-                "%s start at the values that Pyro's parameter store holds from earlier programs;"
-                " if that is not intended, call pyro.clear_param_store() before you make new ones",
-                ", ".join(seen.stored_before(stored, own)),
-            )
-        thawed = [name for name, param in frozen.items() if param.requires_grad]
-        if thawed:
-            logger.warning(
-                "Pyro trains all parameters of a PyroModule, also those that do not require a"
-                " gradient: %s; to keep them constant, make them buffers",
-                ", ".join(thawed),
-            )
-        return results
-
-    def _modules(self) -> list[PyroModule]:
-        """The programs that keep their parameters themselves, such as automatic guides."""
-        return [one for one in (self.model, self.guide) if isinstance(one, PyroModule)]
-
-    def _blame_the_store(self, error: Exception, names: list[str]) -> None:
-        """Say that an error may come from values that earlier programs left in the store."""
-        if not names or isinstance(error, RequestError):
-            return
-        reason = (
-            f"Pyro's parameter store holds {', '.join(names)} from earlier programs; call"
-            " pyro.clear_param_store() before you make new ones"
-        )
-        if self._modules():
-            raise RequestError(f"{first_line(error)}: {reason}") from error
-        error.add_note(reason)
+        with first_call(self.model, self.guide):
+            return self._pyros_gradients(*args, **kwargs)
 
     def _use(self, engine: Engine) -> None:
         """Run the steps with an engine, if the loss is a tensor."""
-        if engine != "eager" and not _has_tensor_loss(self.objective):
+        if engine != "eager" and not has_tensor_loss(self.objective):
             name = type(self._loss).__name__
             logger.warning("using the eager engine: %s has no differentiable_loss", name)
             engine = "eager"
@@ -319,12 +279,21 @@ class SVI(infer.SVI):
         """
         if self._asked != "auto" or self._steps not in (TRACED_STEPS, COMPILED_STEPS):
             return
-        if self._graph.engine != self._picked or not _has_tensor_loss(self.objective):
+        if self._graph.engine != self._picked or not has_tensor_loss(self.objective):
             return
         engine = pick_engine("auto", self.total.device, self._steps)
         if engine != self._picked:
             logger.info("using the %s engine from step %d", engine, self._steps)
             self._use(engine)
+
+    def _follow_the_store(self) -> None:
+        """Make new graphs if parameters were replaced, for example by loading a parameter store."""
+        if self.engine == "eager":
+            return
+        stored = pyro.get_param_store()._params
+        if any(stored.get(name) is not param for name, param in self._stored.items()):
+            self._stored.clear()
+            self._use(self._picked)
 
     def _compare(self, *args: Any, **kwargs: Any) -> None:
         """Compare the graph with the programs, and plan the next comparison."""
@@ -374,7 +343,7 @@ class SVI(infer.SVI):
 
     def _pyros_gradients(self, *args: Any, **kwargs: Any) -> list[Any]:
         rows = self._rows(args)
-        with _Params() as seen:
+        with Parameters() as seen:
             loss = self.objective.loss_and_grads(
                 self.model, self.guide, *self.prepare(*args), **kwargs
             )
@@ -386,18 +355,18 @@ class SVI(infer.SVI):
                 grads.append(param.grad / rows)
             else:
                 grads.append(None)
-        return [_as_tensor(loss), rows, *self._with_zeros(grads, seen)]
+        return [as_tensor(loss), rows, *self._with_zeros(grads, seen)]
 
     def _tensor_gradients(self, *args: Any, **kwargs: Any) -> list[Any]:
         """The same from the objective's tensor loss, in tensor operations only."""
         rows = self._rows(args)
-        with _Params() as seen, without_validation(), tensor_losses(self._loss):
+        with Parameters() as seen, without_validation(), tensor_losses(self._loss):
             loss = self.objective.differentiable_loss(
                 self.model, self.guide, *self.prepare(*args), **kwargs
             )
         self._adopt(seen)
         if not isinstance(loss, Tensor):
-            loss = _as_tensor(loss)
+            loss = as_tensor(loss)
         params = [param for param in self._params.values() if param.requires_grad]
         found: dict[int, Tensor | None] = {}
         if params and loss.requires_grad:
@@ -406,7 +375,7 @@ class SVI(infer.SVI):
         grads = [found.get(key) for key in self._params]
         return [loss.detach(), rows, *self._with_zeros(grads, seen)]
 
-    def _with_zeros(self, grads: list[Tensor | None], seen: _Params) -> list[Tensor | None]:
+    def _with_zeros(self, grads: list[Tensor | None], seen: Parameters) -> list[Tensor | None]:
         """Gradients with zeros where a program asks for a parameter that it does not use.
 
         Pyro keeps a gradient of zeros after the first step, so that momentum moves it further.
@@ -465,12 +434,16 @@ class SVI(infer.SVI):
             return len(args[0])
         return 1
 
-    def _adopt(self, seen: _Params) -> None:
+    def _adopt(self, seen: Parameters) -> None:
         """Pass new parameters to the optimizer."""
         params = seen.params
         new = [param for key, param in params.items() if key not in self._params]
         self._params |= params
         self._names |= seen.names
+        stored = pyro.get_param_store()._params
+        for key, name in seen.names.items():
+            if stored.get(name) is params[key]:
+                self._stored[name] = params[key]
         if not new:
             return
         made = self.make_optimizer(new)
@@ -484,38 +457,6 @@ class SVI(infer.SVI):
         self.optimizer.state.update(made.state)
 
 
-def _has_tensor_loss(objective: Any) -> bool:
-    """Whether the gradient of the objective is that of a tensor loss of its own.
-
-    Not if a subclass writes `loss_and_grads` alone, so that it inherits a tensor loss of another
-    objective.
-    """
-    if getattr(objective, "differentiable_loss", None) is None:
-        return False
-    for cls in type(objective).__mro__:
-        if "differentiable_loss" in vars(cls):
-            return True
-        if "loss_and_grads" in vars(cls):
-            return False
-    return True
-
-
-def _as_tensor(loss: Any) -> Tensor:
-    """A loss of shape `()`, or several in one tensor, without gradients."""
-    if isinstance(loss, tuple):
-        return torch.stack([_as_tensor(one).double() for one in loss])
-    if isinstance(loss, Tensor):
-        return loss.detach()
-    return torch.tensor(loss, dtype=torch.float64)
-
-
-def _as_pyro_returns(loss: Any) -> Any:
-    """A number, or a tuple of several."""
-    if isinstance(loss, list):
-        return tuple(loss)
-    return loss
-
-
 def _kind_to_validate(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The kind of the arguments, in which numbers that vary are all the same."""
     structure, *leaves = kind_of(args, kwargs)
@@ -526,42 +467,3 @@ def _kind_to_validate(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         else:
             kinds.append(type(leaf))
     return tuple(kinds)
-
-
-class _Function:
-    """A loss function as an objective."""
-
-    def __init__(
-        self, function: Callable[..., Any], loss_and_grads: Callable[..., Any], tensor: bool
-    ) -> None:
-        self.loss = function
-        self.loss_and_grads = loss_and_grads
-        if tensor:
-            self.differentiable_loss = function
-
-
-class _Params(Messenger):
-    """Collects the parameters of programs and clears gradients that they have from elsewhere."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        # By name, as in Pyro: automatic guides make theirs twice in their first call.
-        self._last: dict[str, Tensor] = {}
-
-    @property
-    def params(self) -> dict[int, Tensor]:
-        return {id(param): param for param in self._last.values()}
-
-    @property
-    def names(self) -> dict[int, str]:
-        return {id(param): name for name, param in self._last.items()}
-
-    def stored_before(self, stored: set[str], own: set[int]) -> list[str]:
-        """The names of parameters that were stored before, other than a program's own."""
-        return [name for key, name in self.names.items() if name in stored and key not in own]
-
-    def _pyro_post_param(self, msg: Any) -> None:
-        param = msg["value"].unconstrained()
-        if self._last.get(msg["name"]) is not param:
-            param.grad = None
-            self._last[msg["name"]] = param

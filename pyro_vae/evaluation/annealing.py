@@ -248,7 +248,7 @@ class _Target:
     def _score(self, position: Values) -> tuple[Tensor, Tensor]:
         """Log prior and log likelihood of one chain."""
         unconstrained = _Unconstrained(self._unpack(position[""]))
-        trace = unscaled_trace(summing_out(unconstrained(self.model), self.structure), self.args)
+        trace = unscaled_trace(unconstrained(summing_out(self.model, self.structure)), self.args)
         prior = log_joint(trace, self.structure, lambda site: not site["is_observed"])
         likelihood = log_joint(trace, self.structure) - prior
         for name, volume in unconstrained.volumes.items():

@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_vae.engine.graphs import AnyEngine
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.batch import BatchLike, random_rows, scored
+from pyro_vae.evaluation.calibration import simulates
 from pyro_vae.evaluation.gap import likelihood_regret
 from pyro_vae.evaluation.metrics import Scores, score_images
 from pyro_vae.vae import Model
@@ -60,12 +61,13 @@ def anomaly_scores(
         engine: What runs the passes, as for `score_images`.
 
     Returns:
-        The scores by name. There is no typicality where the likelihood is no density, and no regret
-        where the posterior has no reparameterized draws, or the model infers labels.
+        The scores by name. There is no typicality where the likelihood is no density or is given
+        the total of each row, and no regret where the posterior has no reparameterized draws, or
+        the model infers labels.
     """
     batch = scored(vae, data)
     found = {"minus_elbo": -scores.elbo, "minus_log_likelihood": -scores.log_likelihood}
-    if vae.likelihood.is_density:
+    if simulates(vae):
         index = random_rows(batch, SIMULATED)
         typical = batch[index]
         with torch.no_grad():
@@ -84,7 +86,8 @@ def anomaly_scores(
 def auroc(scores: Tensor, is_anomaly: Tensor) -> AUROC:
     """The area under the ROC curve with DeLong's standard error.
 
-    Equal scores count half. The error is None for a single normal image or a single anomaly.
+    Equal scores count half. The error is None for a single normal image or a single anomaly, and 0,
+    which tells nothing, if the area is 0 or 1.
 
     References:
         | Comparing the Areas under Two or More Correlated Receiver Operating Characteristic Curves

@@ -128,8 +128,8 @@ def calibration(
         batch_size: Decoder rows per pass; None is `default_batch_size`.
 
     Raises:
-        RequestError: If the likelihood is no density, a model that uses labels gets none, or a
-            number is not positive.
+        RequestError: If the likelihood is no density or is given the total of each row, a model
+            that uses labels gets none, or a number is not positive.
 
     Example:
         >>> from pyro_vae.testing import LinearGaussianVAE
@@ -140,8 +140,11 @@ def calibration(
         (True, True)
     """
     check_positive(num_images=num_images)
-    if not vae.likelihood.is_density:
-        raise RequestError("calibration needs images of the model; use a likelihood that is one")
+    if not simulates(vae):
+        raise RequestError(
+            "calibration needs data of the model, but the likelihood is no density, or is given"
+            " the total of each row; use another likelihood"
+        )
     vae.eval()
     y = _labels(vae, data, num_images)
     # The values of an unconditioned program's images are not used.
@@ -161,9 +164,14 @@ def calibration(
     return Calibration(tuple(names), *(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
+def simulates(vae: Model) -> bool:
+    """Whether the density of the model is that of its draws."""
+    return vae.likelihood.is_density and not vae.likelihood.given_total
+
+
 def _labels(vae: Model, data: Split | Batch | None, count: int) -> Tensor | None:
     """The y of random rows of the data, repeated if there are too few; None for other models."""
-    if not vae.needs_labels:
+    if vae.infers_labels or not vae.needs_labels:
         return None
     y = None
     if data is not None:

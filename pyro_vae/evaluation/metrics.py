@@ -28,7 +28,7 @@ from pyro_vae.engine.programs import Batch, Program
 from pyro_vae.engine.progress import progress_bar
 from pyro_vae.errors import NotFiniteError, RequestError, check_positive
 from pyro_vae.evaluation.batch import BatchLike, random_rows, scored
-from pyro_vae.evaluation.bits import Scale, scale_of
+from pyro_vae.evaluation.bits import scale_of
 from pyro_vae.evaluation.codes import ACTIVE, activity
 from pyro_vae.evaluation.labels import classify, known_labels
 from pyro_vae.likelihoods import noun
@@ -112,7 +112,8 @@ def evaluate(
         of samples suffices (`required_samples`), `median_effective_sample_size` and
         `elbo_same_images`. For a subset there is `log_likelihood_all_images`, see
         `two_phase_mean`. `bits_per_dimension`, of all images, is an upper bound in
-        expectation, and says what it is `of`, see `scale_of`. `k_curve` has the bounds with 1, 2,
+        expectation, and says what it is `of`, see `scale_of`; counts have `nats_per_count`.
+        `k_curve` has the bounds with 1, 2,
         4, ... samples and their `gain` over the first, with the standard error of
         the paired differences. `active_units` counts the latent dimensions that vary with the
         image. A model that uses labels is scored `given` its "labels" or "covariates" y: log p(x)
@@ -233,20 +234,22 @@ def summarize(
     if observed < 1:
         results["observed"] = observed
     scale = scale_of(vae.likelihood)
+    dimensions = observed * batch.x[0].numel()
     if scale is not None:
-        dimensions = observed * batch.x[0].numel()
-        results["bits_per_dimension"] = _bits(of_all, dimensions, scale)
+        bits = _per(of_all, dimensions * log(2), scale.offset)
+        results["bits_per_dimension"] = {**bits, "of": scale.of}
+    if vae.pixels == "count":
+        results["nats_per_count"] = _per(of_all, dimensions, 0.0)
     return results
 
 
-def _bits(log_likelihood: Metrics, dimensions: float, scale: Scale) -> Metrics:
-    """A log-likelihood in nats per image as bits per dimension."""
-    nats = dimensions * log(2)
+def _per(log_likelihood: Metrics, unit: float, offset: float) -> Metrics:
+    """Minus a log-likelihood in nats per image, in another unit, plus an offset."""
     error = log_likelihood["standard_error"]
     if error is not None:
-        error = error / nats
-    mean = scale.offset - log_likelihood["mean"] / nats
-    return {**log_likelihood, "mean": mean, "standard_error": error, "of": scale.of}
+        error = error / unit
+    mean = offset - log_likelihood["mean"] / unit
+    return {**log_likelihood, "mean": mean, "standard_error": error}
 
 
 def _k_curve(curve: Tensor, num_samples: int) -> Metrics:

@@ -80,13 +80,15 @@ def limits(rows: Tensor) -> tuple[float, float]:
         >>> limits(torch.tensor([[0.0, 0.4, 1.0]])), limits(torch.tensor([[-0.5, 3.0]]))
         ((0.0, 1.0), (-4.0, 4.0))
     """
-    values = rows.abs().flatten()
+    values = rows[rows.isfinite()]
+    if len(values) == 0:
+        return 0.0, 1.0
     place = max(1, round(0.99 * len(values)))
-    largest = float(values.kthvalue(place).values)
+    largest = float(values.abs().kthvalue(place).values)
     high = 1.0
     while high < largest:
         high *= 2
-    low = -high if float(rows.min()) < BELOW else 0.0
+    low = -high if float(values.min()) < BELOW else 0.0
     return low, high
 
 
@@ -98,13 +100,38 @@ def _picture(heights: np.ndarray, zero: float, inks: Sequence[str]) -> np.ndarra
     draw.line([left, zero, right, zero], ZERO, FINE)
     count, length = heights.shape
     if length <= BARS:
-        width = (right - left) / (length * (count + 0.5))
+        step = (right - left) / length
+        width = step / (count + 0.5)
         for k, (row, ink) in enumerate(zip(heights, inks, strict=True)):
-            for n, top in enumerate(row):
-                x = left + width * (n * (count + 0.5) + k + 0.25)
-                draw.rectangle([x, min(top, zero), x + width, max(top, zero)], ink)
+            _bars(draw, left + (k + 0.25) * width, step, width, row, zero, ink)
     else:
-        x = np.linspace(left, right, length)
         for row, ink in zip(heights, inks, strict=True):
-            draw.line(np.column_stack([x, row]).ravel().tolist(), ink, FINE * LINE, "curve")
+            _curve(draw, np.linspace(left, right, length), row, ink)
     return np.array(image.resize((WIDTH, HEIGHT), Image.Resampling.BOX))
+
+
+def _bars(
+    draw: ImageDraw.ImageDraw,
+    left: float,
+    step: float,
+    width: float,
+    tops: np.ndarray,
+    zero: float,
+    ink: str,
+) -> None:
+    """Draw a bar of this width for each value that is not missing."""
+    for n in np.flatnonzero(np.isfinite(tops)):
+        x = left + n * step
+        draw.rectangle([x, min(tops[n], zero), x + width, max(tops[n], zero)], ink)
+
+
+def _curve(draw: ImageDraw.ImageDraw, x: np.ndarray, heights: np.ndarray, ink: str) -> None:
+    """Draw a line through the values, with gaps where they are missing."""
+    is_present = np.isfinite(heights)
+    starts = np.flatnonzero(np.diff(is_present)) + 1
+    points = np.column_stack([x, heights])
+    for run, present in zip(np.split(points, starts), np.split(is_present, starts), strict=True):
+        if present[0]:
+            start = run[0] - [LINE, 0]  # a single value is a short line
+            line = np.vstack([start, run]).ravel().tolist()
+            draw.line(line, ink, FINE * LINE, "curve")

@@ -1,9 +1,13 @@
 """Images that show what a trained VAE has learned, as grey values in [0, 1].
 
+Data that are no images are shown as vectors, of shape `(D,)` in place of `data_shape`, of what the
+encoder reads: reals are standardized, counts are log(1 + x). `Likelihood.shown` decides on both.
 `figures` draws them. Each function works for any model, and sets it to evaluation mode.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +18,6 @@ from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.batch import BatchLike, completed, scored
 from pyro_vae.evaluation.codes import ACTIVE, activity, codes
-from pyro_vae.likelihoods import IMAGE_DIMS
 from pyro_vae.vae import Model
 
 # Largest number of codes per pass of the decoder.
@@ -29,20 +32,9 @@ TAIL = 0.005
 RANGE_IMAGES = 100
 
 
-# The grey value of pixels that are missing.
-MISSING = 0.5
-
-
 def to_grey(vae: Model, x: Tensor) -> Tensor:
-    """Convert values that the likelihood scores to images of grey values in [0, 1].
-
-    A vector becomes an image of one line. Missing values are grey.
-    """
-    grey = vae.likelihood.unit(x).nan_to_num(MISSING).clamp(0, 1)
-    dims = vae.likelihood.data_dims
-    if dims == IMAGE_DIMS:
-        return grey
-    return grey.flatten(-dims)[..., None, None, :]
+    """Values that the likelihood scores as they are shown, see `Likelihood.shown`."""
+    return vae.likelihood.shown(x)
 
 
 @torch.no_grad()
@@ -110,6 +102,26 @@ def samples(vae: Model, count: int, mean: bool = True, y: Tensor | None = None) 
     generate = vae.sample_mean if mean else vae.sample
     parts = Batch(torch.arange(count), y).split(BATCH_SIZE)
     return to_grey(vae, torch.cat([generate(len(part), part.y) for part in parts]))
+
+
+@torch.no_grad()
+def samples_and_draws(vae: Model, count: int, y: Tensor | None = None) -> Tensor:
+    """The mean of p(x | z), and a draw from it, for draws z ~ p(z).
+
+    Arguments:
+        vae: A model.
+        count: Number of draws of z.
+        y: Labels of the images, for models that use them.
+
+    Returns:
+        Images, shape `(count, 2, *data_shape)`.
+    """
+    vae.eval()
+    pairs = []
+    for part in Batch(torch.arange(count), y).split(BATCH_SIZE):
+        p_x = vae.p_x(vae.sample_codes(len(part), part.y), part.y)
+        pairs.append(torch.stack([p_x.mean, p_x.sample()], 1))
+    return to_grey(vae, torch.cat(pairs))
 
 
 def reconstructions(vae: Model, data: BatchLike, new_y: Tensor | None = None) -> Tensor:
@@ -247,6 +259,34 @@ def traversals(
         new_y = batch.y
     means = decode_mean(vae, z, new_y)
     return torch.cat([to_grey(vae, batch.x)[:, None], means], 1)
+
+
+def dimensions(
+    vae: Model,
+    data: BatchLike,
+    order: Sequence[int],
+    ranges: Tensor,
+    steps: int,
+    new_y: Tensor | None = None,
+) -> Tensor:
+    """Traversals of several latent dimensions of one image.
+
+    Arguments:
+        vae: A model.
+        data: One image, see `scored`.
+        order: The latent dimensions.
+        ranges: The lowest and the highest value of each, shape `(2, D)`, see `code_range`.
+        steps: Values of each.
+        new_y: Labels to decode with, for models that use labels; those of the data by default.
+
+    Returns:
+        Images, shape `(D, steps, *data_shape)`.
+    """
+    rows = []
+    for dimension, (low, high) in zip(order, ranges.T.tolist(), strict=True):
+        values = torch.linspace(low, high, steps)
+        rows.append(traversals(vae, data, dimension, values, new_y)[0, 1:])
+    return torch.stack(rows)
 
 
 def manifold(vae: Model, side: int = 20, y: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -107,6 +107,7 @@ MAY_CHANGE = {
     "keep_every",
     "logger",
     "report",
+    "figure_format",
     "on_nan",
     "engine",
     "test_samples",

@@ -521,10 +521,9 @@ def shapes_that_vary(graph: Any, fixed: Sequence[bool]) -> list[str]:
         graph: The graph.
         fixed: Whether the values of each of its inputs stay the same.
     """
-    varying = set()
-    found = set()
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    varying.update(node for node, stays in zip(inputs, fixed, strict=True) if not stays)
+    varying = {node for node, stays in zip(inputs, fixed, strict=True) if not stays}
+    found: set[str] = set()
     for node in graph.graph.nodes:
         tags = getattr(node.target, "tags", ())
         if varying.intersection(_decide_shape(node)) and torch.Tag.dynamic_output_shape in tags:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pyro_vae.data.split import Data
 from pyro_vae.evaluation.batch import scored
+from pyro_vae.evaluation.calibration import deviations
 from pyro_vae.evaluation.codes import codes
 from pyro_vae.evaluation.labels import classify, known_labels
 from pyro_vae.evaluation.metrics import score_images
@@ -447,14 +448,7 @@ def calibration(found: Mapping[str, Any]) -> Figure:
     Arguments:
         found: The `summary` of `pv.calibration`.
     """
-    counts = torch.tensor(list(found["histograms"].values())).double()
-    bins = counts.shape[1]
-    level = torch.linspace(0, 1, bins + 1).double()
-    shares = counts.cumsum(1) / found["num_images"]
-    excess = torch.cat([torch.zeros(len(counts), 1), shares], 1) - level
-    points = len(counts) * (bins - 1)
-    z = torch.special.ndtri(torch.tensor(1 - 0.05 / (2 * points)).double())
-    band = z * (level * (1 - level) / found["num_images"]).sqrt()
+    level, excess, band = deviations(found)
     figure, (left, right) = _subplots(TWO_COLUMNS, 2.6, columns=2)
     left.fill_between(level, -band, band, color=EXACT, alpha=0.2, linewidth=0, label="exact guide")
     order = excess.abs().amax(1).argsort(descending=True).tolist()

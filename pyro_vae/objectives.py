@@ -4,7 +4,7 @@ They return the loss as a tensor, so that it can be compiled. Throughout,
 :math:`w_k = p(x, z_k) / q(z_k \mid x)` with :math:`z_k \sim q(z \mid x)`. As for `log_weights`,
 these are the weights of each row if all sites of the programs are in one plate over the data, and
 otherwise those of the whole program: the importance-weighted bound is then that on the joint
-density of all rows. `FreeBitsELBO` and `CapacityELBO` require the plate.
+density of all rows. `CapacityELBO` requires the plate.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
+from pyro import poutine
 from pyro.distributions import Independent
 from pyro.infer import (
     ELBO,
@@ -450,14 +451,15 @@ class _Paths(Messenger):
             _check_reparameterized(msg)
 
 
-class FreeBitsELBO(TensorELBO):
+class FreeBitsELBO(JointELBO):
     r"""The ELBO with a lower limit on the KL of each group of latent dimensions, the free bits.
 
     .. math:: \mathbb{E} \log p(x \mid z)
         - \beta \sum_g \max\big(\lambda, \; \overline{\mathrm{KL}}_g \big)
 
-    The KL of a group g is averaged over the batch, including the shares of other processes. It is
-    computed in closed form if there is one latent site and torch has a closed form, otherwise from
+    The KL of a group g is averaged over the batch, including the shares of other processes. That of
+    a latent site that all rows share is limited once, not for each row. It is computed in closed
+    form if there is one latent site and torch has a closed form, otherwise from
     the samples.
 
     References:
@@ -476,6 +478,8 @@ class FreeBitsELBO(TensorELBO):
         ValueError: If a number is not positive.
     """
 
+    scaled = True
+
     def __init__(
         self,
         floor: float = 0.25,
@@ -488,12 +492,46 @@ class FreeBitsELBO(TensorELBO):
         self.floor = floor
         self.groups = groups
 
-    def tensor_loss(self, model: Program, guide: Program, args: tuple[Any, ...]) -> Tensor:
+    def loss_of_rows(self, model: Program, guide: Program, args: tuple[Any, ...]) -> Tensor:
         reconstruction, rates = _reconstruction_and_rates(self, model, guide, args, self.groups)
         loss = -reconstruction
         for scale, rate in rates:
             loss = loss + scale * rate.clamp(min=self.floor).sum()
         return loss * len(args[0])
+
+    def loss_of_joint(self, joint: Joint) -> Tensor:
+        if joint.structure.enumerated:
+            names = ", ".join(sorted(joint.structure.enumerated))
+            raise RequestError(
+                f"FreeBitsELBO does not sum out {names}; use TraceEnum_ELBO, or draw it in the"
+                " guide"
+            )
+        guide = _Paths()(joint.guide)
+        reconstructions = []
+        rates: dict[str, list[Tensor]] = {}
+        for _ in range(self.num_particles):
+            guide_trace = poutine.trace(guide).get_trace(*joint.args)
+            replayed = poutine.replay(joint.model, trace=guide_trace)
+            p = sample_sites(poutine.trace(replayed).get_trace(*joint.args))
+            q = sample_sites(guide_trace)
+            if q.keys() - p.keys():
+                raise RequestError(
+                    "FreeBitsELBO requires a guide with a distribution for each latent site, but"
+                    f" {', '.join(sorted(q.keys() - p.keys()))} is auxiliary; write the guide by"
+                    " hand, or use Trace_ELBO"
+                )
+            observed = [site for name, site in p.items() if name not in q]
+            scores = [(site["scale"] * log_prob(site)).sum() for site in observed]
+            reconstructions.append(sum(scores, torch.zeros(())))
+            for name, site in q.items():
+                rate = _rate(site, p[name], len(q) == 1, self.groups)
+                rates.setdefault(name, []).append(rate)
+        loss = -torch.stack(reconstructions).mean()
+        for name, of_site in rates.items():
+            elements = q[name]["fn"].batch_shape.numel()
+            mean = torch.stack(of_site).mean(0)
+            loss = loss + q[name]["scale"] * elements * mean.clamp(min=self.floor).sum()
+        return loss
 
 
 class ScheduledELBO(TensorELBO, ABC):
@@ -578,8 +616,7 @@ def _reconstruction_and_rates(
     rates: dict[str, list[Tensor]] = {}
     scales: dict[str, Any] = {}
     for count in objective._runs():
-        model_trace, guide_trace = traces(model, guide, Batch(*args), count)
-        _require_reparameterized(guide_trace)
+        model_trace, guide_trace = traces(model, guide, Batch(*args), count, at_draws=_Paths())
         q = sample_sites(guide_trace)
         latent = latent_sites(model_trace)
         observed = [site for site in sample_sites(model_trace).values() if site["is_observed"]]

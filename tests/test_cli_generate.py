@@ -367,3 +367,69 @@ def test_pictures_of_vectors(run_of_reals, tmp_path, kind):
     with Image.open(tmp_path / "a.png") as image:
         assert min(image.size) > 100
         assert np.array(image.convert("L")).min() < 128
+
+
+@pytest.fixture(scope="module")
+def gappy_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gaps") / "run"
+    options = "--data digits --missing 0.4 --latent_dim 2 --epochs 1 --encoder.hidden [8]"
+    run("train", *options.split(), "--decoder.hidden", "[8]", "--run_dir", folder)
+    return folder
+
+
+def test_imputations_of_a_run_keep_what_is_observed(gappy_run, tmp_path, digits):
+    file = tmp_path / "imputed.npz"
+    run("generate", gappy_run, "imputations", "--out", file)
+    test = digits.with_missing(0.4).test
+    with np.load(file) as arrays:
+        observed = arrays["observed"]
+        np.testing.assert_array_equal(observed, test.observed)
+        images = digits.test.x.numpy()
+        np.testing.assert_array_equal(arrays["images"][observed], images[observed])
+        assert arrays["images"].dtype == np.uint8
+        assert arrays["draws"].shape == (5, *images.shape)
+        np.testing.assert_array_equal(
+            arrays["draws"][:, observed], images[observed][None].repeat(5, 0)
+        )
+        assert set(np.unique(arrays["draws"][:, ~observed])) == {0, 255}
+        assert (arrays["effective_sample_size"] > 1).all()
+        assert arrays["pareto_k"].shape == (299,)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.uint8, bool])
+def test_imputations_have_the_layout_of_the_file(gappy_run, tmp_path, dtype):
+    rng = np.random.default_rng(0)
+    x = (rng.random((15, 8, 8)) < 0.3).astype(dtype)
+    observed = rng.random(x.shape) < 0.6
+    arrays = {"images": x, "observed": observed}
+    if dtype == np.float64:
+        x[~observed] = np.nan
+        x[observed] *= 0.123456789012345
+        arrays = {"images": x}
+    np.savez(tmp_path / "x.npz", **arrays)
+    run(
+        "generate",
+        gappy_run,
+        "imputations",
+        "--data",
+        tmp_path / "x.npz",
+        "--out",
+        tmp_path / "y.npz",
+    )
+    with np.load(tmp_path / "y.npz") as imputed:
+        images = imputed["images"]
+        assert (images.dtype, images.shape) == (x.dtype, x.shape)
+        np.testing.assert_array_equal(images[observed], x[observed])
+        assert set(np.unique(imputed["draws"][:, ~observed])) == {0, 1}
+        np.testing.assert_array_equal(imputed["observed"], observed)
+
+
+def test_a_picture_of_imputations(gappy_run, tmp_path):
+    run("generate", gappy_run, "imputations", "--count", 4, "--out", tmp_path / "p.png")
+    with Image.open(tmp_path / "p.png") as image:
+        assert min(image.size) > 100
+
+
+def test_imputations_need_gaps(run_dir, capfd):
+    assert main(["generate", str(run_dir), "imputations"]) == 2
+    assert "these have none" in capfd.readouterr().err

@@ -6,6 +6,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO
+from statistics_ import assert_mean
 
 import pyro_vae as pv
 from pyro_vae.engine.importance import log_likelihood, log_weights, terms
@@ -243,3 +244,26 @@ def test_agrees_with_pyros_elbo_and_renyi(vae, x):
 def test_gradients_reach_model_and_guide(vae, x):
     log_likelihood(log_weights(vae.model, vae.guide, x, num_samples=5)).sum().backward()
     assert all(param.grad.abs().sum() > 0 for param in vae.parameters())
+
+
+def test_programs_in_a_plate_need_not_broadcast():
+    """A concatenation along a dimension counted from the left, which a plate of samples shifts."""
+
+    def start(x):
+        return torch.cat((x, x.new_zeros(len(x), 1)), 1).mean(1, keepdim=True)
+
+    def concatenating(x):
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Normal(start(x), 1.0).to_event(1))
+            b = pyro.sample("b", dist.Normal(torch.cat((a, x), 1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(b[..., :1], 0.5).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Normal(start(x), 1.0).to_event(1))
+            pyro.sample("b", dist.Normal(torch.cat((a, x), 1), 1.0).to_event(1))
+
+    weights = log_weights(concatenating, guide, X, num_samples=1000)
+    assert weights.shape == (1000, 4)
+    exact = dist.Normal(start(X)[:, 0], 2.25**0.5).log_prob(X[:, 0])
+    assert_mean((weights - exact).exp(), 1.0)

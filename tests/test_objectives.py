@@ -10,7 +10,7 @@ import torch
 from families import OBJECTIVES, SHAPE, make_hierarchical, make_oracle, make_vae
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO, config_enumerate
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from statistics_ import assert_mean, repeated
 from torch.distributions import Normal, kl_divergence
 
@@ -739,3 +739,48 @@ def test_an_objective_tells_programs_apart():
         for (owner, data), value in zip(((vae, X), (program, ROWS)), expected, strict=True):
             pyro.set_rng_seed(0)
             assert objective.loss(owner.model, owner.guide, data) == pytest.approx(value)
+
+
+def test_free_bits_of_a_global_latent_by_hand():
+    program = Shared()
+    kl = kl_divergence(Normal(program.loc, program.scale), Normal(0.0, 1.0)).item()
+    for floor in (kl / 2, 2 * kl):
+        pyro.set_rng_seed(2)
+        loss, grad = gradients(pv.FreeBitsELBO(floor, groups=1, num_particles=2), program, ROWS)
+        pyro.set_rng_seed(2)
+        z = torch.stack([Normal(program.loc, program.scale).rsample() for _ in range(2)])
+        rate = kl_divergence(Normal(program.loc, program.scale), Normal(0.0, 1.0))
+        likelihood = Normal(z[:, None], program.noise).log_prob(ROWS).sum() / 2
+        expected = rate.clamp(min=floor) - likelihood
+        torch.testing.assert_close(loss, expected.detach())
+        torch.testing.assert_close(grad, exact_gradients(program, expected))
+
+
+def test_free_bits_of_global_and_local_latents_are_an_elbo_without_a_floor():
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(mu, 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    x = torch.tensor([[0.3, -1.0], [2.0, 0.5], [0.1, 0.2]])
+
+    def guide(x):
+        pyro.sample("mu", dist.Normal(torch.zeros(2), 0.7).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.5).to_event(1))
+
+    losses = []
+    for objective in (pv.FreeBitsELBO(floor=1e-300, groups=1), Trace_ELBO()):
+        values = [objective.loss(model, guide, x) for _ in range(150)]
+        losses.append(torch.tensor(values))
+    # A clamped estimate of a KL may be above the estimate, but not below it.
+    assert losses[0].mean() > losses[1].mean() - 5 * losses[1].std() / 150**0.5
+    with pytest.raises(pv.RequestError, match="is auxiliary"):
+        pv.FreeBitsELBO(groups=1).loss(model, AutoMultivariateNormal(model), x)
+
+
+def test_a_capacity_requires_the_plate():
+    program = Shared()
+    with pytest.raises(pv.RequestError, match="not in exactly one plate"):
+        pv.CapacityELBO().loss(program.model, program.guide, ROWS)

@@ -10,8 +10,9 @@ from functools import cached_property
 from logging import getLogger
 from math import isfinite
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ from pyro_vae.cli.options import (
     source,
     up_to,
 )
+from pyro_vae.data.files import Arrays
+from pyro_vae.data.reading import read_file
 from pyro_vae.data.split import Split
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.batch import scored
@@ -62,7 +65,7 @@ LISTED = 20
 class Output(NamedTuple):
     """Arrays, and a function that draws them."""
 
-    arrays: Mapping[str, Tensor | None]
+    arrays: Mapping[str, Any]
     figure: Callable[[], figures.Figure]
 
 
@@ -123,6 +126,16 @@ class Request:
                 " use a smaller count"
             )
         return self.images.subset(asked)
+
+    def stored(self) -> Arrays | None:
+        """The arrays of the file of --data, if it is one file without splits."""
+        path = Path(self.config.data or "")
+        if not path.is_file() or self.config.image_size is not None:
+            return None
+        parts = read_file(path).parts
+        if len(parts) > 1:
+            return None
+        return parts["train"]
 
     @property
     def named(self) -> str:
@@ -407,9 +420,9 @@ def _imputations(request: Request) -> Output:
     is_picture = request.format != "npz"
     split = request.images
     truth = request.load_truth()
-    if is_picture or request.config.count is not None:
+    is_whole = not is_picture and request.config.count is None
+    if not is_whole:
         split = request.some()
-        truth = truth and truth.subset(len(split))
     if split.observed is None:
         raise RequestError(
             "imputations need images with missing values, but these have none; use --data with NaN"
@@ -423,18 +436,24 @@ def _imputations(request: Request) -> Output:
         RELIABLE,
         100 * unreliable,
     )
-    draws = [split.completed(draw, vae.pixels).x for draw in imputed.draws]
+    completed = [split.completed(x, vae.pixels) for x in (imputed.mean, *imputed.draws)]
+    values = [each.x.cpu().numpy() for each in completed]
+    observed = split.observed.cpu().numpy()
+    stored = request.stored()
+    if is_whole and stored is not None:
+        values = [stored.completed(each) for each in completed]
+        observed = observed.reshape(stored.x.shape)
     arrays = {
-        "images": split.completed(imputed.mean, vae.pixels).x,
-        "draws": torch.stack(draws),
-        "observed": split.observed,
+        "images": values[0],
+        "draws": np.stack(values[1:]),
+        "observed": observed,
         "effective_sample_size": imputed.effective_sample_size,
         "pareto_k": imputed.pareto_k,
         "labels": split.labels,
     }
     rows = [scored(vae, split).x, imputed.mean, *imputed.draws]
     if truth is not None:
-        rows.append(scored(vae, truth).x)
+        rows.append(scored(vae, truth.subset(len(split))).x)
     made = views.to_grey(vae, torch.stack(rows))
     title = f"{request.named}: as observed, then imputed"
     return Output(arrays, lambda: figures.imputations(made, title, truth is not None))

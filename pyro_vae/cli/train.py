@@ -21,7 +21,7 @@ from pyro_vae.data.split import Data
 from pyro_vae.engine import distributed
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import NotFiniteError, RequestError
-from pyro_vae.evaluation.forecast import forecast
+from pyro_vae.evaluation.forecast import forecast, has_forecast
 from pyro_vae.evaluation.metrics import Metrics, evaluate, score_images
 from pyro_vae.reporting import figures
 from pyro_vae.runs.build import build_training, pick_device
@@ -177,6 +177,8 @@ def _summarize(vae: Model, data: Data, training: Training) -> None:
 
 def _foresee_collapse(vae: Model, data: Data, training: Training) -> None:
     """Log how many latent dimensions Gaussian pixels of this scale have a use for."""
+    if not has_forecast(vae):
+        return
     steps = training.epochs * -(-len(data.train) // training.loop.batch_size)
     beta = value_at(training.loop.schedule, steps - 1)
     predicted = forecast(vae, data.train, beta)

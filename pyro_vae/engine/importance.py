@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_vae.engine.joint import Joint
 from pyro_vae.engine.programs import (
     Batch,
+    BroadcastError,
     Program,
     Site,
     StructureError,
@@ -96,8 +97,9 @@ def log_weights(model: Program, guide: Program, *args: Any, num_samples: int) ->
     that the guide lacks are summed out by Pyro's enumeration.
 
     Masks apply, but scales (`poutine.scale`, subsampling) do not. With a single plate, at dim -1,
-    the programs run once for all samples, under a plate at dim -2, so they must broadcast, as for
-    `vectorize_particles=True`. Other programs need not broadcast; a warning says if that is slow.
+    the programs run once for all samples, under a plate at dim -2. If they do not broadcast over
+    it, and for other structures, `torch.vmap` batches the samples; if that fails, they run one by
+    one, and a warning says why.
 
     Discrete sites y of both programs with `infer={"enumerate": "parallel"}` are summed out:
     :math:`w_k = \sum_y p(x, y, z_{ky}) / q(z_{ky} \mid x, y)`.
@@ -157,7 +159,7 @@ def log_weights(model: Program, guide: Program, *args: Any, num_samples: int) ->
         before = torch.get_rng_state()
         try:
             return terms(model, guide, Batch(*args), num_samples).log_weights
-        except StructureError:
+        except (StructureError, BroadcastError):
             torch.set_rng_state(before)
     structure = find_structure(model, guide, args)
     structure.check_complete()

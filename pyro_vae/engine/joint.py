@@ -116,9 +116,9 @@ class Joint:
         q = self._trace(fixed(self.guide))
         p = self._trace(poutine.replay(summing_out(self.model, self.structure), trace=q))
         log_p = log_joint(p, self.structure)
-        deltas = total(q, self.structure, lambda site: is_fixed(site))
+        deltas = total(q, self.structure, is_fixed)
         log_q = total(q, self.structure, lambda site: not is_fixed(site))
-        return _shaped(log_p - deltas, self._rows), _shaped(log_q, self._rows)
+        return (log_p - deltas).expand(self._rows), log_q.expand(self._rows)
 
     def _trace(self, program: Program) -> Trace:
         if self.scaled:
@@ -176,7 +176,7 @@ class Joint:
         self.subsamples = {}
         try:
             values, trace = self._draw_at_once(TRIAL)
-            in_plate = torch.zeros(TRIAL)
+            in_plate = torch.zeros(())
             for name in values:
                 score = log_prob(trace.nodes[name])
                 if self.scaled:
@@ -187,7 +187,8 @@ class Joint:
             return False
         _, alone = self.log_densities(values, TRIAL)
         alone = alone.reshape(TRIAL, -1).sum(1)
-        if torch.allclose(in_plate.to(alone), alone, rtol=1e-3, atol=1e-3, equal_nan=True):
+        in_plate = in_plate.to(alone).expand(TRIAL)
+        if torch.allclose(in_plate, alone, rtol=1e-3, atol=1e-3, equal_nan=True):
             return True
         reasons.append("the density of the guide changes in a plate to the left of its own")
         return False
@@ -315,10 +316,6 @@ def sum_to_dim(tensor: Tensor, dim: int) -> Tensor:
 def _per_sample(tensor: Tensor, nesting: int) -> Tensor:
     """Sum over the plates, which are to the right of the samples."""
     return tensor.reshape(*tensor.shape[: tensor.ndim - nesting], -1).sum(-1)
-
-
-def _shaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return tensor.expand(shape)
 
 
 def _draws(trace: Trace) -> dict[str, Site]:

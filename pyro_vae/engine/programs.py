@@ -31,6 +31,10 @@ class StructureError(RequestError):
     """Programs that are not in one plate over the rows, or differ in their latent sites."""
 
 
+class BroadcastError(RequestError):
+    """Programs in one plate that do not broadcast over samples."""
+
+
 class Batch:
     """Rows of data: `x`, and the further arguments of the programs, such as labels `y`.
 
@@ -121,7 +125,7 @@ def traces(
 
     Raises:
         StructureError: If a site is outside the plate, or the latent sites of the programs differ.
-        ValueError: If the programs do not broadcast over the samples.
+        BroadcastError: If the programs do not broadcast over the samples.
     """
     check_positive(num_samples=num_samples)
     try:
@@ -132,7 +136,7 @@ def traces(
         # Raises what is wrong without the plate, if anything is.
         p, q = _run(model, guide, batch, 1, at_draws)
         _check_sites(p, q, len(batch))
-        raise RequestError(
+        raise BroadcastError(
             f"the programs fail under a plate of {num_samples} samples to the left of the data"
             f" ({first_line(error)}); let them broadcast over dim -2, or draw one sample at a time:"
             " vectorize_particles=False, or num_samples=1"
@@ -260,6 +264,7 @@ def check_plates(sites: Mapping[str, Site], size: int) -> None:
         plates = [plate for plate in site["cond_indep_stack"] if plate.name != SAMPLES]
         if [(plate.dim, plate.size) for plate in plates] != [(-1, size)]:
             raise StructureError(
-                f"site {name} is not in exactly one plate of {size} rows at dim -1; put every site"
-                " of model and guide inside `with pyro.plate('data', len(x))`"
+                f"site {name} is not in exactly one plate of {size} rows at dim -1; put the sites"
+                " of a row inside `with pyro.plate('data', len(x))`, and learn what all rows share"
+                " as a parameter"
             )

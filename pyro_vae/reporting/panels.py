@@ -35,7 +35,7 @@ from pyro_vae.reporting.subject import Subject
 RECONSTRUCTIONS = 10
 WORST = 10
 # Bytes of the pixels of samples, and of the pictures that only hovering shows.
-SAMPLES = 200_000
+SAMPLES = 150_000
 HOVERED = 150_000
 
 

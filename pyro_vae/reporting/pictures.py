@@ -17,7 +17,7 @@ from pyro_vae.reporting.figures import as_drawn
 # Bytes of the pixels of all pictures, and of all tiles of the atlas, above which they are made
 # smaller. White pixels do not count: PNG stores them in next to nothing.
 PICTURES = 500_000
-ATLAS = 600_000
+ATLAS = 500_000
 # Tiles per row of the atlas.
 COLUMNS = 32
 

@@ -120,8 +120,8 @@ def _miwae(split: pv.Split, epochs: int, seed: int) -> Tensor:
         likelihood=pv.likelihoods.StudentT(learned="column", data_shape=shape),
     )
     data = pv.Data("breast cancer", split, split[:64], split[:64])
-    objective = pv.ImportanceWeightedELBO(20)
-    for _ in pv.fit(vae, data, objective=objective, epochs=epochs, batch_size=64, seed=seed):
+    bound = pv.ImportanceWeightedELBO(20)
+    for _ in pv.fit(vae, data, objective=bound, epochs=epochs, batch_size=64, seed=seed):
         pass
     return pv.impute(vae, split, num_samples=1000, num_draws=1).mean
 

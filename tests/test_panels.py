@@ -7,6 +7,7 @@ import torch
 from families import make_hierarchical, make_vae
 from pages import TINY, make_conditional, make_relaxed, random_split, results
 
+import pyro_vae as pv
 from pyro_vae.data.split import Split
 from pyro_vae.evaluation.quadrature import quadrature_log_likelihood
 from pyro_vae.reporting.subject import Subject
@@ -95,6 +96,16 @@ def test_the_second_estimate_and_the_exact_line_are_those_of_the_quadrature():
     torch.testing.assert_close(torch.tensor(points["y"]), exact - first, atol=2e-3, rtol=0)
     level = sources(panel.plots["k_curve"])[-1]["y"]
     assert level[0] == pytest.approx(-11.0 + float(added.mean()), abs=2e-3)
+
+
+def test_a_calibration_is_drawn_if_it_is_complete():
+    vae = make_vae(latent_dim=3)
+    found = pv.calibration(vae, num_images=30).summary()
+    text = page(Subject("run", vae, random_split(), results={"calibration": found}), TINY)
+    assert f"90%: {found['coverage']['0.9']['share']:.1%}" in text
+    for odd in (3, {**found, "histograms": {"z": [1]}}, {**found, "coverage": {"<b>": 1}}):
+        subject = Subject("run", vae, random_split(), results={"calibration": odd})
+        assert "calibration" not in reliability(material(subject, TINY)).plots
 
 
 def test_estimates_of_a_check_are_drawn_where_there_is_no_quadrature():

@@ -76,6 +76,18 @@ def test_the_band_of_the_bound_is_one_standard_error():
     assert sources(plot)[1]["y"] == [-87.0, -87.0]
 
 
+def test_lines_of_a_calibration_that_leave_the_band_are_orange():
+    even = [50] * 20
+    found = {"num_images": 1000, "histograms": {"z[0]": even, "z[1]": [500, 500] + [0] * 18}}
+    band, lines = plots.calibration(found).renderers
+    assert (np.array(band.data_source.data["y2"]) >= 0).all()
+    columns = lines.data_source.data
+    assert columns["name"] == ["z[0]", "z[1]"]
+    assert columns["colour"][0] != columns["colour"][1] == GUIDE
+    np.testing.assert_allclose(columns["ys"][0], 0, atol=1e-9)
+    assert columns["ys"][1][2] == pytest.approx(1 - 0.1)
+
+
 def test_the_histogram_of_k_hat_counts_every_image():
     (bars,) = plots.k_hats([-3.0, 0.1, 0.69, 0.71, 1.0, 9.0]).renderers
     heights = bars.data_source.data["top"]

@@ -110,7 +110,7 @@ def _subject(name: str, saved: SavedRun, test: Split, data: Data | None = None) 
         name,
         vae,
         test,
-        results={**_check(run.path), **_results(run.path / "results.json")},
+        results={**_latest(run.path), **_results(run.path / "results.json")},
         records=records,
         options=dict(_flat(read_yaml(run.recipe_file))),
         facts=facts,
@@ -119,14 +119,16 @@ def _subject(name: str, saved: SavedRun, test: Split, data: Data | None = None) 
     )
 
 
-def _check(folder: Path) -> Mapping[str, Any]:
-    """The latest comparison with a second method, which `pyro-vae evaluate` wrote."""
+def _latest(folder: Path) -> Mapping[str, Any]:
+    """The latest comparison with a second method and the latest calibration, by `evaluate`."""
+    found = {}
     files = sorted(folder.glob("results-test-last-*.json"), key=os.path.getmtime)
-    for file in reversed(files):
+    for file in files:
         results = _results(file)
-        if "check" in results:
-            return {"check": results["check"]}
-    return {}
+        for key in ("check", "calibration"):
+            if key in results:
+                found[key] = results[key]
+    return found
 
 
 def _results(file: Path) -> Mapping[str, Any]:

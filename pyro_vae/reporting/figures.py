@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pyro_vae.data.split import Data
 from pyro_vae.evaluation.batch import scored
+from pyro_vae.evaluation.calibration import deviations
 from pyro_vae.evaluation.codes import codes
 from pyro_vae.evaluation.labels import classify, known_labels
 from pyro_vae.evaluation.metrics import score_images
@@ -180,7 +181,7 @@ def grid(
     figure, axes = _subplots(width + 0.5, height + 0.4)
     _draw_grid(axes, images, title, columns, row_labels, column_labels)
     if caption:
-        figure.supxlabel(caption)
+        figure.supxlabel(caption, fontsize="medium")
     return figure
 
 
@@ -269,13 +270,16 @@ def samples(images: Tensor, mean: bool = True, columns: int | None = None) -> Fi
 @styled
 def samples_and_draws(images: Tensor, columns: int | None = None) -> Figure:
     """Draw the images of `views.samples_and_draws`: means, and beside them draws."""
-    means, draws = (vectors.pictures(part) for part in images.unbind(1))
+    both = images.flatten(0, 1)  # with one axis for all curves
+    means, draws = vectors.pictures(both).unflatten(0, (-1, 2)).unbind(1)
     columns = _columns(means, columns)
     inches = _inches_per_pixel(means, columns, TWO_COLUMNS / 2)
     width, height = _size(means, columns, inches)
     figure, (left, right) = _subplots(2 * width + 0.3, height + 0.4, columns=2)
     _draw_grid(left, means, "means of p(x | z) for draws z ~ p(z)", columns)
     _draw_grid(right, draws, "draws x ~ p(x | z), the same z", columns)
+    if caption := vectors.caption(both):
+        figure.supxlabel(caption, fontsize="medium")
     return figure
 
 
@@ -444,14 +448,7 @@ def calibration(found: Mapping[str, Any]) -> Figure:
     Arguments:
         found: The `summary` of `pv.calibration`.
     """
-    counts = torch.tensor(list(found["histograms"].values())).double()
-    bins = counts.shape[1]
-    level = torch.linspace(0, 1, bins + 1).double()
-    shares = counts.cumsum(1) / found["num_images"]
-    excess = torch.cat([torch.zeros(len(counts), 1), shares], 1) - level
-    points = len(counts) * (bins - 1)
-    z = torch.special.ndtri(torch.tensor(1 - 0.05 / (2 * points)).double())
-    band = z * (level * (1 - level) / found["num_images"]).sqrt()
+    level, excess, band = deviations(found)
     figure, (left, right) = _subplots(TWO_COLUMNS, 2.6, columns=2)
     left.fill_between(level, -band, band, color=EXACT, alpha=0.2, linewidth=0, label="exact guide")
     order = excess.abs().amax(1).argsort(descending=True).tolist()

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from math import isfinite
 from typing import Any, NamedTuple
 
+from pyro_vae.evaluation.calibration import BINS
 from pyro_vae.reporting.subject import SECONDS, Subject
 
 # Share of images with k-hat over 0.7 from which the Monte Carlo error of the mean is too small: its
@@ -72,6 +73,20 @@ PLAIN = (
         "k-hat over 0.7",
         "Share of images whose estimate of log p(x) is unreliable. Zero does not prove that the"
         " others are reliable.",
+        ".1%",
+    ),
+    (
+        "calibration/coverage/0.9/share",
+        "codes in regions of 90 %",
+        "Share of codes of simulated images that lie in the guide's regions of 90 %; less is a"
+        " guide that is too narrow.",
+        ".1%",
+    ),
+    (
+        "observed",
+        "values observed",
+        "Share of the values that are not missing; x stands for these alone, so that scores are not"
+        " comparable with those of complete data.",
         ".1%",
     ),
     (
@@ -206,6 +221,25 @@ def number(results: Any, path: str) -> float | None:
     if isinstance(results, int | float) and isfinite(results):
         return results
     return None
+
+
+def calibration_of(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The calibration in results.json, if there is one and it is complete."""
+    found = results.get("calibration")
+    if not isinstance(found, Mapping) or number(found, "num_images") is None:
+        return None
+    histograms = found.get("histograms")
+    coverage = found.get("coverage")
+    if not (isinstance(histograms, Mapping) and histograms and isinstance(coverage, Mapping)):
+        return None
+    for counts in histograms.values():
+        is_list = isinstance(counts, list) and len(counts) == BINS
+        if not is_list or not all(isinstance(count, int | float) for count in counts):
+            return None
+    for region in coverage:
+        if number(coverage, f"{region}/share") is None or not region.replace(".", "").isdecimal():
+            return None
+    return found
 
 
 def bounds(curve: Any) -> Iterator[tuple[int, float, float]]:

@@ -26,7 +26,7 @@ from pyro_vae.reporting.document import (
     groups_of,
 )
 from pyro_vae.reporting.explorer import CHOSEN, COARSE, SIDE, Paths, Snapshot, paths, snapshot
-from pyro_vae.reporting.numbers import bounds, metrics
+from pyro_vae.reporting.numbers import bounds, calibration_of, metrics
 from pyro_vae.reporting.overview import Effort, Overview, overview
 from pyro_vae.reporting.pictures import pictures
 from pyro_vae.reporting.projection import planes
@@ -212,6 +212,12 @@ def reliability(made: Material) -> Panel:
     if curve:
         exact = _exact_level(made, curve)
         drawn["k_curve"] = plots.k_curve(curve, exact)
+    covered = ""
+    calibrated = calibration_of(made.subject.results)
+    if calibrated is not None:
+        drawn["calibration"] = plots.calibration(calibrated)
+        for region, share in calibrated["coverage"].items():
+            covered += f", {float(region):.0%}: {share['share']:.1%}"
     worst = []
     order = scores.log_likelihood.argsort()[:WORST].tolist()
     for n in order:
@@ -224,6 +230,7 @@ def reliability(made: Material) -> Panel:
         "method": method,
         "checked": len(first),
         "exact": exact is not None,
+        "covered": covered.removeprefix(", "),
     }
     columns = 8 if made.paths else 12
     return Panel("reliability", "How far to trust log p(x)", columns, values, drawn)

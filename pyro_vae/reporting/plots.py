@@ -19,6 +19,7 @@ from bokeh.models import (
 from bokeh.plotting import figure
 from torch import Tensor
 
+from pyro_vae.evaluation.calibration import deviations
 from pyro_vae.evaluation.metrics import RELIABLE
 from pyro_vae.reporting.document import (
     Groups,
@@ -182,7 +183,7 @@ def codes(
     if not any(plane.names):
         plot.axis.visible = False
         plot.grid.visible = False
-        plot.min_border = EDGE
+        plot.update(min_border_left=EDGE, min_border_bottom=EDGE)
     _add_points(plot, name, plane.points, columns, groups, chosen, side)
     return plot
 
@@ -341,6 +342,26 @@ def estimates(first: Sequence[float], second: Sequence[float]) -> figure:
     plot.y_range.end = max(0.1, 1.2 * difference.max())
     tooltips = [("first", "@x{0.00}"), ("second", "@second{0.00}"), ("difference", "@y{0.000}")]
     plot.add_tools(HoverTool(renderers=[points], tooltips=tooltips))
+    return plot
+
+
+def calibration(found: Mapping[str, Any]) -> figure:
+    """The deviations of a `Calibration.summary`; those that leave the band are orange."""
+    level, excess, band = deviations(found)
+    plot = _figure("level of the true code", "distribution function - level")
+    edges = level.numpy()
+    plot.varea(edges, -band.numpy(), band.numpy(), fill_color=EXACT, fill_alpha=0.2)
+    leaves = (excess.abs() > band + 1e-9).any(1).tolist()
+    columns = {
+        "xs": [level.tolist()] * len(excess),
+        "ys": excess.tolist(),
+        "name": list(found["histograms"]),
+        "colour": [GUIDE if each else PRIOR for each in leaves],
+    }
+    lines = plot.multi_line(
+        "xs", "ys", color="colour", source=ColumnDataSource(columns), line_width=1.5
+    )
+    plot.add_tools(HoverTool(renderers=[lines], tooltips=[("", "@name")]))
     return plot
 
 

@@ -98,8 +98,8 @@ def breast_cancer(epochs: int, out: Path) -> None:
             "IterativeImputer": lambda: IterativeImputer(max_iter=30, tol=1e-2, random_state=0),
         }.items():
             filled[name] = torch.from_numpy(make().fit_transform(rows.numpy())).float()
-        for name, values in filled.items():
-            errors.setdefault(name, []).append(_error(values, complete, hidden))
+        for name, imputed in filled.items():
+            errors.setdefault(name, []).append(_error(imputed, complete, hidden))
         print(seed, {name: round(values[-1], 3) for name, values in errors.items()}, flush=True)
         results = {}
         for name, values in errors.items():
@@ -120,8 +120,8 @@ def _miwae(split: pv.Split, epochs: int, seed: int) -> Tensor:
         likelihood=pv.likelihoods.StudentT(learned="column", data_shape=shape),
     )
     data = pv.Data("breast cancer", split, split[:64], split[:64])
-    options = {"epochs": epochs, "batch_size": 64, "seed": seed}
-    for _ in pv.fit(vae, data, objective=pv.ImportanceWeightedELBO(20), **options):
+    bound = pv.ImportanceWeightedELBO(20)
+    for _ in pv.fit(vae, data, objective=bound, epochs=epochs, batch_size=64, seed=seed):
         pass
     return pv.impute(vae, split, num_samples=1000, num_draws=1).mean
 

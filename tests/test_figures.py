@@ -313,7 +313,7 @@ def test_names_without_glyphs_stay_different_and_dollars_stay_dollars():
 def test_classes_have_the_users_names():
     y = torch.tensor([0, 1, 1, -1, 2] * 4)
     axes = figures.latent(torch.randn(20, 2), y, "codes", ("cat", "dog")).axes[0]
-    expected = ["no label", "cat", "dog", "2"]
+    expected = ["cat", "dog", "2"]
     assert [text.get_text() for text in axes.texts] == expected
     axes = figures.analogies(torch.rand(2, 3, *SHAPE), torch.tensor([1, 0]), ("cat", "dog")).axes[0]
     assert labels(axes.yaxis) == ["dog", "cat"]

@@ -14,7 +14,14 @@ from traitlets.config import Config
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "experiments" / "lessons"
-LESSONS = ["1_elbo", "2_svi_step", "3_amortization", "4_collapse", "5_importance_weighting"]
+LESSONS = [
+    "1_elbo",
+    "2_svi_step",
+    "3_amortization",
+    "4_collapse",
+    "5_importance_weighting",
+    "6_missing",
+]
 PRIVATE = r"pyro_vae\.(\w+\.)*_|\bpv\.(\w+\.)*_|from pyro_vae\S* import[^\n]*\b_"
 
 each_lesson = pytest.mark.parametrize("lesson", LESSONS)

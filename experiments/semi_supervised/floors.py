@@ -19,6 +19,12 @@ import pyro_vae as pv
 LABELS = (100, 600, 1000, 3000)
 
 
+def classes(split: pv.Split) -> np.ndarray:
+    if split.labels is None:
+        raise SystemExit("the data have no labels")
+    return split.labels.numpy()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data_dir", default="data")
@@ -26,15 +32,15 @@ def main() -> None:
     args = parser.parse_args()
     data = pv.load_data("mnist", args.data_dir, download=False)
     x_test = data.test.x.flatten(1).numpy() / 255
-    y_test = data.test.labels.numpy()
-    results = {}
+    y_test = classes(data.test)
+    results: dict[str, object] = {}
     start = time.process_time()
     for labels in LABELS:
         found: dict[str, list[float]] = {"logistic regression": [], "MLP": []}
         for seed in range(args.seeds):
             train = data.train.with_labels(labels, seed).labelled()
             x = train.x.flatten(1).numpy() / 255
-            y = train.labels.numpy()
+            y = classes(train)
             logistic = LogisticRegression(C=0.1, max_iter=1000).fit(x, y)
             found["logistic regression"].append(logistic.score(x_test, y_test))
             with warnings.catch_warnings():

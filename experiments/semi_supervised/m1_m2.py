@@ -58,6 +58,7 @@ def train(data: pv.Data, codes: list[Any], labels: int, seed: int, args: Any) ->
     start = time.process_time()
     pyro.set_rng_seed(seed)
     hidden = data.train.with_labels(labels, seed).labels
+    assert hidden is not None
     rows = rows_of(hidden, args.draws)
     loc, scale = codes[0]
     drawn = loc[rows] + scale[rows] * torch.randn(len(rows), loc.shape[1])

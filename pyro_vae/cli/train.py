@@ -155,7 +155,7 @@ def _next(run: Run, files: Sequence[Path]) -> str:
     evaluate = f"pyro-vae evaluate {quote(str(run.path))}"
     page = run.path / "report.html"
     if page in files:
-        return f"open {page} in a browser, or check the numbers: {evaluate}"
+        return f"open {page}, or check the numbers: {evaluate}"
     return f"check the numbers: {evaluate}"
 
 

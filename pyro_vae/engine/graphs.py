@@ -121,17 +121,20 @@ class Graph:
         self._count(kind)  # not of calls that fail
         return results
 
-    def check(self, *args: Any, **kwargs: Any) -> None:
-        """Compare the graph for such arguments, if there is one, with the function.
+    def check(self, *args: Any, **kwargs: Any) -> bool:
+        """Compare the graph for such arguments with the function.
 
         Has no side effects on tensors or on the random state. If they differ, a warning is logged,
         and the calls run eagerly from then on.
+
+        Returns:
+            Whether there is such a graph.
         """
-        if self.engine == "eager" or self.differs is None:
-            return
         traced = self._traces.get(self._kind(args, kwargs))
         if traced is None:
-            return
+            return False
+        if self.differs is None:
+            return True
         results = []
         for function in (self.function, traced):
             with traced.without_effect():
@@ -142,6 +145,7 @@ class Graph:
                 f"the graph differs from the programs: {problem}; pass what changes between steps"
                 " as a tensor argument"
             )
+        return True
 
     def _kind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The key of a graph; None, after a warning, if there can be none."""
@@ -517,10 +521,9 @@ def shapes_that_vary(graph: Any, fixed: Sequence[bool]) -> list[str]:
         graph: The graph.
         fixed: Whether the values of each of its inputs stay the same.
     """
-    varying = set()
-    found = set()
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    varying.update(node for node, stays in zip(inputs, fixed, strict=True) if not stays)
+    varying = {node for node, stays in zip(inputs, fixed, strict=True) if not stays}
+    found: set[str] = set()
     for node in graph.graph.nodes:
         tags = getattr(node.target, "tags", ())
         if varying.intersection(_decide_shape(node)) and torch.Tag.dynamic_output_shape in tags:

@@ -181,7 +181,7 @@ def grid(
     figure, axes = _subplots(width + 0.5, height + 0.4)
     _draw_grid(axes, images, title, columns, row_labels, column_labels)
     if caption:
-        figure.supxlabel(caption)
+        figure.supxlabel(caption, fontsize="medium")
     return figure
 
 
@@ -270,13 +270,16 @@ def samples(images: Tensor, mean: bool = True, columns: int | None = None) -> Fi
 @styled
 def samples_and_draws(images: Tensor, columns: int | None = None) -> Figure:
     """Draw the images of `views.samples_and_draws`: means, and beside them draws."""
-    means, draws = (vectors.pictures(part) for part in images.unbind(1))
+    both = images.flatten(0, 1)  # with one axis for all curves
+    means, draws = vectors.pictures(both).unflatten(0, (-1, 2)).unbind(1)
     columns = _columns(means, columns)
     inches = _inches_per_pixel(means, columns, TWO_COLUMNS / 2)
     width, height = _size(means, columns, inches)
     figure, (left, right) = _subplots(2 * width + 0.3, height + 0.4, columns=2)
     _draw_grid(left, means, "means of p(x | z) for draws z ~ p(z)", columns)
     _draw_grid(right, draws, "draws x ~ p(x | z), the same z", columns)
+    if caption := vectors.caption(both):
+        figure.supxlabel(caption, fontsize="medium")
     return figure
 
 

@@ -183,7 +183,7 @@ def codes(
     if not any(plane.names):
         plot.axis.visible = False
         plot.grid.visible = False
-        plot.min_border = EDGE
+        plot.update(min_border_left=EDGE, min_border_bottom=EDGE)
     _add_points(plot, name, plane.points, columns, groups, chosen, side)
     return plot
 

@@ -47,7 +47,7 @@ def main() -> None:
     print("|--:|--:|--:|--:|--:|")
     for length, k_hat in pv.k_hat_curve(vae, x, args.largest).items():
         shares = [f"{(k_hat > limit).double().mean():.0%}" for limit in (0.7, 1)]
-        needed = pv.required_samples(k_hat).quantile(0.5)
+        needed = pv.required_samples(k_hat).median()
         cells = [f"{length:,}", *shares, f"{k_hat.quantile(0.5):.2f}", f"{needed:.2g}"]
         print(f"| {' | '.join(cells)} |", flush=True)
     print("| start | temperatures | annealed | minus importance-weighted ", end="")

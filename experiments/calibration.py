@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyro
 import torch
@@ -27,7 +28,7 @@ DIM = 5
 SHAPE = (1, 4, 4)
 
 
-def linear(change: Callable[[pv.VAE], None] = lambda vae: None) -> pv.VAE:
+def linear(change: Callable[[Any], None] = lambda vae: None) -> pv.VAE:
     """A linear-Gaussian model whose guide is exact but for a change."""
     pyro.set_rng_seed(1)
     vae = LinearGaussianVAE(SHAPE, DIM).double()
@@ -40,7 +41,7 @@ def linear(change: Callable[[pv.VAE], None] = lambda vae: None) -> pv.VAE:
 def shifted(size: float) -> pv.VAE:
     """The mean of the first dimension is off by a number of posterior standard deviations."""
 
-    def change(vae: pv.VAE) -> None:
+    def change(vae: Any) -> None:
         scale = vae.encode(torch.zeros(1, *SHAPE).double()).stddev[0, 0]
         vae.encoder.layers[1].bias[0] += size * scale
 
@@ -50,7 +51,7 @@ def shifted(size: float) -> pv.VAE:
 def scaled(factor: float) -> pv.VAE:
     """All standard deviations are multiplied by a factor."""
 
-    def change(vae: pv.VAE) -> None:
+    def change(vae: Any) -> None:
         square = vae.encoder.layers[1].bias[DIM:].unflatten(0, (DIM, DIM))
         square.diagonal().add_(torch.tensor(factor).log())
 
@@ -60,7 +61,7 @@ def scaled(factor: float) -> pv.VAE:
 def uncorrelated() -> pv.VAE:
     """The correlations of the posterior are left out, but its marginals are exact."""
 
-    def change(vae: pv.VAE) -> None:
+    def change(vae: Any) -> None:
         square = vae.encoder.layers[1].bias[DIM:].unflatten(0, (DIM, DIM))
         scales = vae.encode(torch.zeros(1, *SHAPE).double()).stddev[0]
         square.copy_(scales.log().diag())
@@ -81,9 +82,10 @@ def missed_mode(mass: float) -> pv.VAE:
     with torch.no_grad():
         prior.logits.copy_(torch.tensor([1 - mass, mass]).log())
         prior.loc.copy_(torch.tensor([[3.0], [-3.0]]))
-        nn.init.zeros_(decoder.layers[1].weight)
-        nn.init.zeros_(encoder.layers[1].weight)
-        encoder.layers[1].bias.copy_(torch.tensor([3.0, 0.0]))
+        outputs: list[Any] = [encoder.layers[1], decoder.layers[1]]
+        for output in outputs:
+            nn.init.zeros_(output.weight)
+        outputs[0].bias.copy_(torch.tensor([3.0, 0.0]))
     return pv.VAE(prior, encoder, *parts)
 
 

@@ -48,7 +48,8 @@ SIMULATED: dict[str, Callable[[], Likelihood]] = {
 def split(name: str, x: np.ndarray, validation: int, test: int) -> pv.Data:
     """Random rows for validation and for the test."""
     rows = np.random.default_rng(0).permutation(len(x))
-    parts = np.split(x[rows], [len(x) - validation - test, len(x) - test])
+    shuffled = torch.from_numpy(x[rows])
+    parts = shuffled.split([len(x) - validation - test, validation, test])
     return pv.Data(name, *map(pv.Split, parts))
 
 

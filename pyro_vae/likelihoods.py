@@ -33,6 +33,9 @@ Dispersion = Literal["feature", "decoder"]
 
 # Channels, height and width.
 IMAGE_DIMS = 3
+# Initial logarithm of the inverse dispersion. Adam changes it by at most its learning rate in each
+# step; the largest that matter are about 6, where counts are close to Poisson distributed.
+LOG_INVERSE_DISPERSION = 2.0
 # The grey value that shows a missing pixel.
 MISSING = 0.5
 
@@ -336,7 +339,7 @@ class Normal(LocationScale):
         >>> likelihood = Normal(kind="real")
         >>> likelihood.initialize(torch.tensor([[1.0, 100.0], [3.0, 500.0]]))
         >>> likelihood(torch.zeros(1, 1, 2)).mean
-        tensor([[  2., 300.]], grad_fn=...)
+        tensor([[  2., 300.]])
     """
 
     def family(self, loc: Tensor, scale: Tensor) -> TorchDistribution:
@@ -570,11 +573,13 @@ class NegativeBinomial(Counts):
     ) -> None:
         super().__init__(given_total)
         check_choice("dispersion", dispersion, Dispersion)
+        self.dispersion = dispersion
         self.num_params = 1
         if dispersion == "decoder":
             self.num_params = 2
         else:
-            self.log_inverse_dispersion = nn.Parameter(torch.zeros(data_shape or ()))
+            start = torch.full(data_shape or (), LOG_INVERSE_DISPERSION)
+            self.log_inverse_dispersion = nn.Parameter(start)
             self.per_element = ("log_inverse_dispersion",)
 
     def family(self, log_mean: Tensor, *others: Tensor) -> TorchDistribution:
@@ -583,6 +588,12 @@ class NegativeBinomial(Counts):
         else:
             log_inverse_dispersion = self.log_inverse_dispersion
         return MeanNegativeBinomial(log_mean, log_inverse_dispersion)
+
+    def params_at(self, mean: Tensor) -> Tensor:
+        params = super().params_at(mean)
+        if self.dispersion == "decoder":
+            params[1] = LOG_INVERSE_DISPERSION
+        return params
 
 
 class ZeroInflatedNegativeBinomial(NegativeBinomial):

@@ -13,7 +13,7 @@ from pyro_vae.evaluation.metrics import evaluate
 
 QUICK = {
     "score": lambda vae, data, recipe: evaluate(vae, data.test, 10, min(1000, len(data.test))),
-    "draw": lambda vae, data, run: [],
+    "draw": lambda vae, data, run, figure_format: [],
     "save_report": lambda run, vae, test: [],
 }
 WHOLE = {name: getattr(train, name) for name in QUICK}

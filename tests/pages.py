@@ -13,7 +13,7 @@ from pyro_vae.reporting.overview import Effort
 from pyro_vae.runs.folder import Run
 from pyro_vae.runs.load import open_run
 
-TINY = Effort(scored=40, samples=10, explored=3, several=2, steps=20)
+TINY = Effort(drawn=40, scored=40, samples=10, explored=3, several=2, steps=20)
 
 HOSTILE = "</script><script>hacked=1</script><img src=x onerror=hacked=1>$$x$$"
 
@@ -55,3 +55,17 @@ def opened_run(run: Run) -> tuple[pv.Model, pv.Data]:
 def record(epoch):
     names = ("elbo", "validation_elbo", "kl", "validation_kl", "active_units", "beta")
     return {"epoch": epoch, **dict.fromkeys(names, 1.0)}
+
+
+def results(images=100, subset=100, density=True):
+    value = {"mean": -90.0, "standard_error": 1.0, "num_samples": 1000, "num_images": images}
+    of_subset = {**value, "mean": -89.0, "num_images": subset}
+    found = {
+        "elbo": value,
+        "kl": value,
+        "log_likelihood": {**of_subset, "elbo_same_images": of_subset},
+        "active_units": {"count": 2, "latent_dim": 2},
+    }
+    if subset < images:
+        found["log_likelihood_all_images"] = {**value, "mean": -88.0}
+    return found

@@ -95,7 +95,7 @@ def test_a_change_after_many_steps(caplog):
     _, used = trained("traced", 800, change)
     assert used == "eager"
     assert pyro.param("loc").item() == pytest.approx(1.5, rel=1e-3)
-    assert "at step 512; they agreed at step 256" in caplog.text
+    assert "at step 513; they agreed at step 257" in caplog.text
 
 
 def test_a_counter_of_the_program():
@@ -153,3 +153,14 @@ def test_comparisons_change_no_step():
         results.append([*losses, sums.item(), torch.rand(()).item()])
         assert svi.engine == engine
     assert results[0] == pytest.approx(results[1], rel=1e-5)
+
+
+def test_a_comparison_waits_for_arguments_that_have_a_graph():
+    """Every second call, in which the first would take place, has another type and no graph."""
+    model = Annealed()
+    svi = pv.SVI(model, lambda x: None, partial(SGD, lr=0.1), Trace_ELBO(), engine="traced")
+    for step in range(80):
+        model.factor = float(step >= 40)
+        x = torch.full((), 3.0)
+        svi.step(x.double() if step > 2 and step % 2 else x)
+    assert svi.engine == "eager"

@@ -5,9 +5,10 @@ import math
 
 import pytest
 import torch
-from families import make_oracle
+from families import make_oracle, make_vae
 from folded import X, folded
 
+import pyro_vae as pv
 from pyro_vae.evaluation.check import annealed_log_likelihood, check_log_likelihood
 from pyro_vae.evaluation.metrics import score_images
 from pyro_vae.evaluation.quadrature import quadrature_log_likelihood
@@ -106,3 +107,19 @@ def test_the_check_is_of_random_images():
     wrong[::11] -= 100
     found = check_log_likelihood(vae, x, scores._replace(log_likelihood=wrong), num_images=50)
     assert 0 < found["difference"] - 2 * math.log(2) < 50
+
+
+@pytest.mark.parametrize("given_total", [False, True])
+def test_counts_are_checked_by_quadrature(given_total):
+    """With the total as an exposure no row can be simulated at the total at which it is scored."""
+    x = torch.randint(0, 9, (6, 4))
+    data = pv.Data("counts", pv.Split(x), pv.Split(x), pv.Split(x))
+    vae = make_vae(likelihood="NegativeBinomial", latent_dim=2, shape=(4,))
+    vae.likelihood = pv.NegativeBinomial(given_total=given_total)
+    vae.initialize(data.test.scored("count"))
+    scores = score_images(vae, data.test, 4000)
+    check = check_log_likelihood(vae, data.test, scores, num_images=6)
+    assert (check["method"], check["disagree"]) == ("quadrature", False)
+    if given_total:
+        with pytest.raises(pv.RequestError, match="given_total scores each at its own"):
+            annealed_log_likelihood(vae, data.test, scores)

@@ -83,7 +83,9 @@ def test_generated_images_are_data(run_dir, tmp_path):
 
 def test_what_generate_writes_is_what_the_model_says(run_dir, tmp_path, digits):
     vae = pv.load_run(run_dir)
-    for name, flags in {"codes": "", "traversals": "--count 2", "manifold": "--columns 4"}.items():
+    traversals = "--count 2 --dimension 1"
+    kinds = {"codes": "", "traversals": traversals, "manifold": "--columns 4"}
+    for name, flags in kinds.items():
         run("generate", run_dir, name, *flags.split(), "--out", tmp_path / f"{name}.npz")
     q = vae.encode(digits.test.scored("binary"))
     with np.load(tmp_path / "codes.npz") as arrays, torch.no_grad():
@@ -99,7 +101,7 @@ def test_what_generate_writes_is_what_the_model_says(run_dir, tmp_path, digits):
         np.testing.assert_allclose(arrays["images"][3, 3], corner.numpy() * 255, atol=0.51)
 
 
-def test_traversals_are_of_the_most_active_dimension_over_its_range(
+def test_traversals_are_of_the_active_dimensions_over_their_ranges(
     run_dir, tmp_path, digits, capfd
 ):
     file = tmp_path / "t.npz"
@@ -108,10 +110,15 @@ def test_traversals_are_of_the_most_active_dimension_over_its_range(
     active = pv.views.active_dimensions(vae, digits.test)
     listed = ", ".join(map(str, active))
     assert f"active dimensions, the most active first: {listed}\n" in capfd.readouterr().out
-    with np.load(file) as arrays:
-        assert arrays["dimension"] == active[0]
-        ends = pv.views.code_range(vae, digits.test)[:, active[0]]
-        np.testing.assert_allclose(arrays["z"][[0, -1]], ends, rtol=0.2)
+    with np.load(file) as arrays, torch.no_grad():
+        assert arrays["dimensions"].tolist() == active
+        ranges = pv.views.code_range(vae, digits.test)[:, active]
+        np.testing.assert_allclose(arrays["ranges"], ranges, rtol=0.2)
+        assert arrays["images"].shape == (len(active), 10, 1, 8, 8)
+        z = vae.encode(digits.test.subset(10)[:1].scored("binary")).mean
+        z[:, active[0]] = float(arrays["ranges"][1, 0])
+        expected = vae.decode(z).mean.numpy() * 255
+        np.testing.assert_allclose(arrays["images"][0, -1:], expected, atol=0.51)
 
 
 def test_the_manifold_needs_two_dimensions(tmp_path, refused, complete):
@@ -141,8 +148,11 @@ def test_files_of_one_name_have_outputs_of_their_own(run_dir, drawn, tmp_path):
 @pytest.mark.parametrize("kind", ["reconstructions", "interpolations", "traversals"])
 def test_pictures_show_them(run_dir, new, drawn, kind, tmp_path):
     out = tmp_path / "out.npz"
-    run("generate", run_dir, kind, "--data", new, "--out", out, "--count", "2")
-    run("generate", run_dir, kind, "--data", new, "--count", "2")
+    options = ["--data", new, "--count", "2"]
+    if kind == "traversals":
+        options += ["--dimension", "0"]
+    run("generate", run_dir, kind, *options, "--out", out)
+    run("generate", run_dir, kind, *options)
     assert list((run_dir / "generated").glob(f"{kind}-data-test_npz-*.png"))
     images = np.load(out)["images"]
     first = images[0] if kind == "reconstructions" else images[0, 0]
@@ -304,6 +314,15 @@ def test_a_named_set_without_test_images_is_not_new(run_dir, capfd):
     assert "was trained on" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(("ending", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_vector_pictures(run_dir, tmp_path, refused, ending, start):
+    run("generate", run_dir, "samples", "--count", 4, "--out", tmp_path / f"s.{ending}")
+    run("generate", run_dir, "samples", "--count", 4, "--format", ending, "--out", tmp_path / "t")
+    for name in "st":
+        assert (tmp_path / f"{name}.{ending}").read_bytes().startswith(start)
+    refused("generate", run_dir, "samples", "--format", ending, "--out", tmp_path / "x.png")
+
+
 @pytest.fixture(scope="module")
 def table():
     """Reals whose columns have very different units."""
@@ -348,3 +367,69 @@ def test_pictures_of_vectors(run_of_reals, tmp_path, kind):
     with Image.open(tmp_path / "a.png") as image:
         assert min(image.size) > 100
         assert np.array(image.convert("L")).min() < 128
+
+
+@pytest.fixture(scope="module")
+def gappy_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gaps") / "run"
+    options = "--data digits --missing 0.4 --latent_dim 2 --epochs 1 --encoder.hidden [8]"
+    run("train", *options.split(), "--decoder.hidden", "[8]", "--run_dir", folder)
+    return folder
+
+
+def test_imputations_of_a_run_keep_what_is_observed(gappy_run, tmp_path, digits):
+    file = tmp_path / "imputed.npz"
+    run("generate", gappy_run, "imputations", "--out", file)
+    test = digits.with_missing(0.4).test
+    with np.load(file) as arrays:
+        observed = arrays["observed"]
+        np.testing.assert_array_equal(observed, test.observed)
+        images = digits.test.x.numpy()
+        np.testing.assert_array_equal(arrays["images"][observed], images[observed])
+        assert arrays["images"].dtype == np.uint8
+        assert arrays["draws"].shape == (5, *images.shape)
+        np.testing.assert_array_equal(
+            arrays["draws"][:, observed], images[observed][None].repeat(5, 0)
+        )
+        assert set(np.unique(arrays["draws"][:, ~observed])) == {0, 255}
+        assert (arrays["effective_sample_size"] > 1).all()
+        assert arrays["pareto_k"].shape == (299,)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.uint8, bool])
+def test_imputations_have_the_layout_of_the_file(gappy_run, tmp_path, dtype):
+    rng = np.random.default_rng(0)
+    x = (rng.random((15, 8, 8)) < 0.3).astype(dtype)
+    observed = rng.random(x.shape) < 0.6
+    arrays = {"images": x, "observed": observed}
+    if dtype == np.float64:
+        x[~observed] = np.nan
+        x[observed] *= 0.123456789012345
+        arrays = {"images": x}
+    np.savez(tmp_path / "x.npz", **arrays)
+    run(
+        "generate",
+        gappy_run,
+        "imputations",
+        "--data",
+        tmp_path / "x.npz",
+        "--out",
+        tmp_path / "y.npz",
+    )
+    with np.load(tmp_path / "y.npz") as imputed:
+        images = imputed["images"]
+        assert (images.dtype, images.shape) == (x.dtype, x.shape)
+        np.testing.assert_array_equal(images[observed], x[observed])
+        assert set(np.unique(imputed["draws"][:, ~observed])) == {0, 1}
+        np.testing.assert_array_equal(imputed["observed"], observed)
+
+
+def test_a_picture_of_imputations(gappy_run, tmp_path):
+    run("generate", gappy_run, "imputations", "--count", 4, "--out", tmp_path / "p.png")
+    with Image.open(tmp_path / "p.png") as image:
+        assert min(image.size) > 100
+
+
+def test_imputations_need_gaps(run_dir, capfd):
+    assert main(["generate", str(run_dir), "imputations"]) == 2
+    assert "these have none" in capfd.readouterr().err

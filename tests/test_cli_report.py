@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -169,7 +170,7 @@ def test_runs_on_different_data_are_not_compared(run_dir, tmp_path, images, refu
     results = json.loads((other / "results.json").read_text())
     # all are looked at before the first is scored, which takes seconds
     with monkeypatch.context() as patch:
-        patch.setattr("pyro_vae.reporting.page.overview", pytest.fail)
+        patch.setattr("pyro_vae.reporting.comparison.overview", pytest.fail)
         assert "none" in refused("report", run_dir, other, tmp_path / "none")
     out = tmp_path / "page.html"
     assert main(["report", str(run_dir), str(other), "--out", str(out)]) == 0
@@ -233,5 +234,20 @@ def test_several_runs_are_compared_on_the_same_images(run_dir, tmp_path, report)
         scores.append(overview(model, data.test, TINY).scores)
     difference = scores[1].elbo - scores[0].elbo
     assert f"{difference.mean():+.2f} ± {difference.std() / 40**0.5:.2f}" in text
-    assert '<th scope="col">epochs' in text
-    assert '<th scope="col">latent_dim' not in text
+    assert '<th scope="col" class="number">epochs' in text
+    assert 'class="number">latent_dim' not in text
+
+
+def test_the_latest_check_of_evaluate_is_shown(run_dir, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(run_dir, run)
+    for number, word in enumerate((False, True)):
+        file = run / f"results-test-last-K{number}.json"
+        file.write_text(json.dumps({"check": {"disagree": word}}))
+        os.utime(file, (number, number))
+    out = tmp_path / "page.html"
+    argv = ["report", str(run), "--out", str(out), "--title", "A <title>", "--device", "cpu"]
+    assert main(argv) == 0
+    text = out.read_text()
+    assert "A second method gives more." in text
+    assert "A &lt;title&gt;" in text

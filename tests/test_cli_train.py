@@ -18,6 +18,7 @@ import pyro
 import pytest
 import torch
 import yaml
+from endings import WHOLE, ending
 from families import make_conditional
 from processes import heeding_ctrl_c
 
@@ -521,3 +522,17 @@ def test_covariates(tmp_path, capfd):
     assert main(["generate", run, "samples"]) == 0
     assert main(["evaluate", run, "--num_samples", "50"]) == 0
     assert main(["generate", run, "analogies"]) == 2
+
+
+def test_figures_have_vector_twins_and_the_last_line_says_what_is_next(flags, tmp_path, capfd):
+    run = tmp_path / "run"
+    whole = {"draw": WHOLE["draw"]}
+    with ending(whole):
+        assert main([*flags, "--epochs", "1", "--figure_format", "pdf", "--run_dir", str(run)]) == 0
+    names = {path.name for path in (run / "figures").iterdir()}
+    assert {name.removesuffix(".pdf") for name in names if name.endswith(".pdf")} == {
+        name.removesuffix(".png") for name in names if name.endswith(".png")
+    }
+    assert capfd.readouterr().out.splitlines()[-1] == (
+        f"next: check the numbers: pyro-vae evaluate {run}"
+    )

@@ -26,7 +26,16 @@ QUICK = {
     "report": [],
 }
 # In this order: later pages use the names and run folders of earlier ones.
-GUIDE = ("trained_models", "data", "labels", "parts", "training_loop", "long_runs", "pyro_users")
+GUIDE = (
+    "trained_models",
+    "data",
+    "missing",
+    "labels",
+    "parts",
+    "training_loop",
+    "long_runs",
+    "pyro_users",
+)
 PAGES = ("README.md", *(f"docs/guide/{name}.md" for name in GUIDE), "docs/tutorial.md")
 # The lengths of the Python examples, and those in the tests.
 SHORTER = {"epochs=20": "epochs=1", "num_samples=1000": "num_samples=5", "range(20)": "range(2)"}

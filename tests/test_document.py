@@ -23,7 +23,7 @@ def test_contours_hold_the_mass_that_they_say():
         torch.zeros(2), torch.tensor([[1.0, 0.7], [0.7, 1.0]])
     )
     draws = normal.sample((20_000,))
-    grid = explorer.grid_around(draws, 150, tail=0)
+    grid = explorer.grid_around(draws, 150)
     log_density = normal.log_prob(grid.points)
     for mass, level in zip(
         (0.9, 0.5), density_levels(grid, log_density, (0.9, 0.5))[1], strict=True
@@ -70,6 +70,6 @@ def test_the_document_is_the_one_that_its_types_describe(latent_dim):
     assert bool(found["snapshots"]) == (latent_dim == 2)
     assert bool(found["paths"]) == (latent_dim == 3)
     if latent_dim == 2:
-        assert len(names["Models"]) == 16
+        assert len(names["Models"]) == 14
         assert all(f'"name":"{name}"' in text for name in names["Models"])
         assert all(f'id="{name}"' in text for name in names["Text"])

@@ -99,16 +99,17 @@ def test_traversals_and_interpolations_are_of_the_chosen_images():
         last_layer(vae).weight.unflatten(0, (2, 3))[0, 1] = 0
         last_layer(vae).weight.unflatten(0, (2, 3))[0, 2] *= 20
     batch = scored(vae, random_split(200))
-    made = explorer.paths(vae, batch)
-    assert made.dimensions[0] == 2
-    assert 1 not in made.dimensions
+    made = explorer.paths(vae, batch, [2, 0])
+    assert made.dimensions == [2, 0]
     z = vae.q_z(batch.x[:6]).mean.detach().clone()
     z[:, 2] = made.ranges[1, 0]
     with torch.no_grad():
-        torch.testing.assert_close(made.traversals[:, 0, -1], vae.p_x(z).mean)
+        torch.testing.assert_close(made.traversals[:6, 0, -1], vae.p_x(z).mean)
         place = made.pairs.index((1, 3))
         ends = vae.p_x(vae.q_z(batch.x[[1, 3]]).mean).mean
+        unchanged = vae.p_x(vae.q_z(batch.x[:6]).mean).mean
     torch.testing.assert_close(made.interpolations[place, [0, -1]], ends)
+    torch.testing.assert_close(made.unchanged[:6], unchanged)
 
 
 def test_traversals_reach_as_far_as_the_codes():
@@ -120,6 +121,6 @@ def test_traversals_reach_as_far_as_the_codes():
     batch = scored(vae, random_split(200))
     ranges = views.code_range(vae, batch)
     assert ((ranges[:, 0] > 400) & (ranges[:, 0] < 600)).all()
-    made = explorer.paths(vae, batch)
+    made = explorer.paths(vae, batch, [0, 1])
     torch.testing.assert_close(made.ranges[:, 0], ranges[:, 0], atol=1, rtol=0)
     assert made.dimensions[0] == 0

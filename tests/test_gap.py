@@ -130,3 +130,17 @@ def test_two_dimensions_are_integrated():
     assert summary["total"]["mean"] == pytest.approx(
         (vae.log_p(x) - vae.elbo(x)).mean().item(), rel=0.2
     )
+
+
+def test_the_search_starts_from_the_exact_posterior_too():
+    """An encoder far from the posterior, and few steps: from the encoder's alone it stops early."""
+    exact, x = make_oracle(shape=(1, 2, 3)).float(), torch.randn(2, 1, 2, 3)
+    encoder = Linear((1, 2, 3), (2, 2))
+    layer = next(part for part in encoder.modules() if isinstance(part, torch.nn.Linear))
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.copy_(torch.tensor([8.0, 8.0, 0.0, 0.0]))
+    vae = pv.VAE(exact.prior, encoder, pv.DiagonalNormal(), exact.decoder, exact.likelihood)
+    gap = inference_gap(vae, x, num_samples=500, steps=20, rounds=1)
+    assert gap.amortization.min() > 10
+    assert gap.approximation.max() < 1

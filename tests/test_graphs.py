@@ -203,6 +203,25 @@ def test_arguments_that_keep_changing_are_reported_once(caplog):
     assert caplog.text.count("as tensors") == 1
 
 
+def test_values_that_decide_about_shapes_run_eagerly(caplog):
+    """Of a random mask: the graph would keep the number of rows of its first call."""
+    graph = Graph(lambda x: [x[torch.rand(4) < 0.5].sum() * 1.0], "traced")
+    for _ in range(5):
+        graph(torch.ones(4))
+    assert graph.engine == "eager"
+    assert caplog.text.count("decide about shapes (aten.index.Tensor)") == 1
+
+
+def test_a_constant_mask_is_traced():
+    mask = torch.tensor([True, False, True])
+    rows = torch.tensor([2, 0])
+    graph = Graph(lambda x: [x[mask].sum(), x[rows][x.argsort()[:2] % 2]], "traced")
+    for _ in range(3):
+        total, picked = graph(torch.tensor([1.0, 2.0, 3.0]))
+    assert (total, picked.tolist()) == (4.0, [3.0, 1.0])
+    assert graph.engine == "traced"
+
+
 def branch(x):
     loc = pyro.param("loc", torch.tensor(0.0))
     if loc > 1:  # steers

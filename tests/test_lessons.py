@@ -14,7 +14,14 @@ from traitlets.config import Config
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "experiments" / "lessons"
-LESSONS = ["1_elbo", "2_svi_step", "3_amortization", "4_collapse", "5_importance_weighting"]
+LESSONS = [
+    "1_elbo",
+    "2_svi_step",
+    "3_amortization",
+    "4_collapse",
+    "5_importance_weighting",
+    "6_missing",
+]
 PRIVATE = r"pyro_vae\.(\w+\.)*_|\bpv\.(\w+\.)*_|from pyro_vae\S* import[^\n]*\b_"
 
 each_lesson = pytest.mark.parametrize("lesson", LESSONS)
@@ -114,3 +121,17 @@ def test_the_explorer_reads_the_document_of_a_report(run_dir):
     assert len(images) == 3
     assert all(image["picture"].startswith("data:image/png") for image in images)
     assert code["with_questions"](page, 1.0).count("<summary>Answer</summary>") == 10
+
+
+def test_student_copies_have_no_outputs_and_no_solutions(tmp_path, monkeypatch):
+    code = runpy.run_path(str(FOLDER / "student.py"))
+    monkeypatch.setattr("sys.argv", ["student.py", str(tmp_path / "copies")])
+    code["main"]()
+    assert (tmp_path / "copies" / "lessons.mplstyle").exists()
+    for lesson in LESSONS:
+        copy = nbformat.read(tmp_path / "copies" / f"{lesson}.ipynb", as_version=4)
+        nbformat.validate(copy)
+        assert outputs(copy) == []
+        assert solutions(copy) == []
+        assert [cell.source for cell in copy.cells if cell.cell_type == "code"] == sources(lesson)
+        assert any("xercise" in cell.source for cell in copy.cells)

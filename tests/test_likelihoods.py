@@ -179,15 +179,17 @@ def scipy_value(name):
     if name == "Categorical":
         return None
     rate, shares = np.exp(first), np.exp(first) / np.exp(first).sum()
-    zero = 1 / (1 + np.exp(-second))
+    zero, theta = 1 / (1 + np.exp(-second)), np.exp(2)
     return {
         "Normal, column": lambda: stats.norm.logpdf(x, first, 0.3),
         "StudentT": lambda: stats.t.logpdf(x, 4, first, 1),
         "Poisson": lambda: stats.poisson.logpmf(k, rate),
-        "NegativeBinomial": lambda: negative_binomial(k, rate, 1.0),
+        "NegativeBinomial": lambda: negative_binomial(k, rate, theta),
         "NegativeBinomial, decoder": lambda: negative_binomial(k, k.sum() * shares, np.exp(second)),
-        "ZeroInflatedNegativeBinomial": lambda: np.log(
-            zero * (k == 0) + (1 - zero) * np.exp(negative_binomial(k, rate, 1.0))
+        "ZeroInflatedNegativeBinomial": lambda: np.where(
+            k == 0,
+            np.log(zero + (1 - zero) * stats.nbinom.pmf(0, theta, theta / (theta + rate))),
+            np.log(1 - zero) + negative_binomial(k, rate, theta),
         ),
         "Laplace": lambda: stats.laplace.logpdf(x, first, 0.3),
         "Laplace, pixel": lambda: stats.laplace.logpdf(x, first, 0.3 * np.exp(second)),

@@ -135,9 +135,8 @@ def test_files_tell_what_is_missing(tmp_path, shape, dtype):
     observed[:, 0] = True
     np.savez(tmp_path / "x.npz", images=x, observed=observed)
     split = pv.load_images(str(tmp_path / "x.npz"))
-    np.testing.assert_array_equal(
-        split.scored("unit" if len(shape) > 2 else "real").isnan(), ~like(observed, split.x)
-    )
+    kind = "unit" if len(shape) > 2 else "real"
+    np.testing.assert_array_equal(split.scored(kind).isnan(), ~like(observed, split.x))
     assert split.x.dtype == torch.from_numpy(x).dtype
 
 

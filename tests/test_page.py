@@ -7,15 +7,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import torch
 from endings import REPORTED, ending
-from families import SHAPE, make_hierarchical, make_vae
+from families import make_vae
 from pages import (
     HOSTILE,
     TINY,
     document_in,
-    make_conditional,
-    make_relaxed,
     opened_run,
     random_split,
     record,
@@ -23,48 +20,17 @@ from pages import (
 
 import pyro_vae as pv
 from pyro_vae.cli.main import main
-from pyro_vae.data.split import Split
 from pyro_vae.evaluation.batch import scored
 from pyro_vae.evaluation.quadrature import quadrature_log_likelihood
-from pyro_vae.reporting.overview import overview
 from pyro_vae.reporting.subject import Subject
 from pyro_vae.runs.folder import Run
 
 pytest.importorskip("bokeh", reason="Bokeh is not installed")
 
-from pyro_vae.reporting.page import comparison, metrics, page
+from pyro_vae.reporting.page import page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
-
-
-@pytest.mark.parametrize(
-    ("prior", "latent_dim"),
-    [("GaussianMixture", 2), ("VampPrior", 2), ("StudentT", 2), ("VampPrior", 3)],
-)
-def test_every_prior_has_a_page(prior, latent_dim):
-    subject = Subject("run", make_vae(prior, latent_dim=latent_dim), random_split())
-    assert 'id="explorer"' in page(subject, TINY)
-
-
-def hierarchical():
-    return make_hierarchical(latent_dim=2)
-
-
-def flow():
-    return make_vae(posterior="FlowPosterior", latent_dim=2)
-
-
-@pytest.mark.parametrize("make", [hierarchical, make_conditional, flow])
-def test_every_model_has_a_page(make):
-    text = page(Subject("run", make(), random_split()), TINY)
-    assert ("Posterior explorer" in text) == (make is not hierarchical)
-
-
-@pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("latent_dim", [2, 3])
-def test_few_images_have_a_page(count, latent_dim):
-    assert page(Subject("run", make_vae(latent_dim=latent_dim), random_split(count)), TINY)
 
 
 def test_long_curves_are_thinned_and_end_at_the_last_epoch():
@@ -72,97 +38,6 @@ def test_long_curves_are_thinned_and_end_at_the_last_epoch():
     text = page(Subject("run", make_vae(latent_dim=3), random_split(), records=records), TINY)
     assert ",1998,2000]" in text
     assert ",1997," not in text
-
-
-def test_classes_have_the_users_names():
-    test = random_split()
-    named = Split(test.x, test.labels, classes=("cat", "<b>dog</b>", "$x^{$"))
-    text = page(Subject("run", make_vae(latent_dim=3), named), TINY)
-    assert '"cat"' in text
-    assert "<b>dog" not in text
-
-
-def results(images=100, subset=100, density=True):
-    value = {"mean": -90.0, "standard_error": 1.0, "num_samples": 1000, "num_images": images}
-    of_subset = {**value, "mean": -89.0, "num_images": subset}
-    found = {
-        "elbo": value,
-        "kl": value,
-        "log_likelihood": {**of_subset, "elbo_same_images": of_subset},
-        "active_units": {"count": 2, "latent_dim": 2},
-    }
-    if subset < images:
-        found["log_likelihood_all_images"] = {**value, "mean": -88.0}
-    return found
-
-
-def test_metrics_say_how_many_images_they_are_of():
-    rows = {row.name: row for row in metrics(results(100, 30))}
-    assert "100 images" in rows["ELBO"].meaning
-    assert "30 images, 1,000 samples" in rows["log p(x)"].meaning
-    assert "ELBO, same images" in rows
-    assert "ELBO, same images" not in {row.name for row in metrics(results(100, 100))}
-
-
-def test_a_relaxed_bernoulli_has_no_bound_on_log_p():
-    text = page(Subject("run", make_relaxed(), random_split(), results=results()), TINY)
-    assert "Lower bound on log p(x)" not in text
-    assert "not log-probabilities" in text
-    text = page(Subject("run", make_vae(latent_dim=3), random_split(), results=results()), TINY)
-    assert "Lower bound on log p(x)" in text
-    assert "not log-probabilities" not in text
-
-
-def test_a_model_that_uses_labels_says_so():
-    text = page(Subject("run", make_conditional(3), random_split(), results=results()), TINY)
-    assert "log p(x) stands for log p(x | y)" in text
-
-
-# --- several --------------------------------------------------------------------------------------
-
-
-def test_the_comparison_has_elbo_and_log_p_of_the_same_images():
-    test = random_split()
-    subjects = []
-    for name in ("first", "second"):
-        subjects.append(Subject(name, make_vae(), test, results=results(100, 30)))
-    text = comparison(subjects, TINY)
-    assert "-88.00 ± 1.00" in text
-    assert "-89.00" not in text
-    assert '<td class="number">100</td>' in text
-    assert '<td class="number">1,000</td>' in text
-
-
-OTHERS = {
-    "its test images": lambda test: (make_vae(), random_split()),
-    "log-probabilities of byte values": lambda test: (make_vae(likelihood="Categorical"), test),
-    "log-densities of dequantized values": lambda test: (make_vae(likelihood="Beta"), test),
-    "cross-entropies of unit values": lambda test: (make_relaxed(), test),
-    "given the labels": lambda test: (make_conditional(), test),
-}
-
-
-@pytest.mark.parametrize("reason", OTHERS)
-def test_models_that_cannot_be_compared_are_listed_with_the_reason(reason, monkeypatch):
-    """Before anything is scored, and without their numbers."""
-    test = Split(torch.randint(0, 256, (40, *SHAPE), dtype=torch.uint8), torch.arange(40) % 3)
-    vae, split = OTHERS[reason](test)
-    scored_models = []
-
-    def spy(vae, *args):
-        scored_models.append(vae)
-        return overview(vae, *args)
-
-    monkeypatch.setattr("pyro_vae.reporting.page.overview", spy)
-    first = Subject("first", make_vae(), test, results=results())
-    other = Subject("other", vae, split, results={"elbo": {"mean": -77.77}}, records=[record(1)])
-    third = Subject("third", make_vae(), test)
-    text = comparison([first, other, third], TINY)
-    assert reason in text
-    assert "-77.77" not in text
-    assert vae not in scored_models
-    assert len(scored_models) == 2
-    assert "Differences from first" in text
 
 
 # --- in a browser ---------------------------------------------------------------------------------
@@ -218,6 +93,18 @@ def reported():
         yield
 
 
+def width(browser, name):
+    """The width of a bar, in per cent."""
+    script = "return parseFloat(document.getElementById(arguments[0]).style.width)"
+    return browser.execute_script(script, name)
+
+
+def press(browser, key):
+    from selenium.webdriver.common.by import By
+
+    browser.find_element(By.TAG_NAME, "body").send_keys(key)
+
+
 def set_slider(browser, name, value):
     script = "const slider = document.getElementById(arguments[0]); slider.value = arguments[1];"
     browser.execute_script(
@@ -244,7 +131,7 @@ def test_the_plane_follows_the_pointer_and_the_sliders(opened, run_dir):
     after = drawn(browser, "decoded")
     assert after != before
     assert shown(browser, "place") != place
-    plot = browser.find_element(By.CSS_SELECTOR, "#latent .plots > div")
+    plot = browser.find_element(By.CSS_SELECTOR, "#plane .square")
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", plot)
     ActionChains(browser).move_to_element_with_offset(plot, -40, 50).move_by_offset(5, 5).perform()
     assert drawn(browser, "decoded") != after
@@ -272,6 +159,54 @@ def test_images_can_be_chosen_by_the_keyboard(opened, run_dir):
     states = document_in((run_dir / "report.html").read_text())["snapshots"][-1]["images"]
     browser.find_element(By.CSS_SELECTOR, "input[name=image]").send_keys(Keys.ARROW_RIGHT)
     assert shown(browser, "log_p") == states[1]["text"]["log_p"]
+
+
+def test_keys_choose_image_and_k_and_show_a_panel_alone(opened, run_dir):
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    browser = opened(run_dir / "report.html")
+    states = document_in((run_dir / "report.html").read_text())["snapshots"][-1]["images"]
+    panel = browser.find_element(By.ID, "posteriors")
+    browser.execute_script("arguments[0].scrollIntoView()", panel)
+    for key, image, k in (
+        (Keys.ARROW_RIGHT, 1, "16"),
+        (Keys.ARROW_UP, 1, "32"),
+        (Keys.ARROW_LEFT, 0, "32"),
+        (Keys.ARROW_LEFT, -1, "32"),
+        (Keys.ARROW_DOWN, -1, "16"),
+    ):
+        press(browser, key)
+        assert shown(browser, "log_p") == states[image]["text"]["log_p"]
+        assert shown(browser, "k") == k
+    ActionChains(browser).move_to_element(panel).perform()
+    press(browser, "f")
+    script = "return document.fullscreenElement && document.fullscreenElement.id"
+    WebDriverWait(browser, 10).until(lambda driver: driver.execute_script(script) == "posteriors")
+    press(browser, "f")
+    WebDriverWait(browser, 10).until(lambda driver: driver.execute_script(script) is None)
+
+
+def test_a_click_on_the_plane_chooses_the_nearest_image(opened, run_dir):
+    browser = opened(run_dir / "report.html")
+    states = document_in((run_dir / "report.html").read_text())["snapshots"][-1]
+    for n in (2, 0):
+        x, y = (states["models"]["plane_points"]["data"][axis][n] for axis in "xy")
+        tap(browser, "plane", x, y)
+        assert shown(browser, "log_p") == states["images"][n]["text"]["log_p"]
+        sizes = browser.execute_script("return [...model('plane_rings').data.size]")
+        assert sizes.index(max(sizes)) == n
+
+
+def tap(browser, plot, x, y):
+    """A click at a place of a plot."""
+    script = """
+    const [plot, x, y] = arguments;
+    model(plot).trigger_event({event_name: "tap", x, y});
+    """
+    browser.execute_script(script, plot, x, y)
 
 
 def test_the_page_fits_a_telephone(opened, run_dir):
@@ -352,7 +287,7 @@ def test_epochs_that_are_kept_have_a_moment_each(kept):
         expected = [f"{value:.2f}" for value in quadrature_log_likelihood(vae, x[:2])]
         assert [image["text"]["log_p"] for image in state["images"]] == expected
         codes = pv.codes(vae, x).loc[:, 0].tolist()
-        assert state["models"]["points"]["data"]["x"] == pytest.approx(codes, abs=1e-3)
+        assert state["models"]["plane_points"]["data"]["x"] == pytest.approx(codes, abs=1e-3)
 
 
 def test_the_slider_over_epochs_moves_plane_posterior_and_bars(opened, kept):
@@ -366,17 +301,13 @@ def test_the_slider_over_epochs_moves_plane_posterior_and_bars(opened, kept):
         assert shown(browser, "log_p") == state["images"][0]["text"]["log_p"]
         assert shown(browser, "bound") == state["images"][0]["draws"][4]["text"]["bound"]
         assert (
-            browser.execute_script(source, "points", "x") == state["models"]["points"]["data"]["x"]
+            browser.execute_script(source, "plane_points", "x")
+            == state["models"]["plane_points"]["data"]["x"]
         )
-        assert (
-            browser.execute_script(source, "dimensions", "top")
-            == state["models"]["dimensions"]["data"]["top"]
-        )
-        assert (
-            browser.execute_script(source, "gap", "left")
-            == state["images"][0]["models"]["gap"]["data"]["left"]
-        )
-        assert len(browser.execute_script(source, "points", "image")) == 40
+        assert shown(browser, "kl") == state["text"]["kl"]
+        share = state["images"][0]["bars"]["amortization_bar"]
+        assert width(browser, "amortization_bar") == pytest.approx(100 * share)
+        assert len(browser.execute_script(source, "plane_points", "image")) == 40
         seen.append(drawn(browser, "decoded"))
     assert len(set(seen)) == 3
     browser.execute_script("document.querySelectorAll('input[name=image]')[1].click()")

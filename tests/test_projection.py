@@ -1,30 +1,35 @@
-"""The plane on which codes are drawn."""
+"""The planes on which codes are drawn."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from pyro_vae.reporting.projection import projection
+from pyro_vae.reporting.projection import planes
 
 
 @pytest.mark.parametrize("latent_dim", [1, 2])
 def test_up_to_two_dimensions_are_drawn_as_they_are(latent_dim):
     codes = torch.randn(5, latent_dim)
-    points = projection(codes)(codes)
-    torch.testing.assert_close(points[:, :latent_dim], codes.double())
+    (plane,) = planes(codes, [0])
+    torch.testing.assert_close(plane.points[:, :latent_dim], codes.double())
     if latent_dim == 1:
-        assert points[:, 1].tolist() == [0, 1, 2, 3, 4]
+        assert plane.points[:, 1].tolist() == [0, 1, 2, 3, 4]
 
 
-def test_components_have_the_greatest_variances_and_no_arbitrary_sign():
-    codes = torch.randn(500, 4) * torch.tensor([0.1, 1.0, 10.0, 0.1]) + 3
-    onto_plane = projection(codes)
-    assert "99%" in onto_plane.names[0]
-    points = onto_plane(codes)
-    torch.testing.assert_close(points.mean(0), torch.zeros(2).double())
-    assert points[:, 0].std() / points[:, 1].std() > 8
-    largest = onto_plane.directions.abs().argmax(0)
-    assert largest.tolist() == [2, 1]
-    assert (onto_plane.directions[largest, [0, 1]] > 0).all()
-    torch.testing.assert_close(projection(codes.flip(0)).directions, onto_plane.directions)
+def test_more_dimensions_are_drawn_by_t_sne_and_by_the_most_active_two():
+    codes = torch.randn(30, 4)
+    codes[:15] += 20
+    t_sne, active = planes(codes, [2, 0])
+    assert active.names == ("z[2]", "z[0]")
+    torch.testing.assert_close(active.points, codes[:, [2, 0]].double())
+    assert "mean nothing" in t_sne.caption
+    # Two far groups stay apart, and the seed is fixed.
+    first, second = t_sne.points[:15], t_sne.points[15:]
+    assert torch.cdist(first, second).min() > torch.cdist(first, first).max() / 2
+    assert torch.equal(planes(codes, [2, 0])[0].points, t_sne.points)
+
+
+def test_a_single_active_dimension_has_a_second_axis_and_few_codes_no_t_sne():
+    (plane,) = planes(torch.randn(3, 4), [1])
+    assert plane.names == ("z[1]", "z[0]")

@@ -13,7 +13,7 @@ import pyro_vae as pv
 from pyro_vae.engine.programs import Batch
 from pyro_vae.evaluation.check import check_log_likelihood
 from pyro_vae.evaluation.metrics import score_images
-from pyro_vae.evaluation.quadrature import quadrature_log_likelihood
+from pyro_vae.evaluation.quadrature import exact_draws, quadrature_log_likelihood
 
 
 def exact(x):
@@ -116,3 +116,13 @@ def test_quadrature_and_importance_sampling_given_labels():
     assert pv.quadrature_log_likelihood(vae, Batch(x, y)) == pytest.approx(exact, abs=0.002)
     scores = score_images(vae, pv.Split(x, y), num_samples=4000)
     assert ((scores.log_likelihood - exact).abs() < 5 * scores.monte_carlo_error + 1e-3).all()
+
+
+def test_draws_of_the_exact_posterior_have_its_moments():
+    vae = make_oracle(shape=(1, 2, 3)).float()
+    x = torch.randn(2, 1, 2, 3)
+    drawn = exact_draws(vae, x, 2000)
+    posterior = vae.exact_posterior(x)
+    assert drawn.shape == (2000, 2, 2)
+    torch.testing.assert_close(drawn.mean(0), posterior.mean.detach(), atol=0.1, rtol=0)
+    torch.testing.assert_close(drawn.var(0), posterior.variance.detach(), atol=0.1, rtol=0.2)

@@ -27,7 +27,7 @@ def test_a_model_in_hand_has_a_report(tmp_path):
     assert torch.equal(before, torch.get_rng_state())
     text = path.read_text()
     assert "my &lt;b&gt;model&lt;/b&gt;" in text
-    assert 'id="explorer"' in text
+    assert 'id="samples"' in text
     assert 'id="curves"' in text
     assert "All options" not in text
     assert "40 images" in text
@@ -40,7 +40,7 @@ def test_results_and_curves_are_shown_if_they_are_given(tmp_path):
     assert f"{results['elbo']['mean']:.2f} ± {results['elbo']['standard_error']:.2f}" in text
     assert 'id="curves"' not in text
     again = pv.report(vae, data, tmp_path / "b.html", results=results).read_text()
-    pictures = [page.split('id="images"')[1].split('id="latent"')[0] for page in (text, again)]
+    pictures = [page.split('id="samples"')[1].split("</section>")[0] for page in (text, again)]
     assert pictures[0] == pictures[1]
 
 

@@ -49,6 +49,7 @@ from pyro_vae.runs.build import pick_device
 from pyro_vae.runs.folder import Run, check_writable
 from pyro_vae.runs.load import open_run
 from pyro_vae.runs.log import read_records
+from pyro_vae.runs.recipe import FigureFormat
 from pyro_vae.runs.store import npz, write
 from pyro_vae.vae import Model
 
@@ -105,6 +106,8 @@ def evaluate(argv: list[str]) -> None:
             if saves:
                 files += _save(vae, images, scores, results, run, config)
             logger.info("\n  ".join(["\nwritten:", *map(str, files)]))
+            if saves and config.split == "test" and config.data is None:
+                logger.info("next: pyro-vae report %s shows the checked images", config.run_dir)
 
 
 def _parser() -> ArgumentParser:
@@ -132,6 +135,8 @@ def _parser() -> ArgumentParser:
         " one: blank images often have a higher one than any image of the data."
     )
     add(parser, "per_image", str, None, text)
+    text = "Format of the figures; pdf and svg are written beside the png files."
+    add(parser, "figure_format", FigureFormat, "png", text)
     text = "Labels of normal images: how well the scores tell the others from them (AUROC)."
     parser.add_argument("--normal", nargs="+", type=NonNegativeInt, metavar="LABEL", help=text)
     return parser
@@ -240,19 +245,18 @@ def _save(
         name += f"-ais{config.num_chains}x{config.num_temperatures}"
     if config.gap_images:
         name += f"-gap{config.gap_images}"
-    curve = figures.png(figures.bounds(results["k_curve"], images.noun))
-    worst = figures.png(_worst(vae, images, scores))
-    files = [
-        run.save_results(results, f"results-{name}"),
-        write(run.path / "figures" / f"k_curve-{name}.png", curve),
-        write(run.path / "figures" / f"worst-{name}.png", worst),
-    ]
+    drawn = {
+        "k_curve": figures.bounds(results["k_curve"], images.noun),
+        "worst": _worst(vae, images, scores),
+    }
     if "classification" in results:
-        drawn = figures.png(figures.reliability(results["classification"]))
-        files.append(write(run.path / "figures" / f"reliability-{name}.png", drawn))
+        drawn["reliability"] = figures.reliability(results["classification"])
     if "calibration" in results:
-        ranks = figures.png(figures.calibration(results["calibration"]))
-        files.append(write(run.path / "figures" / f"calibration-{name}.png", ranks))
+        drawn["calibration"] = figures.calibration(results["calibration"])
+    files = [run.save_results(results, f"results-{name}")]
+    for kind, figure in drawn.items():
+        path = run.path / "figures" / f"{kind}-{name}"
+        files += figures.write_figure(figure, path, config.figure_format)
     return files
 
 

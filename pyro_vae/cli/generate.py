@@ -10,8 +10,9 @@ from functools import cached_property
 from logging import getLogger
 from math import isfinite
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor
@@ -26,23 +27,26 @@ from pyro_vae.cli.options import (
     source,
     up_to,
 )
+from pyro_vae.data.files import Arrays
+from pyro_vae.data.reading import read_file
 from pyro_vae.data.split import Split
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.batch import scored
 from pyro_vae.evaluation.codes import ACTIVE, activity, codes
 from pyro_vae.evaluation.impute import impute
-from pyro_vae.evaluation.metrics import RELIABLE
+from pyro_vae.evaluation.metrics import RELIABLE, score_images
 from pyro_vae.likelihoods import IMAGE_DIMS
 from pyro_vae.reporting import figures, views
 from pyro_vae.runs.build import pick_device
 from pyro_vae.runs.folder import Run
 from pyro_vae.runs.load import SavedRun, open_run
+from pyro_vae.runs.recipe import FigureFormat
 from pyro_vae.runs.store import npz, write
 from pyro_vae.vae import Model
 
 logger = getLogger("pyro_vae")
 
-Format = Literal["png", "npz"]
+Format = Literal["png", "pdf", "svg", "npz"]
 
 SAMPLES = 64
 # Draws of missing values in a picture, and in a file.
@@ -61,7 +65,7 @@ LISTED = 20
 class Output(NamedTuple):
     """Arrays, and a function that draws them."""
 
-    arrays: Mapping[str, Tensor | None]
+    arrays: Mapping[str, Any]
     figure: Callable[[], figures.Figure]
 
 
@@ -123,6 +127,16 @@ class Request:
             )
         return self.images.subset(asked)
 
+    def stored(self) -> Arrays | None:
+        """The arrays of the file of --data, if it is one file without splits."""
+        path = Path(self.config.data or "")
+        if not path.is_file() or self.config.image_size is not None:
+            return None
+        parts = read_file(path).parts
+        if len(parts) > 1:
+            return None
+        return parts["train"]
+
     @property
     def named(self) -> str:
         """What titles call the images."""
@@ -160,10 +174,10 @@ def generate(argv: list[str]) -> None:
         load_truth=lambda: _truth(saved, config),
     )
     output = KINDS[config.kind](request)
-    if file_format == "png":
-        content = _picture(output, config)
-    else:
+    if file_format == "npz":
         content = npz(output.arrays)
+    else:
+        content = _picture(output, config, file_format)
     logger.info("written to %s", write(file, content))
 
 
@@ -178,13 +192,19 @@ def _truth(saved: SavedRun, config: Namespace) -> Split | None:
 def _parser() -> ArgumentParser:
     parser = run_parser("generate", "Write images or arrays from a saved run.")
     parser.add_argument("kind", type=Literal[tuple(KINDS)], help="What to write.")  # type: ignore[valid-type]
-    add(parser, "format", Format, None, "Picture or arrays; png, but npz for codes.")
-    text = "Number of images or rows; 64 samples, 10 of others."
+    add(
+        parser,
+        "format",
+        Format,
+        None,
+        "Picture (png, pdf or svg) or arrays; png, but npz for codes.",
+    )
+    text = "Number of images, rows or dimensions; 64 samples, 10 of others."
     add(parser, "count", up_to(1_000_000), None, text)
-    text = "Samples: means of p(x | z) or draws; means for png, draws for npz."
+    text = "Samples: means of p(x | z) or draws; both for pictures, draws for npz."
     add(parser, "mean", bool, None, text)
     add(parser, "columns", up_to(100), None, "Columns of a grid of samples or of the manifold.")
-    text = "Latent dimension of a traversal; the most active one by default."
+    text = "Latent dimension of a traversal; ten, of one image, by default."
     add(parser, "dimension", NonNegativeInt, None, text)
     text = (
         "Models that use labels: a class by its name or number, or a number or list of covariates,"
@@ -199,12 +219,11 @@ def _format(config: Namespace) -> Format:
     """What --format says, or else the name of the file."""
     if config.format is not None:
         return config.format
-    suffix = Path(config.out or "").suffix
-    if suffix == ".png":
-        return "png"
-    if suffix == ".npz" or config.kind == "codes":
-        return "npz"
-    return "png"
+    suffix = Path(config.out or "").suffix.removeprefix(".")
+    for known in get_args(Format):
+        if suffix == known:
+            return known
+    return "npz" if config.kind == "codes" else "png"
 
 
 def _file(config: Namespace, run: Run, file_format: Format) -> Path:
@@ -220,7 +239,7 @@ def _file(config: Namespace, run: Run, file_format: Format) -> Path:
         path = run.path / "generated" / name
     if path.suffix not in ("", f".{file_format}") or os.path.isdir(path) or "\0" in str(path):
         raise RequestError(
-            f"--out {path} must be a file that ends in .png or .npz, as --format says"
+            f"--out {path} must be a file that ends in .png, .pdf, .svg or .npz, as --format says"
         )
     return path.with_suffix(f".{file_format}")
 
@@ -271,23 +290,24 @@ def _covariates(label: str, known: Tensor) -> Tensor:
     return torch.tensor([values], dtype=known.dtype, device=known.device)
 
 
-def _picture(output: Output, config: Namespace) -> bytes:
+def _picture(output: Output, config: Namespace, file_format: FigureFormat) -> bytes:
     figure = output.figure()
     if config.label is not None:
         figures.add_to_title(figure, f"given y = {config.label}")
-    return figures.png(figure)
+    return figures.rendered(figure, file_format)
 
 
 def _samples(request: Request) -> Output:
     vae = request.vae
     config = request.config
-    mean = config.mean
-    if mean is None:
-        mean = request.format == "png"
     count = config.count or SAMPLES
     y = request.y(count)
     if vae.needs_labels and y is None:
         y = views.random_labels(vae, request.images, count)
+    if config.mean is None and request.format != "npz":
+        pairs = views.samples_and_draws(vae, count, y)
+        return Output({}, lambda: figures.samples_and_draws(pairs, config.columns))
+    mean = bool(config.mean)
     made = views.samples(vae, count, mean, y)
     return Output(
         {"images": _stored(made), "y": y}, lambda: figures.samples(made, mean, config.columns)
@@ -303,7 +323,10 @@ def _reconstructions(request: Request) -> Output:
         "labels": split.labels,
     }
     title = f"{request.named} and reconstructions"
-    return Output(arrays, lambda: figures.reconstructions(made, title))
+    if request.label is not None:  # the ELBO is that of the images' own labels
+        return Output(arrays, lambda: figures.reconstructions(made, title))
+    elbo = score_images(request.vae, split, figures.ELBO_SAMPLES, engine="eager").elbo
+    return Output(arrays, lambda: figures.reconstructions(made, title, elbo.tolist()))
 
 
 def _interpolations(request: Request) -> Output:
@@ -319,7 +342,6 @@ def _interpolations(request: Request) -> Output:
 
 def _traversals(request: Request) -> Output:
     vae = request.vae
-    split = request.some()
     many = request.images.subset(min(RANGE_IMAGES, len(request.images)))
     active = views.active_dimensions(vae, many)
     if activity(vae, many)[active[0]] > ACTIVE:
@@ -327,18 +349,29 @@ def _traversals(request: Request) -> Output:
         logger.info("active dimensions, the most active first: %s", listed)
     else:
         logger.info("no latent dimension is active; the most active one is %d", active[0])
+    ranges = views.code_range(vae, many)
     dimension = request.config.dimension
     if dimension is None:
-        dimension = active[0]
+        return _dimensions(request, active[: request.config.count or figures.ROWS], ranges)
     if dimension >= vae.latent_dim:
         raise RequestError(
             f"--dimension {dimension} is out of range; choose 0 to {vae.latent_dim - 1}"
         )
-    low, high = views.code_range(vae, many)[:, dimension].tolist()
+    split = request.some()
+    low, high = ranges[:, dimension].tolist()
     values = torch.linspace(low, high, STEPS)
     made = views.traversals(vae, split, dimension, values, request.y(len(split)))
     arrays = {"images": _stored(made), "dimension": torch.tensor(dimension), "z": values}
     return Output(arrays, lambda: figures.traversals(made, dimension, values))
+
+
+def _dimensions(request: Request, order: list[int], ranges: Tensor) -> Output:
+    """Traversals of several dimensions of one image."""
+    image = request.images.subset(min(IMAGES, len(request.images)))[:1]
+    chosen = ranges[:, order].cpu()
+    made = views.dimensions(request.vae, image, order, chosen, STEPS, request.y(1))
+    arrays = {"images": _stored(made), "dimensions": torch.tensor(order), "ranges": chosen}
+    return Output(arrays, lambda: figures.dimensions(made, order, chosen))
 
 
 def _manifold(request: Request) -> Output:
@@ -384,12 +417,12 @@ def _analogies(request: Request) -> Output:
 def _imputations(request: Request) -> Output:
     """All images as arrays, or some of them as a picture."""
     vae = request.vae
-    is_picture = request.format == "png"
+    is_picture = request.format != "npz"
     split = request.images
     truth = request.load_truth()
-    if is_picture or request.config.count is not None:
+    is_whole = not is_picture and request.config.count is None
+    if not is_whole:
         split = request.some()
-        truth = truth and truth.subset(len(split))
     if split.observed is None:
         raise RequestError(
             "imputations need images with missing values, but these have none; use --data with NaN"
@@ -403,18 +436,24 @@ def _imputations(request: Request) -> Output:
         RELIABLE,
         100 * unreliable,
     )
-    draws = [split.completed(draw, vae.pixels).x for draw in imputed.draws]
+    completed = [split.completed(x, vae.pixels) for x in (imputed.mean, *imputed.draws)]
+    values = [each.x.cpu().numpy() for each in completed]
+    observed = split.observed.cpu().numpy()
+    stored = request.stored()
+    if is_whole and stored is not None:
+        values = [stored.completed(each) for each in completed]
+        observed = observed.reshape(stored.x.shape)
     arrays = {
-        "images": split.completed(imputed.mean, vae.pixels).x,
-        "draws": torch.stack(draws),
-        "observed": split.observed,
+        "images": values[0],
+        "draws": np.stack(values[1:]),
+        "observed": observed,
         "effective_sample_size": imputed.effective_sample_size,
         "pareto_k": imputed.pareto_k,
         "labels": split.labels,
     }
     rows = [scored(vae, split).x, imputed.mean, *imputed.draws]
     if truth is not None:
-        rows.append(scored(vae, truth).x)
+        rows.append(scored(vae, truth.subset(len(split))).x)
     made = views.to_grey(vae, torch.stack(rows))
     title = f"{request.named}: as observed, then imputed"
     return Output(arrays, lambda: figures.imputations(made, title, truth is not None))

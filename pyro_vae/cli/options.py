@@ -107,6 +107,7 @@ MAY_CHANGE = {
     "keep_every",
     "logger",
     "report",
+    "figure_format",
     "on_nan",
     "engine",
     "test_samples",
@@ -255,7 +256,8 @@ def parse_training(argv: list[str]) -> Asked:
         optimizer["class_path"] = "torch.optim.Adam"
         if optimizer["init_args"]["fused"] is None:
             optimizer["init_args"]["fused"] = True
-    if plain["objective"] and plain["objective"]["class_path"] == _path(OfModel):
+    objective = plain["objective"]
+    if plain["model"] and objective and objective["class_path"] == _path(OfModel):
         plain["objective"] = _objective_of_model(plain)
     recipe = Recipe.from_plain(plain)
     recipe.check(trust=True)

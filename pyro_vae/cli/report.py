@@ -48,6 +48,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("run_dirs", nargs="+", help="Folders of runs.")
     text = "File to write; RUN_DIR/report.html by default, or report.html for several runs."
     add(parser, "out", str, None, text)
+    add(parser, "title", str, None, "Title of the page about one run; the run folder by default.")
     add(parser, "data_dir", str, None, "Folder of the downloaded data sets, if it was moved.")
     add_common(parser)
     return parser
@@ -70,7 +71,7 @@ def _open(run_dir: str, config: Namespace, several: bool) -> Subject:
     """A saved run as the subject of a page; a comparison shows whole paths."""
     saved = open_run(run_dir, "last", pick_device(config.device), config.trust)
     data = saved.data(config.data_dir)
-    name = saved.run.path.resolve().name
+    name = config.title or saved.run.path.resolve().name
     if several:
         name = str(saved.run.path)
     return _subject(name, saved, data.test, data)
@@ -109,13 +110,25 @@ def _subject(name: str, saved: SavedRun, test: Split, data: Data | None = None) 
         name,
         vae,
         test,
-        results=_results(run.path / "results.json"),
+        results={**_latest(run.path), **_results(run.path / "results.json")},
         records=records,
         options=dict(_flat(read_yaml(run.recipe_file))),
         facts=facts,
         earlier=saved.earlier(),
         fault=fault,
     )
+
+
+def _latest(folder: Path) -> Mapping[str, Any]:
+    """The latest comparison with a second method and the latest calibration, by `evaluate`."""
+    found = {}
+    files = sorted(folder.glob("results-test-last-*.json"), key=os.path.getmtime)
+    for file in files:
+        results = _results(file)
+        for key in ("check", "calibration"):
+            if key in results:
+                found[key] = results[key]
+    return found
 
 
 def _results(file: Path) -> Mapping[str, Any]:

@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyro_vae.likelihoods import Likelihood, noun
+from pyro_vae.reporting.numbers import MANY
 from pyro_vae.training.fit import Record
 
 Values = Mapping[str, Any]
 WIDTH = 80
-# Share of images with k-hat over 0.7 from which the Monte Carlo error of the mean is too small: its
-# intervals covered the exact value in 78 % instead of 95 % of repetitions where it was 0.13.
-MANY = 0.05
 # p-value below which a guide is said not to be exact: one exact guide in a hundred.
 REJECTED = 0.01
 # Smallest p-value that is printed: the approximation of smaller ones is poor.

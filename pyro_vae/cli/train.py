@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from logging import getLogger
@@ -21,15 +21,15 @@ from pyro_vae.data.split import Data
 from pyro_vae.engine import distributed
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import NotFiniteError, RequestError
-from pyro_vae.evaluation.forecast import forecast
+from pyro_vae.evaluation.forecast import forecast, has_forecast
 from pyro_vae.evaluation.metrics import Metrics, evaluate, score_images
 from pyro_vae.reporting import figures
 from pyro_vae.runs.build import build_training, pick_device
 from pyro_vae.runs.checkpoints import load_checkpoint, resume, save_checkpoint
 from pyro_vae.runs.folder import Run
 from pyro_vae.runs.log import add_record, keep_records, read_records
-from pyro_vae.runs.recipe import Recipe
-from pyro_vae.runs.store import unused, write
+from pyro_vae.runs.recipe import FigureFormat, Recipe
+from pyro_vae.runs.store import unused
 from pyro_vae.schedules import value_at
 from pyro_vae.training.fit import Record, Training
 from pyro_vae.vae import Model
@@ -143,10 +143,20 @@ def _finish(vae: Model, data: Data, training: Training, run: Run | None, recipe:
             run.save_results(results)
             logger.info(table(results, f"\n{data.name}, test set", vae.likelihood))
     if run:
-        files = draw(vae, data, run)
+        files = draw(vae, data, run, recipe.figure_format)
         if recipe.report:
             files += save_report(run, vae, data.test)
         logger.info("\n  ".join([f"\nrun folder: {run.path}", *map(str, files)]))
+        logger.info("next: %s", _next(run, files))
+
+
+def _next(run: Run, files: Sequence[Path]) -> str:
+    """What to do with a run that has ended."""
+    evaluate = f"pyro-vae evaluate {quote(str(run.path))}"
+    page = run.path / "report.html"
+    if page in files:
+        return f"open {page}, or check the numbers: {evaluate}"
+    return f"check the numbers: {evaluate}"
 
 
 def _summarize(vae: Model, data: Data, training: Training) -> None:
@@ -167,6 +177,8 @@ def _summarize(vae: Model, data: Data, training: Training) -> None:
 
 def _foresee_collapse(vae: Model, data: Data, training: Training) -> None:
     """Log how many latent dimensions Gaussian pixels of this scale have a use for."""
+    if not has_forecast(vae):
+        return
     steps = training.epochs * -(-len(data.train) // training.loop.batch_size)
     beta = value_at(training.loop.schedule, steps - 1)
     predicted = forecast(vae, data.train, beta)
@@ -241,9 +253,9 @@ def score(vae: Model, data: Data, recipe: Recipe) -> Metrics:
     return evaluate(vae, data.test, recipe.test_samples, images)
 
 
-def draw(vae: Model, data: Data, run: Run) -> list[Path]:
+def draw(vae: Model, data: Data, run: Run, figure_format: FigureFormat) -> list[Path]:
     """Write the figures of a trained model and return their paths."""
     files = []
     for name, figure in figures.figures_of(vae, data, read_records(run)).items():
-        files.append(write(run.path / "figures" / f"{name}.png", figures.png(figure)))
+        files += figures.write_figure(figure, run.path / "figures" / name, figure_format)
     return files

@@ -21,7 +21,14 @@ from torch.nn.functional import interpolate
 
 from pyro_vae.data.missing import like_values, split_missing
 from pyro_vae.data.split import Split
-from pyro_vae.data.values import MIN_SIZE, Classes, as_covariates, as_labels, as_values
+from pyro_vae.data.values import (
+    MIN_SIZE,
+    Classes,
+    as_covariates,
+    as_labels,
+    as_values,
+    channels_are_last,
+)
 from pyro_vae.errors import RequestError
 from pyro_vae.likelihoods import IMAGE_DIMS
 
@@ -80,6 +87,21 @@ class Arrays:
             classes=self.classes or classes,
             observed=like_values(observed, x, self.name),
         )
+
+    def completed(self, split: Split) -> np.ndarray:
+        """The values of the file, with those of a complete split where they are missing.
+
+        The dtype, the shape and the units are those of the file.
+        """
+        known = ~np.isnan(self.x)
+        if self.observed is not None:
+            known &= self.observed.astype(bool)
+        values = split.x.cpu().numpy()
+        if values.dtype == np.uint8 and self.x[known].max() <= 1:
+            values = values / max(1, values.max())
+        if self.x.ndim == 1 + IMAGE_DIMS and channels_are_last(*self.x.shape[1:]):
+            values = np.moveaxis(values, 1, -1)
+        return np.where(known, self.x, values.reshape(self.x.shape)).astype(self.x.dtype)
 
 
 class Contents(NamedTuple):

@@ -27,6 +27,9 @@ UNKNOWN = -1
 LARGEST = {"byte": 255, "count": 2**24}
 # Elements that are checked at once, to bound memory.
 CHUNK = 2**24
+# Likelihoods of vectors for messages, in Python and on the command line.
+REALS = "reals such as Normal(kind='real'), --likelihood Normal --likelihood.kind real"
+COUNTS = "NegativeBinomial, --likelihood NegativeBinomial"
 # Distance from [0, 1] that rounding explains.
 ROUNDING = 1e-3
 
@@ -119,8 +122,8 @@ def check_kind(x: Tensor, pixels: Pixels, largest: int | None = None) -> None:
     if pixels in LARGEST:
         if low < 0 or not _is_whole(x):
             raise RequestError(
-                f"counts need non-negative integers, but x holds floats {span}: use a likelihood on"
-                " reals such as Normal(kind='real')"
+                f"counts need non-negative integers, but x holds floats {span}: use a likelihood"
+                f" on {REALS}"
             )
         if largest is None:
             largest = LARGEST[pixels]
@@ -131,13 +134,13 @@ def check_kind(x: Tensor, pixels: Pixels, largest: int | None = None) -> None:
             )
     elif not x.is_floating_point():
         raise RequestError(
-            f"a likelihood on {pixels} values cannot score counts {span}: use one on counts, such"
-            f" as NegativeBinomial, or x / {high:g} if they are levels"
+            f"a likelihood on {pixels} values cannot score counts {span}: use one on counts such as"
+            f" {COUNTS}, or x / {high:g} if they are levels"
         )
     elif low < 0 or high > 1:
         raise RequestError(
             f"a likelihood on {pixels} values needs 0 to 1, but x holds floats {span}: use a"
-            " likelihood on reals such as Normal(kind='real')"
+            f" likelihood on {REALS}"
         )
 
 

@@ -121,17 +121,20 @@ class Graph:
         self._count(kind)  # not of calls that fail
         return results
 
-    def check(self, *args: Any, **kwargs: Any) -> None:
-        """Compare the graph for such arguments, if there is one, with the function.
+    def check(self, *args: Any, **kwargs: Any) -> bool:
+        """Compare the graph for such arguments with the function.
 
         Has no side effects on tensors or on the random state. If they differ, a warning is logged,
         and the calls run eagerly from then on.
+
+        Returns:
+            Whether there is such a graph.
         """
-        if self.engine == "eager" or self.differs is None:
-            return
         traced = self._traces.get(self._kind(args, kwargs))
         if traced is None:
-            return
+            return False
+        if self.differs is None:
+            return True
         results = []
         for function in (self.function, traced):
             with traced.without_effect():
@@ -142,6 +145,7 @@ class Graph:
                 f"the graph differs from the programs: {problem}; pass what changes between steps"
                 " as a tensor argument"
             )
+        return True
 
     def _kind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The key of a graph; None, after a warning, if there can be none."""
@@ -178,6 +182,12 @@ class Graph:
             traced = trace(self.function, args, kwargs)
         except Exception as error:
             self._use_eager(f"the programs cannot be traced ({_reason(error)})")
+            return
+        fixed = [False for _ in _tensors(args, kwargs)]
+        fixed += [traced.is_constant(tensor) for tensor in traced.captured]
+        shapes = shapes_that_vary(traced.graph, fixed)
+        if shapes:
+            self._use_eager(f"the values of tensors decide about shapes ({', '.join(shapes)})")
             return
         self._traces[kind] = traced
         self._graphs[kind] = traced
@@ -234,12 +244,15 @@ class Traced:
         written: The storages among them that the function writes to, each as one tensor.
     """
 
-    def __init__(
-        self, graph: Callable[..., Any], captured: list[Tensor], written: list[Tensor]
-    ) -> None:
+    def __init__(self, graph: Any, captured: list[Tensor], written: list[Tensor]) -> None:
         self.graph = graph
         self.captured = captured
         self.written = written
+
+    def is_constant(self, captured: Tensor) -> bool:
+        """Whether a captured tensor is neither trained nor written to."""
+        written = {_storage(tensor) for tensor in self.written}
+        return not captured.requires_grad and _storage(captured) not in written
 
     def __call__(self, *args: Any, **kwargs: Any) -> list[Any]:
         with torch.no_grad():
@@ -484,6 +497,57 @@ def _waits(node: torch.fx.Node) -> bool:
         return True
     # Indexing has this tag for masks; integers, which index as well, do not wait.
     return torch.Tag.dynamic_output_shape in tags and node.target is not aten.index.Tensor
+
+
+# Operations whose results do not depend on the values of their inputs.
+FILLS = {
+    aten.new_empty.default,
+    aten.new_full.default,
+    aten.new_ones.default,
+    aten.new_zeros.default,
+    aten.full_like.default,
+    aten.ones_like.default,
+    aten.zeros_like.default,
+}
+
+
+def shapes_that_vary(graph: Any, fixed: Sequence[bool]) -> list[str]:
+    """The operations of a graph whose shapes depend on values that may change between calls.
+
+    A graph keeps the shapes of the call in which it was made, for example the number of rows that a
+    mask selects.
+
+    Arguments:
+        graph: The graph.
+        fixed: Whether the values of each of its inputs stay the same.
+    """
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    varying = {node for node, stays in zip(inputs, fixed, strict=True) if not stays}
+    found: set[str] = set()
+    for node in graph.graph.nodes:
+        tags = getattr(node.target, "tags", ())
+        if varying.intersection(_decide_shape(node)) and torch.Tag.dynamic_output_shape in tags:
+            found.add(str(node.target))
+        is_random = torch.Tag.nondeterministic_seeded in tags
+        if is_random or (varying.intersection(node.all_input_nodes) and node.target not in FILLS):
+            varying.add(node)
+    return sorted(found)
+
+
+def _decide_shape(node: torch.fx.Node) -> Sequence[torch.fx.Node]:
+    """The inputs of an operation whose values may decide about its shape: of indices, masks."""
+    if node.target is not aten.index.Tensor:
+        return node.all_input_nodes
+    indices = node.args[1]
+    assert isinstance(indices, Sequence)
+    masks = []
+    for index in indices:
+        if isinstance(index, torch.fx.Node) and index.meta["val"].dtype in (
+            torch.bool,
+            torch.uint8,
+        ):
+            masks.append(index)
+    return masks
 
 
 def _reason(error: Exception) -> str:

@@ -297,7 +297,9 @@ class SVI(infer.SVI):
 
     def _compare(self, *args: Any, **kwargs: Any) -> None:
         """Compare the graph with the programs, and plan the next comparison."""
-        self._graph.check(*args, **kwargs)
+        if not self._graph.check(*args, **kwargs):
+            self._next_comparison += 1
+            return
         self._compared = self._steps
         self._next_comparison += self._comparison_gap
         self._comparison_gap = min(2 * self._comparison_gap, COMPARED_STEPS[self._picked])

@@ -86,7 +86,8 @@ def anomaly_scores(
 def auroc(scores: Tensor, is_anomaly: Tensor) -> AUROC:
     """The area under the ROC curve with DeLong's standard error.
 
-    Equal scores count half. The error is None for a single normal image or a single anomaly.
+    Equal scores count half. The error is None for a single normal image or a single anomaly, and 0,
+    which tells nothing, if the area is 0 or 1.
 
     References:
         | Comparing the Areas under Two or More Correlated Receiver Operating Characteristic Curves

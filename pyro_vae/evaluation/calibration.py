@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -91,6 +92,29 @@ class Calibration(NamedTuple):
             "detectable_scale": detectable_scale(images, quantities),
             "histograms": histograms,
         }
+
+
+class Deviations(NamedTuple):
+    """The distribution functions of levels minus that of an exact guide, for a picture."""
+
+    level: Tensor
+    """The edges of the bins, shape `(21,)`."""
+    excess: Tensor
+    """One row for each quantity, shape `(Q, 21)`."""
+    band: Tensor
+    """With an exact guide no row leaves plus or minus this, with a probability of at least 95 %."""
+
+
+def deviations(found: Mapping[str, Any]) -> Deviations:
+    """The deviations of a `Calibration.summary`."""
+    counts = torch.tensor(list(found["histograms"].values())).double()
+    images = found["num_images"]
+    level = torch.linspace(0, 1, counts.shape[1] + 1, dtype=torch.float64)
+    shares = counts.cumsum(1) / images
+    excess = torch.cat([torch.zeros(len(counts), 1), shares], 1) - level
+    points = len(counts) * (counts.shape[1] - 1)
+    z = torch.special.ndtri(torch.tensor(1 - 0.05 / (2 * points)).double())
+    return Deviations(level, excess, z * (level * (1 - level) / images).sqrt())
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyro_vae.engine.graphs import AnyEngine
 from pyro_vae.engine.importance import log_likelihood, monte_carlo_error
-from pyro_vae.errors import check_positive
+from pyro_vae.errors import RequestError, check_positive
 from pyro_vae.evaluation.ais import annealed_log_weights, bidirectional_bounds
 from pyro_vae.evaluation.batch import BatchLike, random_rows, scored
 from pyro_vae.evaluation.metrics import Metrics, Scores, summary
@@ -50,7 +50,8 @@ def check_log_likelihood(
     Returns:
         `method` ("quadrature" or "ais"), the mean `difference` of the second estimate minus the
         first, in nats, its `standard_error` over the draws of both, the `max_difference`,
-        `num_images`, and `disagree`: whether the second estimate is higher by 4 standard errors and
+        `num_images`, both estimates of each image (`importance_sampling` and `second`), and
+        `disagree`: whether the second estimate is higher by 4 standard errors and
         0.1 nats, for one of the images or in the mean. The error of estimates from a single draw is
         unknown: `standard_error` and `disagree` are then None.
 
@@ -90,6 +91,8 @@ def check_log_likelihood(
         "standard_error": standard_error,
         "max_difference": difference.max().item(),
         "num_images": len(difference),
+        "importance_sampling": first.tolist(),
+        "second": second.tolist(),
         "disagree": _disagree(difference, error, mean_error),
     }
 
@@ -131,8 +134,14 @@ def annealed_log_likelihood(
         for as many images drawn from the model, with their `gap`: see `bidirectional_bounds`.
 
     Raises:
-        RequestError: If a latent site is bounded or discrete, or a number is not positive.
+        RequestError: If a latent site is bounded or discrete, a number is not positive, or the
+            likelihood is given the total.
     """
+    if vae.likelihood.given_total:
+        raise RequestError(
+            "the bounds need rows that are simulated at the total at which they are scored, but"
+            " given_total scores each at its own; use annealed_log_weights, or --method is"
+        )
     batch = scored(vae, data)
     weights = annealed_log_weights(
         vae.model,

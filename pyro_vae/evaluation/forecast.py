@@ -66,16 +66,23 @@ def predicted_active_units(
     return 0
 
 
-def forecast(vae: Model, train: Split, beta: float) -> int | None:
-    """`predicted_active_units` of a model and its training images; None for other models than VAE.
+def has_forecast(vae: Model) -> bool:
+    """Whether a model is a plain VAE with Gaussian values of one scale."""
+    likelihood = vae.likelihood
+    if type(vae) is not VAE or not isinstance(likelihood, Normal):
+        return False
+    return likelihood.num_params == 1 and "log_factor" not in likelihood.per_element
 
-    The likelihood must be a Normal with one scale for all values, of which none may be missing.
+
+def forecast(vae: Model, train: Split, beta: float) -> int | None:
+    """`predicted_active_units` of a model and its training images.
+
+    None for models without a forecast, and for data with missing values.
     """
     likelihood = vae.likelihood
-    if type(vae) is not VAE or not isinstance(likelihood, Normal) or likelihood.num_params > 1:
+    if not has_forecast(vae) or len(train) < 2:
         return None
-    if "log_factor" in likelihood.per_element or len(train) < 2:
-        return None
+    assert isinstance(likelihood, Normal)
     scale = None
     if likelihood.log_factor is None:
         scale = likelihood.scale

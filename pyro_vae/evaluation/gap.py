@@ -19,7 +19,11 @@ from pyro_vae.errors import RequestError, check_positive
 from pyro_vae.evaluation.ais import annealed_log_weights, can_anneal
 from pyro_vae.evaluation.batch import IMAGES, BatchLike, scored
 from pyro_vae.evaluation.metrics import RELIABLE, Metrics, score, summary
-from pyro_vae.evaluation.quadrature import has_two_dimensions, quadrature_log_likelihood
+from pyro_vae.evaluation.quadrature import (
+    exact_draws,
+    has_two_dimensions,
+    quadrature_log_likelihood,
+)
 from pyro_vae.objectives import StickingTheLandingELBO
 from pyro_vae.vae import Model, default_batch_size
 
@@ -27,6 +31,12 @@ Method = Literal["quadrature", "ais", "is"]
 
 # Rise of the mean ELBO, in nats per round of steps, below which the optimization ends.
 RISE = 0.01
+# Draws, steps of Adam and its first learning rate to place a posterior on the exact one.
+PLACING_DRAWS = 200
+PLACING_STEPS = 300
+PLACING_RATE = 0.3
+# Samples for the ELBOs that choose the better of two results.
+CHOOSING_SAMPLES = 1000
 
 
 class Gap(NamedTuple):
@@ -96,7 +106,9 @@ def inference_gap(
     r"""Split :math:`\log p(x) - \mathrm{ELBO}` into approximation gap and amortization gap.
 
     Adam optimizes the posterior's parameters for each image, starting from the encoder's, in rounds
-    of steps until the ELBO stops rising; the results are scored with new draws. Its gradients are
+    of steps until the ELBO stops rising; the results are scored with new draws. If the code has two
+    dimensions it also starts from the parameters that fit the exact posterior, because the search
+    from the encoder's may end in a local optimum, and the better result is kept. Its gradients are
     those of `StickingTheLandingELBO`. In a hierarchical VAE the parameters are those of q(z | x);
     the other sites of the guide stay as they are.
 
@@ -127,14 +139,22 @@ def inference_gap(
     """
     batch = scored(vae, data)
     batch_size = batch_size or default_batch_size(vae, batch.x)
+    exact = _quadrature(vae, batch, batch_size)
     params = _best_params(
-        vae, batch, steps, rounds, learning_rate, draws, batch_size=batch_size, engine=engine
+        vae,
+        batch,
+        steps,
+        rounds,
+        learning_rate,
+        draws,
+        batch_size=batch_size,
+        engine=engine,
+        has_exact=exact is not None,
     )
     local = score(*_refitted(vae), Batch(*batch, params), num_samples, batch_size)
     encoder = score(vae.model, vae.guide, batch, num_samples, batch_size)
     method: Method = "is"
     log_p = local.log_likelihood
-    exact = _quadrature(vae, batch, batch_size)
     if exact is not None:
         log_p = exact
         method = "quadrature"
@@ -223,8 +243,12 @@ def _best_params(
     draws: int,
     batch_size: int,
     engine: AnyEngine,
+    has_exact: bool = False,
 ) -> Tensor:
-    """The parameters of the best posterior of each image, `(N, num_params, latent_dim)`."""
+    """The parameters of the best posterior of each image, `(N, num_params, latent_dim)`.
+
+    With `has_exact` the search also starts from the parameters that fit the exact posterior.
+    """
     check_positive(steps=steps, rounds=rounds, learning_rate=learning_rate, draws=draws)
     if vae.infers_labels:
         raise RequestError("the inference gap needs a model whose latent sites are all continuous")
@@ -232,14 +256,27 @@ def _best_params(
         params = torch.cat([_posterior_params(vae, rows) for rows in batch.split(IMAGES)])
     if not vae.posterior(params[:1]).has_rsample:
         raise RequestError("the inference gap needs a posterior with reparameterized draws")
+    starts = [params]
+    if has_exact:
+        starts.append(_placed(vae, params, exact_draws(vae, batch, PLACING_DRAWS, batch_size)))
     rows = max(1, batch_size // draws)
-    chosen = pick_engine(engine, batch.x.device, steps * -(-len(batch) // rows))
+    chosen = pick_engine(engine, batch.x.device, len(starts) * steps * -(-len(batch) // rows))
     gradient = Graph(partial(_gradient, *_refitted(vae), draws), chosen)
-    best = []
-    with progress_bar(rounds * steps * len(batch), "optimizing posteriors", " steps") as bar:
-        for part in Batch(*batch, params).split(rows):
-            best.append(_optimize(gradient, part, steps, rounds, learning_rate, bar))
-    return torch.cat(best)
+    total = len(starts) * rounds * steps * len(batch)
+    ends = []
+    with progress_bar(total, "optimizing posteriors", " steps") as bar:
+        for start in starts:
+            for part in Batch(*batch, start).split(rows):
+                ends.append(_optimize(gradient, part, steps, rounds, learning_rate, bar))
+    candidates = torch.cat(ends).unflatten(0, (len(starts), len(batch)))
+    if not has_exact:
+        return candidates[0]
+    elbos = []
+    for found in candidates:
+        scores = score(*_refitted(vae), Batch(*batch, found), CHOOSING_SAMPLES, batch_size)
+        elbos.append(scores.elbo)
+    best = torch.stack(elbos).argmax(0).to(params.device)
+    return candidates[best, torch.arange(len(batch), device=params.device)]
 
 
 def _posterior_params(vae: Model, batch: Batch) -> Tensor:
@@ -248,6 +285,26 @@ def _posterior_params(vae: Model, batch: Batch) -> Tensor:
     with vae.posterior.register_forward_pre_hook(lambda module, args: seen.append(args[0])):
         vae.q_z(*batch)
     return seen[0]
+
+
+def _placed(vae: Model, params: Tensor, z: Tensor) -> Tensor:
+    """The parameters at which q(z | x) fits draws of the exact posterior, shape `(S, N, 2)`.
+
+    They stay as they are where the family gives such draws no finite density.
+    """
+    start = params
+    params = params.clone()
+    # The scale grows first, so that gradients shrink by orders of magnitude: a short memory.
+    optimizer = Adam([params], betas=(0.9, 0.95))
+    for step in range(PLACING_STEPS):
+        optimizer.param_groups[0]["lr"] = PLACING_RATE * (1 - step / PLACING_STEPS)
+        with torch.enable_grad(), pyro.validation_enabled(False):
+            free = params.detach().requires_grad_()
+            loss = -vae.posterior(free).log_prob(z).mean(0).sum()
+            (params.grad,) = torch.autograd.grad(loss, [free])
+        optimizer.step()
+    fits = params.isfinite().flatten(1).all(1)
+    return torch.where(fits[:, None, None], params, start)
 
 
 def _gradient(

@@ -138,11 +138,12 @@ def _impute_rows(vae: Model, rows: Batch, passes: list[int], num_draws: int) -> 
     decoded: Site = trace_at(vae.model, rows, chosen.latents, num_draws).nodes["x"]
     values = decoded["fn"].sample()
     missing = rows.x.isnan()
+    mean, error = sums.result
     log_weights = torch.cat(all_weights)
     return Imputation(
-        torch.where(missing, sums.mean.to(rows.x.dtype), rows.x),
+        torch.where(missing, mean.to(rows.x.dtype), rows.x),
         torch.where(missing, values.to(rows.x.dtype), rows.x),
-        torch.where(missing, sums.error.to(rows.x.dtype), 0.0),
+        torch.where(missing, error.to(rows.x.dtype), 0.0),
         effective_sample_size(log_weights),
         pareto_k(log_weights),
     )
@@ -153,33 +154,43 @@ class _Sums:
 
     Attributes:
         total: The logarithm of the total weight, shape `(N,)`.
-        mean: The sum of w f, shape `(N, ...)`.
-        squares: The sums of w^2, w^2 f and w^2 f^2, shape `(3, N, ...)`.
+        mean: The sum of w f, shape `(N, D)`.
+        squares: The sums of w^2, w^2 f and w^2 f^2, shape `(3, N, D)`.
     """
 
     def __init__(self, x: Tensor) -> None:
-        self.total = torch.full_like(x.flatten(1)[:, 0], -torch.inf, dtype=torch.float64)
-        self.mean = torch.zeros_like(x, dtype=torch.float64)
-        self.squares = torch.zeros(3, *x.shape, dtype=torch.float64, device=x.device)
+        self.shape = x.shape
+        self.mean = torch.zeros_like(x.flatten(1), dtype=torch.float64)
+        self.total = torch.full_like(self.mean[:, 0], -torch.inf)
+        self.squares = self.mean.new_zeros(3, *self.mean.shape)
 
     def add(self, log_weights: Tensor, values: Tensor) -> None:
-        """Add samples with log-weights `(..., N)` and values `(..., N, *data_shape)`."""
+        """Add samples with log-weights `(P, N)` and values `(..., N, *data_shape)`."""
         new_total = torch.logaddexp(self.total, log_weights.logsumexp(0))
-        inner = [1] * (self.mean.ndim - 1)
-        kept = (self.total - new_total).exp().reshape(-1, *inner)
-        values = values.double().flatten(0, values.ndim - self.mean.ndim - 1)
-        weights = (log_weights - new_total).exp().reshape(*log_weights.shape, *inner)
-        self.mean = kept * self.mean + (weights * values).sum(0)
-        powers = torch.stack([torch.ones_like(values), values, values.square()])
-        self.squares = kept.square() * self.squares + (weights.square() * powers).sum(1)
+        kept = (self.total - new_total).exp()[:, None]
+        weights = (log_weights - new_total).exp()
+        values = values.double().reshape(*weights.shape, -1)
+        self.mean = kept * self.mean + _weighted(weights, values)
+        weights = weights.square()
+        new_squares = [
+            weights.sum(0)[:, None].expand_as(self.mean),
+            _weighted(weights, values),
+            _weighted(weights, values.square()),
+        ]
+        self.squares = kept.square() * self.squares + torch.stack(new_squares)
         self.total = new_total
 
     @property
-    def error(self) -> Tensor:
-        """The standard error of the mean, by the delta method."""
+    def result(self) -> tuple[Tensor, Tensor]:
+        """The mean, and its standard error by the delta method; each of the shape of the data."""
         ones, values, squares = self.squares
         variance = squares - 2 * self.mean * values + self.mean.square() * ones
-        return variance.clamp(min=0).sqrt()
+        return self.mean.reshape(self.shape), variance.clamp(min=0).sqrt().reshape(self.shape)
+
+
+def _weighted(weights: Tensor, values: Tensor) -> Tensor:
+    """The sums over the samples P of weights `(P, N)` times values `(P, N, D)`."""
+    return torch.einsum("pn,pnd->nd", weights, values)
 
 
 class _Chosen:

@@ -71,6 +71,33 @@ def quadrature_log_likelihood(vae: Model, data: BatchLike, batch_size: int | Non
     return torch.stack(results)
 
 
+@torch.no_grad()
+@products("float32")
+def exact_draws(
+    vae: Model, data: BatchLike, num_draws: int, batch_size: int | None = None
+) -> Tensor:
+    """Draws of the exact posterior p(z | x): cells of the quadrature's first grid, by their mass.
+
+    Arguments:
+        vae: A model whose only latent site is `z`, with two dimensions.
+        data: Images for which the quadrature converges, see `scored`.
+        num_draws: Draws for each image.
+        batch_size: Decoder rows per pass; None is `default_batch_size`.
+
+    Returns:
+        Shape `(num_draws, N, 2)`.
+    """
+    batch = scored(vae, data)
+    batch_size = batch_size or default_batch_size(vae, batch.x)
+    box = _box(vae, batch, batch_size)
+    drawn = []
+    for image in batch.split(1):
+        grid, values = _cover(partial(_log_joint, vae, image, batch_size), box)
+        cells = values.flatten().softmax(0).multinomial(num_draws, replacement=True)
+        drawn.append(grid.flatten(0, 1)[cells.to(grid.device)])
+    return torch.stack(drawn, 1)
+
+
 def has_two_dimensions(vae: Model, batch: Batch) -> bool:
     """Whether the only latent site is `z`, with two dimensions. Has no side effects."""
     return latent_shapes(vae, batch) == {"z": (2,)}

@@ -20,18 +20,19 @@ from torch import Tensor
 from pyro_vae.data.split import MAX_CLASSES
 from pyro_vae.evaluation.codes import ACTIVE
 from pyro_vae.reporting.explorer import Draws, ExploredPosterior, Grid, Paths, Snapshot
-from pyro_vae.reporting.figures import BLUE, COLOURS, GREY, ORANGE, class_name
 from pyro_vae.reporting.overview import Overview
 from pyro_vae.reporting.pictures import Atlas, atlas
+from pyro_vae.reporting.style import COLOURS, GREY, PRIOR, VALIDATION, class_name, without_overlap
 
 # Shares of the mass inside the contours, and how opaque the areas between them are.
 MASSES = (0.99, 0.9, 0.5)
 SHADES = (0.2, 0.45, 0.8)
 # Side in pixels of a draw with all of the weight.
 DRAW_SIZE = 60
-
-APPROXIMATION = BLUE
-AMORTIZATION = ORANGE
+# Width of a letter, height of a line and margin of a name, as shares of the side of a plot.
+LETTER = 0.026
+LINE = 0.062
+MARGIN = 0.03
 
 
 # --- the contract ---------------------------------------------------------------------------------
@@ -53,18 +54,18 @@ class Ends(TypedDict):
 class SnapshotModels(TypedDict):
     """What an epoch shows around its images."""
 
-    points: Source
-    medians: Source
+    plane_points: Source
+    plane_medians: Source
     prior: Source
-    dimensions: Source
     plane0: Ends
     plane1: Ends
 
 
 class SnapshotText(TypedDict):
-    """The name of an epoch."""
+    """The name of an epoch, and the KL of each dimension in nats."""
 
     epoch_name: str
+    kl: str
 
 
 class PlaneState(TypedDict):
@@ -84,7 +85,6 @@ class ImageModels(TypedDict):
     best: Source
     z0: Ends
     z1: Ends
-    gap: Source
     mean_bound: Source
     level: Source
 
@@ -98,6 +98,13 @@ class ImageText(TypedDict):
     approximation: str
     amortization: str
     total: str
+
+
+class ImageBars(TypedDict):
+    """The parts of the inference gap, as shares of the bar of each."""
+
+    approximation_bar: float
+    amortization_bar: float
 
 
 class DrawsModels(TypedDict):
@@ -128,6 +135,7 @@ class ImageState(TypedDict):
 
     models: ImageModels
     text: ImageText
+    bars: ImageBars
     draws: list[DrawsState]
 
 
@@ -149,7 +157,9 @@ class DimensionState(TypedDict):
 
 
 class PathsState(TypedDict):
-    """The tiles of traversals, `[image][dimension][step]`, and then of pairs, `[pair][step]`."""
+    """The tiles of traversals, `[image][dimension][step]`, then of pairs, `[pair][step]`, and then
+    of the images as they are decoded, `[image]`.
+    """
 
     count: int
     steps: int
@@ -190,6 +200,11 @@ class Groups(NamedTuple):
         palette = (*COLOURS, GREY)
         return [palette[group] for group in self.of_image.tolist()]
 
+    @property
+    def of_group(self) -> list[str]:
+        """The colour of each group."""
+        return [*COLOURS, GREY][: len(self.names)]
+
 
 def groups_of(overview: Overview) -> Groups:
     """The classes of the images; one group without a name if there are none, or over ten."""
@@ -223,7 +238,11 @@ def document_of_paths(paths: Paths) -> Document:
     dimensions: list[DimensionState] = []
     for dimension, (low, high) in zip(paths.dimensions, paths.ranges.T.tolist(), strict=True):
         dimensions.append({"name": f"z[{dimension}]", "low": low, "high": high})
-    tiles = [paths.traversals.flatten(0, 2), paths.interpolations.flatten(0, 1)]
+    tiles = [
+        paths.traversals.flatten(0, 2),
+        paths.interpolations.flatten(0, 1),
+        paths.unchanged,
+    ]
     return {
         "atlas": atlas(torch.cat(tiles)),
         "snapshots": [],
@@ -254,14 +273,13 @@ def _snapshot_state(snapshot: Snapshot, first: int, groups: Groups) -> SnapshotS
     plane0, plane1 = ends(grid)
     return {
         "models": {
-            "points": {"data": {"x": _short(x, 0.001), "y": _short(y, 0.001)}},
-            "medians": {"data": medians(codes, groups)},
+            "plane_points": {"data": {"x": _short(x, 0.001), "y": _short(y, 0.001)}},
+            "plane_medians": {"data": names_of(codes, groups, side_of(grid))},
             "prior": {"data": contour_lines(snapshot.plane.fine, snapshot.plane.log_prior)},
-            "dimensions": {"data": bars(snapshot.kl, snapshot.activity)},
             "plane0": plane0,
             "plane1": plane1,
         },
-        "text": {"epoch_name": snapshot.name},
+        "text": {"epoch_name": snapshot.name, "kl": _kl_text(snapshot)},
         "plane": {
             "x": (plane0["start"], plane0["end"]),
             "y": (plane1["start"], plane1["end"]),
@@ -279,32 +297,49 @@ def ends(grid: Grid) -> tuple[Ends, Ends]:
     return z0, z1
 
 
-def medians(points: Tensor, groups: Groups) -> dict[str, list[Any]]:
-    """The median point of each group."""
-    middle = [points[groups.of_image == n].numpy() for n in range(len(groups.names))]
-    x, y = np.array([np.median(part, 0) for part in middle]).T.tolist()
+def side_of(grid: Grid) -> float:
+    """The side of a square grid."""
+    return float(grid.z0[-1] - grid.z0[0])
+
+
+def names_of(points: Tensor, groups: Groups, side: float) -> dict[str, list[Any]]:
+    """Where the names of the groups stand: near their medians, and over no other name.
+
+    Arguments:
+        points: Shape `(N, 2)`.
+        groups: Their groups.
+        side: The side of the plot, in the units of the points.
+    """
+    middles = [np.median(points[groups.of_image == n].numpy(), 0) for n in range(len(groups.names))]
+    sizes = np.array([[LETTER * len(name) + MARGIN, LINE] for name in groups.names])
+    x, y = without_overlap(np.array(middles), sizes * side).T.tolist()
     return {"x": x, "y": y}
 
 
-def bars(kl: Tensor | None, activity: Tensor) -> dict[str, list[Any]]:
-    """The KL of each dimension, or its activity, in decreasing order, collapsed ones hatched."""
-    values = activity.cpu()
-    if kl is not None:
-        values = kl.cpu()
+def _kl_text(snapshot: Snapshot) -> str:
+    """The KL of each dimension, or its activity."""
+    unit = "nats"
+    values = snapshot.kl
+    if values is None:
+        unit = "variance of the posterior mean"
+        values = snapshot.activity
+    parts = [f"z[{dimension}] {value:.2f}" for dimension, value in enumerate(values.tolist())]
+    return f"{', '.join(parts)} {unit}"
+
+
+def bars(shown: Overview) -> dict[str, list[Any]]:
+    """The KL of each dimension, or its activity, in decreasing order, collapsed ones grey."""
+    activity = shown.activity.cpu()
+    values = activity
+    if shown.kl is not None:
+        values = shown.kl.cpu()
     order = values.argsort(descending=True)
-    active = (activity.cpu() > ACTIVE)[order].tolist()
-    labels = []
-    for dimension, is_active in zip(order.tolist(), active, strict=True):
-        label = f"z[{dimension}]"
-        if not is_active:
-            label += ", collapsed"
-        labels.append(label)
+    active = (activity > ACTIVE)[order].tolist()
     return {
-        "x": list(range(1, len(order) + 1)),
+        "x": [f"z[{dimension}]" for dimension in order.tolist()],
         "top": values[order].tolist(),
-        "label": labels,
-        "colour": [BLUE if is_active else "gray" for is_active in active],
-        "hatch": [" " if is_active else "/" for is_active in active],
+        "label": ["active" if is_active else "collapsed" for is_active in active],
+        "colour": [VALIDATION if is_active else PRIOR for is_active in active],
     }
 
 
@@ -314,6 +349,9 @@ def _image_state(explored: ExploredPosterior) -> ImageState:
     elbo = round(explored.elbo, 2)
     z0, z1 = ends(explored.grid)
     curve = explored.draws.curve
+    approximation = log_p - best_elbo
+    amortization = best_elbo - elbo
+    longest = max(approximation, amortization, 1e-9)
     return {
         "models": {
             "exact": {"data": _areas(explored.grid, explored.exact)},
@@ -321,13 +359,6 @@ def _image_state(explored: ExploredPosterior) -> ImageState:
             "best": {"data": contour_lines(explored.grid, explored.best)},
             "z0": z0,
             "z1": z1,
-            "gap": {
-                "data": {
-                    "left": [elbo, best_elbo],
-                    "right": [best_elbo, log_p],
-                    "colour": [AMORTIZATION, APPROXIMATION],
-                }
-            },
             "mean_bound": {"data": {"x": list(curve), "y": _short(curve.values(), 0.001)}},
             "level": {"data": {"x": [1, max(curve)], "y": [explored.log_likelihood] * 2}},
         },
@@ -335,9 +366,13 @@ def _image_state(explored: ExploredPosterior) -> ImageState:
             "log_p": _text(log_p),
             "best_elbo": _text(best_elbo),
             "elbo": _text(elbo),
-            "approximation": _text(log_p - best_elbo),
-            "amortization": _text(best_elbo - elbo),
+            "approximation": _text(approximation),
+            "amortization": _text(amortization),
             "total": _text(log_p - elbo),
+        },
+        "bars": {
+            "approximation_bar": round(max(approximation / longest, 0.0), 3),
+            "amortization_bar": round(max(amortization / longest, 0.0), 3),
         },
         "draws": [_draws_state(explored.draws, k) for k in curve],
     }

@@ -6,13 +6,13 @@ after each epoch that was kept. Otherwise: traversals and interpolations.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae.data.split import Split
 from pyro_vae.engine.importance import (
     effective_sample_size,
     joint_terms,
@@ -21,7 +21,6 @@ from pyro_vae.engine.importance import (
     pareto_k,
 )
 from pyro_vae.engine.programs import Batch, sample_sites, site_sum, traces
-from pyro_vae.evaluation.batch import completed
 from pyro_vae.evaluation.codes import activity, codes
 from pyro_vae.evaluation.gap import inference_gap
 from pyro_vae.evaluation.quadrature import quadrature_log_likelihood
@@ -40,9 +39,9 @@ CURVE_DRAWS = 1024
 # Nats below the maximum at which the posterior is not shown.
 DEPTH = 8.0
 # Images, dimensions and steps of the traversals, and of the interpolations.
-CHOSEN = 6
+CHOSEN = 8
 DIMENSIONS = 10
-STEPS = 11
+STEPS = 9
 
 
 class Grid(NamedTuple):
@@ -57,15 +56,25 @@ class Grid(NamedTuple):
         return torch.cartesian_prod(self.z1, self.z0).flip(1)
 
 
-def grid_around(points: Tensor, side: int, margin: float = 0.1, tail: float = 0.005) -> Grid:
-    """A grid that covers the points, shape `(P, 2)`, without a share `tail` on each side."""
-    low, high = points.quantile(torch.tensor([tail, 1 - tail]).to(points), 0)
-    edge = margin * (high - low)
+def grid_around(points: Tensor, side: int, margin: float = 0.1) -> Grid:
+    """A square grid that covers the points, shape `(P, 2)`.
+
+    It is square so that both axes of a square plot have the same scale.
+    """
+    low = points.amin(0)
+    high = points.amax(0)
+    middle = (low + high) / 2
+    reach = (0.5 + margin) * (high - low).max()
     z0, z1 = (
         torch.linspace(start, end, side).to(points)
-        for start, end in zip(low - edge, high + edge, strict=True)
+        for start, end in zip(middle - reach, middle + reach, strict=True)
     )
     return Grid(z0, z1)
+
+
+def without_tails(points: Tensor, tail: float = 0.005) -> Tensor:
+    """The corners of the box that has all but a share `tail` of the points on each side."""
+    return points.quantile(torch.tensor([tail, 1 - tail]).to(points), 0)
 
 
 class DecodedPlane(NamedTuple):
@@ -100,9 +109,9 @@ def decoded_plane(vae: Model, batch: Batch, side: int = SIDE) -> DecodedPlane:
 
 
 def _reach(vae: Model, batch: Batch) -> Tensor:
-    """The codes of the images, and draws of the prior."""
+    """All codes of the images, and the corners of a box around the prior."""
     drawn = vae.sample_codes(1000, batch[:1].repeat_interleave(1000).y)
-    return torch.cat([codes(vae, batch).loc, drawn])
+    return torch.cat([codes(vae, batch).loc, without_tails(drawn)])
 
 
 @torch.no_grad()
@@ -176,8 +185,10 @@ def explored_posteriors(
         RequestError: If `z` is not the only latent site, or does not have two dimensions, or the
             posterior has no reparameterized draws.
     """
-    log_p = quadrature_log_likelihood(vae, batch)
     gap = inference_gap(vae, batch, steps=steps)
+    log_p = gap.log_likelihood
+    if gap.method != "quadrature":  # it did not converge for one of the images
+        log_p = quadrature_log_likelihood(vae, batch)
     wide = grid_around(_reach(vae, batch), POINTS)
     drawn = draws(vae, batch)
     explored = []
@@ -212,8 +223,8 @@ def _densities(
     near = []
     for q in (guide, best):
         sample = q.sample(torch.Size([1000])).squeeze(1)
-        near.append(grid_around(sample, 2, margin=0, tail=0.01).points)
-    grid = grid_around(torch.cat([mass - cell, mass + cell, *near]), POINTS, tail=0)
+        near.append(without_tails(sample, 0.01))
+    grid = grid_around(torch.cat([mass - cell, mass + cell, *near]), POINTS)
     exact = torch.stack(log_joint(vae, image, grid.points)).sum(0)
     log_guide = guide.log_prob(grid.points[:, None]).squeeze(1)
     log_best = best.log_prob(grid.points[:, None]).squeeze(1)
@@ -280,9 +291,10 @@ class Paths(NamedTuple):
     """Means of p(x | z) as codes change, for models with other than two latent dimensions.
 
     Attributes:
-        dimensions: The active dimensions, by decreasing activity.
+        dimensions: The latent dimensions that change.
         ranges: The lowest and the highest value of each, shape `(2, len(dimensions))`.
         traversals: Shape `(N, len(dimensions), steps, ...)`: each dimension over its range.
+        unchanged: Shape `(N, ...)`: the means at the posterior means.
         pairs: Pairs of images.
         interpolations: Shape `(len(pairs), steps, ...)`: on a line between their codes.
     """
@@ -290,15 +302,15 @@ class Paths(NamedTuple):
     dimensions: list[int]
     ranges: Tensor
     traversals: Tensor
+    unchanged: Tensor
     pairs: list[tuple[int, int]]
     interpolations: Tensor
 
 
 @pyro.validation_enabled(False)
-def paths(vae: Model, images: Split | Batch) -> Paths:
-    """Traversals of the active dimensions for the first images, and interpolations."""
-    batch = completed(vae, images)
-    dimensions = views.active_dimensions(vae, batch)[:DIMENSIONS]
+def paths(vae: Model, batch: Batch, order: Sequence[int]) -> Paths:
+    """Traversals of the first dimensions of `order` for the first images, and interpolations."""
+    dimensions = list(order[:DIMENSIONS])
     ranges = views.code_range(vae, batch)[:, dimensions].cpu()
     first = batch[:CHOSEN]
     rows = []
@@ -309,4 +321,5 @@ def paths(vae: Model, images: Split | Batch) -> Paths:
     index = torch.cat([starts, ends]).to(first.x.device)
     lines = views.interpolations(vae, first[index], steps=STEPS)[:, 1:-1]
     pairs = list(zip(starts.tolist(), ends.tolist(), strict=True))
-    return Paths(dimensions, ranges, torch.stack(rows, 1), pairs, lines)
+    unchanged = views.decode_mean(vae, codes(vae, first).loc, first.y)
+    return Paths(dimensions, ranges, torch.stack(rows, 1), unchanged, pairs, lines)

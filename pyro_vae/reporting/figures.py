@@ -1,15 +1,18 @@
 """Matplotlib figures of images, codes and metrics.
 
 Images have shape `(N, channels, height, width)` and values in [0, 1], as `views` returns them. Grey
-images are drawn inverted: 1 is black. Each function returns a figure; `png` renders it.
+images are drawn inverted: 1 is black. Each function returns a figure, which fits one or two columns
+of a paper; `rendered` makes a file of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from io import BytesIO
 from math import ceil, sqrt
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -17,11 +20,29 @@ from torch import Tensor
 
 from pyro_vae.data.split import Data
 from pyro_vae.evaluation.batch import scored
+from pyro_vae.evaluation.calibration import deviations
 from pyro_vae.evaluation.codes import codes
 from pyro_vae.evaluation.labels import classify, known_labels
+from pyro_vae.evaluation.metrics import score_images
 from pyro_vae.likelihoods import IMAGE_DIMS, noun
 from pyro_vae.reporting import vectors, views
-from pyro_vae.reporting.projection import projection
+from pyro_vae.reporting.projection import Plane, planes
+from pyro_vae.reporting.style import (
+    COLOURS,
+    EXACT,
+    GUIDE,
+    LOSS,
+    ONE_COLUMN,
+    STYLE,
+    TRAINING,
+    TWO_COLUMNS,
+    VALIDATION,
+    class_name,
+    ink_on,
+    without_overlap,
+)
+from pyro_vae.runs.recipe import FigureFormat
+from pyro_vae.runs.store import write
 from pyro_vae.vae import Model
 
 if TYPE_CHECKING:
@@ -29,28 +50,8 @@ if TYPE_CHECKING:
 
     from pyro_vae.training.fit import Record
 
-# Six colours of Okabe and Ito's palette and four more: any two differ by a CIEDE2000 distance of at
-# least 21, and of at least 10 with any colour blindness as simulated by Machado et al. (2009).
-COLOURS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-    "#b2df8a",
-    "#963cff",
-    "#8c564b",
-    "#332288",
-)
-BLUE, ORANGE, GREEN = COLOURS[:3]
-# Of images without a label, where ten classes have the other colours.
-GREY = "#999999"
 # The colours of curves, in pictures and on pages.
-CURVE_COLOURS = {"training": BLUE, "validation": ORANGE, "training, -loss": GREEN}
-
-# Longest name of a class, in characters, that is written in large letters.
-SHORT_NAME = 3
+CURVE_COLOURS = {"training": TRAINING, "validation": VALIDATION, "training, -loss": LOSS}
 
 TERMS = {
     "elbo": "ELBO",
@@ -63,6 +64,32 @@ NAMED = 4
 
 # Largest number of test images whose codes are drawn.
 LATENT_IMAGES = 5000
+# The same if they are drawn by t-SNE, which takes seconds for them.
+T_SNE_IMAGES = 1000
+# Samples, and importance samples of the ELBO of each reconstruction.
+SAMPLES = 48
+ELBO_SAMPLES = 100
+# Images, or dimensions, in a figure of traversals, and its steps.
+ROWS = 10
+STEPS = 10
+# Ticks of the manifold.
+TICKS = 5
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def styled(function: Callable[P, T]) -> Callable[P, T]:
+    """Run a function that makes or renders figures with the settings of figures.mplstyle."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        from matplotlib import style  # takes most of a second
+
+        with style.context([STYLE]):
+            return function(*args, **kwargs)
+
+    return run
 
 
 def plain(text: str) -> str:
@@ -86,25 +113,39 @@ def plain(text: str) -> str:
     return "".join(letters).replace("$", r"\$")
 
 
-def class_name(label: int, classes: Sequence[str] | None = None) -> str:
-    """The name of a label: that of its class if classes have names, otherwise the number.
-
-    Example:
-        >>> class_name(1, ("cat", "dog")), class_name(1), class_name(-1)
-        ('dog', '1', 'no label')
-    """
-    if label < 0:
-        return "no label"
-    if classes is None or label >= len(classes):
-        return str(label)
-    return classes[label]
+@styled
+def rendered(figure: Figure, file_format: FigureFormat = "png") -> bytes:
+    """Render a figure as the bytes of a file, the same bytes for the same figure."""
+    undated = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    buffer = BytesIO()
+    figure.savefig(
+        buffer,
+        format=file_format,
+        bbox_inches="tight",
+        pad_inches=0.03,
+        metadata=undated[file_format],
+    )
+    return buffer.getvalue()
 
 
 def png(figure: Figure) -> bytes:
     """Render a figure as the bytes of a PNG file."""
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
-    return buffer.getvalue()
+    return rendered(figure)
+
+
+def write_figure(figure: Figure, path: Path, file_format: FigureFormat = "png") -> list[Path]:
+    """Write a figure as a PNG file, and beside it in another format; return the paths.
+
+    Arguments:
+        figure: A figure.
+        path: The file without the ending.
+        file_format: The format.
+    """
+    files = [write(path.with_name(f"{path.name}.png"), png(figure))]
+    if file_format != "png":
+        content = rendered(figure, file_format)
+        files.append(write(path.with_name(f"{path.name}.{file_format}"), content))
+    return files
 
 
 def _subplots(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
@@ -115,6 +156,7 @@ def _subplots(width: float, height: float, columns: int = 1) -> tuple[Figure, An
     return figure, figure.subplots(1, columns)
 
 
+@styled
 def grid(
     images: Tensor,
     title: str,
@@ -133,37 +175,67 @@ def grid(
     """
     caption = vectors.caption(images)
     images = vectors.pictures(images)
-    height, width = images.shape[-2:]
-    columns = min(columns or ceil(sqrt(len(images) * height / width)), len(images))
-    rows = ceil(len(images) / columns)
-    inches = min(8 / (columns * width), 8 / (rows * height), 1 / sqrt(height * width))
-    inches = max(inches, 0.25 / max(height, width))  # per pixel
-    figure, axes = _subplots(columns * width * inches + 1, rows * height * inches + 1)
-    axes.imshow(tile(images, columns))
-    axes.set_title(plain(title), fontsize=11)
-    # Font sizes in points at which one line of six characters fits a cell.
-    axes.set_xticks(
-        _centres(width, len(column_labels)),
-        labels=[plain(label) for label in column_labels],
-        fontsize=min(8, 20 * width * inches),
-    )
-    axes.set_yticks(
-        _centres(height, len(row_labels)),
-        labels=[plain(label) for label in row_labels],
-        fontsize=min(8, 60 * height * inches),
-    )
-    axes.tick_params(length=0, labeltop=True, labelbottom=False)
-    axes.spines[:].set_visible(False)
+    columns = _columns(images, columns)
+    inches = _inches_per_pixel(images, columns, TWO_COLUMNS - 0.5)
+    width, height = _size(images, columns, inches)
+    figure, axes = _subplots(width + 0.5, height + 0.4)
+    _draw_grid(axes, images, title, columns, row_labels, column_labels)
     if caption:
-        figure.supxlabel(caption, fontsize=8)
+        figure.supxlabel(caption, fontsize="medium")
     return figure
 
 
-def tile(images: Tensor, columns: int) -> np.ndarray:
+def _columns(images: Tensor, columns: int | None) -> int:
+    """Images per row; by default as many as make the grid about square."""
+    height, width = images.shape[-2:]
+    return min(columns or ceil(sqrt(len(images) * height / width)), len(images))
+
+
+def _inches_per_pixel(images: Tensor, columns: int, largest: float) -> float:
+    """The size of a pixel at which a grid is at most `largest` inches wide or high."""
+    height, width = images.shape[-2:]
+    rows = ceil(len(images) / columns)
+    fitting = min(largest / (columns * width), largest / (rows * height))
+    inches = min(fitting, 0.7 / sqrt(height * width))
+    return max(inches, 0.15 / max(height, width))
+
+
+def _size(images: Tensor, columns: int, inches: float) -> tuple[float, float]:
+    """Width and height in inches of a grid."""
+    height, width = images.shape[-2:]
+    return columns * width * inches, ceil(len(images) / columns) * height * inches
+
+
+def _draw_grid(
+    axes: Any,
+    images: Tensor,
+    title: str,
+    columns: int,
+    row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
+    lines: int = 1,
+) -> None:
+    """Draw images on axes, with white lines of this width in pixels between them."""
+    height, width = images.shape[-2:]
+    axes.imshow(tile(images, columns, lines))
+    axes.set_title(plain(title))
+    axes.set_xticks(
+        _centres(width + lines, range(len(column_labels))),
+        labels=[plain(label) for label in column_labels],
+    )
+    axes.set_yticks(
+        _centres(height + lines, range(len(row_labels))),
+        labels=[plain(label) for label in row_labels],
+    )
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    axes.spines[:].set_visible(False)
+
+
+def tile(images: Tensor, columns: int, lines: int = 1) -> np.ndarray:
     """Tile images into one RGB picture, `(height, width, 3)`, with white lines between them."""
     from torchvision.utils import make_grid
 
-    picture = make_grid(as_drawn(images).cpu(), columns, padding=1, pad_value=1.0)
+    picture = make_grid(as_drawn(images).cpu(), columns, padding=lines, pad_value=1.0)
     return picture.permute(1, 2, 0).numpy()
 
 
@@ -178,15 +250,15 @@ def as_drawn(images: Tensor) -> Tensor:
     return 1 - images.mean(1, keepdim=True)
 
 
-def _centres(size: int, count: int) -> list[float]:
-    """Pixel coordinates of the centres of the first `count` cells of `tile`."""
-    return [(size + 1) * (cell + 0.5) for cell in range(count)]
+def _centres(size: int, cells: Sequence[int]) -> list[float]:
+    """Pixel coordinates of the centres of cells of this size."""
+    return [size * (cell + 0.5) for cell in cells]
 
 
 def add_to_title(figure: Figure, text: str) -> None:
     """Append a remark to the title of a figure of images."""
     axes = figure.axes[0]
-    axes.set_title(f"{axes.get_title()}, {plain(text)}", fontsize=11)
+    axes.set_title(f"{axes.get_title()}, {plain(text)}")
 
 
 def samples(images: Tensor, mean: bool = True, columns: int | None = None) -> Figure:
@@ -195,15 +267,39 @@ def samples(images: Tensor, mean: bool = True, columns: int | None = None) -> Fi
     return grid(images, f"samples: {what} p(x | z) for draws z ~ p(z)", columns)
 
 
-def reconstructions(images: Tensor, title: str) -> Figure:
+@styled
+def samples_and_draws(images: Tensor, columns: int | None = None) -> Figure:
+    """Draw the images of `views.samples_and_draws`: means, and beside them draws."""
+    both = images.flatten(0, 1)  # with one axis for all curves
+    means, draws = vectors.pictures(both).unflatten(0, (-1, 2)).unbind(1)
+    columns = _columns(means, columns)
+    inches = _inches_per_pixel(means, columns, TWO_COLUMNS / 2)
+    width, height = _size(means, columns, inches)
+    figure, (left, right) = _subplots(2 * width + 0.3, height + 0.4, columns=2)
+    _draw_grid(left, means, "means of p(x | z) for draws z ~ p(z)", columns)
+    _draw_grid(right, draws, "draws x ~ p(x | z), the same z", columns)
+    if caption := vectors.caption(both):
+        figure.supxlabel(caption, fontsize="medium")
+    return figure
+
+
+def reconstructions(images: Tensor, title: str, elbo: Sequence[float] = ()) -> Figure:
     """Draw the images of `views.reconstructions`, each image above its reconstruction.
 
     The curves of a vector and of its reconstruction are in one picture.
+
+    Arguments:
+        images: The images.
+        title: The figure's title.
+        elbo: The ELBO of each image, in nats.
     """
     if images.ndim < 2 + IMAGE_DIMS:
         return grid(images, f"{title} (orange: mean of p(x | z))")
     rows = images.transpose(0, 1).flatten(0, 1)
-    return grid(rows, title, len(images), ["image", "mean of p(x | z)"])
+    labels = [f"{value:.1f}" for value in elbo]
+    if labels:
+        title += "; above them the ELBO in nats"
+    return grid(rows, title, len(images), ["image", "mean of p(x | z)"], labels)
 
 
 def imputations(images: Tensor, title: str, has_truth: bool) -> Figure:
@@ -249,11 +345,37 @@ def traversals(images: Tensor, dimension: int, values: Tensor) -> Figure:
     return grid(images.flatten(0, 1), title, images.shape[1], (), labels)
 
 
+@styled
+def dimensions(images: Tensor, order: Sequence[int], ranges: Tensor) -> Figure:
+    """Draw traversals of several latent dimensions of one image.
+
+    Arguments:
+        images: Means of p(x | z), shape `(D, steps, ...)`.
+        order: The latent dimension of each row.
+        ranges: Its lowest and highest value, shape `(2, D)`.
+    """
+    lows, highs = (_numbers(ends) for ends in ranges)
+    labels = []
+    for dimension, low, high in zip(order, lows, highs, strict=True):
+        labels.append(f"z[{dimension}], {low} to {high}")
+    title = "means of p(x | z): one latent dimension per row over the range of the codes"
+    return grid(images.flatten(0, 1), title, images.shape[1], labels)
+
+
+@styled
 def manifold(images: Tensor, z: Tensor) -> Figure:
-    """Draw the images of `views.manifold`, and the values of z."""
-    title = "means of p(x | z) on a grid of z, spaced by the quantiles of the prior"
-    figure = grid(images.flatten(0, 1), title, len(images), _numbers(z[1].flip(0)), _numbers(z[0]))
-    figure.axes[0].set(xlabel="z[0]", ylabel="z[1]")
+    """Draw the images of `views.manifold`, and five values of z on each axis."""
+    side = len(images)
+    cells = sorted(set(torch.linspace(0, side - 1, TICKS).round().int().tolist()))
+    images = vectors.pictures(images.flatten(0, 1))
+    figure, axes = _subplots(ONE_COLUMN, ONE_COLUMN)
+    title = "means of p(x | z), spaced by the quantiles of p(z)"
+    _draw_grid(axes, images, title, side, lines=0)
+    height, width = images.shape[-2:]
+    axes.set_xticks(_centres(width, cells), labels=_numbers(z[0, cells]))
+    axes.set_yticks(_centres(height, cells), labels=_numbers(z[1].flip(0)[cells]))
+    axes.tick_params(length=2.5, labeltop=False, labelbottom=True)
+    axes.set(xlabel="z[0]", ylabel="z[1]")
     return figure
 
 
@@ -262,23 +384,23 @@ def _numbers(values: Tensor) -> list[str]:
     return [f"{round(value, 2) + 0.0:g}" for value in values.tolist()]
 
 
+@styled
 def curves(records: Sequence[Record], each: str = "image") -> Figure:
-    """Draw the ELBO, its two terms and the number of active units over the epochs.
+    """Draw the ELBO and its two terms over the epochs.
 
     Arguments:
         records: What `fit` yields.
         each: What an element of the data is called, `Split.noun`.
     """
-    figure, (*panels, last) = _subplots(13, 3.2, columns=4)
+    figure, panels = _subplots(TWO_COLUMNS, 2.0, columns=3)
     for axes, (key, title) in zip(panels, TERMS.items(), strict=True):
         _curve(axes, records, key, "training")
         _curve(axes, records, f"validation_{key}", "validation")
-        axes.set(title=title, xlabel="epoch", ylabel=f"nats per {each}")
+        axes.set(title=title, xlabel="epoch")
     if any(abs(record["loss"] + record["elbo"]) > 1e-3 * abs(record["elbo"]) for record in records):
         _curve(panels[0], records, "loss", "training, -loss", sign=-1)
-    _curve(last, records, "active_units", "validation")
-    last.set(title="active units", xlabel="epoch", ylabel="latent dimensions", ylim=(-0.5, None))
-    last.yaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    panels[0].set_ylabel(f"nats per {each}")
+    panels[0].legend(loc="lower right")
     return figure
 
 
@@ -286,11 +408,11 @@ def _curve(axes: Any, records: Sequence[Any], key: str, label: str, sign: int = 
     epochs = [record["epoch"] for record in records]
     values = [sign * record[key] for record in records]
     marker = "o" if len(epochs) < 30 else None
-    axes.plot(epochs, values, color=CURVE_COLOURS[label], label=label, marker=marker, markersize=3)
+    axes.plot(epochs, values, color=CURVE_COLOURS[label], label=label, marker=marker)
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    axes.legend(frameon=False)
 
 
+@styled
 def bounds(curve: Mapping[str, Mapping[str, Any]], each: str = "image") -> Figure:
     """Draw the importance-weighted bound over the number of samples K.
 
@@ -300,24 +422,22 @@ def bounds(curve: Mapping[str, Mapping[str, Any]], each: str = "image") -> Figur
         curve: The `k_curve` of `evaluate`.
         each: What an element of the data is called, `Split.noun`.
     """
-    figure, axes = _subplots(5.6, 3.6)
+    figure, axes = _subplots(ONE_COLUMN, 2.4)
     num_samples = [int(k) for k in curve]
     means = np.array([bound["mean"] for bound in curve.values()])
     errors = np.array([bound["gain_standard_error"] or 0 for bound in curve.values()])
-    axes.plot(num_samples, means, color=BLUE, marker="o", markersize=4)
+    axes.plot(num_samples, means, color=GUIDE, marker="o")
     axes.fill_between(
-        num_samples, means - errors, means + errors, color=BLUE, alpha=0.25, linewidth=0
+        num_samples, means - errors, means + errors, color=GUIDE, alpha=0.25, linewidth=0
     )
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_title(
-        "importance-weighted bound; band: standard error of\nthe gain over K = 1",
-        fontsize=11,
-    )
+    axes.set_title("importance-weighted bound; band: standard error of\nthe gain over K = 1")
     axes.set(xlabel="K, number of importance samples", ylabel=f"nats per {each}")
     return figure
 
 
+@styled
 def calibration(found: Mapping[str, Any]) -> Figure:
     """Draw the levels of a calibration, and the coverage of the guide's regions.
 
@@ -328,16 +448,9 @@ def calibration(found: Mapping[str, Any]) -> Figure:
     Arguments:
         found: The `summary` of `pv.calibration`.
     """
-    counts = torch.tensor(list(found["histograms"].values())).double()
-    bins = counts.shape[1]
-    level = torch.linspace(0, 1, bins + 1).double()
-    shares = counts.cumsum(1) / found["num_images"]
-    excess = torch.cat([torch.zeros(len(counts), 1), shares], 1) - level
-    points = len(counts) * (bins - 1)
-    z = torch.special.ndtri(torch.tensor(1 - 0.05 / (2 * points)).double())
-    band = z * (level * (1 - level) / found["num_images"]).sqrt()
-    figure, (left, right) = _subplots(9.6, 3.6, columns=2)
-    left.fill_between(level, -band, band, color=BLUE, alpha=0.2, linewidth=0, label="exact guide")
+    level, excess, band = deviations(found)
+    figure, (left, right) = _subplots(TWO_COLUMNS, 2.6, columns=2)
+    left.fill_between(level, -band, band, color=EXACT, alpha=0.2, linewidth=0, label="exact guide")
     order = excess.abs().amax(1).argsort(descending=True).tolist()
     names = list(found["histograms"])
     for rank, one in enumerate(order):
@@ -345,8 +458,8 @@ def calibration(found: Mapping[str, Any]) -> Figure:
             left.plot(level, excess[one], color=COLOURS[rank + 1], label=plain(names[one]))
         else:
             left.plot(level, excess[one], color="0.7", linewidth=0.8, zorder=0)
-    left.legend(frameon=False, fontsize=8)
-    left.set_title("levels of true codes among draws of q(z | x)", fontsize=11)
+    left.legend()
+    left.set_title("levels of true codes among draws of q(z | x)")
     left.set(xlabel="level", ylabel="distribution function - level", xlim=(0, 1))
     positions = range(len(found["coverage"]))
     nominal = [float(region) for region in found["coverage"]]
@@ -356,26 +469,28 @@ def calibration(found: Mapping[str, Any]) -> Figure:
         positions,
         [value["share"] for value in covered],
         [2 * value["standard_error"] for value in covered],
-        color=ORANGE,
+        color=GUIDE,
         fmt="o",
-        capsize=4,
+        capsize=3,
         label="found ± two standard errors",
     )
     right.set_xticks(positions, labels=[f"{region:.0%}" for region in nominal])
-    right.set_title("true codes in regions of highest q(z | x)", fontsize=11)
+    right.set_title("true codes in regions of highest q(z | x)")
     right.set(xlabel="region", ylabel="share", ylim=(0, 1.05))
-    right.legend(frameon=False, fontsize=8, loc="upper left")
+    right.legend(loc="upper left")
     return figure
 
 
+@styled
 def latent(
     codes: Tensor, labels: Tensor | None, title: str, classes: Sequence[str] | None = None
 ) -> Figure:
     """Draw a scatter plot of codes, coloured by label if there are at most ten labels.
 
     Codes whose label is unknown are left out, unless all are.
-    The name of each label stands at the median of its codes, because ten colours alone are hard to
-    tell apart. More than two dimensions are projected on their first two principal components.
+    The name of each label stands near the median of its codes, because ten colours alone are hard
+    to tell apart. More than two dimensions are drawn on two planes, see `planes`, for at most
+    `T_SNE_IMAGES` codes.
 
     Arguments:
         codes: The codes, shape `(N, latent_dim)`.
@@ -386,23 +501,58 @@ def latent(
     if labels is not None and bool((labels >= 0).any()):
         codes = codes[(labels >= 0).to(codes.device)]
         labels = labels[labels >= 0]
+    if codes.shape[1] > 2:
+        codes = codes[:T_SNE_IMAGES]
     if labels is None or len(labels.unique()) > len(COLOURS):
         labels = torch.zeros(len(codes), dtype=torch.int64)
-    present, groups = labels.cpu().unique(return_inverse=True)
-    onto_plane = projection(codes)
-    points = onto_plane(codes)
-    figure, axes = _subplots(6.4, 5.4)
-    size = 6 if len(points) > 1000 else 14
-    colours = [COLOURS[group] for group in groups.tolist()]
-    axes.scatter(*points.T.numpy(), s=size, c=colours, linewidths=0)
-    xlabel, ylabel = onto_plane.names
-    axes.set(title=plain(title), xlabel=xlabel, ylabel=ylabel)
-    if len(present) > 1:
-        names = [plain(class_name(label, classes)) for label in present.tolist()]
-        _name_groups(axes, names, points, groups)
+    present, groups = labels[: len(codes)].cpu().unique(return_inverse=True)
+    names = [plain(class_name(label, classes)) for label in present.tolist()]
+    order = codes.var(0, unbiased=False).argsort(descending=True).tolist()
+    found = planes(codes, order)
+    figure, panels = _subplots(ONE_COLUMN * len(found), ONE_COLUMN, columns=len(found))
+    figure.suptitle(plain(title))
+    for axes, plane in zip(np.atleast_1d(panels), found, strict=True):
+        _draw_plane(axes, plane, groups, names)
     return figure
 
 
+def _draw_plane(axes: Any, plane: Plane, groups: Tensor, names: Sequence[str]) -> None:
+    """Draw codes on a plane, with the name of each group near the median of its points."""
+    colours = [COLOURS[group] for group in groups.tolist()]
+    size = 3 if len(groups) > 1000 else 6
+    axes.scatter(*plane.points.T.numpy(), s=size, c=colours, linewidths=0)
+    axes.set(xlabel=plane.names[0], ylabel=plane.names[1])
+    if not any(plane.names):
+        axes.set(xticks=[], yticks=[], xlabel=_two_lines(plane.caption))
+        axes.spines[:].set_visible(False)
+    if len(names) > 1:
+        _name_groups(axes, names, plane.points, groups)
+
+
+def _two_lines(caption: str) -> str:
+    return caption.replace(". ", ".\n", 1)
+
+
+def _name_groups(axes: Any, names: Sequence[str], points: Tensor, groups: Tensor) -> None:
+    """Write the name of each group near the median of its points, over no other name."""
+    middles = [points[groups == group].median(0).values for group in range(len(names))]
+    extent = np.ptp(points.numpy(), axis=0) / (72 * (ONE_COLUMN - 0.6))  # per point of the font
+    sizes = np.array([[6 * len(name) + 6, 13.0] for name in names]) * extent
+    places = without_overlap(torch.stack(middles).numpy(), sizes)
+    for name, place, colour in zip(names, places, COLOURS, strict=False):
+        box = {"boxstyle": "round,pad=0.2", "facecolor": colour, "edgecolor": "white"}
+        axes.annotate(
+            name,
+            place,
+            ha="center",
+            va="center",
+            weight="bold",
+            color=ink_on(colour),
+            bbox={**box, "linewidth": 0.8},
+        )
+
+
+@styled
 def reliability(classification: Mapping[str, Any]) -> Figure:
     """Draw the reliability diagram of a classifier: accuracy over confidence, in bins.
 
@@ -413,36 +563,21 @@ def reliability(classification: Mapping[str, Any]) -> Figure:
     confidence = [each["confidence"] for each in bins]
     accuracy = [each["accuracy"] for each in bins]
     errors = [each["standard_error"] for each in bins]
-    figure, axes = _subplots(4.8, 4.4)
+    figure, axes = _subplots(ONE_COLUMN, 3.1)
     axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="calibrated")
-    axes.errorbar(confidence, accuracy, errors, color=BLUE, marker="o", capsize=3, label="q(y | x)")
+    axes.errorbar(
+        confidence, accuracy, errors, color=GUIDE, marker="o", capsize=3, label="q(y | x)"
+    )
     for each in bins:
         point = each["confidence"], each["accuracy"]
-        axes.annotate(f"{each['num_images']:,}", point, (6, -10), textcoords="offset points")
+        axes.annotate(
+            f"{each['num_images']:,}", point, (4, -8), fontsize=6, textcoords="offset points"
+        )
     title = f"{classification['accuracy']:.1%} right, calibration error"
     title += f" {classification['calibration_error']:.1%}, {classification['num_images']:,} images"
     axes.set(title=title, xlabel="probability of the most likely class", ylabel="share right")
-    axes.legend(frameon=False, loc="upper left")
+    axes.legend(loc="upper left")
     return figure
-
-
-def _name_groups(axes: Any, names: Sequence[str], points: Tensor, groups: Tensor) -> None:
-    """Write the name of each group at the median of its points, and in a legend."""
-    from matplotlib.patheffects import withStroke
-
-    outline = [withStroke(linewidth=3, foreground="white")]
-    size = 18 if max(map(len, names)) <= SHORT_NAME else 11
-    for group, name in enumerate(names):
-        label = name
-        if name.startswith("_"):  # matplotlib leaves such names out
-            label = f" {name}"
-        axes.scatter([], [], color=COLOURS[group], label=label)
-        middle = points[groups == group].median(0).values.tolist()
-        text = axes.annotate(name, middle, ha="center", va="center", size=size, weight="bold")
-        text.set_path_effects(outline)
-    axes.legend(
-        title="label", frameon=False, handletextpad=0, bbox_to_anchor=(1, 1), loc="upper left"
-    )
 
 
 def figures_of(vae: Model, data: Data, records: Sequence[Record] = ()) -> dict[str, Figure]:
@@ -456,12 +591,14 @@ def figures_of(vae: Model, data: Data, records: Sequence[Record] = ()) -> dict[s
     images = data.test.subset(min(LATENT_IMAGES, len(data.test)))
     batch = scored(vae, images)
     each = images.noun
-    pairs = views.reconstructions(vae, batch[:10])
-    means = views.samples(vae, 64, y=views.random_labels(vae, images, 64))
+    first = batch[:ROWS]
+    pairs = views.reconstructions(vae, first)
+    elbo = score_images(vae, first, ELBO_SAMPLES, engine="eager").elbo.tolist()
+    y = views.random_labels(vae, images, SAMPLES)
     loc = codes(vae, batch).loc
     drawn = {
-        "reconstructions": reconstructions(pairs, f"test {each}s and reconstructions"),
-        "samples": samples(means),
+        "reconstructions": reconstructions(pairs, f"test {each}s and reconstructions", elbo),
+        "samples": samples_and_draws(views.samples_and_draws(vae, SAMPLES, y)),
         "latent": latent(loc, images.labels, f"posterior means of test {each}s", images.classes),
     }
     if records:
@@ -470,6 +607,11 @@ def figures_of(vae: Model, data: Data, records: Sequence[Record] = ()) -> dict[s
     if vae.needs_labels and labels is not None and images.covariates is None:
         labels = labels[labels >= 0].unique().to(batch.x.device)
         drawn["analogies"] = analogies(views.analogies(vae, labels), labels, images.classes)
+    if vae.latent_dim > 2:
+        order = views.active_dimensions(vae, batch)[:ROWS]
+        ranges = views.code_range(vae, batch)[:, order].cpu()
+        made = views.dimensions(vae, batch[:1], order, ranges, STEPS)
+        drawn["traversals"] = dimensions(made, order, ranges)
     if vae.infers_labels and known_labels(vae, data.test) is not None:
         drawn["reliability"] = reliability(classify(vae, data.test).summary())
     if vae.latent_dim == 2 and not vae.needs_labels:

@@ -11,11 +11,9 @@ from torch.distributions import Independent
 from pyro_vae.data.split import Split
 from pyro_vae.engine.programs import Batch, sample_sites, traces
 from pyro_vae.evaluation.batch import scored
-from pyro_vae.evaluation.codes import activity, codes
+from pyro_vae.evaluation.codes import ACTIVE, activity, codes
 from pyro_vae.evaluation.metrics import Scores, score
 from pyro_vae.reporting import views
-from pyro_vae.reporting.figures import LATENT_IMAGES
-from pyro_vae.reporting.projection import Projection, projection
 from pyro_vae.vae import Model, default_batch_size
 
 
@@ -23,13 +21,15 @@ class Effort(NamedTuple):
     """How much is computed.
 
     Attributes:
-        scored: Images that are scored.
+        drawn: Images whose codes are drawn.
+        scored: Images that are scored, the first of them.
         samples: Importance samples for each.
         explored: Images in the explorer.
         several: The same if it shows several epochs.
         steps: Steps to optimize a posterior.
     """
 
+    drawn: int
     scored: int
     samples: int
     explored: int
@@ -37,11 +37,10 @@ class Effort(NamedTuple):
     steps: int
 
 
-FULL = Effort(scored=500, samples=100, explored=30, several=6, steps=200)
-QUICK = Effort(scored=100, samples=50, explored=3, several=3, steps=60)
+FULL = Effort(drawn=500, scored=500, samples=100, explored=30, several=6, steps=200)
+QUICK = Effort(drawn=300, scored=100, samples=50, explored=3, several=3, steps=60)
 
-SAMPLES = 40
-RECONSTRUCTIONS = 10
+SAMPLES = 100
 KL_PASSES = 10
 
 
@@ -50,46 +49,57 @@ class Overview(NamedTuple):
 
     Attributes:
         images: A random subset of the test images, the same at every call.
-        pictures: The same as grey values in [0, 1].
-        num_samples: Importance samples for each image.
-        scores: Their scores.
-        codes: Posterior means, shape `(N, latent_dim)`.
-        onto_plane: Where codes are drawn, the same as in `figures.figures_of`.
+        num_samples: Importance samples for each image that is scored.
+        scores: The scores of the first images.
+        codes: Posterior means of all images, shape `(N, latent_dim)`.
         activity: The variance of the posterior mean, shape `(latent_dim,)`.
         kl: The KL of each dimension, or None where prior or posterior do not factorize.
         samples: Means of p(x | z) for draws of the prior.
-        reconstructions: The first ten images and their reconstructions, shape `(10, 2, ...)`.
+        reconstructions: The images and their reconstructions, shape `(N, 2, ...)`, in [0, 1].
     """
 
     images: Split
-    pictures: Tensor
     num_samples: int
     scores: Scores
     codes: Tensor
-    onto_plane: Projection
     activity: Tensor
     kl: Tensor | None
     samples: Tensor
     reconstructions: Tensor
 
+    @property
+    def order(self) -> list[int]:
+        """The active latent dimensions by decreasing KL, or activity where there is no KL."""
+        return order_of(self.activity, self.kl)
+
+
+def order_of(activity: Tensor, kl: Tensor | None) -> list[int]:
+    """The active latent dimensions by decreasing KL, or activity where there is no KL.
+
+    If all collapsed it is the first of that order.
+    """
+    sizes = activity if kl is None else kl
+    order: list[int] = sizes.argsort(descending=True).tolist()
+    active = [dimension for dimension in order if activity[dimension] > ACTIVE]
+    return active or order[:1]
+
 
 @torch.no_grad()
 def overview(vae: Model, test: Split, effort: Effort = FULL) -> Overview:
     """Compute the overview of a model from its test images. Runs in one process."""
-    images = test.subset(min(effort.scored, len(test)))
+    images = test.subset(min(max(effort.drawn, effort.scored), len(test)))
     batch = scored(vae, images)
     rows = default_batch_size(vae, batch.x)
+    first = batch[: effort.scored]
     return Overview(
         images=images,
-        pictures=views.to_grey(vae, batch.x),
         num_samples=effort.samples,
-        scores=score(vae.model, vae.guide, batch, effort.samples, rows),
+        scores=score(vae.model, vae.guide, first, effort.samples, rows),
         codes=codes(vae, batch).loc,
-        onto_plane=projection(codes(vae, test.subset(min(LATENT_IMAGES, len(test)))).loc),
         activity=activity(vae, batch),
-        kl=kl_per_dimension(vae, batch),
+        kl=kl_per_dimension(vae, first),
         samples=views.samples(vae, SAMPLES, y=views.random_labels(vae, images, SAMPLES)),
-        reconstructions=views.reconstructions(vae, batch[:RECONSTRUCTIONS]),
+        reconstructions=views.reconstructions(vae, batch),
     )
 
 

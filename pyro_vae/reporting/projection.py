@@ -1,53 +1,74 @@
-"""The plane on which codes of any number of dimensions are drawn."""
+"""The planes on which codes of any number of dimensions are drawn."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+# t-SNE's perplexity, and the fewest codes that it is of use for.
+PERPLEXITY = 30
+FEWEST = 10
 
-class Projection(NamedTuple):
-    """A map from codes to points of the plane: equal for pages and pictures of the same codes.
+
+class Plane(NamedTuple):
+    """Codes as points of a plane.
 
     Attributes:
-        names: What the two axes are called.
-        centre: The mean of the codes, shape `(latent_dim,)`.
-        directions: The first two principal components, shape `(latent_dim, 2)`; the identity for
-            at most two dimensions.
+        title: What the points are.
+        names: What the axes are called; empty if their values mean nothing.
+        points: Shape `(N, 2)`, float64.
+        caption: What a reader must know.
     """
 
+    title: str
     names: tuple[str, str]
-    centre: Tensor
-    directions: Tensor
-
-    def __call__(self, codes: Tensor) -> Tensor:
-        """Points of shape `(N, 2)`; codes of one dimension are drawn over their position."""
-        points = (codes.cpu().double() - self.centre) @ self.directions
-        if points.shape[1] == 2:
-            return points
-        return torch.stack([points[:, 0], torch.arange(len(points))], 1)
+    points: Tensor
+    caption: str
 
 
-def projection(codes: Tensor) -> Projection:
-    """The projection of codes, shape `(N, latent_dim)`, on their first two principal components.
+def planes(codes: Tensor, order: Sequence[int]) -> list[Plane]:
+    """The planes that show codes.
 
-    The largest component of each direction is positive, so that its sign is not arbitrary.
+    Up to two dimensions are drawn as they are, one over the index of the image. More are drawn
+    twice: by t-SNE, and in the two dimensions that matter most.
+
+    References:
+        | Visualizing Data using t-SNE (van der Maaten & Hinton, 2008)
+
+    Arguments:
+        codes: Shape `(N, latent_dim)`.
+        order: Latent dimensions, the most important one first.
     """
     codes = codes.cpu().double()
     latent_dim = codes.shape[1]
-    if latent_dim <= 2:
-        vertical = "z[1]" if latent_dim == 2 else "index of the image"
-        return Projection(
-            ("z[0]", vertical), codes.new_zeros(latent_dim), torch.eye(latent_dim).double()
-        )
-    centre = codes.mean(0)
-    centred = codes - centre
-    variances, directions = torch.linalg.eigh(centred.T @ centred)  # in increasing order
-    shares = variances / variances.sum().clamp(min=1e-300)
-    first = f"principal component 1 ({shares[-1]:.0%} of the variance)"
-    second = f"principal component 2 ({shares[-2]:.0%} of the variance)"
-    directions = directions[:, [-1, -2]]
-    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
-    return Projection((first, second), centre, directions * largest.sign())
+    if latent_dim == 1:
+        points = torch.stack([codes[:, 0], torch.arange(len(codes))], 1)
+        return [Plane("Codes", ("z[0]", "index of the image"), points, "")]
+    if latent_dim == 2:
+        return [Plane("Codes", ("z[0]", "z[1]"), codes, "")]
+    others = [dimension for dimension in range(latent_dim) if dimension not in order]
+    first, second = [*order, *others][:2]
+    names = (f"z[{first}]", f"z[{second}]")
+    found = [Plane("The two most active dimensions", names, codes[:, [first, second]], "")]
+    if len(codes) >= FEWEST:
+        found.insert(0, _t_sne(codes))
+    return found
+
+
+def _t_sne(codes: Tensor) -> Plane:
+    from sklearn.manifold import TSNE  # takes most of a second
+
+    start = time.perf_counter()
+    perplexity = min(PERPLEXITY, (len(codes) - 1) / 3)
+    method = TSNE(perplexity=perplexity, init="pca", random_state=0)
+    points = torch.from_numpy(method.fit_transform(codes.numpy())).double()
+    seconds = time.perf_counter() - start
+    caption = (
+        f"t-SNE of {len(codes):,} codes of {codes.shape[1]} dimensions, {seconds:.1f} s."
+        " Distances between clusters mean nothing."
+    )
+    return Plane("t-SNE of the codes", ("", ""), points, caption)

@@ -131,7 +131,8 @@ def write_page(
     path: Path, subjects: Sequence[Subject], effort: Effort = FULL, seed: int = 0
 ) -> Path:
     """Write the page about one model, or the page that compares several, and return its path."""
-    from pyro_vae.reporting.page import comparison, page
+    from pyro_vae.reporting.comparison import comparison
+    from pyro_vae.reporting.page import page
 
     if len(subjects) == 1:
         text = page(subjects[0], effort, seed)

@@ -70,6 +70,24 @@ class Subject:
         return values
 
     @property
+    def formula(self) -> list[tuple[str, str]]:
+        """The densities of the model, each with the classes that make it."""
+        parts = dict(self.vae.named_children())
+        names = {name: type(part).__name__ for name, part in parts.items()}
+        own = type(self.vae).__name__
+        z = "z"
+        x = "x"
+        if self.given:
+            x = "x, y"
+        if self.vae.decodes_labels:
+            z = "z, y"
+        return [
+            ("p(z)", f"{names.get('prior', own)}({self.vae.latent_dim})"),
+            (f"p(x | {z})", f"{names['likelihood']}({names['decoder']}({z}))"),
+            (f"q(z | {x})", f"{names['posterior']}({names['encoder']}({x}))"),
+        ]
+
+    @property
     def notes(self) -> list[str]:
         """Remarks without which the numbers mislead."""
         notes = []

@@ -56,9 +56,9 @@ def curves(rows: Tensor) -> Tensor:
 
 
 def pictures(data: Tensor) -> Tensor:
-    """Images as they are, shape `(N, channels, height, width)`; vectors as `curves`."""
+    """Images within [0, 1], shape `(N, channels, height, width)`; vectors as `curves`."""
     if data.ndim == 1 + IMAGE_DIMS:
-        return data
+        return data.clamp(0, 1)
     return curves(data)
 
 

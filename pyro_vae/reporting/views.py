@@ -7,6 +7,8 @@ encoder reads: reals are standardized, counts are log(1 + x). `Likelihood.shown`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -100,6 +102,26 @@ def samples(vae: Model, count: int, mean: bool = True, y: Tensor | None = None) 
     generate = vae.sample_mean if mean else vae.sample
     parts = Batch(torch.arange(count), y).split(BATCH_SIZE)
     return to_grey(vae, torch.cat([generate(len(part), part.y) for part in parts]))
+
+
+@torch.no_grad()
+def samples_and_draws(vae: Model, count: int, y: Tensor | None = None) -> Tensor:
+    """The mean of p(x | z), and a draw from it, for draws z ~ p(z).
+
+    Arguments:
+        vae: A model.
+        count: Number of draws of z.
+        y: Labels of the images, for models that use them.
+
+    Returns:
+        Images, shape `(count, 2, *data_shape)`.
+    """
+    vae.eval()
+    pairs = []
+    for part in Batch(torch.arange(count), y).split(BATCH_SIZE):
+        p_x = vae.p_x(vae.sample_codes(len(part), part.y), part.y)
+        pairs.append(torch.stack([p_x.mean, p_x.sample()], 1))
+    return to_grey(vae, torch.cat(pairs))
 
 
 def reconstructions(vae: Model, data: BatchLike, new_y: Tensor | None = None) -> Tensor:
@@ -237,6 +259,34 @@ def traversals(
         new_y = batch.y
     means = decode_mean(vae, z, new_y)
     return torch.cat([to_grey(vae, batch.x)[:, None], means], 1)
+
+
+def dimensions(
+    vae: Model,
+    data: BatchLike,
+    order: Sequence[int],
+    ranges: Tensor,
+    steps: int,
+    new_y: Tensor | None = None,
+) -> Tensor:
+    """Traversals of several latent dimensions of one image.
+
+    Arguments:
+        vae: A model.
+        data: One image, see `scored`.
+        order: The latent dimensions.
+        ranges: The lowest and the highest value of each, shape `(2, D)`, see `code_range`.
+        steps: Values of each.
+        new_y: Labels to decode with, for models that use labels; those of the data by default.
+
+    Returns:
+        Images, shape `(D, steps, *data_shape)`.
+    """
+    rows = []
+    for dimension, (low, high) in zip(order, ranges.T.tolist(), strict=True):
+        values = torch.linspace(low, high, steps)
+        rows.append(traversals(vae, data, dimension, values, new_y)[0, 1:])
+    return torch.stack(rows)
 
 
 def manifold(vae: Model, side: int = 20, y: Tensor | None = None) -> tuple[Tensor, Tensor]:

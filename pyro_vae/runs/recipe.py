@@ -18,6 +18,7 @@ from pyro_vae.runs.strict_yaml import dump_yaml, parse_yaml, read_yaml
 from pyro_vae.training.fit import OnNaN
 
 Device = Literal["auto", "cpu", "cuda"]
+FigureFormat = Literal["png", "pdf", "svg"]
 Logger = Literal["tensorboard"]
 
 
@@ -64,6 +65,7 @@ class Recipe:
         logger: tensorboard also writes curves, samples and reconstructions of each epoch to
             tensorboard/ in the run folder.
         report: Write report.html, a page about the run, at the end.
+        figure_format: Format of the figures; pdf and svg are written beside the png files.
         test_samples: Importance samples per test image at the end; 0 skips the test set.
         test_images: Test images with `test_samples` samples; the ELBO is of all test images.
         model: The model, like the ten other parts; see `parts.PARTS`.
@@ -103,6 +105,7 @@ class Recipe:
     keep_every: int | None = None
     logger: Logger | None = None
     report: bool = True
+    figure_format: FigureFormat = "png"
     test_samples: int = 1000
     test_images: int = 1000
     model: Choice = field(default_factory=_default("model"))

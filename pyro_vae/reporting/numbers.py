@@ -83,6 +83,13 @@ PLAIN = (
         ".1%",
     ),
     (
+        "observed",
+        "values observed",
+        "Share of the values that are not missing; x stands for these alone, so that scores are not"
+        " comparable with those of complete data.",
+        ".1%",
+    ),
+    (
         "classification/accuracy",
         "accuracy of q(y | x)",
         "Share of images whose most likely class is their label.",

@@ -189,6 +189,7 @@ class SVI(infer.SVI):
         for param in self._params.values():
             param.grad = None
         self._validated.add(_kind_to_validate(args, kwargs))
+        self._graph.expect(*args, **kwargs)
 
     def load_optimizer(self, state: dict[str, Any]) -> None:
         """Load a `state_dict` into the optimizer, which `dry_run` has made."""

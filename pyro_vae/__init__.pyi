@@ -43,6 +43,10 @@ from .evaluation.gap import (
 )
 from .evaluation.impute import Imputation as Imputation, impute as impute
 from .evaluation.information import information as information
+from .evaluation.labels import (
+    class_probabilities as class_probabilities,
+    classify as classify,
+)
 from .evaluation.metrics import evaluate as evaluate, score_images as score_images
 from .evaluation.probe import (
     bayes_classifier as bayes_classifier,

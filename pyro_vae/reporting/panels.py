@@ -8,7 +8,7 @@ it to `PANELS`, and write its template `templates/panels/NAME.html`, which reads
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import sqrt
 from typing import Any, NamedTuple
 
@@ -34,6 +34,9 @@ from pyro_vae.reporting.subject import Subject
 
 RECONSTRUCTIONS = 10
 WORST = 10
+# Bytes of the pixels of samples, and of the pictures that only hovering shows.
+SAMPLES = 200_000
+HOVERED = 150_000
 
 
 class Columns(NamedTuple):
@@ -50,7 +53,8 @@ class Material:
     Attributes:
         subject: The model.
         shown: What is shown of every model.
-        columns: The pictures of the images of `shown`.
+        columns: The pictures of the images of `shown`, which hovering shows.
+        first: The same of the first images, in full size.
         groups: Their classes.
         snapshots: With two latent dimensions, the model after each epoch that was kept.
         paths: Otherwise, if there are two images.
@@ -59,6 +63,7 @@ class Material:
     subject: Subject
     shown: Overview
     columns: Columns
+    first: Columns
     groups: Groups
     snapshots: Sequence[Snapshot] = ()
     paths: Paths | None = None
@@ -71,7 +76,7 @@ class Material:
             count = len(self.snapshots[-1].explored)
         elif self.paths:
             count = CHOSEN
-        return self.columns.image[:count]
+        return self.first.image[:count]
 
     def document(self) -> Document | None:
         """What the page's script reads."""
@@ -86,9 +91,11 @@ def material(subject: Subject, effort: Effort) -> Material:
     """Compute what the panels show."""
     vae = subject.vae
     shown = overview(vae, subject.test, effort)
-    images, means = (pictures(part) for part in shown.reconstructions.unbind(1))
+    columns = Columns(*(pictures(part, HOVERED) for part in shown.reconstructions.unbind(1)))
+    in_full = shown.reconstructions[: max(effort.explored, RECONSTRUCTIONS)]
+    first = Columns(*(pictures(part) for part in in_full.unbind(1)))
     groups = groups_of(shown)
-    found = Material(subject, shown, Columns(images, means), groups)
+    found = Material(subject, shown, columns, first, groups)
     batch = completed(vae, shown.images)
     if has_two_dimensions(vae, batch[:1]):
         models = [*subject.earlier, ("last epoch", vae)]
@@ -96,9 +103,9 @@ def material(subject: Subject, effort: Effort) -> Material:
         if len(models) > 1:
             count, side = effort.several, COARSE
         made = [snapshot(name, each, batch, count, side, effort.steps) for name, each in models]
-        return Material(subject, shown, found.columns, groups, snapshots=made)
+        return replace(found, snapshots=made)
     if len(batch) > 1:
-        return Material(subject, shown, found.columns, groups, paths=paths(vae, batch, shown.order))
+        return replace(found, paths=paths(vae, batch, shown.order))
     return found
 
 
@@ -123,7 +130,7 @@ class Panel:
 
 def samples(made: Material) -> Panel:
     """A wall of samples."""
-    return Panel("samples", "Samples", 4, {"urls": pictures(made.shown.samples)})
+    return Panel("samples", "Samples", 4, {"urls": pictures(made.shown.samples, SAMPLES)})
 
 
 def plane(made: Material) -> Panel | None:
@@ -193,7 +200,7 @@ def curves(made: Material) -> Panel | None:
 def reconstructions(made: Material) -> Panel:
     """Images, their reconstructions and their ELBO."""
     elbo = [f"{value:.1f}" for value in made.shown.scores.elbo[:RECONSTRUCTIONS].tolist()]
-    rows = list(zip(*made.columns, elbo, strict=False))
+    rows = list(zip(*made.first, elbo, strict=False))
     return Panel("reconstructions", "Reconstructions", 6, {"rows": rows})
 
 
@@ -220,9 +227,10 @@ def reliability(made: Material) -> Panel:
             covered += f", {float(region):.0%}: {share['share']:.1%}"
     worst = []
     order = scores.log_likelihood.argsort()[:WORST].tolist()
-    for n in order:
+    urls = pictures(made.shown.reconstructions[order, 0])
+    for n, url in zip(order, urls, strict=True):
         log_p = f"{scores.log_likelihood[n]:.1f}"
-        worst.append((made.columns.image[n], log_p, f"{k_hat[n]:.2f}"))
+        worst.append((url, log_p, f"{k_hat[n]:.2f}"))
     values = {
         "images": len(k_hat),
         "num_samples": made.shown.num_samples,

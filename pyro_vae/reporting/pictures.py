@@ -17,7 +17,7 @@ from pyro_vae.reporting.figures import as_drawn
 # Bytes of the pixels of all pictures, and of all tiles of the atlas, above which they are made
 # smaller. White pixels do not count: PNG stores them in next to nothing.
 PICTURES = 500_000
-ATLAS = 1_000_000
+ATLAS = 600_000
 # Tiles per row of the atlas.
 COLUMNS = 32
 
@@ -31,9 +31,9 @@ class Atlas(TypedDict):
     columns: int
 
 
-def pictures(images: Tensor) -> list[str]:
-    """Each image as a PNG file in a URL."""
-    return [_url(pixels) for pixels in _pixels(images, PICTURES)]
+def pictures(images: Tensor, limit: int = PICTURES) -> list[str]:
+    """Each image as a PNG file in a URL; smaller ones if they have more than `limit` bytes."""
+    return [_url(pixels) for pixels in _pixels(images, limit)]
 
 
 def atlas(images: Tensor) -> Atlas:

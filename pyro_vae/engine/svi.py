@@ -80,7 +80,9 @@ class SVI(infer.SVI):
         engine: "eager", "traced", "compiled", or "auto": eager at first, traced after 500 steps,
             and compiled after 8,000 if there is a C++ compiler, so that a start-up pays. A graph is
             made for each shape of the tensors and each value of the other arguments of `step`.
-        check_losses: Warn if a loss is not finite. On CUDA, `update` checks every 100 steps.
+        check_losses: Warn if a loss is not finite. On CUDA, `update` checks every 100 steps. False
+            is for callers that do so themselves: then only the first call is validated, because
+            parameters that are NaN would be its error.
 
     Attributes:
         objective: What `loss` was, with the methods of `pyro.infer.ELBO`.
@@ -143,6 +145,7 @@ class SVI(infer.SVI):
         if not hasattr(loss, "loss_and_grads"):
             self.objective = FunctionLoss(loss, self.loss_and_grads, loss_and_grads is None)
         self.prepare = prepare or (lambda *args: args)
+        self._validates = check_losses
         # It has no loss, only a gradient: Pyro returns inf.
         self.check_losses = check_losses and not isinstance(loss, TraceTailAdaptive_ELBO)
         self.optimizer: Optimizer | None = None
@@ -336,9 +339,10 @@ class SVI(infer.SVI):
     def _gradients(self, *args: Any, **kwargs: Any) -> list[Any]:
         """The loss, the number of rows and the gradients, as the objective computes them."""
         kind = _kind_to_validate(args, kwargs)
-        if kind not in self._validated and len(self._validated) < MISSES:
+        if not self._validated or (self._validates and kind not in self._validated):
             results = self._validate(*args, **kwargs)
             self._validated.add(kind)
+            self._validates = self._validates and len(self._validated) < MISSES
             return results
         with without_validation(), tensor_losses(self._loss):
             return self._pyros_gradients(*args, **kwargs)

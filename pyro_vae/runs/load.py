@@ -173,8 +173,9 @@ class SavedRun:
         same = recipe.data in (data, stored_name(data))
         if same and recipe.data not in TORCHVISION:  # whose official test images were loaded
             logger.warning(
-                "%s was trained on images of --data; leave it out to use the test images",
+                "%s was trained on some of these %ss; leave out --data to use the test set",
                 self.run.path,
+                images.noun,
             )
         return Images(Path(data).name, images, None)
 

@@ -196,7 +196,13 @@ class SavedRun:
     def _check_shape(self, name: str, shape: Shape) -> None:
         trained = self.checkpoint.shape
         if shape != trained:
+            remedy = "give data of that shape"
+            if len(shape) == len(trained) == IMAGE_DIMS:
+                remedy = (
+                    "--image_size changes height and width of images, but not the number of"
+                    " channels"
+                )
             raise RequestError(
                 f"{name} has data of shape {shape}, but {self.run.path} was trained on {trained};"
-                " --image_size changes height and width of images, but not the number of channels"
+                f" {remedy}"
             )

@@ -30,14 +30,23 @@ extensions = [
 ]
 root_doc = "docs/index"
 include_patterns = ["docs/**", "experiments/**", "CONTRIBUTING.md", "CHANGELOG.md"]
-exclude_patterns = ["docs/_build", "docs/_templates", ".*", "pyro_vae", "tests", "build", "runs"]
+exclude_patterns = [
+    "docs/_build",
+    "docs/_templates",
+    "docs/pypi.md",
+    ".*",
+    "pyro_vae",
+    "tests",
+    "build",
+    "runs",
+]
 default_role = "literal"
 nitpicky = True
 # Their inventories of names would need a network. Private bases are not documented.
 OTHERS = r"(torch|nn|pyro|numpy|np|matplotlib|collections|pathlib|typing|abc|argparse)\b.*"
 ALIASES = (
     r"'?(Tensor|Shape|Initialization|Classes|Array|Pixels|Program|Batch|BatchLike|Engine|AnyEngine"
-    r"|Precision|MakeOptimizer|MakeScheduler|OnNaN|Metrics|Learned|Method|Start|FlowName|Which|PyroOptim)'?"
+    r"|Precision|MakeOptimizer|MakeScheduler|OnNaN|Metrics|Learned|Method|Start|FlowName|Which|PyroOptim|Kind|Dispersion)'?"
 )
 nitpick_ignore_regex = [
     (r"py:.*", OTHERS),

@@ -390,7 +390,7 @@ class StudentT(LocationScale):
         self.df = df
 
     def family(self, loc: Tensor, scale: Tensor) -> TorchDistribution:
-        return dist.StudentT(loc.new_tensor(self.df), loc, scale)
+        return dist.StudentT(self.df, loc, scale)
 
 
 class ContinuousBernoulli(Likelihood):

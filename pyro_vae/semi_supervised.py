@@ -161,7 +161,7 @@ class SemiSupervisedVAE(ConditionalVAE):
             )
         self.log_p_y.copy_((counts / counts.sum()).log())
         self.images_per_label.fill_(len(y) / counts.sum())
-        logger.info("labels: %s of %s images are known", f"{counts.sum():,}", f"{len(y):,}")
+        logger.info("labels: %s of %s are known", f"{counts.sum():,}", f"{len(y):,}")
 
     def check_labels(self, y: Tensor | None) -> None:
         if y is None:

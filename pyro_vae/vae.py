@@ -248,7 +248,8 @@ class Model(nn.Module, ABC):
             raise RequestError(
                 f"x has missing values (NaN), which {type(self).__name__} with"
                 f" {type(self.likelihood).__name__} cannot leave out; use a likelihood of"
-                " independent elements, through self.encode and self.decode, or complete data"
+                " independent elements, so no given_total, through self.encode and self.decode,"
+                " or complete data"
             )
 
     @torch.no_grad()

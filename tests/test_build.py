@@ -32,6 +32,8 @@ def test_experiments(file, few):
         "--engine",
         "eager",
     ]
+    if "\nlabels:" in file.read_text():
+        options += ["--labels", "10"]  # one of each class
     vae, _, training = build_training(parse_training(["--config", str(file), *options]).recipe)
     assert training.epochs >= 3
     y = torch.zeros(2, dtype=torch.int64) if vae.needs_labels else None

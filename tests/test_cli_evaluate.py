@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 import pyro_vae as pv
 from pyro_vae.cli import evaluate as command
+from pyro_vae.cli.evaluate import _marked
 from pyro_vae.cli.main import main
 from pyro_vae.train import main as train
 
@@ -149,6 +151,16 @@ def test_evaluate_says_how_far_to_trust_it(run_dir, tmp_path, capfd):
 def test_normal_labels_must_leave_anomalies(run_dir, refused, images):
     assert "0 of 30" in refused("evaluate", run_dir, *SCORE, "--normal", *range(10))
     assert "30 of 30" in refused("evaluate", run_dir, *SCORE, "--normal", 77)
+    assert "classes 0, 1" in refused("evaluate", run_dir, *SCORE, "--normal", "cat")
+
+
+def test_normal_classes_have_names_or_numbers():
+    images = pv.Split(torch.rand(3, 1, 4, 4), labels=np.array(["cat", "dog", "7"]))
+    for normal in (["cat", "dog"], ["1", "2"]):
+        assert _marked(images, normal).tolist() == [False, False, True]
+    unknown = pv.Split(torch.rand(2, 1, 4, 4), labels=torch.tensor([0, -1]))
+    with pytest.raises(pv.RequestError, match="labels of all images"):
+        _marked(unknown, ["0"])
 
 
 def test_evaluate_by_annealing(run_dir, capfd):

@@ -362,7 +362,7 @@ def test_sentences_of_help_are_whole(capfd):
         ("evaluate r --device gpu", "device: must be one of auto, cpu, cuda\n"),
         ("train --resume sometimes", "resume: must be one of never, always, auto\n"),
         ("generate r movie", "kind: must be one of samples, reconstructions, "),
-        ("generate r samples --format pdf", "format: must be one of png, npz\n"),
+        ("generate r samples --format jpg", "format: must be one of png, pdf, svg, npz\n"),
         ("generate r samples --mean maybe", "mean: must be true or false\n"),
         ("generate r", "required: kind; --help"),
     ],

@@ -99,6 +99,101 @@ def test_nested_plates_and_sums_have_a_weight_for_each_row():
     assert_mean((weights - exact).exp(), 1.0)
 
 
+def clustered_rows(x):
+    """Each row has a cluster, which is summed out and moves the prior of its latent."""
+    with pyro.plate("data", len(x)):
+        k = pyro.sample("k", dist.Categorical(START))
+        z = pyro.sample("z", dist.Normal(2.0 * k, one(1.0)))
+        pyro.sample("x", dist.Normal(z, 0.8), obs=x)
+
+
+def one_cluster(x):
+    k = pyro.sample("k", dist.Categorical(START))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(2.0 * k, one(1.0)))
+        pyro.sample("x", dist.Normal(z, 0.8), obs=x)
+
+
+def one_cluster_and_latent(x):
+    k = pyro.sample("k", dist.Categorical(START))
+    z = pyro.sample("z", dist.Normal(2.0 * k, one(1.0)))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(z, 0.8), obs=x)
+
+
+def latent_of_each_row(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(0.4 + 0.6 * x, 1.0))
+
+
+def latent_of_all_rows(x):
+    pyro.sample("z", dist.Normal(0.4 + 0.6 * x.mean(), 0.8))
+
+
+def by_cluster(*covariance):
+    """log p(REAL) and the cluster, for each cluster."""
+    means = 2 * torch.arange(2.0).double()[:, None].expand(2, len(REAL))
+    return dist.MultivariateNormal(means, *covariance).log_prob(REAL) + START.log()
+
+
+def by_row_and_cluster():
+    means = 2 * torch.arange(2.0).double()[:, None]
+    return dist.Normal(means, 1.64**0.5).log_prob(REAL) + START.log()[:, None]
+
+
+ALONE = torch.eye(len(REAL)).double()
+
+
+@pytest.mark.parametrize(
+    ("model", "guide", "parts"),
+    [
+        (clustered_rows, latent_of_each_row, by_row_and_cluster()),
+        (one_cluster, latent_of_each_row, by_cluster(1.64 * ALONE)),
+        (one_cluster_and_latent, latent_of_all_rows, by_cluster(0.64 * ALONE + 1)),
+    ],
+)
+def test_a_latent_may_depend_on_a_site_that_is_summed_out(model, guide, parts):
+    """Against the closed form for each cluster, and Pyro's ELBO with the same draws."""
+    exact = parts.logsumexp(0)
+    weights = pv.log_weights(model, guide, REAL, num_samples=20_000)
+    assert weights.shape == (20_000, *exact.shape)
+    assert_mean((weights - exact).exp(), 1.0)
+    pyro.set_rng_seed(3)
+    ours = pv.log_weights(model, guide, REAL, num_samples=1).sum()
+    pyro.set_rng_seed(3)
+    pyros = -TraceEnum_ELBO(max_plate_nesting=1).loss(config_enumerate(model), guide, REAL)
+    assert ours.item() == pytest.approx(pyros)
+
+
+def test_a_single_row_has_a_weight_of_its_own():
+    exact = by_row_and_cluster()[:, :1].logsumexp(0)
+    weights = pv.log_weights(clustered_rows, latent_of_each_row, REAL[:1], num_samples=20_000)
+    assert weights.shape == (20_000, 1)
+    assert_mean((weights - exact).exp(), 1.0)
+
+
+def test_a_chain_of_states_with_latents_is_summed_out():
+    """Against Pyro's ELBO with the same draws; only the model is in `pyro.markov`."""
+
+    @config_enumerate
+    def model(x):
+        k = torch.tensor(0)
+        for t in pyro.markov(range(len(x))):
+            k = pyro.sample(f"k_{t}", dist.Categorical(Vindex(MOVES)[k]))
+            z = pyro.sample(f"z_{t}", dist.Normal(2.0 * k, one(1.0)))
+            pyro.sample(f"x_{t}", dist.Normal(z, 1.0), obs=x[t])
+
+    def guide(x):
+        for t in range(len(x)):
+            pyro.sample(f"z_{t}", dist.Normal(x[t], 1.0))
+
+    pyro.set_rng_seed(3)
+    ours = pv.log_weights(model, guide, REAL, num_samples=1)
+    pyro.set_rng_seed(3)
+    pyros = -TraceEnum_ELBO(max_plate_nesting=0).loss(model, guide, REAL)
+    assert ours.item() == pytest.approx(pyros)
+
+
 def schools(effect, error):
     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
     tau = pyro.sample("tau", dist.HalfCauchy(5.0))

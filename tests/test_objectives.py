@@ -611,10 +611,50 @@ class Shared(torch.nn.Module):
         return (both * weights[:, None] * weights).sum()
 
 
+class Clustered(Shared):
+    """The prior of the mean depends on a cluster, which is summed out."""
+
+    SHARES = torch.tensor([0.3, 0.7]).double()
+
+    def model(self, x):
+        pyro.module("shared", self)
+        k = pyro.sample("k", dist.Categorical(self.SHARES))
+        z = pyro.sample("z", dist.Normal(2 * k.to(x), self.noise))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(z, self.noise), obs=x)
+
+    def log_weight(self, z, x):
+        likelihood = Normal(z[..., None], self.noise).log_prob(x).sum(-1)
+        of_clusters = Normal(torch.tensor([0.0, 2.0]).to(x), self.noise).log_prob(z[..., None])
+        prior = (of_clusters + self.SHARES.log()).logsumexp(-1)
+        return likelihood + prior - Normal(self.loc, self.scale).log_prob(z)
+
+
+class ClusteredRows(Clustered):
+    """Each row has a latent and a cluster of its own."""
+
+    def model(self, x):
+        pyro.module("shared", self)
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(self.SHARES))
+            z = pyro.sample("z", dist.Normal(2 * k.to(x), self.noise))
+            pyro.sample("x", dist.Normal(z, self.noise), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.loc, self.scale))
+
+    def bound(self, x, samples):
+        return sum(super(ClusteredRows, self).bound(row, samples) for row in x.split(1))
+
+
 ROWS = torch.tensor([0.9, -0.4, 1.3]).double()
 
 
-@pytest.mark.parametrize("vectorized", [True, False])
+@pytest.mark.parametrize(
+    ("make", "vectorized"),
+    [(Shared, True), (Shared, False), (Clustered, True), (ClusteredRows, True)],
+)
 @pytest.mark.parametrize(
     ("objective", "samples", "bound"),
     [
@@ -625,9 +665,11 @@ ROWS = torch.tensor([0.9, -0.4, 1.3]).double()
         (pv.StickingTheLandingELBO, 2, 1),
     ],
 )
-def test_a_global_latent_by_quadrature(objective, samples, bound, vectorized):
-    """The bound on the joint density of all rows, and its gradient."""
-    program = Shared()
+def test_latents_that_are_global_or_clustered_by_quadrature(
+    objective, samples, bound, make, vectorized
+):
+    """The bound, on the joint density of all rows where they share a latent, and its gradient."""
+    program = make()
     exact = -program.bound(ROWS, bound)
     estimate = objective(samples, vectorize_particles=vectorized)
     losses, grads = repeated(lambda: gradients(estimate, program, ROWS), 80)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from families import make_hierarchical, make_vae
@@ -39,6 +41,23 @@ def flow():
 def test_every_model_has_a_page(make):
     text = page(Subject("run", make(), random_split()), TINY)
     assert ("Posterior explorer" in text) == (make is not hierarchical)
+
+
+def test_a_page_about_rows_calls_nothing_an_image():
+    x = torch.randn(12, 4)
+    vae = pv.VAE(
+        prior=pv.StandardNormal(2),
+        encoder=pv.MLP((4,), (2, 2), hidden=[8]),
+        posterior=pv.DiagonalNormal(),
+        decoder=pv.MLP((2,), (1, 4), hidden=[8]),
+        likelihood=pv.likelihoods.Normal(kind="real"),
+    )
+    vae.initialize(x)
+    subject = Subject("run", vae, Split(x), results(12, 10))
+    text = page(subject, TINY)
+    visible = re.sub("<script.*?</script>|<style.*?</style>|<[^>]*>", "", text, flags=re.DOTALL)
+    assert "12 rows" in visible
+    assert "image" not in visible.lower()
 
 
 @pytest.mark.parametrize("count", [1, 2])

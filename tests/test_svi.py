@@ -17,6 +17,7 @@ from pyro.infer.autoguide import (
     AutoLowRankMultivariateNormal,
     AutoNormal,
 )
+from torch import nn
 from torch.optim import SGD, Adam
 
 import pyro_vae as pv
@@ -39,6 +40,57 @@ def test_steps_equal_those_of_pyros_svi(vae, x, objective):
         assert first == pytest.approx(pyros.step(x), rel=1e-10)
     for a, b in zip(vae.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def layers(*sizes):
+    inputs, hidden, outputs = sizes
+    return nn.Sequential(
+        nn.Linear(inputs, hidden),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Linear(hidden, outputs),
+    )
+
+
+@pytest.mark.parametrize("vectorized", [False, True])
+@pytest.mark.parametrize("engine", ["eager", "traced"])
+def test_batch_normalization_and_dropout_with_several_particles(engine, vectorized):
+    """Comparisons with the graph update no running mean.
+
+    With SGD: the gradient of the bias before batch normalization is zero up to rounding, and Adam
+    would make it as large as any other.
+    """
+    torch.manual_seed(0)
+    encoder = layers(5, 8, 4).double()
+    decoder = nn.Linear(2, 5).double()
+    x = torch.randn(16, 5, dtype=torch.float64)
+    before = copy.deepcopy([encoder.state_dict(), decoder.state_dict()])
+
+    def model(x):
+        pyro.module("decoder", decoder)
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("encoder", encoder)
+        with pyro.plate("rows", len(x)):
+            loc, log_scale = encoder(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    results = []
+    for make in (pyro.infer.SVI, partial(pv.SVI, engine=engine)):
+        pyro.clear_param_store()
+        encoder.load_state_dict(before[0])
+        decoder.load_state_dict(before[1])
+        objective = Trace_ELBO(3, vectorize_particles=vectorized, max_plate_nesting=1)
+        svi = make(model, guide, pyro.optim.SGD({"lr": 0.01}), objective)
+        pyro.set_rng_seed(1)
+        losses = [svi.step(x) for _ in range(20)]
+        results.append(copy.deepcopy([losses, encoder.state_dict(), decoder.state_dict()]))
+    assert svi.engine == engine
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-13)
 
 
 def test_mean_divides_loss_and_gradient(vae, x):

@@ -78,6 +78,16 @@ def test_a_table_of_pandas_with_an_index_and_names(tmp_path):
         assert distances.min() < 1e-6
 
 
+@pytest.mark.parametrize("names", [("2", "10"), ("cat", "dog")])
+def test_an_empty_label_is_unknown(tmp_path, names):
+    rows = [[*PIXELS[i], (*names, "")[i % 3]] for i in range(24)]
+    table(tmp_path / "a.csv", [*COLUMNS, "cell_type"], rows)
+    (arrays,) = read_csv(tmp_path / "a.csv").parts.values()
+    labels = arrays.split(None).labels
+    known = [int(name) if name.isdecimal() else number for number, name in enumerate(names)]
+    assert labels.tolist() == [*known, -1] * 8
+
+
 def test_a_folder_of_tables(tmp_path):
     labelled = np.column_stack([np.arange(24) % 4, PIXELS])
     table(tmp_path / "mnist_train.csv", ["label", *COLUMNS], labelled)

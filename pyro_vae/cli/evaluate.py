@@ -59,6 +59,8 @@ logger = getLogger("pyro_vae")
 ANNEALED = 100
 # The least likely images that are drawn.
 WORST = 10
+# Names in a message.
+LISTED = 10
 # Random training images that the linear probe is fitted to.
 PROBED = 5000
 PER_IMAGE = ("elbo", "log_likelihood", "monte_carlo_error", "effective_sample_size", "pareto_k")
@@ -137,8 +139,11 @@ def _parser() -> ArgumentParser:
     add(parser, "per_image", str, None, text)
     text = "Format of the figures; pdf and svg are written beside the png files."
     add(parser, "figure_format", FigureFormat, "png", text)
-    text = "Labels of normal images: how well the scores tell the others from them (AUROC)."
-    parser.add_argument("--normal", nargs="+", type=NonNegativeInt, metavar="LABEL", help=text)
+    text = (
+        "Classes of normal images, by name or number: how well the scores tell the others from them"
+        " (AUROC)."
+    )
+    parser.add_argument("--normal", nargs="+", type=str, metavar="LABEL", help=text)
     return parser
 
 
@@ -279,19 +284,33 @@ def _unusual(vae: Model, images: Split, scores: Scores, config: Namespace) -> di
     return anomaly_scores(vae, images, scores, config.num_samples, config.batch_size, config.engine)
 
 
-def _marked(images: Split, normal: list[int] | None) -> Tensor | None:
+def _marked(images: Split, normal: list[str] | None) -> Tensor | None:
     """Which images are anomalies; None if no labels of normal ones are given."""
     if normal is None:
         return None
     if images.labels is None:
         raise RequestError("--normal needs images with labels")
-    is_anomaly = ~torch.isin(images.labels.cpu(), torch.tensor(normal))
+    if (images.labels < 0).any():
+        raise RequestError("--normal needs the labels of all images; remove those without")
+    numbers = [_class(label, images) for label in normal]
+    is_anomaly = ~torch.isin(images.labels.cpu(), torch.tensor(numbers))
     if is_anomaly.all() or not is_anomaly.any():
         raise RequestError(
             f"--normal needs normal images and anomalies, but {int(is_anomaly.sum()):,} of"
             f" {len(images):,} images have other labels"
         )
     return is_anomaly
+
+
+def _class(label: str, images: Split) -> int:
+    """The number of a class, which is given by its name or number."""
+    classes = images.classes or ()
+    if label in classes:
+        return classes.index(label)
+    if label.isdecimal():
+        return int(label)
+    listed = ", ".join(images.class_names()[:LISTED])
+    raise RequestError(f"--normal must be some of the classes {listed}, but has {label}")
 
 
 def _per_image(images: Split, index: Tensor, scores: Scores, unusual: dict[str, Tensor]) -> bytes:

@@ -35,6 +35,8 @@ from pyro_vae.likelihoods import IMAGE_DIMS
 logger = logging.getLogger("pyro_vae")
 
 Shape = tuple[int, ...]
+# Columns of a table that have the labels.
+LABELS = ("label", "labels", "class", "cell_type")
 
 
 class Parts(NamedTuple):

@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 
 from pyro_vae.data.arrays import Archive, understood
-from pyro_vae.data.files import Arrays, Contents, check_bytes, refusing, whole
+from pyro_vae.data.files import LABELS, Arrays, Contents, check_bytes, refusing, whole
 from pyro_vae.data.values import Classes
 from pyro_vae.errors import RequestError
 
-# Columns of a table of cells that have the labels: the first that there is.
-LABELS = ("label", "labels", "class", "cell_type")
 # Where AnnData files have counts; `X` is often normalized.
 COUNTS = "layers/counts"
 

@@ -96,7 +96,7 @@ class Split:
 
     @property
     def noun(self) -> str:
-        """What messages call an element: an image or a row."""
+        """What messages call an element, "image" or "row"."""
         return noun(self.x.ndim - 1)
 
     def __len__(self) -> int:

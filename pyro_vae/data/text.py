@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from pyro_vae.data.files import Arrays, Contents, binary, check_bytes, refusing, whole
+from pyro_vae.data.files import LABELS, Arrays, Contents, binary, check_bytes, refusing, whole
+from pyro_vae.data.values import UNKNOWN
 from pyro_vae.errors import RequestError
 
-LABELS = ("label", "class")
 # Columns of Larochelle's binarized MNIST.
 MNIST_WIDTH = 784
 
@@ -34,16 +34,17 @@ def read_amat(path: Path) -> Contents:
 
 
 def read_csv(path: Path) -> Contents:
-    """Read numeric columns; one that is called label or class has the labels.
+    """Read numeric columns; one that is called as in `LABELS` has the labels.
 
     A first column without a name is the index that pandas writes, and is left out. An empty cell is
-    a missing value.
+    a missing value, or an unknown label.
 
     Raises:
         RequestError: If it is too large, or other columns are not numeric.
     """
     with refusing(
-        f"{path} cannot be read as a table", "it needs columns of numbers, and at most one label"
+        f"{path} cannot be read as a table",
+        "remove text such as names of rows, or call a column of classes label",
     ):
         check_bytes(path, 2 * path.stat().st_size)
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -106,9 +107,10 @@ def _is_number(cell: str) -> bool:
 
 
 def _numbers(labels: np.ndarray) -> np.ndarray:
-    """Labels as integers if all of them are."""
-    if not all(map(_is_number, labels)):
+    """Labels as integers if all of them are, where an empty cell is unknown."""
+    filled = np.where(np.char.strip(labels) == "", str(UNKNOWN), labels)
+    if not all(map(_is_number, filled)):
         return labels
-    numbers = labels.astype(float)
+    numbers = filled.astype(float)
     is_whole = bool((np.isfinite(numbers) & (numbers == numbers.round())).all())
     return numbers.astype(np.int64) if is_whole else numbers

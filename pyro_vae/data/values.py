@@ -300,7 +300,7 @@ def as_labels(values: Array, count: int, name: str) -> tuple[Tensor, Classes | N
     """Labels as int64, shape `(count,)`, and the names of the classes if the labels are strings.
 
     Columns, of shape `(count, 1)`, and one-hot codes are accepted, too. The label -1 is unknown, as
-    in scikit-learn.
+    in scikit-learn, and so are the names "-1" and "".
 
     Raises:
         RequestError: If they are not one class per image, or an integer is below -1.
@@ -354,8 +354,12 @@ def _named_labels(values: np.ndarray, count: int, name: str) -> tuple[Tensor, Cl
         raise RequestError(
             f"{name} has shape {names.shape}, but labels are one name per image, shape ({count},)"
         )
-    classes, numbers = np.unique(names.ravel(), return_inverse=True)
-    return torch.from_numpy(numbers.astype(np.int64)), tuple(classes.tolist())
+    names = np.char.strip(names.ravel())
+    is_known = ~np.isin(names, ("", str(UNKNOWN)))
+    classes, numbers = np.unique(names[is_known], return_inverse=True)
+    labels = torch.full((count,), UNKNOWN)
+    labels[torch.from_numpy(is_known)] = torch.from_numpy(numbers.astype(np.int64))
+    return labels, tuple(classes.tolist())
 
 
 def as_covariates(values: Array, count: int, name: str) -> Tensor:

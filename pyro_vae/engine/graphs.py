@@ -48,10 +48,11 @@ class Graph:
     """A function of tensors, traced into a graph on its second call.
 
     The graph reads and updates in place the tensors that the function uses: parameters, buffers,
-    running sums. Tracing has no side effects on them or on the random state. Python control flow is
-    fixed by that call. Arguments of other shapes run eagerly unless they occur twice in a row,
-    so that the smaller last batch of an epoch does not cost a graph. On CUDA, shapes that occur
-    again are traced, so that they can be replayed.
+    running sums. Tracing calls the function, without side effects on tensors or on torch's random
+    state; Python's own counters advance. Python control flow is fixed by that call. Arguments of
+    other shapes run eagerly unless they occur twice in a row, so that the smaller last batch of an
+    epoch does not cost a graph. On CUDA, shapes that occur again are traced, so that they can be
+    replayed.
 
     All engines draw the same random numbers; on CUDA, Inductor may draw them in another order
     (torch 2.11 does).
@@ -129,8 +130,8 @@ class Graph:
     def check(self, *args: Any, **kwargs: Any) -> bool:
         """Compare the graph for such arguments with the function.
 
-        Has no side effects on tensors or on the random state. If they differ, a warning is logged,
-        and the calls run eagerly from then on.
+        Has no side effects on tensors or on torch's random state. If they differ, a warning is
+        logged, and the calls run eagerly from then on.
 
         Returns:
             Whether there is such a graph.

@@ -276,15 +276,17 @@ def _contract(trace: Trace, structure: Structure, which: Callable[[Site], bool])
     trace.pack_tensors()
     plates = trace.plate_to_symbol
     factors: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+    kept: frozenset[str] = frozenset()
     for site in sample_sites(trace).values():
         if which(site):
             frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
             own = frozenset(plates[frame.name] for frame in frames)
             factors.setdefault(own, []).append(site["packed"]["log_prob"])
+            for frame in frames:
+                # Pyro's packed tensors lack dimensions of size 1.
+                if frame.name == structure.rows and frame.size > 1:
+                    kept = frozenset(plates[frame.name])
     summed = set(trace.symbol_to_dim) - set(plates.values())
-    kept: frozenset[str] = frozenset()
-    if structure.rows is not None:
-        kept = frozenset(plates[structure.rows])
     with shared_intermediates() as cache:
         return contract_to_tensor(factors, summed, target_ordinal=kept, cache=cache)
 

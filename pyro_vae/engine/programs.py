@@ -155,8 +155,8 @@ def _run(
     samples: AbstractContextManager[Any] = nullcontext()
     if num_samples > 1:
         samples = pyro.plate(SAMPLES, num_samples, dim=-2)
-    with EnumMessenger(first_available_dim=SUMMED_DIM), samples:
-        with at_draws or nullcontext():
+    with samples:
+        with EnumMessenger(first_available_dim=SUMMED_DIM), at_draws or nullcontext():
             q = poutine.trace(guide).get_trace(*batch)
         p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*batch)
     return p, q

@@ -61,7 +61,9 @@ class SVI(infer.SVI):
     data or an annealing factor, must be a tensor argument of `step`. Therefore its loss and
     gradient are compared with those of the programs when it is made, after 1, 2, 4, ... steps, and
     at least every 256 steps, or 2,048 if it is compiled. If they differ, a warning names the
-    difference and the remaining steps run eagerly. Several processes sum their gradients, in one
+    difference and the remaining steps run eagerly. Making and comparing graphs calls the programs,
+    and so advances counters and random states of Python and NumPy; tensors, such as counters in
+    buffers, and torch's random state are restored. Several processes sum their gradients, in one
     operation per step.
 
     Arguments:

@@ -36,7 +36,7 @@ class Calibration(NamedTuple):
     """
 
     names: tuple[str, ...]
-    """The Q quantities: each latent dimension, then log q(z | x) and log p(x | z)."""
+    """The Q quantities, which are each latent dimension, log q(z | x) and log p(x | z)."""
     levels: Tensor
     """The rank of the true code divided by the number of values, within a rank at random; shape
     `(num_images, Q)`, float64."""

@@ -28,7 +28,7 @@ MERITS = (
     "log p(x)",
     "k-hat > 0.7",
     "K",
-    "images",
+    "test set",
     "active",
     "seconds",
 )
@@ -128,6 +128,7 @@ def comparison(subjects: Sequence[Subject], effort: Effort = FULL, seed: int = 0
         "data": None,
         "title": f"{len(subjects)} runs",
         "first": first,
+        "each": subjects[0].test.noun,
         "groups": groups,
         "colours": COLOURS,
         "columns": [*differing, *MERITS],

@@ -132,13 +132,14 @@ class Headline(NamedTuple):
 def headlines(subject: Subject) -> list[Headline]:
     """The numbers that are read first, as far as they are known, and whether to trust them."""
     results = subject.results
+    each = subject.test.noun
     found = []
     for key, name in (("elbo", "ELBO"), (log_likelihood_key(results), "log p(x)")):
         mean = number(results, f"{key}/mean")
         if mean is not None:
             error = number(results, f"{key}/standard_error")
             text = "nats" if error is None else f"± {error:.2f} nats"
-            found.append(Headline(name, f"{mean:.2f}", text, _basis(results, key)))
+            found.append(Headline(name, f"{mean:.2f}", text, _about(_basis(results, key), each)))
     active = number(results, "active_units/count")
     if active is not None:
         of = f"of {subject.vae.latent_dim}"
@@ -148,7 +149,7 @@ def headlines(subject: Subject) -> list[Headline]:
         found.append(Headline("training", subject.facts[SECONDS], "seconds", epochs))
     if found:
         word, reason = reliability(results)
-        found.append(Headline("log p(x) is", word, "", reason))
+        found.append(Headline("log p(x) is", word, "", _about(reason, each)))
     return found
 
 
@@ -174,8 +175,11 @@ def log_likelihood_key(results: Mapping[str, Any]) -> str:
     return "log_likelihood_all_images"
 
 
-def metrics(results: Mapping[str, Any], is_density: bool = True) -> list[Row]:
-    """The rows of those metrics that there are, with what the estimates are based on."""
+def metrics(results: Mapping[str, Any], is_density: bool = True, each: str = "image") -> list[Row]:
+    """The rows of those metrics that there are, with what the estimates are based on.
+
+    An element of the data is called `each`, see `Split.noun`.
+    """
     rows = []
     images = number(results, "elbo/num_images")
     is_subset = images != number(results, "log_likelihood/num_images")
@@ -186,12 +190,18 @@ def metrics(results: Mapping[str, Any], is_density: bool = True) -> list[Row]:
         if not is_density:
             meaning = CROSS_ENTROPY.get(key, meaning)
         error = number(results, f"{key}/standard_error")
-        rows.append(Row(name, with_error(mean, error), f"{meaning} {_basis(results, key)}"))
+        text = _about(f"{meaning} {_basis(results, key)}", each)
+        rows.append(Row(_about(name, each), with_error(mean, error), text))
     for key, name, meaning, form in PLAIN:
         value = number(results, key)
         if value is not None:
-            rows.append(Row(name, format(value, form), meaning))
+            rows.append(Row(name, format(value, form), _about(meaning, each)))
     return rows
+
+
+def _about(text: str, each: str) -> str:
+    """A text about images as one about rows, if the data are these."""
+    return text.replace("image", each)
 
 
 def with_error(mean: float | None, error: float | None) -> str:

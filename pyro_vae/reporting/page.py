@@ -26,6 +26,7 @@ def page(subject: Subject, effort: Effort = FULL, seed: int = 0) -> str:
     context = {
         "title": subject.name,
         "subject": subject,
+        "each": subject.test.noun,
         "headlines": headlines(subject),
         "panels": panels,
         "chosen": made.chosen,

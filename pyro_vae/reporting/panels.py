@@ -207,10 +207,11 @@ def reconstructions(made: Material) -> Panel:
 def reliability(made: Material) -> Panel:
     """How far log p(x) can be trusted: k-hat, a second estimate, the bound over K."""
     scores = made.shown.scores
+    each = made.subject.test.noun
     drawn = {}
     k_hat = scores.pareto_k
     if k_hat.isfinite().any():
-        drawn["k_hats"] = plots.k_hats(k_hat[k_hat.isfinite()].tolist())
+        drawn["k_hats"] = plots.k_hats(k_hat[k_hat.isfinite()].tolist(), each)
     first, second, method = _two_estimates(made)
     if first:
         drawn["estimates"] = plots.estimates(first, second)
@@ -218,7 +219,7 @@ def reliability(made: Material) -> Panel:
     exact = None
     if curve:
         exact = _exact_level(made, curve)
-        drawn["k_curve"] = plots.k_curve(curve, exact)
+        drawn["k_curve"] = plots.k_curve(curve, exact, each)
     covered = ""
     calibrated = calibration_of(made.subject.results)
     if calibrated is not None:
@@ -299,7 +300,7 @@ def interpolations(made: Material) -> Panel | None:
 def table(made: Material) -> Panel | None:
     """All metrics with their meanings."""
     subject = made.subject
-    rows = metrics(subject.results, subject.vae.likelihood.is_density)
+    rows = metrics(subject.results, subject.vae.likelihood.is_density, subject.test.noun)
     return Panel("metrics", "Test metrics", 8, {"rows": rows})
 
 

@@ -81,7 +81,7 @@ def curves(subjects: Sequence[Subject], colours: Sequence[str] = ()) -> dict[str
     for title, columns in PANELS:
         if title == "beta" and betas == {1}:
             continue
-        plot = _counts("epoch", "" if title == "beta" else "nats per image")
+        plot = _counts("epoch", "" if title == "beta" else f"nats per {subjects[0].test.noun}")
         if colours:
             column = list(columns)[-1]
             for subject, colour in zip(subjects, colours, strict=True):
@@ -292,16 +292,19 @@ def dimensions(shown: Overview) -> figure:
 
 
 def k_curve(
-    curve: Sequence[tuple[int, float, float]], exact: tuple[float, float] | None = None
+    curve: Sequence[tuple[int, float, float]],
+    exact: tuple[float, float] | None = None,
+    each: str = "image",
 ) -> figure:
     """The importance-weighted bound over K, with the standard error of its gain over K = 1.
 
     Arguments:
         curve: K, the bound and the error.
         exact: The exact log p(x) and its error, where it is known.
+        each: What an element of the data is called, `Split.noun`.
     """
     num_samples, means, errors = np.array(curve).T
-    plot = _samples_axis("nats per image", int(num_samples.max()))
+    plot = _samples_axis(f"nats per {each}", int(num_samples.max()))
     plot.varea(num_samples, means - errors, means + errors, fill_color=GUIDE, fill_alpha=0.25)
     _add_line(plot, num_samples.tolist(), means.tolist(), "bound of K samples", GUIDE)
     if exact is not None:
@@ -312,10 +315,10 @@ def k_curve(
     return plot
 
 
-def k_hats(values: Sequence[float]) -> figure:
+def k_hats(values: Sequence[float], each: str = "image") -> figure:
     """A histogram of k-hat, with the thresholds 0.5 and 0.7; unreliable values are orange."""
     heights, edges = np.histogram(np.clip(values, -0.5, 2.0), bins=25, range=(-0.5, 2.0))
-    plot = _figure("k-hat", "images")
+    plot = _figure("k-hat", f"{each}s")
     colours = [GUIDE if left >= RELIABLE - 1e-9 else EXACT for left in edges[:-1]]
     plot.quad(
         left=edges[:-1], right=edges[1:], top=heights, bottom=0, color=colours, line_color="white"

@@ -132,6 +132,6 @@ def facts_of(vae: Model, test: Split) -> dict[str, str]:
         where = torch.cuda.get_device_name(device)
     return {
         "model": f"{type(vae).__name__}, {parameters:,} parameters",
-        "test images": f"{len(test):,} of shape {' x '.join(map(str, test.x.shape[1:]))}",
+        f"test {test.noun}s": f"{len(test):,} of shape {' x '.join(map(str, test.x.shape[1:]))}",
         "page made on": where,
     }

@@ -173,8 +173,9 @@ class SavedRun:
         same = recipe.data in (data, stored_name(data))
         if same and recipe.data not in TORCHVISION:  # whose official test images were loaded
             logger.warning(
-                "%s was trained on images of --data; leave it out to use the test images",
+                "%s was trained on some of these %ss; leave out --data to use the test set",
                 self.run.path,
+                images.noun,
             )
         return Images(Path(data).name, images, None)
 
@@ -196,7 +197,13 @@ class SavedRun:
     def _check_shape(self, name: str, shape: Shape) -> None:
         trained = self.checkpoint.shape
         if shape != trained:
+            remedy = "give data of that shape"
+            if len(shape) == len(trained) == IMAGE_DIMS:
+                remedy = (
+                    "--image_size changes height and width of images, but not the number of"
+                    " channels"
+                )
             raise RequestError(
                 f"{name} has data of shape {shape}, but {self.run.path} was trained on {trained};"
-                " --image_size changes height and width of images, but not the number of channels"
+                f" {remedy}"
             )

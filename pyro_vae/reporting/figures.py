@@ -23,7 +23,7 @@ from pyro_vae.evaluation.batch import scored
 from pyro_vae.evaluation.calibration import deviations
 from pyro_vae.evaluation.codes import codes
 from pyro_vae.evaluation.labels import classify, known_labels
-from pyro_vae.evaluation.metrics import score_images
+from pyro_vae.evaluation.metrics import score
 from pyro_vae.likelihoods import IMAGE_DIMS, noun
 from pyro_vae.reporting import vectors, views
 from pyro_vae.reporting.projection import Plane, planes
@@ -593,7 +593,9 @@ def figures_of(vae: Model, data: Data, records: Sequence[Record] = ()) -> dict[s
     each = images.noun
     first = batch[:ROWS]
     pairs = views.reconstructions(vae, first)
-    elbo = score_images(vae, first, ELBO_SAMPLES, engine="eager").elbo.tolist()
+    # Only the main process draws, so that these rows are not shared between processes.
+    scores = score(vae.model, vae.guide, first, ELBO_SAMPLES, batch_size=ROWS * ELBO_SAMPLES)
+    elbo = scores.elbo.tolist()
     y = views.random_labels(vae, images, SAMPLES)
     loc = codes(vae, batch).loc
     drawn = {

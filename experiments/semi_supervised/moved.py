@@ -2,9 +2,9 @@
 
     python experiments/semi_supervised/moved.py --out moved.json --labels 100 --seeds 0 1
 
-The classifier is first trained on the labelled images alone, which is the floor. Then the VAE is
-fitted to its labels, and last both are trained together. Labelled images have more rows, so that
-every batch has some. Results that the file holds already are not computed again.
+The classifier is first trained on the labelled images alone, which is the floor. Then the other
+networks are trained with this classifier held, and last all together. Labelled images have more
+rows, so that every batch has some. Results that the file holds already are not computed again.
 """
 
 from __future__ import annotations
@@ -105,7 +105,10 @@ def with_more_labelled(split: pv.Split, share: float) -> pv.Split:
 
 
 def train(data: pv.Data, labels: int, seed: int, args: Any) -> dict[str, Any]:
-    """Train with so many labels, and classify the validation and test images."""
+    """Train with so many labels, and classify the validation and test images.
+
+    The settings were chosen by the accuracy on the validation images.
+    """
     start = time.process_time()
     pyro.set_rng_seed(seed)
     hidden = data.train.with_labels(labels, seed)
@@ -179,7 +182,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--first", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=4, help="0: the classifier alone")
     parser.add_argument("--batch_size", type=int, default=256)
     args = parser.parse_args()
     results = {}

@@ -18,6 +18,7 @@ from families import make_vae
 from hypothesis import HealthCheck, settings
 
 import pyro_vae as pv
+from pyro_vae.cli import evaluate
 from pyro_vae.cli.main import main
 
 torch.set_num_threads(1)
@@ -43,8 +44,12 @@ def _seeded():
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick():
-    """Training ends with scores of few samples, and without figures and report."""
-    with ending(QUICK):
+    """Training ends with scores of few samples, without figures and report.
+
+    `evaluate` calibrates with few images.
+    """
+    with ending(QUICK), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "CALIBRATION_IMAGES", 50)
         yield
 
 

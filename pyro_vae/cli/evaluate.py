@@ -61,6 +61,8 @@ ANNEALED = 100
 WORST = 10
 # Names in a message.
 LISTED = 10
+# Images that are simulated for the calibration of the guide.
+CALIBRATION_IMAGES = 1000
 # Random training images that the linear probe is fitted to.
 PROBED = 5000
 PER_IMAGE = ("elbo", "log_likelihood", "monte_carlo_error", "effective_sample_size", "pareto_k")
@@ -127,7 +129,7 @@ def _parser() -> ArgumentParser:
     text = "Random images for the inference gap, which takes seconds for each; 0 for none."
     add(parser, "gap_images", NonNegativeInt, 0, text)
     text = "Simulated images for the calibration of the guide; 0 for none."
-    add(parser, "calibration_images", NonNegativeInt, 1000, text)
+    add(parser, "calibration_images", NonNegativeInt, CALIBRATION_IMAGES, text)
     text = "Models of images with classes: images to classify by Bayes' rule; 0 for none."
     add(parser, "classify_images", NonNegativeInt, 1000, text)
     add(parser, "batch_size", PositiveInt, None, "Decoder rows per pass; bounds the memory.")

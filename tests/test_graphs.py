@@ -35,6 +35,9 @@ def trained(vae, engine, make=Trace_ELBO, steps=30):
     twin, objective = copy.deepcopy(vae).double(), make()
     pyro.set_rng_seed(7)
     x = to_pixels(torch.randint(0, 256, (6, *SHAPE), dtype=torch.uint8), vae.pixels).double()
+    # Reals are standardized, as in `fit`: where a decoder's units are all dead, a VampPrior has
+    # directions without a gradient, along which Adam enlarges rounding.
+    twin.likelihood.initialize(x)
     annealed = isinstance(objective, Trace_ELBO)
     beta = torch.tensor(1.0, dtype=torch.float64)
     svi = pv.SVI(

@@ -50,7 +50,7 @@ class Moved(nn.Module):
         turn, width, height, shear, right, down = amounts.unbind(1)
         first = torch.stack([turn.cos() * (1 + width), shear - turn.sin(), right], 1)
         second = torch.stack([turn.sin(), turn.cos() * (1 + height), down], 1)
-        grid = functional.affine_grid(torch.stack([first, second], 1), x.shape, False)
+        grid = functional.affine_grid(torch.stack([first, second], 1), list(x.shape), False)
         return functional.grid_sample(x, grid, align_corners=False)
 
 

@@ -22,7 +22,7 @@ from pyro_vae.cli.main import main
 assert Path(pyro_vae.__file__).parents[1] == Path(sys.argv[1])
 for command in (
     "train --data digits --epochs 1 --latent_dim 2 --test_samples 5 --run_dir run",
-    "evaluate run --num_samples 5 --check_images 1",
+    "evaluate run --num_samples 5 --check_images 0 --calibration_images 0",
     "generate run samples",
     "report run",
 ):

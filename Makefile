@@ -20,7 +20,7 @@ lint: .venv/installed-dev
 	$(BIN)/lint-imports
 
 docs: .venv/installed-docs
-	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs . docs/_build/html
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs . docs/_build/html
 	@echo docs/_build/html/index.html
 
 .venv/installed: setup.cfg pyproject.toml

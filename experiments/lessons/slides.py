@@ -2,7 +2,7 @@
 
     python experiments/lessons/slides.py OUT [--lesson 1_elbo]
 
-The names say the lesson and the place, such as 1_elbo-02.pdf. Five lessons take some minutes.
+The names say the lesson and the place, such as 1_elbo-02.pdf. Six lessons take some minutes.
 """
 
 from __future__ import annotations

@@ -76,10 +76,10 @@ def test_a_calibrated_classifier_has_a_small_error():
 
 def test_without_known_labels():
     vae, split = labelled()
-    assert known_labels(vae, split.without_labels()) is None
+    assert known_labels(vae, pv.Split(split.x, noise=split.noise)) is None
     assert known_labels(vae, Batch(torch.zeros(2, *SHAPE), None)) is None
     with pytest.raises(pv.RequestError, match="needs images with known labels"):
-        classify(vae, split.without_labels())
+        classify(vae, pv.Split(split.x, noise=split.noise))
     with pytest.raises(pv.RequestError, match="VAE infers no labels"):
         class_probabilities(make_vae(), split)
 
@@ -88,7 +88,7 @@ def test_evaluate_scores_with_and_without_labels():
     """log p(x) of all images, and log p(x, y) of those in the subset whose label is known."""
     vae, split = labelled(40)
     results = pv.evaluate(vae, split, num_samples=20, num_images=20)
-    bare = pv.evaluate(vae, split.without_labels(), num_samples=20, num_images=20)
+    bare = pv.evaluate(vae, pv.Split(split.x, noise=split.noise), num_samples=20, num_images=20)
     assert bare.keys() == results.keys() - {"classification", "log_joint"}
     assert results["classification"]["num_images"] == len(split.labelled())
     subset = split.subset(20).labelled()

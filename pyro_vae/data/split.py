@@ -193,10 +193,6 @@ class Split:
         """The same split, whose `y` is the labels."""
         return self._changed({"covariates": None})
 
-    def without_labels(self) -> Self:
-        """The same split without labels and covariates."""
-        return self._changed({"labels": None, "covariates": None})
-
     def with_labels(self, count: int, seed: int = 0) -> Self:
         """The same split with all but `count` labels hidden: the label of the others is -1.
 

@@ -24,6 +24,7 @@ from pyro_vae.engine.programs import (
     trace_at,
     traces,
 )
+from pyro_vae.engine.random_state import random_state, set_random_state
 from pyro_vae.engine.structure import find_structure
 from pyro_vae.errors import check_positive
 
@@ -156,11 +157,12 @@ def log_weights(model: Program, guide: Program, *args: Any, num_samples: int) ->
     """
     check_positive(num_samples=num_samples)
     if has_rows(args):
-        before = torch.get_rng_state()
+        device = args[0].device
+        before = random_state(device)
         try:
             return terms(model, guide, Batch(*args), num_samples).log_weights
         except (StructureError, BroadcastError):
-            torch.set_rng_state(before)
+            set_random_state(before, device)
     structure = find_structure(model, guide, args)
     structure.check_complete()
     joint = Joint(model, guide, args, structure)

@@ -22,7 +22,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vae.engine.patches import _patched, without_validation
+from pyro_vae.engine.patches import patched, without_validation
 from pyro_vae.engine.programs import SAMPLES, Program, Site, log_prob, sample_sites
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.engine.structure import Structure, is_fixed, row_dim
@@ -43,8 +43,8 @@ class Means:
     """How samples are computed.
 
     Attributes:
-        drawn_at_once: Whether the guide draws them in a plate to the left of its own, otherwise one
-            by one.
+        drawn_at_once: Whether the guide runs once, in an outer plate of samples; otherwise it runs
+            once per sample.
         scored_at_once: Whether `torch.vmap` evaluates the densities, otherwise a loop.
     """
 
@@ -190,7 +190,7 @@ class Joint:
         in_plate = in_plate.to(alone).expand(TRIAL)
         if torch.allclose(in_plate, alone, rtol=1e-3, atol=1e-3, equal_nan=True):
             return True
-        reasons.append("the density of the guide changes in a plate to the left of its own")
+        reasons.append("the density of the guide changes in an outer plate")
         return False
 
 
@@ -369,5 +369,5 @@ def _logarithm(x: Tensor) -> Tensor:
 
 @contextmanager
 def _batched_logarithms() -> Iterator[None]:
-    with _patched((torch_log, "safe_log", _logarithm)):
+    with patched((torch_log, "safe_log", _logarithm)):
         yield

@@ -29,7 +29,7 @@ def tensor_losses(objective: Any) -> Iterator[None]:
         for name, replacement in _TENSORS.items():
             if name in vars(module):
                 targets.append((module, name, replacement))
-    with _patched(*targets, *_ENUMERATION):
+    with patched(*targets, *_ENUMERATION):
         yield
 
 
@@ -41,13 +41,14 @@ def without_validation() -> Iterator[None]:
     """
     with (
         pyro.validation_enabled(False),
-        _patched((Distribution, "_validate_sample", lambda self, value: None)),
+        patched((Distribution, "_validate_sample", lambda self, value: None)),
     ):
         yield
 
 
 @contextmanager
-def _patched(*targets: tuple[Any, str, Any]) -> Iterator[None]:
+def patched(*targets: tuple[Any, str, Any]) -> Iterator[None]:
+    """Replace attributes, given as (owner, name, value), and restore them at the end."""
     before = [(owner, name, vars(owner)[name]) for owner, name, _ in targets]
     try:
         for owner, name, value in targets:

@@ -235,7 +235,7 @@ class SVI(infer.SVI):
         A number, or a tuple of numbers for objectives with several losses.
         """
         self.update(*args, **kwargs)
-        if self.check_losses:
+        if self.check_losses and self.total.is_cuda:  # on a CPU `update` has checked it
             self._check_finite(self.last_loss.sum().item())
         return as_numbers(self.last_loss)
 

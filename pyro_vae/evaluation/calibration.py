@@ -95,7 +95,7 @@ class Calibration(NamedTuple):
 
 
 class Deviations(NamedTuple):
-    """The distribution functions of levels minus that of an exact guide, for a picture."""
+    """The empirical distribution functions of the levels, minus that of an exact guide."""
 
     level: Tensor
     """The edges of the bins, shape `(21,)`."""

@@ -111,7 +111,7 @@ def classify(vae: Model, data: Split | Batch, num_bins: int = BINS) -> Classific
 
 
 def known_labels(vae: Model, data: Split | Batch) -> Batch | None:
-    """The images whose class is known, with their labels, for the programs; None if none is."""
+    """The images with a known class and their labels, as a batch; None if there are none."""
     labels = data.y
     if isinstance(data, Split):
         labels = data.labels

@@ -134,7 +134,7 @@ def png(figure: Figure) -> bytes:
 
 
 def write_figure(figure: Figure, path: Path, file_format: FigureFormat = "png") -> list[Path]:
-    """Write a figure as a PNG file, and beside it in another format; return the paths.
+    """Write a figure as a PNG file and in another format, and return the paths.
 
     Arguments:
         figure: A figure.
@@ -269,7 +269,7 @@ def samples(images: Tensor, mean: bool = True, columns: int | None = None) -> Fi
 
 @styled
 def samples_and_draws(images: Tensor, columns: int | None = None) -> Figure:
-    """Draw the images of `views.samples_and_draws`: means, and beside them draws."""
+    """Draw the means and the draws of `views.samples_and_draws` next to each other."""
     both = images.flatten(0, 1)  # with one axis for all curves
     means, draws = vectors.pictures(both).unflatten(0, (-1, 2)).unbind(1)
     columns = _columns(means, columns)

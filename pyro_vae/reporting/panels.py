@@ -246,7 +246,7 @@ def reliability(made: Material) -> Panel:
 
 
 def _two_estimates(made: Material) -> tuple[list[float], list[float], str]:
-    """log p(x) by two methods, for the images that have both, and the second method."""
+    """Both estimates of log p(x), for images that have two, and the name of the second method."""
     exact = _exact(made)
     if exact:
         first = made.shown.scores.log_likelihood[: len(exact)].tolist()

@@ -57,7 +57,7 @@ def class_name(label: int, classes: Sequence[str] | None = None) -> str:
 
 
 def ink_on(colour: str) -> str:
-    """Black or white, whichever is easier to read on a colour.
+    """Black or white, depending on which has more contrast with a colour.
 
     Example:
         >>> ink_on("#332288"), ink_on("#b2df8a")

@@ -111,16 +111,15 @@ def evaluate(
         `share_of_images_with_k_hat_over_0.7`, `share_of_images_with_k_hat_over_1`, where no number
         of samples suffices (`required_samples`), `median_effective_sample_size` and
         `elbo_same_images`. For a subset there is `log_likelihood_all_images`, see
-        `two_phase_mean`. `bits_per_dimension`, of all images, is an upper bound in
-        expectation, and says what it is `of`, see `scale_of`; counts have `nats_per_count`.
-        `k_curve` has the bounds with 1, 2,
-        4, ... samples and their `gain` over the first, with the standard error of
-        the paired differences. `active_units` counts the latent dimensions that vary with the
-        image. A model that uses labels is scored `given` its "labels" or "covariates" y: log p(x)
-        is log p(x | y). A model that infers labels is scored without them; for images whose label
-        is known there are `log_joint`, the estimate of log p(x, y), and `classification`, the
-        accuracy and calibration of q(y | x), see `classify`. If values are
-        missing, log p(x) is that of the `observed` share of them.
+        `two_phase_mean`. `bits_per_dimension`, of all images, is an upper bound in expectation, and
+        says what it is `of`, see `scale_of`; counts have `nats_per_count`. `k_curve` has the bounds
+        with 1, 2, 4, ... samples and their `gain` over the first, with the standard error of the
+        paired differences. `active_units` counts the latent dimensions that vary with the image. A
+        model that uses labels is scored `given` its "labels" or "covariates" y: log p(x) is log p(x
+        | y). A model that infers labels is scored without them; for images whose label is known
+        there are `log_joint`, the estimate of log p(x, y), and `classification`, the accuracy and
+        calibration of q(y | x), see `classify`. If values are missing, log p(x) is that of the
+        `observed` share of them.
 
     Raises:
         RequestError: If `num_images` exceeds the number of images, or a number is not positive.

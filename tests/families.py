@@ -33,7 +33,7 @@ POSTERIORS: dict[str, Callable[[int], pv.Posterior]] = {
     "FullRankNormal": lambda dim: pv.FullRankNormal(dim),
     "FlowPosterior": lambda dim: pv.FlowPosterior(dim, hidden=(16,)),
     "FlowPosterior, coupling": lambda dim: pv.FlowPosterior(
-        max(dim, 2), transforms=1, hidden=(16,), flow="coupling"
+        dim, transforms=1, hidden=(16,), flow="coupling"
     ),
 }
 

@@ -87,7 +87,7 @@ PARTS = {
         "DiagonalNormal": [],
         "LowRankNormal": ["rank"],
         "FullRankNormal": [],
-        "FlowPosterior": ["transforms", "hidden"],
+        "FlowPosterior": ["transforms", "hidden", "flow"],
     },
     "likelihood": {
         "Bernoulli": ["relaxed"],

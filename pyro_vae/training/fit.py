@@ -388,7 +388,8 @@ class Loop:
         start = time.perf_counter()
         checked = start
         progress.set_postfix_str(live(self.shown))
-        with products(self.precision):
+        has_gaps = self.train.observed is not None
+        with products(self.precision), self.vae.treating_missing(has_gaps):
             for args in self._batches(order):
                 self._set_step()
                 self.svi.update(*args)

@@ -143,7 +143,7 @@ def test_rows_without_a_shape_are_vectors(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        (["8", "9"], "rows of 64 values, but images of shape (8, 9) have 72: give --image_shape 8"),
+        (["8", "9"], "rows of 64 values, but images of shape (8, 9) have 72; 64 values make"),
         (["64"], "image_shape must be height and width"),
         (["2", "2", "4", "4"], "image_shape must be height and width"),
         (["1", "2000"], "image_shape must be"),
@@ -165,17 +165,20 @@ def test_the_shape_of_images_that_are_no_rows_is_refused(tmp_path, images):
             pv.load_data(name, image_shape=(16, 4))
 
 
-def test_a_run_on_rows_is_resumed_and_takes_new_rows(tmp_path, capsys):
+def test_a_run_on_rows_is_resumed_and_takes_new_rows(tmp_path, capfd, refused):
     path, run = rows(tmp_path / "a.npy"), str(tmp_path / "run")
     argv = ["train", "--latent_dim", "2", "--epochs", "1", "--run_dir", run]
     assert main([*argv, "--data", path, "--image_shape", "8", "8"]) == 0
-    assert "a.npy: an array: 36 images of shape (1, 8, 8)" in capsys.readouterr().out
+    assert "a.npy: an array: 36 images of shape (1, 8, 8)" in capfd.readouterr().out
     assert main(["train", "--run_dir", run, "--resume", "--epochs", "2"]) == 0
     options = ["--num_samples", "3", "--check_images", "0"]
     assert main(["evaluate", run, *options]) == 0
     new = rows(tmp_path / "new.npy", ROWS[:7])
     assert main(["evaluate", run, *options, "--data", new]) == 0
     assert main(["evaluate", run, *options, "--data", "digits"]) == 0
+    other = rows(tmp_path / "other.npy", ROWS[:, :36])
+    line = refused("evaluate", run, "--data", other)
+    assert "images of shape (8, 8) have 64; 36 values make images of shape (6, 6)" in line
 
 
 def test_rows_on_disk(tmp_path, monkeypatch):

@@ -4,17 +4,19 @@ import errno
 import json
 import re
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from families import make_vae
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 import pyro_vae as pv
 from pyro_vae.cli import evaluate as command
-from pyro_vae.cli.evaluate import _marked
+from pyro_vae.cli.evaluate import _marked, _worst
 from pyro_vae.cli.main import main
 from pyro_vae.train import main as train
 
@@ -44,6 +46,18 @@ def evaluated(capfd, *argv):
     out = capfd.readouterr().out
     (file,) = [file for file in written(out) if file.suffix == ".json"]
     return json.loads(file.read_text()), out
+
+
+def test_labels_of_the_least_likely_images_do_not_overlap():
+    vae = make_vae(shape=(1, 8, 8))
+    split = pv.Split(torch.randint(0, 256, (12, 1, 8, 8), dtype=torch.uint8))
+    scores = pv.score_images(vae, split, 30)
+    figure = _worst(vae, split, scores._replace(log_likelihood=scores.log_likelihood - 12_345))
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+    assert len(boxes) == 10
+    assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
 
 
 def test_evaluate(run_dir, capfd):

@@ -135,6 +135,7 @@ PLAIN = [
     "seed",
     "patience",
     "clip_grad_norm",
+    "average",
     "checkpoint_every",
     "image_size",
 ]

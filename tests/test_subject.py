@@ -41,6 +41,16 @@ def test_what_the_numbers_are_in_words():
     assert [Subject("a", vae, test).values for vae in values.values()] == list(values)
 
 
+def test_the_total_that_a_likelihood_is_given_is_named():
+    test = Split(torch.randint(1, 9, (6, 5)))
+    first = Subject("a", make_vae(likelihood="Poisson", shape=(5,)), test)
+    other = Subject("b", make_vae(likelihood="Poisson", shape=(5,)), test)
+    other.vae.likelihood.given_total = True
+    assert first.notes == []
+    assert other.notes == ["Given the total of each row: log p(x) stands for log p(x | total)."]
+    assert "given the total of each row" in why_not_comparable(other, first)
+
+
 def test_each_reason_against_a_comparison_is_found_alone():
     """In both directions; without it the same two can be compared."""
     first = Subject("first", make_vae(), random_split())

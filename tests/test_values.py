@@ -125,7 +125,8 @@ def test_kinds_that_vectors_are_scored_as(name):
 
 
 REFUSED = {
-    "reals as counts": ([[-3.2, 7.0]], "count", r"floats from -3.2 to 7: .* Normal\(kind='real'\)"),
+    "reals as counts": ([[-3.2, 7.0]], "count", r"values from -3.2 to 7: .* Normal\(kind='real'\)"),
+    "negative counts": ([[-3, 7]], "count", "integers, but x holds values from -3 to 7: use a"),
     "fractions": ([[0.5, 7.0]], "count", "counts need non-negative integers"),
     "images of fractions": (torch.full((1, 1, 4, 4), 0.5), "count", "counts need non-negative"),
     "large counts": ([[0.0, 2.0**25]], "count", r"counts up to 16,777,216, but x holds 33,554,432"),

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pyro_vae.reporting.vectors import EDGE, HEIGHT, WIDTH, caption, curves, limits, pictures
+from pyro_vae.reporting.vectors import (
+    BARS,
+    EDGE,
+    HEIGHT,
+    WIDTH,
+    caption,
+    curves,
+    limits,
+    pictures,
+)
 
 
 def middle_of_ink(picture):
@@ -30,6 +39,15 @@ def test_a_few_values_are_bars():
     tops = [int(part.max()) for part in ink[EDGE:-EDGE].chunk(3)]
     whole = HEIGHT - 2 * EDGE
     assert tops == pytest.approx([whole, 0, whole / 2], abs=2)
+
+
+@pytest.mark.parametrize("length", range(1, BARS + 1))
+def test_bars_of_pictures_side_by_side_are_further_apart_than_those_of_one(length):
+    (picture,) = curves(torch.ones(1, length))
+    empty = (torch.cat([picture[0]] * 2, -1) < 0.5).all(0)
+    gaps = [len(run) for run in "".join("01"[int(each)] for each in empty).split("0") if run]
+    within = gaps[1:length] or [0]
+    assert gaps[length] > 2 * max(within)
 
 
 def test_two_curves_have_two_colours_and_one_axis():

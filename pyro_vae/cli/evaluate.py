@@ -273,8 +273,8 @@ def _worst(vae: Model, images: Split, scores: Scores) -> figures.Figure:
     x = views.to_grey(vae, scored(vae, images[order.to(images.x.device)]).x)
     labels = []
     for i in order.tolist():
-        labels.append(f"{scores.log_likelihood[i]:.0f}\nk-hat {scores.pareto_k[i]:.2f}")
-    title = f"the least likely {images.noun}s: log p(x) in nats, k-hat"
+        labels.append(f"{scores.log_likelihood[i]:.0f}\n{scores.pareto_k[i]:.2f}")
+    title = f"the least likely {images.noun}s; above them log p(x) in nats and k-hat"
     return figures.grid(x, title, len(x), column_labels=labels)
 
 

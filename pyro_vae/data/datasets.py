@@ -19,12 +19,13 @@ from typing import Literal
 import numpy as np
 import torch
 
-from pyro_vae.data.files import Parts, Shape, absolute, check_utf8, refusing, resized
+from pyro_vae.data.files import Parts, Shape, absolute, check_utf8, refusing, resized, square
 from pyro_vae.data.folders import read_folder
 from pyro_vae.data.host import HostSplit
 from pyro_vae.data.idx import read_idx
 from pyro_vae.data.reading import SUFFIXES, is_data_file, read_path
 from pyro_vae.data.split import Data, Split, class_message, shuffled, to_pixels
+from pyro_vae.data.values import MIN_SIZE
 from pyro_vae.errors import RequestError, check_choice, check_count
 
 logger = logging.getLogger("pyro_vae")
@@ -115,6 +116,7 @@ def load_data(
     else:
         parts = _read(name, Path(data_dir), image_size, download, image_shape)
         _check_shape(name, parts.train, image_shape)
+        _suggest_images(name, parts.train)
         data = _split(Path(name).name, validation_size, _all_resized(parts, image_size))
         if data.classes is not None and data.classes == parts.train.classes:
             logger.info("%s: %s", data.name, class_message(data.classes))
@@ -247,6 +249,18 @@ def _check_shape(name: str, train: Split, image_shape: Sequence[int] | None) -> 
             f"image_shape is for images that are stored as rows of values, but {name} has images"
             f" of shape {actual}: leave it out"
         )
+
+
+def _suggest_images(name: str, train: Split) -> None:
+    """Tell how to read vectors as images, if they may be images."""
+    if train.x.ndim != 2:
+        return
+    width = train.x.shape[1]
+    shape = square(width)
+    if shape and width >= MIN_SIZE**2:
+        sizes = " ".join(map(str, shape))
+        advice = f"--image_shape {sizes}, or image_shape={shape} in Python"
+        logger.info("%s: vectors of %d values; for images, %s", name, width, advice)
 
 
 def _conditioned(name: str, split: Split, condition_on: Condition) -> Split:

@@ -5,7 +5,6 @@ Sizes are checked before the files are read.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,6 @@ from torch.nn.functional import interpolate
 from pyro_vae.data.missing import like_values, split_missing
 from pyro_vae.data.split import Split
 from pyro_vae.data.values import (
-    MIN_SIZE,
     Classes,
     as_covariates,
     as_labels,
@@ -31,8 +29,6 @@ from pyro_vae.data.values import (
 )
 from pyro_vae.errors import RequestError
 from pyro_vae.likelihoods import IMAGE_DIMS
-
-logger = logging.getLogger("pyro_vae")
 
 Shape = tuple[int, ...]
 # Columns of a table that have the labels.
@@ -121,7 +117,7 @@ class Contents(NamedTuple):
 def rows_as_images(x: np.ndarray, name: str, image_shape: Shape | None) -> np.ndarray:
     """Rows of values as images of `image_shape`; a view. Other arrays stay as they are.
 
-    Without a shape they are vectors. A message says so if they may be images.
+    Without a shape they are vectors.
 
     Raises:
         RequestError: If the shape does not fit.
@@ -136,13 +132,14 @@ def rows_as_images(x: np.ndarray, name: str, image_shape: Shape | None) -> np.nd
         return x
     count, width = x.shape
     if image_shape is None:
-        if width >= MIN_SIZE**2 and isqrt(width) ** 2 == width:
-            logger.info("%s: vectors of %d values; for images, %s", name, width, _advice(width))
         return x
     if prod(image_shape) != width:
+        hint = ""
+        if shape := square(width):
+            hint = f"; {width:,} values make images of shape {shape}"
         raise RequestError(
             f"{name} holds rows of {width:,} values, but images of shape {image_shape} have"
-            f" {prod(image_shape):,}: give {_advice(width)}"
+            f" {prod(image_shape):,}{hint}"
         )
     return x.reshape(count, *image_shape)
 
@@ -160,15 +157,15 @@ def whole(x: np.ndarray) -> np.ndarray:
     return x.astype(np.int32) if is_whole else x
 
 
-def _advice(width: int) -> str:
-    """The option that makes images of rows of `width` values, if they are square."""
+def square(width: int) -> Shape | None:
+    """The shape of square images of `width` values, grey or RGB; None if there is none."""
     side = isqrt(width)
     if side > 1 and side**2 == width:
-        return f"--image_shape {side} {side}, or image_shape=({side}, {side}) in Python"
+        return side, side
     side = isqrt(width // 3)
     if side > 1 and 3 * side**2 == width:
-        return f"--image_shape 3 {side} {side}, or image_shape=(3, {side}, {side}) in Python"
-    return f"--image_shape HEIGHT WIDTH, with HEIGHT x WIDTH = {width}"
+        return 3, side, side
+    return None
 
 
 def _memory() -> int:
@@ -239,7 +236,7 @@ def resized(images: Tensor, size: int | None) -> Tensor:
     if images.ndim != 1 + IMAGE_DIMS:
         raise RequestError(
             f"image_size={size} resizes images, but these are vectors of shape"
-            f" {tuple(images.shape[1:])}: leave it out, or give image_shape"
+            f" {tuple(images.shape[1:])}: leave it out, or store them as images"
         )
     check_bytes(
         f"{len(images):,} times {size}x{size} pixels",

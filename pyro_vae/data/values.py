@@ -122,7 +122,7 @@ def check_kind(x: Tensor, pixels: Pixels, largest: int | None = None) -> None:
     if pixels in LARGEST:
         if low < 0 or not _is_whole(x):
             raise RequestError(
-                f"counts need non-negative integers, but x holds floats {span}: use a likelihood"
+                f"counts need non-negative integers, but x holds values {span}: use a likelihood"
                 f" on {REALS}"
             )
         if largest is None:

@@ -67,6 +67,8 @@ class Subject:
         values = f"{kind} of {likelihood.pixels} values"
         if self.given:
             values += f" given the {self.given}"
+        if likelihood.given_total:
+            values += f" given the total of each {self.test.noun}"
         return values
 
     @property
@@ -93,6 +95,9 @@ class Subject:
         notes = []
         if self.given:
             notes.append(f"Given the {self.given} y: log p(x) stands for log p(x | y).")
+        if self.vae.likelihood.given_total:
+            each = self.test.noun
+            notes.append(f"Given the total of each {each}: log p(x) stands for log p(x | total).")
         if not self.vae.likelihood.is_density:
             notes.append(
                 "The likelihood is a cross-entropy, not a density: the numbers called ELBO and"

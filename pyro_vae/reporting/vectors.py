@@ -14,9 +14,11 @@ from pyro_vae.likelihoods import IMAGE_DIMS
 # Size of a picture in pixels. It is drawn larger by the factor FINE, and then averaged.
 WIDTH, HEIGHT = 108, 72
 FINE = 3
-# Width of a line in pixels, and the empty edge.
+# Width of a line in pixels, and the empty edge. Left and right of bars it is wider than the space
+# between them, so that those of pictures side by side do not run together.
 LINE = 2
 EDGE = 4
+BAR_EDGE = 14
 # Largest number of values that are drawn as bars.
 BARS = 8
 # The colours of several curves in a picture, of a single one, and of the line at zero.
@@ -67,7 +69,9 @@ def caption(data: Tensor) -> str:
     if data.ndim == 1 + IMAGE_DIMS:
         return ""
     low, high = limits(data)
-    return f"horizontal: {data.shape[-1]:,} values; vertical: {low:g} to {high:g}, as encoded"
+    count = data.shape[-1]
+    values = "value" if count == 1 else "values"
+    return f"horizontal: {count:,} {values}; vertical: {low:g} to {high:g}, as encoded"
 
 
 def limits(rows: Tensor) -> tuple[float, float]:
@@ -96,9 +100,10 @@ def _picture(heights: np.ndarray, zero: float, inks: Sequence[str]) -> np.ndarra
     """One picture of K vectors, given by distances from the top, shape `(K, D)`."""
     image = Image.new("RGB", (FINE * WIDTH, FINE * HEIGHT), "white")
     draw = ImageDraw.Draw(image)
-    left, right = FINE * EDGE, FINE * (WIDTH - EDGE)
-    draw.line([left, zero, right, zero], ZERO, FINE)
     count, length = heights.shape
+    edge = BAR_EDGE if length <= BARS else EDGE
+    left, right = FINE * edge, FINE * (WIDTH - edge)
+    draw.line([left, zero, right, zero], ZERO, FINE)
     if length <= BARS:
         step = (right - left) / length
         width = step / (count + 0.5)

@@ -52,6 +52,8 @@ class Recipe:
         batch_size: Images per step; by default 128, or all training images if there are fewer.
         clip_grad_norm: Maximum norm of the gradient over all parameters.
         normalize_gradients: Scale the gradient of each parameter tensor to norm 1, after clipping.
+        average: Decay of an exponential average of the weights over the steps, for example 0.999;
+            the average is validated, scored and saved. By default the weights are not averaged.
         patience: Epochs without a better validation ELBO after which training stops.
         engine: What runs the steps; auto depends on the device and the number of steps.
         precision: Precision of matrix products in training; validation uses float32.
@@ -95,6 +97,7 @@ class Recipe:
     batch_size: int | None = None
     clip_grad_norm: float | None = None
     normalize_gradients: bool = False
+    average: float | None = None
     patience: int | None = None
     engine: AnyEngine = "auto"
     precision: Precision = "float32"

@@ -150,7 +150,7 @@ class Graph:
                 results.append(function(*args, **kwargs))
         problem = self.differs(*results)
         if problem is not None:
-            self._use_eager(
+            self.use_eager(
                 f"the graph differs from the programs: {problem}; pass what changes between steps"
                 " as a tensor argument"
             )
@@ -162,7 +162,7 @@ class Graph:
             kind = (rounds_to_bf16(), *kind_of(args, kwargs))
             hash(kind)
         except TypeError as error:
-            self._use_eager(
+            self.use_eager(
                 f"the arguments must be tensors or hashable values ({error}); pass tensors"
             )
             return None
@@ -190,13 +190,13 @@ class Graph:
         try:
             traced = trace(self.function, args, kwargs)
         except Exception as error:
-            self._use_eager(f"the programs cannot be traced ({_reason(error)})")
+            self.use_eager(f"the programs cannot be traced ({_reason(error)})")
             return
         fixed = [False for _ in _tensors(args, kwargs)]
         fixed += [traced.is_constant(tensor) for tensor in traced.captured]
         shapes = shapes_that_vary(traced.graph, fixed)
         if shapes:
-            self._use_eager(f"the values of tensors decide about shapes ({', '.join(shapes)})")
+            self.use_eager(f"the values of tensors decide about shapes ({', '.join(shapes)})")
             return
         self._traces[kind] = traced
         self._graphs[kind] = traced
@@ -235,7 +235,7 @@ class Graph:
         self.capturable = False
         logger.warning("steps run without a CUDA graph, which is slower: %s", reason)
 
-    def _use_eager(self, reason: str) -> None:
+    def use_eager(self, reason: str) -> None:
         """Run eagerly, for good, after a warning."""
         self.engine = "eager"
         self._traces.clear()

@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
+from pyro_vae.engine.precision import rounded, rounds_to_bf16
 from pyro_vae.engine.random_state import forked_rng, host_state
 from pyro_vae.errors import RequestError, check_choice, first_line
 
@@ -56,6 +57,8 @@ class Graph:
 
     All engines draw the same random numbers; on CUDA, Inductor may draw them in another order
     (torch 2.11 does).
+
+    The precision is that of the `products` block around the call.
 
     If the function cannot be traced or compiled, or if a graph differs from it, a warning is logged
     and a simpler engine is used from then on.
@@ -95,9 +98,9 @@ class Graph:
         differs: Callable[[list[Any], list[Any]], str | None] | None = None,
     ) -> None:
         check_choice("engine", engine, Engine)
-        self.function = function
+        self.function = rounded(function)
         self.engine = engine
-        self.eager = eager or function
+        self.eager = rounded(eager or function)
         self.differs = differs
         self.capturable = True
         self._traces: dict[Any, Traced] = {}
@@ -156,7 +159,7 @@ class Graph:
     def _kind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The key of a graph; None, after a warning, if there can be none."""
         try:
-            kind = kind_of(args, kwargs)
+            kind = (rounds_to_bf16(), *kind_of(args, kwargs))
             hash(kind)
         except TypeError as error:
             self.use_eager(

@@ -25,7 +25,7 @@ from pyro_vae.data.split import Data, Split, to_pixels
 from pyro_vae.data.values import check_kind
 from pyro_vae.engine import distributed
 from pyro_vae.engine.graphs import AnyEngine, Engine, pick_engine
-from pyro_vae.engine.precision import Precision, products
+from pyro_vae.engine.precision import AnyPrecision, Precision, pick_precision, products
 from pyro_vae.engine.programs import Batch, traces
 from pyro_vae.engine.progress import TRAINING, live, progress_bar
 from pyro_vae.engine.random_state import random_state, set_random_state
@@ -104,7 +104,7 @@ def fit(
     average: float | None = None,
     patience: int | None = None,
     engine: AnyEngine = "auto",
-    precision: Precision = "float32",
+    precision: AnyPrecision = "float32",
     on_nan: OnNaN = "stop",
 ) -> Training:
     """Train a model on the device that it is on. The test set is not used.
@@ -147,8 +147,8 @@ def fit(
             training stops; None never stops.
         engine: What runs the steps, see `SVI`; "auto" depends on the device and the number of
             steps.
-        precision: Precision of matrix products in training, see `products`; validation uses
-            float32.
+        precision: Precision of the layers of networks in training, see `products`; validation uses
+            float32. "auto" is bf16 on CPUs that have instructions for it, otherwise float32.
         on_nan: If the loss is not finite, "stop", or "rewind" to the previous epoch with half the
             learning rate, up to 3 times.
 
@@ -173,7 +173,7 @@ def fit(
     check_count(epochs=epochs, batch_size=batch_size, patience=patience)
     check_positive(clip_grad_norm=clip_grad_norm)
     check_choice("engine", engine, AnyEngine)
-    check_choice("precision", precision, Precision)
+    check_choice("precision", precision, AnyPrecision)
     check_choice("on_nan", on_nan, OnNaN)
     if seed is not None:
         pyro.set_rng_seed(seed)
@@ -196,7 +196,7 @@ def fit(
         optimizer=optimizer or partial(Adam, fused=True),
         lr_scheduler=lr_scheduler,
         engine=pick_engine(engine, device, epochs * steps_per_epoch),
-        precision=precision,
+        precision=pick_precision(precision, device),
         average=average,
     )
     change_gradients(loop.optimizer, clip_grad_norm, normalize_gradients)
@@ -388,7 +388,8 @@ class Loop:
         start = time.perf_counter()
         checked = start
         progress.set_postfix_str(live(self.shown))
-        with products(self.precision):
+        has_gaps = self.train.observed is not None
+        with products(self.precision), self.vae.treating_missing(has_gaps):
             for args in self._batches(order):
                 self._set_step()
                 self.svi.update(*args)

@@ -32,8 +32,10 @@ from pyro_vae.engine.progress import progress_bar
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError, check_positive
 from pyro_vae.evaluation.annealing import anneal, until_it_stops_rising
-from pyro_vae.evaluation.chains import LEAPFROGS, Chains, State, slopes
+from pyro_vae.evaluation.chains import LEAPFROGS, Chains, State, evened, slopes
 
+# Chains that adapt strides and temperatures.
+ADAPTING = 8
 # Share of the prior in the start from a guide: weights stay bounded where the guide is too narrow,
 # and modes that it misses are reached.
 DEFENSIVE = 0.1
@@ -232,7 +234,7 @@ class _Annealing:
     def log_weights(self, batch: Batch) -> Tensor:
         """Log-weights of chains from the start to the posterior, `(chains, N)`."""
         chains = self._chains_of(batch)
-        return chains.forward(self.chains, chains.adapt())
+        return chains.forward(self.chains, evened(*chains.adapt(ADAPTING)))
 
     def bound(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Simulated data, and both bounds."""
@@ -240,7 +242,7 @@ class _Annealing:
         if batch.x.is_floating_point():
             simulated = simulated.masked_fill(batch.x.isnan(), torch.nan)
         chains = self._chains_of(batch.with_x(simulated))
-        schedule = chains.adapt()
+        schedule = evened(*chains.adapt(ADAPTING))
         forward = chains.forward(self.chains, schedule)
         backward = chains.backward(latents, schedule)
         return simulated, log_likelihood(forward), -log_likelihood(-backward)

@@ -32,6 +32,9 @@ from pyro_vae.evaluation.chains import LEAPFROGS, Chains, State, slopes
 
 logger = getLogger("pyro_vae")
 
+# Chains that adapt the strides.
+ADAPTING = 16
+
 # Numbers of temperatures, if they double.
 FEWEST = 50
 MOST = 12_800
@@ -49,8 +52,8 @@ def anneal(
     r"""Log-weights of annealed importance sampling of a program of any structure, in nats.
 
     The chains move the continuous latent sites, mapped to all real numbers by Pyro's transforms,
-    through :math:`p(z) \, p(x | z)^{\beta_t}`, from the prior to the posterior, see `Chains`.
-    Discrete sites are summed out by enumeration.
+    through :math:`p(z) \, p(x | z)^{\beta_t}`, from the prior to the posterior, with
+    :math:`\beta_t` along a sigmoid. Discrete sites are summed out by enumeration.
 
     Arguments:
         model: A Pyro program.
@@ -82,7 +85,8 @@ def anneal(
 
         with progress_bar(2 * temperatures, "annealing", " temperatures") as bar:
             chains = Chains(target.draw, at, temperatures, bar.update)
-            log_weights = chains.forward(num_chains, chains.adapt())
+            schedule, _ = chains.adapt(ADAPTING)
+            log_weights = chains.forward(num_chains, schedule)
         if target.structure.rows is None:
             return log_weights.squeeze(1)
         return log_weights

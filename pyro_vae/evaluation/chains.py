@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 LEAPFROGS = 10
-# Chains that adapt the schedule.
-ADAPTING = 8
 FIRST_STEP = 0.2
 # Target share of accepted proposals, optimal for Hamiltonian Monte Carlo in many dimensions
 # (Neal, 2011).
@@ -78,9 +76,9 @@ class Chains:
         self.ramp = (ramp - ramp[0]) / (ramp[-1] - ramp[0])
         self.done = done
 
-    def adapt(self) -> Schedule:
-        """A schedule for each group, from a run of a few chains along a sigmoid."""
-        state = self.at(self.draw(ADAPTING))
+    def adapt(self, num_chains: int) -> tuple[Schedule, Tensor]:
+        """A schedule along a sigmoid, and the spreads for `evened`, from a run of a few chains."""
+        state = self.at(self.draw(num_chains))
         betas = self.ramp.to(state.start)[:, None].expand(-1, state.start.shape[1])
         step = torch.full_like(state.start[0], FIRST_STEP)
         strides = []
@@ -92,7 +90,7 @@ class Chains:
             rate = accepted.to(step).mean(0)
             step = step * torch.where(rate > ACCEPTANCE, 1.1, 0.9)
             spreads.append(state.ratio.std(0))
-        return evened(Schedule(betas, torch.stack(strides)), torch.stack(spreads))
+        return Schedule(betas, torch.stack(strides)), torch.stack(spreads)
 
     def forward(self, num_chains: int, schedule: Schedule) -> Tensor:
         """Log-weights of chains from the start to the target, shape `(num_chains, groups)`."""

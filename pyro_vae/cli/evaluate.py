@@ -254,6 +254,21 @@ def _save(
         name += f"-ais{config.num_chains}x{config.num_temperatures}"
     if config.gap_images:
         name += f"-gap{config.gap_images}"
+    files = [run.save_results(results, f"results-{name}")]
+    try:
+        figures.check_installed()
+    except RequestError as error:
+        logger.info("no figures: %s", error)
+        return files
+    for kind, figure in _figures(vae, images, scores, results).items():
+        path = run.path / "figures" / f"{kind}-{name}"
+        files += figures.write_figure(figure, path, config.figure_format)
+    return files
+
+
+def _figures(
+    vae: Model, images: Split, scores: Scores, results: Metrics
+) -> dict[str, figures.Figure]:
     drawn = {
         "k_curve": figures.bounds(results["k_curve"], images.noun),
         "worst": _worst(vae, images, scores),
@@ -262,11 +277,7 @@ def _save(
         drawn["reliability"] = figures.reliability(results["classification"])
     if "calibration" in results:
         drawn["calibration"] = figures.calibration(results["calibration"])
-    files = [run.save_results(results, f"results-{name}")]
-    for kind, figure in drawn.items():
-        path = run.path / "figures" / f"{kind}-{name}"
-        files += figures.write_figure(figure, path, config.figure_format)
-    return files
+    return drawn
 
 
 def _worst(vae: Model, images: Split, scores: Scores) -> figures.Figure:

@@ -46,7 +46,7 @@ nitpicky = True
 OTHERS = r"(torch|nn|pyro|numpy|np|matplotlib|collections|pathlib|typing|abc|argparse)\b.*"
 ALIASES = (
     r"'?(Tensor|Shape|Initialization|Classes|Array|Pixels|Program|Batch|BatchLike|Engine|AnyEngine"
-    r"|Precision|MakeOptimizer|MakeScheduler|OnNaN|Metrics|Learned|Method|Start|FlowName|Which|PyroOptim|Kind|Dispersion)'?"
+    r"|Precision|AnyPrecision|MakeOptimizer|MakeScheduler|OnNaN|Metrics|Learned|Method|Start|FlowName|Which|PyroOptim|Kind|Dispersion)'?"
 )
 nitpick_ignore_regex = [
     (r"py:.*", OTHERS),

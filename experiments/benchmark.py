@@ -98,7 +98,7 @@ def our_epoch(
     )
 
     def epoch() -> float:
-        with products(precision):
+        with products(precision), vae.treating_missing(False):
             for index in torch.randperm(count, device=device).split(batch):
                 svi.update(index)
         return svi.total.item()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import log, pi, prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pyro.distributions as dist
 import torch
@@ -14,6 +14,8 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid, softplus
+
+from pyro_vae.errors import RequestError, check_choice, check_positive
 
 Size = torch.Size | list[int] | tuple[int, ...]
 
@@ -25,7 +27,10 @@ from zuko.flows import MAF, NSF, Flow, RealNVP  # noqa: E402
 # Importing zuko switches off the validation of every torch distribution in the process.
 Distribution.set_default_validate_args(_validate_args)
 
-__all__ = ["MAF", "NSF", "Flow", "NormalizingFlow", "RealNVP"]
+__all__ = ["NormalizingFlow"]
+
+FlowName = Literal["MAF", "NSF", "coupling"]
+FLOWS: dict[str, Callable[..., Flow]] = {"MAF": MAF, "NSF": NSF, "coupling": RealNVP}
 
 # Grey levels of a byte.
 LEVELS = 256
@@ -33,11 +38,36 @@ LEVELS = 256
 LOG_MEAN = 30.0
 
 
+def make_flow(
+    name: FlowName, latent_dim: int, context: int, transforms: int, hidden: Sequence[int]
+) -> Flow:
+    """A normalizing flow over `latent_dim` dimensions, conditioned on `context` features.
+
+    Raises:
+        RequestError: If `transforms` is not positive, the name is unknown, or a coupling flow has
+            fewer than 2 dimensions.
+    """
+    check_positive(transforms=transforms)
+    check_choice("flow", name, FlowName)
+    if name == "coupling" and latent_dim < 2:
+        raise RequestError(
+            "a coupling flow needs at least 2 latent dimensions; use flow MAF or NSF"
+        )
+    return FLOWS[name](latent_dim, context, transforms=transforms, hidden_features=hidden)
+
+
 class FlowDistribution(ZukoToPyro):
     """A zuko distribution for Pyro programs, which can also be sampled outside a program."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     support = dist.constraints.real_vector
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        # zuko's coupling needs the value in its full shape (1.6).
+        shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
+        if value.shape != shape:
+            value = value.expand(shape)
+        return super().log_prob(value)
 
     def rsample(self, sample_shape: Size = ()) -> Tensor:
         return self(torch.Size(sample_shape))

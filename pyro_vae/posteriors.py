@@ -11,12 +11,13 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vae.distributions import (
-    MAF,
     FlowDistribution,
+    FlowName,
     NormalizingFlow,
     PreciseLowRankNormal,
+    make_flow,
 )
-from pyro_vae.errors import RequestError, check_positive
+from pyro_vae.errors import RequestError
 
 
 class Posterior(nn.Module, ABC):
@@ -146,34 +147,47 @@ class FullRankNormal(Posterior):
 
 
 class FlowPosterior(Posterior):
-    r"""A diagonal Gaussian transformed by an inverse autoregressive flow.
+    r"""A diagonal Gaussian transformed by a flow, an inverse autoregressive one by default.
 
     The flow is conditioned on features of the image: the encoder outputs :math:`\mu`,
     :math:`\log \sigma` and features h, and :math:`z = f_h(\mu + \sigma \epsilon)`. A sample and its
-    density take one pass through the flow. The density of any other z takes one pass per dimension.
+    density take one pass through the flow. The density of any other z takes one pass per dimension
+    for "MAF" and "NSF", one pass for "coupling".
+
+    One coupling is a posterior of two layers: with :math:`z_1` and :math:`z_2` every second
+    dimension of z, it is :math:`q(z_2 \mid x) \, q(z_1 \mid x, z_2)`, two Gaussians. With the same
+    coupling as the prior, `FlowPrior(latent_dim, "coupling", transforms=1)`, the VAE is the
+    hierarchical one of Tomczak & Welling (2018), whose decoder reads both layers.
 
     References:
         | Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016)
         | https://arxiv.org/abs/1606.04934
+        | VAE with a VampPrior (Tomczak & Welling, 2018)
+        | https://arxiv.org/abs/1705.07120
 
     Arguments:
         latent_dim: Number of latent dimensions.
         transforms: Number of transformations.
         hidden: Widths of the hidden layers of each transformation.
+        flow: "MAF" (affine autoregressive), "NSF" (autoregressive splines) or "coupling" (affine
+            coupling).
 
     Raises:
-        ValueError: If `transforms` is not positive.
+        ValueError: If `transforms` is not positive, `flow` is unknown, or a coupling flow has fewer
+            than 2 dimensions.
     """
 
     num_params = 3
 
-    def __init__(self, latent_dim: int, transforms: int = 2, hidden: Sequence[int] = (64,)) -> None:
+    def __init__(
+        self,
+        latent_dim: int,
+        transforms: int = 2,
+        hidden: Sequence[int] = (64,),
+        flow: FlowName = "MAF",
+    ) -> None:
         super().__init__()
-        check_positive(transforms=transforms)
-        autoregressive = MAF(
-            latent_dim, context=latent_dim, transforms=transforms, hidden_features=hidden
-        )
-        self.transform = autoregressive.transform.inv
+        self.transform = make_flow(flow, latent_dim, latent_dim, transforms, hidden).transform.inv
 
     def forward(self, params: Tensor) -> TorchDistribution:
         loc, log_scale, features = params.unbind(-2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import pyro.distributions as dist
@@ -11,14 +11,11 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
-from pyro_vae.distributions import MAF, NSF, Flow, FlowDistribution, RealNVP, UniformMixture
+from pyro_vae.distributions import FlowDistribution, FlowName, UniformMixture, make_flow
 from pyro_vae.errors import RequestError, check_choice, check_positive
 from pyro_vae.likelihoods import IMAGE_DIMS
 
 Start = Literal["noise", "data"]
-FlowName = Literal["MAF", "NSF", "coupling"]
-
-FLOWS: dict[str, Callable[..., Flow]] = {"MAF": MAF, "NSF": NSF, "coupling": RealNVP}
 
 
 class Prior(nn.Module, ABC):
@@ -223,6 +220,11 @@ class FlowPrior(Prior):
     The density takes one pass through the flow. A sample takes one pass for "coupling", one per
     dimension for "MAF" and "NSF".
 
+    One coupling is a prior of two layers: with :math:`z_1` and :math:`z_2` every second dimension
+    of z, it is :math:`p(z_2) \, p(z_1 \mid z_2)`, a standard normal and a Gaussian whose mean and
+    scale are a network's. With the same coupling in the posterior the VAE is the hierarchical one
+    of Tomczak & Welling (2018), see `FlowPosterior`.
+
     References:
         | Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017)
         | https://arxiv.org/abs/1705.07057
@@ -251,13 +253,7 @@ class FlowPrior(Prior):
         hidden: Sequence[int] = (64, 64),
     ) -> None:
         super().__init__()
-        check_positive(transforms=transforms)
-        check_choice("flow", flow, FlowName)
-        if flow == "coupling" and latent_dim < 2:
-            raise RequestError(
-                "a coupling flow needs at least 2 latent dimensions; use flow MAF or NSF"
-            )
-        self.flow = FLOWS[flow](latent_dim, transforms=transforms, hidden_features=hidden)
+        self.flow = make_flow(flow, latent_dim, 0, transforms, hidden)
 
     def forward(self) -> TorchDistribution:
         return FlowDistribution(self.flow())

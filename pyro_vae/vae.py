@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import count
 from logging import getLogger
 from typing import Any
@@ -71,8 +71,8 @@ class Model(nn.Module, ABC):
     Attributes:
         latent_dim: Number of dimensions of the site `z`.
         needs_labels: Whether the programs use y. False by default.
-        infers_labels: Whether labels may be unknown, which is -1, or None for all. False by
-            default.
+        infers_labels: Whether labels may be unknown, which is -1, or None for all; their site is
+            `y`. False by default.
         decodes_labels: Whether the decoder reads z joined with a code of y of `label_dim` elements.
             False by default.
         default_objective: The class of the objective that `fit` uses if none is given.
@@ -91,6 +91,7 @@ class Model(nn.Module, ABC):
     infers_labels = False
     decodes_labels = False
     default_objective: type[ELBO] = Trace_ELBO
+    _treats_missing = True
 
     def __init__(
         self, encoder: nn.Module, posterior: Posterior, decoder: nn.Module, likelihood: Likelihood
@@ -138,7 +139,7 @@ class Model(nn.Module, ABC):
         A network that reads the mask gets them as NaN, see `Network.mask_input`.
         """
         unit = self.likelihood.unit(x)
-        if getattr(network, "mask_input", False):
+        if getattr(network, "mask_input", False) or not self._treats_missing:
             return unit
         return unit.masked_fill(unit.isnan(), 0.0)
 
@@ -149,7 +150,23 @@ class Model(nn.Module, ABC):
         """
         params = batched(self.decoder, z)
         self.likelihood.data_dims = params.ndim - z.ndim
-        return leave_out_missing(self.likelihood(params))
+        p = self.likelihood(params)
+        if not self._treats_missing:
+            return p
+        return leave_out_missing(p)
+
+    @contextmanager
+    def treating_missing(self, treated: bool) -> Iterator[None]:
+        """Skip the treatment of missing values in a `with` block, unless `treated`.
+
+        For data that are known to be complete, to save time: results are the same, bit for bit.
+        """
+        before = self._treats_missing
+        self._treats_missing = treated
+        try:
+            yield
+        finally:
+            self._treats_missing = before
 
     def q_z(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """The guide's q(z | x) or q(z | x, y): batch_shape `(N,)`, event_shape `(latent_dim,)`."""

@@ -32,6 +32,9 @@ POSTERIORS: dict[str, Callable[[int], pv.Posterior]] = {
     "LowRankNormal, full": lambda dim: pv.LowRankNormal(dim, rank=dim),
     "FullRankNormal": lambda dim: pv.FullRankNormal(dim),
     "FlowPosterior": lambda dim: pv.FlowPosterior(dim, hidden=(16,)),
+    "FlowPosterior, coupling": lambda dim: pv.FlowPosterior(
+        dim, transforms=1, hidden=(16,), flow="coupling"
+    ),
 }
 
 PRIORS: dict[str, Callable[[int], pv.Prior]] = {

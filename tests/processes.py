@@ -45,6 +45,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
         "engine": "traced",
         "lr_scheduler": partial(CosineAnnealingLR, T_max=3),
         "optimizer": adam,
+        "average": 0.9,
     },
     "K = 3, plateau": {
         "objective": pv.ImportanceWeightedELBO(3),

@@ -40,6 +40,8 @@ def test_priors(name, latent_dim):
 @pytest.mark.parametrize("name", POSTERIORS)
 @pytest.mark.parametrize("latent_dim", [1, 2, 5])
 def test_posteriors(name, latent_dim):
+    if "coupling" in name and latent_dim == 1:
+        pytest.skip("needs two dimensions")
     testing.check_posterior(POSTERIORS[name](latent_dim), latent_dim)
 
 

@@ -371,6 +371,7 @@ def test_resumed_training_equals_uninterrupted_training(digits, engine):
             beta=pv.schedules.Cosine(steps=15),
             lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5),
             clip_grad_norm=1.0,
+            average=0.9,
         )
 
     whole = build(digits)

@@ -9,6 +9,7 @@ from statistics_ import assert_mean
 
 import pyro_vae as pv
 from pyro_vae.distributions import leave_out_missing
+from pyro_vae.engine.graphs import trace
 from pyro_vae.networks import batched
 from pyro_vae.testing import LinearGaussianVAE
 
@@ -87,6 +88,47 @@ def trained(model, data, engine="eager", objective=None, mask_input=False):
     options = {"epochs": 2, "batch_size": 50, "seed": 0, "engine": engine, "objective": objective}
     *_, record = pv.fit(vae, few, **options)
     return vae, record
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """The graphs that are made, as text."""
+    found = []
+
+    def recorded(*args):
+        traced = trace(*args)
+        found.append(str(traced.graph.graph))
+        return traced
+
+    monkeypatch.setattr("pyro_vae.engine.graphs.trace", recorded)
+    return found
+
+
+def test_steps_on_data_without_gaps_compute_no_masks(digits, graphs):
+    """Those steps alone: in validation, and afterwards, the model leaves out what is missing."""
+    gaps = digits.with_missing(0.5)
+    data = pv.Data("complete", digits.train, gaps.validation, digits.test)
+    vae, record = trained(pv.VAE, data, "traced")
+    assert record["validation_elbo"] > -40
+    x = gaps.test[:5].scored("binary")
+    assert pv.log_weights(vae.model, vae.guide, x, num_samples=2).isfinite().all()
+    trained(pv.VAE, gaps, "traced")
+    without, having = graphs
+    assert "isnan" not in without
+    assert "isnan" in having
+
+
+def test_treatment_changes_nothing_where_nothing_is_missing(digits):
+    """Losses and gradients, bit for bit."""
+    vae, _ = trained(pv.VAE, digits)
+    x = digits.test[:9].scored("binary")
+    results = []
+    for treated in (True, False):
+        pyro.set_rng_seed(0)
+        with vae.treating_missing(treated):
+            loss = pyro.infer.Trace_ELBO().differentiable_loss(vae.model, vae.guide, x)
+        results.append([loss, *torch.autograd.grad(loss, list(vae.parameters()))])
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("engine", ["eager", "traced"])

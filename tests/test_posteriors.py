@@ -70,6 +70,24 @@ def test_flow_posterior_is_the_change_of_variables():
     torch.testing.assert_close(posterior(PARAMS[:1, :3]).log_prob(z[None])[0], expected)
 
 
+def test_one_coupling_is_a_posterior_of_two_layers():
+    """q(z2 | x) does not know z1, and q(z1 | x, z2) is Gaussian: check by quadrature over z1."""
+    posterior = POSTERIORS["FlowPosterior, coupling"](2).double()
+    params = PARAMS[:1, :3, :2]
+    grid = torch.linspace(-40, 40, 20_001, dtype=torch.float64)
+    z2 = torch.tensor(0.7, dtype=torch.float64)
+    z = torch.stack([z2.expand(len(grid)), grid], -1)
+    weights = posterior(params).log_prob(z[:, None])[:, 0].exp() * (grid[1] - grid[0])
+    loc, log_scale = params[0, 0, 0], params[0, 1, 0]
+    marginal = torch.distributions.Normal(loc, log_scale.exp()).log_prob(z2).exp()
+    torch.testing.assert_close(weights.sum(), marginal)
+    share = weights / weights.sum()
+    mean = (share * grid).sum()
+    centred = grid - mean
+    variance = (share * centred.square()).sum()
+    torch.testing.assert_close((share * centred**4).sum(), 3 * variance**2)
+
+
 def test_flow_posterior_scores_its_own_draw_without_inverting():
     q = POSTERIORS["FlowPosterior"](3)(PARAMS[:, :3].float())
     z = q.rsample()
@@ -97,6 +115,8 @@ def test_rank_is_between_1_and_latent_dim(rank):
 def test_a_flow_needs_transforms():
     with pytest.raises(ValueError, match="transforms"):
         pv.FlowPosterior(3, transforms=0)
+    with pytest.raises(ValueError, match="at least 2"):
+        pv.FlowPosterior(1, flow="coupling")
 
 
 def test_log_scales_are_clipped():

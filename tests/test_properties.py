@@ -87,7 +87,7 @@ PARTS = {
         "DiagonalNormal": [],
         "LowRankNormal": ["rank"],
         "FullRankNormal": [],
-        "FlowPosterior": ["transforms", "hidden"],
+        "FlowPosterior": ["transforms", "hidden", "flow"],
     },
     "likelihood": {
         "Bernoulli": ["relaxed"],
@@ -135,6 +135,7 @@ PLAIN = [
     "seed",
     "patience",
     "clip_grad_norm",
+    "average",
     "checkpoint_every",
     "image_size",
 ]

@@ -1,4 +1,5 @@
 import copy
+import random
 from functools import partial
 
 import numpy
@@ -7,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import (
+    JitTrace_ELBO,
     RenyiELBO,
     Trace_ELBO,
     TraceMeanField_ELBO,
@@ -407,3 +409,98 @@ def test_parameters_that_are_replaced_are_trained(change, engine):
             svi.step(torch.ones(3))
         locs.append(pyro.param("loc").item())
     assert locs[0] == pytest.approx(locs[1])
+
+
+@pytest.mark.parametrize("engine", ["eager", "traced"])
+def test_an_optimizer_that_asks_for_the_subsample_gets_that_of_each_step(engine, caplog):
+    """Eagerly: a graph would leave the rows of the step in which it was made."""
+    data = torch.linspace(1.0, 2.0, 8)
+
+    def model():
+        with pyro.plate("data", 8, subsample_size=2) as rows:
+            loc = pyro.param("loc", torch.zeros(8), event_dim=0)
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=data[rows])
+
+    locs = []
+    for make in (pyro.infer.SVI, partial(pv.SVI, engine=engine)):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        optim = pyro.optim.DCTAdam({"lr": 0.1, "subsample_aware": True})
+        svi = make(model, lambda: None, optim, Trace_ELBO())
+        for _ in range(8):
+            svi.step()
+        locs.append(pyro.param("loc").tolist())
+    assert locs[0] == pytest.approx(locs[1])
+    assert caplog.text.count("DCTAdam asks which rows") == (engine == "traced")
+
+
+@pytest.mark.parametrize("engine", ["eager", "traced"])
+def test_handlers_around_a_step_apply_to_it(engine, caplog):
+    losses = []
+    for make in (pyro.infer.SVI, partial(pv.SVI, engine=engine)):
+        pyro.clear_param_store()
+        svi = make(line, lambda x: None, pyro.optim.SGD({"lr": 0.1}), Trace_ELBO())
+        losses.append([])
+        for scale in (1.0, 1.0, 1.0, 0.5, 0.25):
+            with pyro.poutine.scale(scale=scale):
+                losses[-1].append(svi.step(torch.ones(3)))
+    assert losses[0] == pytest.approx(losses[1])
+    assert caplog.text.count("effect handlers are around the step") == (engine == "traced")
+
+
+@pytest.mark.parametrize("engine", ["eager", "traced"])
+def test_parameters_can_be_frozen_and_trained_again(engine):
+    weights = []
+    for make in (pyro.infer.SVI, partial(pv.SVI, engine=engine)):
+        pyro.clear_param_store()
+        net = nn.Linear(1, 1).eval()  # or Pyro warns about frozen parameters
+        nn.init.zeros_(net.weight)
+        nn.init.zeros_(net.bias)
+
+        def model(x, net=net):
+            pyro.module("net", net)
+            pyro.sample("x", dist.Normal(net(x[:, None])[:, 0], 1.0).to_event(1), obs=2 * x + 1)
+
+        svi = make(model, lambda x: None, pyro.optim.SGD({"lr": 0.05}), Trace_ELBO())
+        weights.append([])
+        for trained in (True, False, True):
+            net.bias.requires_grad_(trained)
+            for _ in range(4):
+                svi.step(torch.tensor([-1.0, 1.0, 2.0]))
+            weights[-1] += [net.weight.item(), net.bias.item()]
+    assert svi.engine == engine
+    assert weights[0] == pytest.approx(weights[1])
+
+
+def test_an_optimizer_of_pyro_with_steps_of_its_own_is_refused():
+    class SignDescent(pyro.optim.PyroOptim):
+        def __call__(self, params):
+            for param in params:
+                param.data -= 0.1 * param.grad.sign()
+
+    with pytest.raises(pv.RequestError, match="SignDescent takes its steps in a __call__"):
+        pv.SVI(line, lambda x: None, SignDescent(SGD, {"lr": 0.1}), Trace_ELBO())
+
+
+def test_what_torch_jit_compiles_runs_eagerly(caplog):
+    svi = pv.SVI(
+        line, lambda x: None, partial(SGD, lr=0.1), JitTrace_ELBO(num_particles=2), engine="traced"
+    )
+    assert svi.engine == "eager"
+    assert "JitTrace_ELBO is compiled by torch.jit; use Trace_ELBO" in caplog.text
+
+
+@pytest.mark.parametrize("draw", [numpy.random.rand, random.random])
+def test_random_numbers_of_numpy_and_python_are_those_of_each_step(draw, caplog):
+    def model():
+        loc = pyro.param("loc", torch.tensor(0.0))
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=torch.tensor(draw()))
+
+    losses = []
+    for make in (pyro.infer.SVI, partial(pv.SVI, engine="traced")):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        svi = make(model, lambda: None, pyro.optim.SGD({"lr": 0.1}), Trace_ELBO())
+        losses.append([svi.step() for _ in range(5)])
+    assert losses[0] == pytest.approx(losses[1])
+    assert caplog.text.count("random numbers of Python or NumPy") == 1

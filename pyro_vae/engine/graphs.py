@@ -24,7 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
-from pyro_vae.engine.random_state import forked_rng
+from pyro_vae.engine.precision import rounded, rounds_to_bf16
+from pyro_vae.engine.random_state import forked_rng, host_state
 from pyro_vae.errors import RequestError, check_choice, first_line
 
 logger = getLogger("pyro_vae")
@@ -48,14 +49,16 @@ class Graph:
     """A function of tensors, traced into a graph on its second call.
 
     The graph reads and updates in place the tensors that the function uses: parameters, buffers,
-    running sums. Tracing calls the function, without side effects on tensors or on torch's random
-    state; Python's own counters advance. Python control flow is fixed by that call. Arguments of
-    other shapes run eagerly unless they occur twice in a row, so that the smaller last batch of an
-    epoch does not cost a graph. On CUDA, shapes that occur again are traced, so that they can be
+    running sums. Tracing calls the function, without side effects on tensors or on random states;
+    Python's own counters advance. Python control flow is fixed by that call. Arguments of other
+    shapes run eagerly unless they occur twice in a row, so that the smaller last batch of an epoch
+    does not cost a graph. On CUDA, shapes that occur again are traced, so that they can be
     replayed.
 
     All engines draw the same random numbers; on CUDA, Inductor may draw them in another order
     (torch 2.11 does).
+
+    The precision is that of the `products` block around the call.
 
     If the function cannot be traced or compiled, or if a graph differs from it, a warning is logged
     and a simpler engine is used from then on.
@@ -95,9 +98,9 @@ class Graph:
         differs: Callable[[list[Any], list[Any]], str | None] | None = None,
     ) -> None:
         check_choice("engine", engine, Engine)
-        self.function = function
+        self.function = rounded(function)
         self.engine = engine
-        self.eager = eager or function
+        self.eager = rounded(eager or function)
         self.differs = differs
         self.capturable = True
         self._traces: dict[Any, Traced] = {}
@@ -130,8 +133,8 @@ class Graph:
     def check(self, *args: Any, **kwargs: Any) -> bool:
         """Compare the graph for such arguments with the function.
 
-        Has no side effects on tensors or on torch's random state. If they differ, a warning is
-        logged, and the calls run eagerly from then on.
+        Has no side effects on tensors or on random states. If they differ, a warning is logged, and
+        the calls run eagerly from then on.
 
         Returns:
             Whether there is such a graph.
@@ -147,7 +150,7 @@ class Graph:
                 results.append(function(*args, **kwargs))
         problem = self.differs(*results)
         if problem is not None:
-            self._use_eager(
+            self.use_eager(
                 f"the graph differs from the programs: {problem}; pass what changes between steps"
                 " as a tensor argument"
             )
@@ -156,10 +159,10 @@ class Graph:
     def _kind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The key of a graph; None, after a warning, if there can be none."""
         try:
-            kind = kind_of(args, kwargs)
+            kind = (rounds_to_bf16(), *kind_of(args, kwargs))
             hash(kind)
         except TypeError as error:
-            self._use_eager(
+            self.use_eager(
                 f"the arguments must be tensors or hashable values ({error}); pass tensors"
             )
             return None
@@ -187,13 +190,13 @@ class Graph:
         try:
             traced = trace(self.function, args, kwargs)
         except Exception as error:
-            self._use_eager(f"the programs cannot be traced ({_reason(error)})")
+            self.use_eager(f"the programs cannot be traced ({_reason(error)})")
             return
         fixed = [False for _ in _tensors(args, kwargs)]
         fixed += [traced.is_constant(tensor) for tensor in traced.captured]
         shapes = shapes_that_vary(traced.graph, fixed)
         if shapes:
-            self._use_eager(f"the values of tensors decide about shapes ({', '.join(shapes)})")
+            self.use_eager(f"the values of tensors decide about shapes ({', '.join(shapes)})")
             return
         self._traces[kind] = traced
         self._graphs[kind] = traced
@@ -232,7 +235,7 @@ class Graph:
         self.capturable = False
         logger.warning("steps run without a CUDA graph, which is slower: %s", reason)
 
-    def _use_eager(self, reason: str) -> None:
+    def use_eager(self, reason: str) -> None:
         """Run eagerly, for good, after a warning."""
         self.engine = "eager"
         self._traces.clear()
@@ -371,7 +374,10 @@ def trace(
     """The graph of a function at its arguments, made without side effects."""
     census = _Census()
     with census.without_effect(), census:
+        before = host_state()
         function(*args, **kwargs)
+        if host_state() != before:
+            raise RequestError("they draw random numbers of Python or NumPy, not of torch")
     tensors = _tensors(args, kwargs)
     captured = []
     for tensor in [*census.captured, *census.kept()]:

@@ -7,14 +7,26 @@ from typing import Any
 
 import pyro
 from pyro.optim import PyroOptim
+from pyro.optim.lr_scheduler import PyroLRScheduler
 from pyro.optim.optim import _load_state_dict, is_scheduler
 from torch import Tensor
 from torch.optim import Optimizer
+
+from pyro_vae.errors import RequestError
 
 Options = dict[str, Any]
 
 # Options of the joint optimizer that belong to it alone: `SVI` sets `capturable` on CUDA.
 OWN = {"params", "capturable"}
+
+
+def check_steps(optim: PyroOptim) -> None:
+    """Raise `RequestError` if an optimizer takes steps of its own, which `Joint` does not take."""
+    if type(optim).__call__ not in (PyroOptim.__call__, PyroLRScheduler.__call__):
+        raise RequestError(
+            f"{type(optim).__name__} takes its steps in a __call__ of its own; pass a function that"
+            " makes a torch optimizer, or use pyro.infer.SVI"
+        )
 
 
 class Joint:

@@ -10,9 +10,17 @@ from typing import Any
 import pyro
 import torch
 from pyro import infer
-from pyro.infer import ELBO, TraceTailAdaptive_ELBO
+from pyro.infer import (
+    ELBO,
+    JitTrace_ELBO,
+    JitTraceEnum_ELBO,
+    JitTraceGraph_ELBO,
+    JitTraceMeanField_ELBO,
+    TraceTailAdaptive_ELBO,
+)
 from pyro.infer.util import is_validation_enabled
 from pyro.optim import PyroOptim
+from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -31,7 +39,7 @@ from pyro_vae.engine.graphs import (
     pick_engine,
 )
 from pyro_vae.engine.losses import FunctionLoss, as_numbers, as_tensor, has_tensor_loss
-from pyro_vae.engine.optimizers import Joint
+from pyro_vae.engine.optimizers import Joint, check_steps
 from pyro_vae.engine.parameters import Parameters, first_call
 from pyro_vae.engine.patches import tensor_losses, without_validation
 from pyro_vae.engine.programs import Program
@@ -41,6 +49,8 @@ logger = getLogger("pyro_vae")
 
 MakeOptimizer = Callable[[Sequence[Tensor]], Optimizer]
 
+# Objectives that torch.jit compiles.
+JIT = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO)
 # Steps between checks of the losses on CUDA, each of which waits for the device.
 CHECK_STEPS = 100
 # Steps between comparisons of a graph with the programs. One takes as long as 3 steps that are
@@ -62,9 +72,8 @@ class SVI(infer.SVI):
     gradient are compared with those of the programs when it is made, after 1, 2, 4, ... steps, and
     at least every 256 steps, or 2,048 if it is compiled. If they differ, a warning names the
     difference and the remaining steps run eagerly. Making and comparing graphs calls the programs,
-    and so advances counters and random states of Python and NumPy; tensors, such as counters in
-    buffers, and torch's random state are restored. Several processes sum their gradients, in one
-    operation per step.
+    and so advances counters of Python; tensors, such as counters in buffers, and random states are
+    restored. Several processes sum their gradients, in one operation per step.
 
     Arguments:
         model: A Pyro program.
@@ -135,6 +144,7 @@ class SVI(infer.SVI):
         self._joint: Joint | None = None
         self.make_optimizer: MakeOptimizer
         if isinstance(optim, PyroOptim):
+            check_steps(optim)
             self._joint = Joint(optim)
             self.make_optimizer = self._joint
         else:
@@ -217,6 +227,11 @@ class SVI(infer.SVI):
         self._advance()
         self._follow_the_store()
         self._sync()
+        if self.engine != "eager" and am_i_wrapped():
+            self._graph.use_eager(
+                "effect handlers are around the step, which a graph does not see; put them around"
+                " the model and the guide"
+            )
         if self.engine != "eager" and self._steps == self._next_comparison:
             self._compare(*args, **kwargs)
         if self._replays():
@@ -243,7 +258,7 @@ class SVI(infer.SVI):
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
         """The loss, in nats, without a step; the arguments are those of the programs."""
         validated = is_validation_enabled() and not self._validated
-        with pyro.validation_enabled(validated), tensor_losses(self._loss):
+        with pyro.validation_enabled(validated), tensor_losses(type(self._loss)):
             loss = as_tensor(self.objective.loss(self.model, self.guide, *args, **kwargs))
         return as_numbers(loss / self._rows(args))
 
@@ -266,17 +281,32 @@ class SVI(infer.SVI):
             return self._pyros_gradients(*args, **kwargs)
 
     def _use(self, engine: Engine) -> None:
-        """Run the steps with an engine, if the loss is a tensor."""
-        if engine != "eager" and not has_tensor_loss(self.objective):
-            name = type(self._loss).__name__
-            logger.warning("using the eager engine: %s has no differentiable_loss", name)
+        """Run the steps with an engine, if graphs are possible."""
+        reason = self._without_graphs()
+        if engine != "eager" and reason is not None:
+            logger.warning("using the eager engine: %s", reason)
             engine = "eager"
         self._graph = Graph(self._tensor_gradients, engine, self._gradients, self._differs)
+        self._trainable = {key: param.requires_grad for key, param in self._params.items()}
         self._picked = engine
         self._options = None
         self._compared = self._steps
         self._comparison_gap = 1
         self._next_comparison = self._steps + 1
+
+    def _without_graphs(self) -> str | None:
+        """Why the steps cannot run as graphs, or None if they can."""
+        name = type(self._loss).__name__
+        if isinstance(self._loss, JIT):
+            return f"{name} is compiled by torch.jit; use {name.removeprefix('Jit')}"
+        if not has_tensor_loss(self.objective):
+            return f"{name} has no differentiable_loss"
+        if any(group.get("subsample_aware") for group in self._groups):
+            return (
+                f"{type(self.optimizer).__name__} asks which rows a step used, which a graph does"
+                " not say"
+            )
+        return None
 
     def _advance(self) -> None:
         """With "auto": use the engine that suits as many steps as were taken.
@@ -285,7 +315,7 @@ class SVI(infer.SVI):
         """
         if self._asked != "auto" or self._steps not in (TRACED_STEPS, COMPILED_STEPS):
             return
-        if self._graph.engine != self._picked or not has_tensor_loss(self.objective):
+        if self._graph.engine != self._picked or self._without_graphs() is not None:
             return
         engine = pick_engine("auto", self.total.device, self._steps)
         if engine != self._picked:
@@ -293,13 +323,19 @@ class SVI(infer.SVI):
             self._use(engine)
 
     def _follow_the_store(self) -> None:
-        """Make new graphs if parameters were replaced, for example by loading a parameter store."""
+        """Make new graphs if parameters were frozen, or replaced, as by loading a store."""
         if self.engine == "eager":
             return
         stored = pyro.get_param_store()._params
-        if any(stored.get(name) is not param for name, param in self._stored.items()):
-            self._stored.clear()
-            self._use(self._picked)
+        for name, param in self._stored.items():
+            if stored.get(name) is not param:
+                self._stored.clear()
+                self._use(self._picked)
+                return
+        for key, trainable in self._trainable.items():
+            if self._params[key].requires_grad != trainable:
+                self._use(self._picked)
+                return
 
     def _compare(self, *args: Any, **kwargs: Any) -> None:
         """Compare the graph with the programs, and plan the next comparison."""
@@ -347,7 +383,7 @@ class SVI(infer.SVI):
             self._validated.add(kind)
             self._validates = self._validates and len(self._validated) < MISSES
             return results
-        with without_validation(), tensor_losses(self._loss):
+        with without_validation(), tensor_losses(type(self._loss)):
             return self._pyros_gradients(*args, **kwargs)
 
     def _pyros_gradients(self, *args: Any, **kwargs: Any) -> list[Any]:
@@ -369,7 +405,7 @@ class SVI(infer.SVI):
     def _tensor_gradients(self, *args: Any, **kwargs: Any) -> list[Any]:
         """The same from the objective's tensor loss, in tensor operations only."""
         rows = self._rows(args)
-        with Parameters() as seen, without_validation(), tensor_losses(self._loss):
+        with Parameters() as seen, without_validation(), tensor_losses(type(self._loss)):
             loss = self.objective.differentiable_loss(
                 self.model, self.guide, *self.prepare(*args), **kwargs
             )
@@ -449,6 +485,8 @@ class SVI(infer.SVI):
         new = [param for key, param in params.items() if key not in self._params]
         self._params |= params
         self._names |= seen.names
+        for param in new:
+            self._trainable[id(param)] = param.requires_grad
         stored = pyro.get_param_store()._params
         for key, name in seen.names.items():
             if stored.get(name) is params[key]:
@@ -460,6 +498,8 @@ class SVI(infer.SVI):
             self.optimizer = made
             self.last_loss = self.last_loss.to(new[0].device)
             self.total = self.total.to(new[0].device)
+            if self.engine != "eager" and self._without_graphs() is not None:
+                self._use(self._picked)
             return
         for group in made.param_groups:
             self.optimizer.add_param_group(group)

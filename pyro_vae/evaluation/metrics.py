@@ -180,7 +180,8 @@ def score_images(
     def score_rows(rows: Batch) -> Scores:
         return score(vae.model, vae.guide, rows, num_samples, rows_per_pass, engine)
 
-    return Scores(*distributed.map_rows(score_rows, batch))
+    with vae.treating_missing(bool(batch.x.isnan().any())):
+        return Scores(*distributed.map_rows(score_rows, batch))
 
 
 def summarize(

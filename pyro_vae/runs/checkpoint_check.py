@@ -99,6 +99,14 @@ def check_parameters(given: Mapping[str, Any], expected: Mapping[str, Any]) -> N
             _check_equal_structure(name, given[name], value)
 
 
+def check_trained(given: Any, expected: Mapping[str, Tensor] | None) -> None:
+    """Check the weights that are trained, which a checkpoint has if it has their average."""
+    if expected is None:
+        _check_equal("trained", given, None)
+        return
+    check_parameters(given, expected)
+
+
 def check_tensor(name: str, given: Any, expected: Tensor) -> None:
     """Check for a dense tensor of the same type and shape, without overlaps and NaN."""
     if type(given) is not Tensor:

@@ -27,6 +27,7 @@ from pyro_vae.runs.checkpoint_check import (
     check_parameters,
     check_random,
     check_scheduler,
+    check_trained,
 )
 from pyro_vae.runs.folder import Run, Which
 from pyro_vae.runs.store import read, write
@@ -164,7 +165,8 @@ def resume(training: Training, data: Data, checkpoint: Checkpoint, epochs: int) 
     Raises:
         ValueError: If the checkpoint is of another training.
     """
-    state = {**checkpoint.state, "vae": dict(checkpoint.state["vae"])}
+    # Earlier versions did not average the weights.
+    state = {"trained": None, **checkpoint.state, "vae": dict(checkpoint.state["vae"])}
     if "optimizer" not in state:
         raise RequestError(
             f"{checkpoint.file} holds parameters only, from which training cannot be resumed; use"
@@ -201,6 +203,7 @@ def _check_state(state: dict[str, Any], expected: dict[str, Any], training: Trai
     optimizer = training.loop.optimizer
     scheduler = training.loop.scheduler
     check_parameters(state["vae"], expected["vae"])
+    check_trained(state["trained"], expected["trained"])
     check_optimizer(
         state["optimizer"], expected["optimizer"], _after_a_step(optimizer), _is_torchs(optimizer)
     )

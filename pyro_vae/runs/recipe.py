@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pyro_vae.data.datasets import Binarization, Condition
 from pyro_vae.engine.graphs import AnyEngine
-from pyro_vae.engine.precision import Precision
+from pyro_vae.engine.precision import AnyPrecision
 from pyro_vae.errors import RequestError
 from pyro_vae.runs.parts import PARTS, Choice
 from pyro_vae.runs.recipe_check import Check, UntrustedError
@@ -52,9 +52,12 @@ class Recipe:
         batch_size: Images per step; by default 128, or all training images if there are fewer.
         clip_grad_norm: Maximum norm of the gradient over all parameters.
         normalize_gradients: Scale the gradient of each parameter tensor to norm 1, after clipping.
+        average: Decay of an exponential average of the weights over the steps, for example 0.999;
+            the average is validated, scored and saved. By default the weights are not averaged.
         patience: Epochs without a better validation ELBO after which training stops.
         engine: What runs the steps; auto depends on the device and the number of steps.
-        precision: Precision of matrix products in training; validation uses float32.
+        precision: Precision of the layers of networks in training; validation uses float32. auto is
+            bf16 on CPUs that have instructions for it, otherwise float32.
         on_nan: If the loss is not finite, stop, or rewind to the previous epoch with half the
             learning rate, up to 3 times.
         seed: Seed of the random number generators.
@@ -95,9 +98,10 @@ class Recipe:
     batch_size: int | None = None
     clip_grad_norm: float | None = None
     normalize_gradients: bool = False
+    average: float | None = None
     patience: int | None = None
     engine: AnyEngine = "auto"
-    precision: Precision = "float32"
+    precision: AnyPrecision = "float32"
     on_nan: OnNaN = "stop"
     seed: int = 0
     device: Device = "auto"

@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from logging import getLogger
 from typing import Any, Literal, TypedDict
@@ -24,15 +25,17 @@ from pyro_vae.data.split import Data, Split, to_pixels
 from pyro_vae.data.values import check_kind
 from pyro_vae.engine import distributed
 from pyro_vae.engine.graphs import AnyEngine, Engine, pick_engine
-from pyro_vae.engine.precision import Precision, products
+from pyro_vae.engine.precision import AnyPrecision, Precision, pick_precision, products
 from pyro_vae.engine.programs import Batch, traces
 from pyro_vae.engine.progress import TRAINING, live, progress_bar
 from pyro_vae.engine.random_state import random_state, set_random_state
 from pyro_vae.engine.svi import SVI, MakeOptimizer
 from pyro_vae.errors import NotFiniteError, RequestError, check_choice, check_count, check_positive
+from pyro_vae.evaluation.batch import batch_of
 from pyro_vae.evaluation.codes import ACTIVE, activity
 from pyro_vae.objectives import ScheduledELBO, check_objective
 from pyro_vae.schedules import Constant, Schedule, value_at
+from pyro_vae.training.average import Average
 from pyro_vae.training.checks import (
     check_columns,
     check_model,
@@ -99,9 +102,10 @@ def fit(
     lr_scheduler: MakeScheduler | None = None,
     clip_grad_norm: float | None = None,
     normalize_gradients: bool = False,
+    average: float | None = None,
     patience: int | None = None,
     engine: AnyEngine = "auto",
-    precision: Precision = "float32",
+    precision: AnyPrecision = "float32",
     on_nan: OnNaN = "stop",
 ) -> Training:
     """Train a model on the device that it is on. The test set is not used.
@@ -137,12 +141,15 @@ def fit(
         clip_grad_norm: Maximum norm of the gradient over all parameters; None does not clip.
         normalize_gradients: Scale the gradient of each parameter tensor to norm 1, after any
             clipping.
+        average: Decay of an exponential average of the weights over the steps, for example 0.999;
+            None does not average. After each epoch the model has the average, see `Average`: it is
+            what is validated, returned and saved.
         patience: Number of epochs without a better validation ELBO (at beta = 1) after which
             training stops; None never stops.
         engine: What runs the steps, see `SVI`; "auto" depends on the device and the number of
             steps.
-        precision: Precision of matrix products in training, see `products`; validation uses
-            float32.
+        precision: Precision of the layers of networks in training, see `products`; validation uses
+            float32. "auto" is bf16 on CPUs that have instructions for it, otherwise float32.
         on_nan: If the loss is not finite, "stop", or "rewind" to the previous epoch with half the
             learning rate, up to 3 times.
 
@@ -167,7 +174,7 @@ def fit(
     check_count(epochs=epochs, batch_size=batch_size, patience=patience)
     check_positive(clip_grad_norm=clip_grad_norm)
     check_choice("engine", engine, AnyEngine)
-    check_choice("precision", precision, Precision)
+    check_choice("precision", precision, AnyPrecision)
     check_choice("on_nan", on_nan, OnNaN)
     if seed is not None:
         pyro.set_rng_seed(seed)
@@ -190,7 +197,8 @@ def fit(
         optimizer=optimizer or partial(Adam, fused=True),
         lr_scheduler=lr_scheduler,
         engine=pick_engine(engine, device, epochs * steps_per_epoch),
-        precision=precision,
+        precision=pick_precision(precision, device),
+        average=average,
     )
     change_gradients(loop.optimizer, clip_grad_norm, normalize_gradients)
     return Training(loop, epochs, patience, on_nan)
@@ -303,6 +311,7 @@ class Loop:
         lr_scheduler: Makes the learning-rate scheduler, if there is one.
         engine: What runs the steps.
         precision: Precision of matrix products in training.
+        average: Decay of the average of the weights, if there is one.
     """
 
     def __init__(
@@ -317,15 +326,13 @@ class Loop:
         lr_scheduler: MakeScheduler | None,
         engine: Engine,
         precision: Precision,
+        average: float | None,
     ) -> None:
         self.vae = vae
         self.train = data.train
         check_kind(data.train.x, vae.pixels, vae.likelihood.largest)
         # The validation ELBO is a bound on log p(x), also if some labels are known.
-        y = data.validation.y
-        if vae.infers_labels:
-            y = None
-        self.validation = Batch(data.validation.scored(vae.pixels, vae.likelihood.largest), y)
+        self.validation = batch_of(vae, data.validation)
         self.batch_size = batch_size
         self.objective = objective
         self.schedule = schedule
@@ -340,6 +347,9 @@ class Loop:
         check_columns(self.train)
         _initialize(vae, self.train)
         self._synchronize()
+        self.average: Average | None = None
+        if average is not None:
+            self.average = Average(vae, average)
         self.svi = self._make_svi(optimizer, engine)
         assert self.svi.optimizer is not None  # the dry run has made it
         self.optimizer = self.svi.optimizer
@@ -353,7 +363,8 @@ class Loop:
         order = distributed.broadcast(order)
         try:
             with distributed.own_noise(self.device):
-                trained = self._train(label, order, progress)
+                with self._trained_weights():
+                    trained = self._train(label, order, progress)
                 validated = self._validate(label)
         except LinAlgError as error:  # a matrix with NaN cannot be factorized
             raise self._not_finite(label) from error
@@ -375,10 +386,13 @@ class Loop:
         start = time.perf_counter()
         checked = start
         progress.set_postfix_str(live(self.shown))
-        with products(self.precision):
+        has_gaps = self.train.observed is not None
+        with products(self.precision), self.vae.treating_missing(has_gaps):
             for args in self._batches(order):
                 self._set_step()
                 self.svi.update(*args)
+                if self.average is not None:
+                    self.average.update(self.step)
                 self.step += 1
                 if self.step % FLUSH_STEPS == 0:
                     flush(self.optimizer)
@@ -391,6 +405,12 @@ class Loop:
         means = self._means(label, rows)
         seconds = time.perf_counter() - start
         return {**means, "seconds": seconds, "images_per_second": rows / seconds}
+
+    def _trained_weights(self) -> AbstractContextManager[None]:
+        """The model has the weights that are trained, not their average."""
+        if self.average is None:
+            return nullcontext()
+        return self.average.trained()
 
     def _validate(self, label: str) -> dict[str, float]:
         """Score the validation images."""
@@ -550,14 +570,22 @@ class Loop:
         return self._learning_rate()
 
     def state_dict(self) -> dict[str, Any]:
-        """The step, the parameters, the optimizer, the schedules and the random state."""
+        """The step, the parameters, the optimizer, the schedules and the random state.
+
+        If the weights are averaged, `vae` is the average, and `trained` the weights that are
+        trained.
+        """
         scheduler = None
         if self.scheduler is not None:
             scheduler = self.scheduler.state_dict()
+        trained = None
+        if self.average is not None:
+            trained = self.average.state_dict()
         return {
             "step": self.step,
             "schedule_epochs": self.schedule_epochs,
             "vae": self.vae.state_dict(),
+            "trained": trained,
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": scheduler,
             "random": random_state(self.device),
@@ -569,6 +597,8 @@ class Loop:
         if state["schedule_epochs"] is not None:
             self._set_schedule_length(state["schedule_epochs"])
         self.vae.load_state_dict(state["vae"])
+        if self.average is not None:
+            self.average.load_state_dict(state["trained"])
         self.svi.load_optimizer(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["lr_scheduler"])

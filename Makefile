@@ -1,11 +1,13 @@
 # make train ARGS="--epochs 3"   trains in an environment of its own
 # make test                      runs the suite
 # make docs                      builds the documentation in docs/_build/html
+# make lowest                    runs the suite with the lowest versions that setup.cfg allows
 
 PYTHON ?= python3
 BIN := .venv/bin
+LOWEST := .venv-lowest/bin
 
-.PHONY: train test lint docs
+.PHONY: train test lint docs lowest
 
 train: .venv/installed
 	$(BIN)/python -m pyro_vae.train $(ARGS)
@@ -23,6 +25,9 @@ docs: .venv/installed-docs
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs . docs/_build/html
 	@echo docs/_build/html/index.html
 
+lowest: .venv-lowest/installed-dev
+	$(LOWEST)/python -m pytest --numprocesses auto $(ARGS)
+
 .venv/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[report,mnist5k]"
@@ -34,4 +39,11 @@ docs: .venv/installed-docs
 
 .venv/installed-docs: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	touch $@
+
+# Compiled at once, because Python's warnings about Pyro's source would be errors in the tests.
+.venv-lowest/installed-dev: setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv-lowest
+	$(LOWEST)/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --resolution lowest-direct --compile-bytecode --editable ".[dev]"
 	touch $@

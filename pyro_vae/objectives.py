@@ -342,7 +342,7 @@ class StickingTheLandingELBO(PathELBO):
     The score :math:`\nabla_\phi \log q_\phi(z)` at fixed z has mean zero and is omitted:
 
     .. math:: \nabla_\phi \mathcal{L} =
-        \mathbb{E} \Big[ \tfrac{\partial}{\partial z} \log w \; \nabla_\phi z(\epsilon, \phi) \Big]
+        \mathbb{E} \Big[ \frac{\partial}{\partial z} \log w \; \nabla_\phi z(\epsilon, \phi) \Big]
 
     With the exact posterior :math:`\log w` is constant in z, so that every sample gives zero.
 
@@ -377,7 +377,7 @@ class DReGELBO(PathELBO):
     :math:`\tilde w_k = w_k / \sum_j w_j`,
 
     .. math:: \nabla_\phi \mathcal{L}_K = \mathbb{E} \Big[ \sum_k \tilde w_k^2
-        \tfrac{\partial}{\partial z_k} \log w_k \; \nabla_\phi z(\epsilon_k, \phi) \Big],
+        \frac{\partial}{\partial z_k} \log w_k \; \nabla_\phi z(\epsilon_k, \phi) \Big],
 
     whose signal-to-noise ratio does not fall with K. For the model's density, including a
     VampPrior's encoder, it is the IWAE's gradient,

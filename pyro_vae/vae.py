@@ -71,8 +71,8 @@ class Model(nn.Module, ABC):
     Attributes:
         latent_dim: Number of dimensions of the site `z`.
         needs_labels: Whether the programs use y. False by default.
-        infers_labels: Whether labels may be unknown, which is -1, or None for all. False by
-            default.
+        infers_labels: Whether labels may be unknown, which is -1, or None for all; their site is
+            `y`. False by default.
         decodes_labels: Whether the decoder reads z joined with a code of y of `label_dim` elements.
             False by default.
         default_objective: The class of the objective that `fit` uses if none is given.

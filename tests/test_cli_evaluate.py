@@ -369,6 +369,9 @@ def test_evaluate_a_model_that_infers_labels(run_of_few_labels, capfd):
     assert results["check"]["method"] == "quadrature"
     assert not results["check"]["disagree"]
     assert "given" not in results
+    assert results["bayes_classifier"]["num_images"] == 10
+    assert results["information"]["mutual_information"] > 0
+    assert "calibration" in results
     assert [file for file in written(out) if file.name.startswith("reliability")]
     config = (run_of_few_labels / "config.yaml").read_text()
     assert "labels: 9" in config

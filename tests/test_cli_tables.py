@@ -92,6 +92,8 @@ def test_large_numbers_fit_into_80_columns():
     )
     assert all(len(line) <= 80 for line in text.splitlines()), text
     assert len(text.splitlines()) > 20
+    assert "simulated, lower" in text
+    assert "simulated, upper" in text
 
 
 VALUE = {"mean": -1.0, "standard_error": 0.1, "num_samples": 9, "num_images": 50}

@@ -14,6 +14,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae import priors
+from pyro_vae.cli import report
 from pyro_vae.cli.main import main
 from pyro_vae.testing import check_prior
 
@@ -21,7 +22,10 @@ ROOT = Path(__file__).parents[1]
 
 QUICK = {
     "train": ["--data", "digits", "--epochs", "1"],
-    "evaluate": ["--num_samples", "5", "--check_images", "1"],
+    "evaluate": [
+        *("--num_samples", "5", "--num_images", "4", "--check_images", "1"),
+        *("--num_temperatures", "9", "--classify_images", "9"),
+    ],
     "generate": [],
     "report": [],
 }
@@ -77,6 +81,7 @@ def test_the_api_reference_lists_every_public_name():
 def test_readme_and_guide(tmp_path, monkeypatch):
     """All blocks in order, in one folder, on the digits for one epoch."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report, "FULL", report.QUICK)  # samples on the pages
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     np.savez(tmp_path / "new.npz", images=np.zeros((4, 8, 8), np.uint8))
     names: dict[str, object] = {}

@@ -19,6 +19,7 @@ from pyro.infer import (
     TraceTailAdaptive_ELBO,
 )
 from pyro.infer.autoguide import AutoNormal
+from pyro.infer.util import torch_item
 
 import pyro_vae as pv
 from pyro_vae.engine.losses import as_numbers, as_tensor, has_tensor_loss
@@ -96,6 +97,20 @@ class OwnGradient(Trace_ELBO):
         return loss.item()
 
 
+class Halved(Trace_ELBO):
+    """An objective outside Pyro, with Pyro's function that reads a loss."""
+
+    def _differentiable_loss_particle(self, model_trace, guide_trace):
+        loss, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)
+        return torch_item(loss) / 2, surrogate / 2
+
+
+def test_an_objective_of_a_user_may_read_its_loss_as_pyros_do(caplog):
+    pyros, ours = both_losses(line, lambda _: lambda x: None, Halved, "traced", torch.ones(3))
+    assert ours == pytest.approx(pyros)
+    assert "eager" not in caplog.text
+
+
 def test_an_inherited_tensor_loss_is_not_used(caplog):
     pyros, ours = both_losses(line, lambda _: lambda x: None, OwnGradient, "traced", torch.ones(3))
     assert ours == pytest.approx(pyros)
@@ -119,20 +134,25 @@ def test_a_function_of_loss_and_gradients():
     assert losses[0] == pytest.approx(losses[1])
 
 
-def test_the_loss_may_be_a_function():
-    def simple(model, guide, x):
-        q = poutine.trace(guide).get_trace(x)
-        return (
-            q.log_prob_sum() - poutine.trace(poutine.replay(model, q)).get_trace(x).log_prob_sum()
-        )
+def simple(model, guide, x):
+    q = poutine.trace(guide).get_trace(x)
+    return q.log_prob_sum() - poutine.trace(poutine.replay(model, q)).get_trace(x).log_prob_sum()
 
+
+def penalized(model, guide, x):
+    return Trace_ELBO().differentiable_loss(model, guide, x) + pyro.param("loc").square()
+
+
+@pytest.mark.parametrize("loss", [simple, penalized, Trace_ELBO().differentiable_loss])
+def test_the_loss_may_be_a_function(loss, caplog):
     losses = []
     for make in (partial(pv.SVI, engine="eager"), partial(pv.SVI, engine="traced"), pyro.infer.SVI):
         pyro.clear_param_store()
-        svi = make(line, lambda x: None, pyro.optim.Adam({"lr": 0.1}), loss=simple)
+        svi = make(line, lambda x: None, pyro.optim.Adam({"lr": 0.1}), loss=loss)
         losses.append([svi.step(torch.ones(3)) for _ in range(5)])
     assert losses[0] == pytest.approx(losses[2])
     assert losses[1] == pytest.approx(losses[2])
+    assert "eager" not in caplog.text
 
 
 @pytest.mark.parametrize(

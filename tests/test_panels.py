@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
-from families import make_hierarchical, make_vae
+from families import make_hierarchical, make_semi_supervised, make_vae
 from pages import TINY, make_conditional, make_relaxed, random_split, results
 
 import pyro_vae as pv
@@ -17,7 +18,7 @@ from pyro_vae.reporting.subject import Subject
 pytest.importorskip("bokeh", reason="Bokeh is not installed")
 
 from pyro_vae.reporting.page import page
-from pyro_vae.reporting.panels import PANELS, material, reliability
+from pyro_vae.reporting.panels import PANELS, classifier, material, reliability
 
 
 @pytest.mark.parametrize(
@@ -125,6 +126,20 @@ def test_a_calibration_is_drawn_if_it_is_complete():
     for odd in (3, {**found, "histograms": {"z": [1]}}, {**found, "coverage": {"<b>": 1}}):
         subject = Subject("run", vae, random_split(), results={"calibration": odd})
         assert "calibration" not in reliability(material(subject, TINY)).plots
+
+
+def test_a_classification_is_drawn_if_it_is_complete():
+    split = random_split()
+    vae = make_semi_supervised(3)
+    found = pv.classify(vae, split, num_bins=3).summary()
+    text = page(Subject("run", vae, split, results={"classification": found}), TINY)
+    assert f"{found['accuracy']:.2%} ± {found['standard_error']:.2%}" in text
+    made = material(Subject("run", make_vae(), split, results={"classification": found}), TINY)
+    points = sources(classifier(made).plots["classifier"])[-1]
+    assert points["accuracy"] == [each["accuracy"] for each in found["bins"]]
+    for odd in (3, {**found, "bins": [{}]}, {**found, "accuracy": "<b>"}):
+        odd_subject = Subject("run", vae, split, results={"classification": odd})
+        assert classifier(replace(made, subject=odd_subject)) is None
 
 
 def test_estimates_of_a_check_are_drawn_where_there_is_no_quadrature():

@@ -25,7 +25,7 @@ def test_losses_are_tensors_inside_and_numbers_outside(fails):
     expected = Trace_ELBO().loss(model, guide, x)
     assert isinstance(expected, float)
     try:
-        with tensor_losses(Trace_ELBO()):
+        with tensor_losses(Trace_ELBO):
             loss = Trace_ELBO().loss(model, guide, x)
             assert isinstance(loss, torch.Tensor)
             assert loss.item() == expected
@@ -39,7 +39,7 @@ def test_losses_are_tensors_inside_and_numbers_outside(fails):
 def test_nan_warns_outside_only():
     x = torch.tensor(torch.nan)
     with pyro.validation_enabled(False):
-        with tensor_losses(Trace_ELBO()):
+        with tensor_losses(Trace_ELBO):
             Trace_ELBO().loss(model, guide, x)
         with pytest.warns(UserWarning, match="NaN"):
             Trace_ELBO().loss(model, guide, x)

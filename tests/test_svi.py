@@ -1,4 +1,5 @@
 import copy
+import random
 from functools import partial
 
 import numpy
@@ -487,3 +488,19 @@ def test_what_torch_jit_compiles_runs_eagerly(caplog):
     )
     assert svi.engine == "eager"
     assert "JitTrace_ELBO is compiled by torch.jit; use Trace_ELBO" in caplog.text
+
+
+@pytest.mark.parametrize("draw", [numpy.random.rand, random.random])
+def test_random_numbers_of_numpy_and_python_are_those_of_each_step(draw, caplog):
+    def model():
+        loc = pyro.param("loc", torch.tensor(0.0))
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=torch.tensor(draw()))
+
+    losses = []
+    for make in (pyro.infer.SVI, partial(pv.SVI, engine="traced")):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        svi = make(model, lambda: None, pyro.optim.SGD({"lr": 0.1}), Trace_ELBO())
+        losses.append([svi.step() for _ in range(5)])
+    assert losses[0] == pytest.approx(losses[1])
+    assert caplog.text.count("random numbers of Python or NumPy") == 1

@@ -203,7 +203,7 @@ def _results(vae: Model, split: Split, images: Split, scores: Scores, config: Na
     # The next numbers do not depend on which others were requested.
     pyro.set_rng_seed(config.seed)
     if vae.infers_labels:
-        return results | label_metrics(vae, split, images, config.num_samples, batch_size, engine)
+        results |= label_metrics(vae, split, images, config.num_samples, batch_size, engine)
     if latent_shapes(vae, scored(vae, images[:1])).keys() == {"z"}:
         results["information"] = information(vae, split, batch_size=batch_size)._asdict()
     if config.calibration_images and simulates(vae):
@@ -230,11 +230,13 @@ def _probe(vae: Model, train: Split, split: Split, config: Namespace) -> Metrics
 
 
 def _classifier(vae: Model, split: Split, num_classes: int, config: Namespace) -> Metrics:
-    """The Bayes classifier of a model of images with classes that it does not infer."""
-    if not config.classify_images or split.covariates is not None or vae.infers_labels:
+    """The Bayes classifier of a model of images with classes."""
+    if not config.classify_images or split.covariates is not None:
         return {}
     pyro.set_rng_seed(config.seed)
     split = split.labelled()
+    if split.labels is None or len(split) == 0:
+        return {}
     chosen = split.subset(min(config.classify_images, len(split)))
     found = bayes_classifier(
         vae, chosen, num_classes, batch_size=config.batch_size, engine=config.engine
@@ -252,6 +254,21 @@ def _save(
         name += f"-ais{config.num_chains}x{config.num_temperatures}"
     if config.gap_images:
         name += f"-gap{config.gap_images}"
+    files = [run.save_results(results, f"results-{name}")]
+    try:
+        figures.check_installed()
+    except RequestError as error:
+        logger.info("no figures: %s", error)
+        return files
+    for kind, figure in _figures(vae, images, scores, results).items():
+        path = run.path / "figures" / f"{kind}-{name}"
+        files += figures.write_figure(figure, path, config.figure_format)
+    return files
+
+
+def _figures(
+    vae: Model, images: Split, scores: Scores, results: Metrics
+) -> dict[str, figures.Figure]:
     drawn = {
         "k_curve": figures.bounds(results["k_curve"], images.noun),
         "worst": _worst(vae, images, scores),
@@ -260,11 +277,7 @@ def _save(
         drawn["reliability"] = figures.reliability(results["classification"])
     if "calibration" in results:
         drawn["calibration"] = figures.calibration(results["calibration"])
-    files = [run.save_results(results, f"results-{name}")]
-    for kind, figure in drawn.items():
-        path = run.path / "figures" / f"{kind}-{name}"
-        files += figures.write_figure(figure, path, config.figure_format)
-    return files
+    return drawn
 
 
 def _worst(vae: Model, images: Split, scores: Scores) -> figures.Figure:

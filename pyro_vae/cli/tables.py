@@ -57,11 +57,14 @@ def table(metrics: Values, title: str, likelihood: Likelihood) -> str:
     if "check" in metrics:
         lines += _check(metrics["check"])
     if "annealed" in metrics:
-        gap = metrics["simulated"]["gap"]
+        bounds = metrics["simulated"]
+        count = bounds["gap"]["num_images"]
         lines += [
-            _row("log p(x), AIS", metrics["annealed"], "  same images"),
+            _row("log p(x), AIS", metrics["annealed"], "  same images, lower bound"),
             _row("  AIS - log p(x)", metrics["annealed_difference"], "  paired"),
-            _row("  AIS bounds, gap", gap, f"  {gap['num_images']} images of the model"),
+            _row("  simulated, lower", bounds["lower"], f"  {count:,} images of the model"),
+            _row("  simulated, upper", bounds["upper"]),
+            _row("    upper - lower", bounds["gap"], "  paired"),
         ]
     if "bits_per_dimension" in metrics:
         bits = metrics["bits_per_dimension"]

@@ -254,7 +254,15 @@ def score(vae: Model, data: Data, recipe: Recipe) -> Metrics:
 
 
 def draw(vae: Model, data: Data, run: Run, figure_format: FigureFormat) -> list[Path]:
-    """Write the figures of a trained model and return their paths."""
+    """Write the figures of a trained model and return their paths.
+
+    Logs a message if matplotlib is not installed.
+    """
+    try:
+        figures.check_installed()
+    except RequestError as error:
+        logger.info("no figures: %s", error)
+        return []
     files = []
     for name, figure in figures.figures_of(vae, data, read_records(run)).items():
         files += figures.write_figure(figure, run.path / "figures" / name, figure_format)

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pyro_vae.engine.precision import rounded, rounds_to_bf16
-from pyro_vae.engine.random_state import forked_rng
+from pyro_vae.engine.random_state import forked_rng, host_state
 from pyro_vae.errors import RequestError, check_choice, first_line
 
 logger = getLogger("pyro_vae")
@@ -49,10 +49,10 @@ class Graph:
     """A function of tensors, traced into a graph on its second call.
 
     The graph reads and updates in place the tensors that the function uses: parameters, buffers,
-    running sums. Tracing calls the function, without side effects on tensors or on torch's random
-    state; Python's own counters advance. Python control flow is fixed by that call. Arguments of
-    other shapes run eagerly unless they occur twice in a row, so that the smaller last batch of an
-    epoch does not cost a graph. On CUDA, shapes that occur again are traced, so that they can be
+    running sums. Tracing calls the function, without side effects on tensors or on random states;
+    Python's own counters advance. Python control flow is fixed by that call. Arguments of other
+    shapes run eagerly unless they occur twice in a row, so that the smaller last batch of an epoch
+    does not cost a graph. On CUDA, shapes that occur again are traced, so that they can be
     replayed.
 
     All engines draw the same random numbers; on CUDA, Inductor may draw them in another order
@@ -133,8 +133,8 @@ class Graph:
     def check(self, *args: Any, **kwargs: Any) -> bool:
         """Compare the graph for such arguments with the function.
 
-        Has no side effects on tensors or on torch's random state. If they differ, a warning is
-        logged, and the calls run eagerly from then on.
+        Has no side effects on tensors or on random states. If they differ, a warning is logged, and
+        the calls run eagerly from then on.
 
         Returns:
             Whether there is such a graph.
@@ -374,7 +374,10 @@ def trace(
     """The graph of a function at its arguments, made without side effects."""
     census = _Census()
     with census.without_effect(), census:
+        before = host_state()
         function(*args, **kwargs)
+        if host_state() != before:
+            raise RequestError("they draw random numbers of Python or NumPy, not of torch")
     tensors = _tensors(args, kwargs)
     captured = []
     for tensor in [*census.captured, *census.kept()]:

@@ -6,7 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from pyro import infer
 from torch import Tensor
+
+from pyro_vae.engine.patches import tensor_losses
+
+PYROS = [
+    cls for cls in vars(infer).values() if isinstance(cls, type) and issubclass(cls, infer.ELBO)
+]
 
 
 class FunctionLoss:
@@ -27,7 +34,8 @@ class FunctionLoss:
         self.loss = function
         self.loss_and_grads = loss_and_grads
         if differentiable:
-            self.differentiable_loss = function
+            # It may call any objective of Pyro.
+            self.differentiable_loss = tensor_losses(*PYROS)(function)
 
 
 def has_tensor_loss(objective: Any) -> bool:

@@ -9,26 +9,29 @@ from typing import Any
 
 import pyro
 import pyro.infer.util
+import pyro.util
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
-def tensor_losses(objective: Any) -> Iterator[None]:
+def tensor_losses(*objectives: type) -> Iterator[None]:
     """Patch Pyro for the time of a loss, so that nothing waits for the value of a tensor.
 
     Losses stay tensors, NaN raises no warnings, and enumeration does not branch on probabilities.
+
+    Arguments:
+        *objectives: The classes of the objectives that the loss may use.
     """
     names = {"pyro.poutine.trace_struct"}
-    for cls in type(objective).__mro__:
-        if cls.__module__.startswith("pyro.infer"):
-            names.add(cls.__module__)
+    for objective in objectives:
+        names.update(cls.__module__ for cls in objective.__mro__)
     targets = []
-    for module in (sys.modules[name] for name in names):
-        for name, replacement in _TENSORS.items():
-            if name in vars(module):
-                targets.append((module, name, replacement))
+    for module in filter(None, map(sys.modules.get, names)):
+        for function, replacement in _TENSORS.items():
+            if vars(module).get(function.__name__) is function:
+                targets.append((module, function.__name__, replacement))
     with patched(*targets, *_ENUMERATION):
         yield
 
@@ -65,10 +68,10 @@ def _detached(x: Any) -> Any:
     return x
 
 
-_TENSORS: dict[str, Callable[..., Any]] = {
-    "torch_item": _detached,
-    "warn_if_nan": lambda value, *args, **kwargs: value,
-    "warn_if_inf": lambda value, *args, **kwargs: value,
+_TENSORS: dict[Callable[..., Any], Callable[..., Any]] = {
+    pyro.infer.util.torch_item: _detached,
+    pyro.util.warn_if_nan: lambda value, *args, **kwargs: value,
+    pyro.util.warn_if_inf: lambda value, *args, **kwargs: value,
 }
 
 

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
 
-def forked_rng() -> AbstractContextManager[None]:
-    """Restore torch's random state at the end of a `with` block, on all devices."""
+@contextmanager
+def forked_rng() -> Iterator[None]:
+    """Restore the random states at the end of a `with` block: torch's, Python's and NumPy's."""
+    pythons = random.getstate()
+    numpys = np.random.get_state()  # noqa: NPY002
     # torch warns about several devices unless they are given.
-    return torch.random.fork_rng(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            random.setstate(pythons)
+            np.random.set_state(numpys)  # noqa: NPY002
+
+
+def host_state() -> tuple[Any, ...]:
+    """The states of Python's and NumPy's generators, to be compared."""
+    _, keys, *numbers = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), np.asarray(keys).tobytes(), *numbers
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

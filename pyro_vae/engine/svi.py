@@ -72,9 +72,8 @@ class SVI(infer.SVI):
     gradient are compared with those of the programs when it is made, after 1, 2, 4, ... steps, and
     at least every 256 steps, or 2,048 if it is compiled. If they differ, a warning names the
     difference and the remaining steps run eagerly. Making and comparing graphs calls the programs,
-    and so advances counters and random states of Python and NumPy; tensors, such as counters in
-    buffers, and torch's random state are restored. Several processes sum their gradients, in one
-    operation per step.
+    and so advances counters of Python; tensors, such as counters in buffers, and random states are
+    restored. Several processes sum their gradients, in one operation per step.
 
     Arguments:
         model: A Pyro program.
@@ -259,7 +258,7 @@ class SVI(infer.SVI):
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
         """The loss, in nats, without a step; the arguments are those of the programs."""
         validated = is_validation_enabled() and not self._validated
-        with pyro.validation_enabled(validated), tensor_losses(self._loss):
+        with pyro.validation_enabled(validated), tensor_losses(type(self._loss)):
             loss = as_tensor(self.objective.loss(self.model, self.guide, *args, **kwargs))
         return as_numbers(loss / self._rows(args))
 
@@ -384,7 +383,7 @@ class SVI(infer.SVI):
             self._validated.add(kind)
             self._validates = self._validates and len(self._validated) < MISSES
             return results
-        with without_validation(), tensor_losses(self._loss):
+        with without_validation(), tensor_losses(type(self._loss)):
             return self._pyros_gradients(*args, **kwargs)
 
     def _pyros_gradients(self, *args: Any, **kwargs: Any) -> list[Any]:
@@ -406,7 +405,7 @@ class SVI(infer.SVI):
     def _tensor_gradients(self, *args: Any, **kwargs: Any) -> list[Any]:
         """The same from the objective's tensor loss, in tensor operations only."""
         rows = self._rows(args)
-        with Parameters() as seen, without_validation(), tensor_losses(self._loss):
+        with Parameters() as seen, without_validation(), tensor_losses(type(self._loss)):
             loss = self.objective.differentiable_loss(
                 self.model, self.guide, *self.prepare(*args), **kwargs
             )

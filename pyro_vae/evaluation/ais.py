@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from math import log
 from typing import Any, NamedTuple
 
@@ -31,19 +32,13 @@ from pyro_vae.engine.progress import progress_bar
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError, check_positive
 from pyro_vae.evaluation.annealing import anneal, until_it_stops_rising
+from pyro_vae.evaluation.chains import LEAPFROGS, Chains, State, evened, slopes
 
-LEAPFROGS = 10
-# Chains that adapt the step sizes.
+# Chains that adapt strides and temperatures.
 ADAPTING = 8
-FIRST_STEP = 0.2
-# Target share of accepted proposals, optimal for Hamiltonian Monte Carlo in many dimensions
-# (Neal, 2011).
-ACCEPTANCE = 0.65
 # Share of the prior in the start from a guide: weights stay bounded where the guide is too narrow,
 # and modes that it misses are reached.
 DEFENSIVE = 0.1
-# Share of the schedule that does not adapt, because the spread of a few chains is noisy.
-FIXED = 0.2
 
 
 class Bounds(NamedTuple):
@@ -72,9 +67,10 @@ def annealed_log_weights(
     mixture or a flow. The mean of the weights is an unbiased estimate of p(x), and their
     `log_likelihood` is a lower bound in expectation.
 
-    A separate run of eight chains adapts the step sizes and the temperatures for each image: the
-    standard deviation of :math:`\log p(x, z) - \log p_0(z)` times the change of :math:`\beta` is
-    about equal in all steps. The final run has fixed ones. Several processes share the rows.
+    A separate run of eight chains adapts the size of a leapfrog step in each dimension, and the
+    temperatures for each image: the standard deviation of :math:`\log p(x, z) - \log p_0(z)` times
+    the change of :math:`\beta` is about equal in all steps. The final run has fixed ones. Several
+    processes share the rows.
 
     Latent sites with a bounded support, such as a `Gamma` or a `Dirichlet`, are mapped to all real
     numbers by Pyro's transforms, and discrete ones are summed out by enumeration. If a site is
@@ -134,8 +130,7 @@ def annealed_log_weights(
             weights = []
             with annealing.bar:
                 for rows in annealing.batches:
-                    schedule = annealing.adapt(rows)
-                    weights.append(annealing.forward(rows, schedule).T)
+                    weights.append(annealing.log_weights(rows).T)
             return [torch.cat(weights)]
 
         return map_rows(anneal_rows, Batch(*args))[0].T
@@ -204,29 +199,6 @@ def bidirectional_bounds(
     return simulated, Bounds(lower, upper)
 
 
-class _State(NamedTuple):
-    """Latents, `(chains, N, D)`, log p_0, log p(x, z) - log p_0, and their gradients."""
-
-    latents: Tensor
-    start: Tensor
-    ratio: Tensor
-    start_slope: Tensor
-    ratio_slope: Tensor
-
-    def density(self, beta: Tensor) -> Tensor:
-        return self.start + beta * self.ratio
-
-    def slope(self, beta: Tensor) -> Tensor:
-        return self.start_slope + beta[:, None] * self.ratio_slope
-
-
-class _Schedule(NamedTuple):
-    """The temperatures of each row, `(T + 1, N)`, and the step size after each, `(T, N)`."""
-
-    betas: Tensor
-    steps: Tensor
-
-
 class _Annealing:
     """Chains from the start to the posterior of all latent sites, packed into one vector a row."""
 
@@ -252,56 +224,37 @@ class _Annealing:
         if batch_size:
             rows = max(1, batch_size // num_chains)
         self.batches = list(batch.split(rows))
-        ramp = torch.linspace(-4, 4, num_temperatures + 1, dtype=torch.float64).sigmoid()
-        self.ramp = (ramp - ramp[0]) / (ramp[-1] - ramp[0])
+        self.num_temperatures = num_temperatures
         engine = pick_engine(
             engine, batch.x.device, LEAPFROGS * num_temperatures * len(self.batches)
         )
         self.graph = Graph(self._evaluate, engine)
         self.bar = progress_bar(runs * num_temperatures * len(batch), "annealing", " temperatures")
 
-    def adapt(self, batch: Batch) -> _Schedule:
-        """Step sizes and temperatures for each row, from a run of a few chains on a sigmoid."""
-        state = self._at(self._draw(batch, ADAPTING), batch)
-        betas = self.ramp.to(state.start)[:, None].expand(-1, len(batch))
-        steps = [torch.full_like(state.start[0], FIRST_STEP)]
-        spreads = [state.ratio.std(0)]
-        for beta in betas[1:]:
-            state, accepted = self._transition(state, batch, beta, steps[-1])
-            factor = torch.where(accepted.double().mean(0) > ACCEPTANCE, 1.1, 0.9)
-            steps.append(steps[-1] * factor.to(steps[-1]))
-            spreads.append(state.ratio.std(0))
-        return _evened(_Schedule(betas, torch.stack(steps)), torch.stack(spreads))
-
-    def forward(self, batch: Batch, schedule: _Schedule) -> Tensor:
-        """Log-weights of chains from the start to the posterior."""
-        state = self._at(self._draw(batch, self.chains), batch)
-        log_weights = torch.zeros_like(state.start, dtype=torch.float64)
-        for rise, beta, step in zip(schedule.betas.diff(dim=0), *_steps(schedule), strict=True):
-            log_weights += rise * state.ratio
-            state, _ = self._transition(state, batch, beta, step)
-        return log_weights
-
-    def backward(self, batch: Batch, schedule: _Schedule, latents: Tensor) -> Tensor:
-        """Log-weights of chains from the posterior to the start, with the sign of `forward`."""
-        state = self._at(latents, batch)
-        log_weights = torch.zeros_like(state.start, dtype=torch.float64)
-        steps = list(zip(schedule.betas.diff(dim=0), *_steps(schedule), strict=True))
-        for rise, beta, step in reversed(steps):
-            state, _ = self._transition(state, batch, beta, step)
-            log_weights += rise * state.ratio
-        return log_weights
+    def log_weights(self, batch: Batch) -> Tensor:
+        """Log-weights of chains from the start to the posterior, `(chains, N)`."""
+        chains = self._chains_of(batch)
+        return chains.forward(self.chains, evened(*chains.adapt(ADAPTING)))
 
     def bound(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Simulated data, and both bounds."""
         simulated, latents = self.simulate(batch)
         if batch.x.is_floating_point():
             simulated = simulated.masked_fill(batch.x.isnan(), torch.nan)
-        batch = batch.with_x(simulated)
-        schedule = self.adapt(batch)
-        forward = self.forward(batch, schedule)
-        backward = self.backward(batch, schedule, latents)
+        chains = self._chains_of(batch.with_x(simulated))
+        schedule = evened(*chains.adapt(ADAPTING))
+        forward = chains.forward(self.chains, schedule)
+        backward = chains.backward(latents, schedule)
         return simulated, log_likelihood(forward), -log_likelihood(-backward)
+
+    def _chains_of(self, batch: Batch) -> Chains:
+        """Chains of each row of a batch."""
+
+        def at(latents: Tensor) -> State:
+            return State(latents, *self.graph(latents, *batch))
+
+        draw = partial(self._draw, batch)
+        return Chains(draw, at, self.num_temperatures, lambda: self.bar.update(len(batch)))
 
     @torch.no_grad()
     def simulate(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -315,33 +268,6 @@ class _Annealing:
         sites = sample_sites(poutine.trace(poutine.uncondition(self.model)).get_trace(*batch))
         return sites[observed[0]]["value"], self._pack(sites, self.chains, len(batch))
 
-    def _transition(
-        self, state: _State, batch: Batch, beta: Tensor, step: Tensor
-    ) -> tuple[_State, Tensor]:
-        """A Hamiltonian transition for the density at beta, and where it was accepted."""
-        step = step[:, None]
-        momentum = torch.randn_like(state.latents)
-        new_momentum = momentum
-        new = state
-        for _ in range(LEAPFROGS):
-            new_momentum = new_momentum + step / 2 * new.slope(beta)
-            new = self._at(new.latents + step * new_momentum, batch)
-            new_momentum = new_momentum + step / 2 * new.slope(beta)
-        kinetic = 0.5 * (new_momentum.square() - momentum.square()).sum(-1)
-        log_ratio = new.density(beta) - state.density(beta) - kinetic
-        accepted = torch.rand_like(log_ratio).log() < log_ratio
-        self.bar.update(len(batch))
-        kept = []
-        for a, b in zip(new, state, strict=True):
-            where = accepted
-            if a.ndim > 2:
-                where = accepted[..., None]
-            kept.append(torch.where(where, a, b))
-        return _State(*kept), accepted
-
-    def _at(self, latents: Tensor, batch: Batch) -> _State:
-        return _State(latents, *self.graph(latents, *batch))
-
     def _evaluate(self, latents: Tensor, *args: Any) -> list[Tensor]:
         with torch.enable_grad(), pyro.validation_enabled(False):
             latents = latents.detach().requires_grad_()
@@ -353,9 +279,7 @@ class _Annealing:
                 joint = start + ratio
                 start = torch.logaddexp(log_q + log(1 - DEFENSIVE), start + log(DEFENSIVE))
                 ratio = joint - start
-            (start_slope,) = torch.autograd.grad(start.sum(), latents, retain_graph=True)
-            (ratio_slope,) = torch.autograd.grad(ratio.sum(), latents)
-        return [start.detach(), ratio.detach(), start_slope, ratio_slope]
+            return slopes(start, ratio, latents)
 
     @torch.no_grad()
     def _draw(self, batch: Batch, chains: int) -> Tensor:
@@ -382,35 +306,6 @@ class _Annealing:
         for (name, shape), part in zip(self.shapes.items(), parts, strict=True):
             sites[name] = part.reshape(*latents.shape[:2], *shape)
         return sites
-
-
-def _steps(schedule: _Schedule) -> tuple[Tensor, Tensor]:
-    """The temperature and the size of each transition."""
-    return schedule.betas[1:], schedule.steps
-
-
-def _evened(pilot: _Schedule, spreads: Tensor) -> _Schedule:
-    """Temperatures between which the log-weights change by about equal standard deviations.
-
-    Arguments:
-        pilot: Those of a first run, with a step size for each temperature, `(T + 1, N)`.
-        spreads: The standard deviation of the ratio over its chains, shape `(T + 1, N)`.
-    """
-    spreads = spreads.nan_to_num(0.0, 0.0)
-    lengths = (spreads[1:] + spreads[:-1]) / 2 * pilot.betas.diff(dim=0)
-    covered = torch.cat([torch.zeros_like(lengths[:1]), lengths.cumsum(0)])
-    total = covered[-1].clamp(min=torch.finfo(covered.dtype).tiny)
-    even = torch.linspace(0, 1, len(covered)).to(covered)[:, None].expand_as(covered)
-    position = (1 - FIXED) * covered / total + FIXED * even
-    right = torch.searchsorted(position.T.contiguous(), even.T.contiguous()).T
-    right = right.clamp(1, len(even) - 1)
-    low = position.gather(0, right - 1)
-    weight = (even - low) / (position.gather(0, right) - low)
-    betas = torch.lerp(pilot.betas.gather(0, right - 1), pilot.betas.gather(0, right), weight)
-    betas[0] = 0.0
-    betas[-1] = 1.0
-    steps = torch.lerp(pilot.steps.gather(0, right - 1), pilot.steps.gather(0, right), weight)
-    return _Schedule(betas, steps[:-1])
 
 
 def can_anneal(model: Program, batch: Batch) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from logging import getLogger
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -28,16 +28,12 @@ from pyro_vae.engine.progress import progress_bar
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.engine.structure import find_structure, row_dim
 from pyro_vae.errors import RequestError, check_positive, first_line
+from pyro_vae.evaluation.chains import LEAPFROGS, Chains, State, slopes
 
 logger = getLogger("pyro_vae")
 
-LEAPFROGS = 10
-# Chains that adapt step sizes and scales.
+# Chains that adapt the strides.
 ADAPTING = 16
-FIRST_STEP = 0.2
-# Target share of accepted proposals, optimal for Hamiltonian Monte Carlo in many dimensions
-# (Neal, 2011).
-ACCEPTANCE = 0.65
 
 # Numbers of temperatures, if they double.
 FEWEST = 50
@@ -56,8 +52,8 @@ def anneal(
     r"""Log-weights of annealed importance sampling of a program of any structure, in nats.
 
     The chains move the continuous latent sites, mapped to all real numbers by Pyro's transforms,
-    through :math:`p(z) \, p(x | z)^{\beta_t}`, from the prior to the posterior. Discrete sites are
-    summed out by enumeration.
+    through :math:`p(z) \, p(x | z)^{\beta_t}`, from the prior to the posterior, with
+    :math:`\beta_t` along a sigmoid. Discrete sites are summed out by enumeration.
 
     Arguments:
         model: A Pyro program.
@@ -83,10 +79,14 @@ def anneal(
         picked = pick_engine(engine, target.device, LEAPFROGS * temperatures)
         if picked not in graphs:
             graphs[picked] = Graph(target.evaluate, picked)
-        chains = _Chains(target, temperatures, graphs[picked])
+
+        def at(position: Tensor) -> State:
+            return State(position, *graphs[picked](position))
+
         with progress_bar(2 * temperatures, "annealing", " temperatures") as bar:
-            kernels = chains.adapt(bar.update)
-            log_weights = chains.run(num_chains, kernels, bar.update)
+            chains = Chains(target.draw, at, temperatures, bar.update)
+            schedule, _ = chains.adapt(ADAPTING)
+            log_weights = chains.forward(num_chains, schedule)
         if target.structure.rows is None:
             return log_weights.squeeze(1)
         return log_weights
@@ -130,87 +130,6 @@ def _error_of_mean(log_weights: Tensor) -> Tensor:
     return errors.square().sum().sqrt() / errors.numel()
 
 
-class _State(NamedTuple):
-    """Positions, `(chains, groups, D)`, log prior and likelihood, and the slope of the density.
-
-    A group is a row, or the whole program.
-    """
-
-    position: Tensor
-    prior: Tensor
-    likelihood: Tensor
-    slope: Tensor
-
-
-class _Kernel(NamedTuple):
-    """A Hamiltonian transition: step sizes, `(groups, 1)`, and scales, `(groups, D)`."""
-
-    step: Tensor
-    scale: Tensor
-
-
-class _Chains:
-    """Chains from the prior to the posterior of a target."""
-
-    def __init__(self, target: _Target, num_temperatures: int, graph: Graph) -> None:
-        self.target = target
-        self.graph = graph
-        ramp = torch.linspace(-4, 4, num_temperatures + 1, dtype=torch.float64).sigmoid()
-        self.betas = ((ramp - ramp[0]) / (ramp[-1] - ramp[0])).to(target.device)
-
-    def adapt(self, done: Callable[[], object]) -> list[_Kernel]:
-        """A kernel for each temperature, from a run of a few chains."""
-        position = self.target.draw(ADAPTING)
-        step = torch.full_like(position[0, :, :1], FIRST_STEP)
-        kernels = []
-        for beta in self.betas[1:]:
-            scale = position.std(0)
-            scale = torch.where(scale > 0, scale, 1.0)
-            kernels.append(_Kernel(step, scale))
-            state, accepted = self._transition(self._at(position, beta), beta, kernels[-1])
-            position = state.position
-            rate = accepted.to(step).mean(0).unsqueeze(1)
-            step = step * torch.where(rate > ACCEPTANCE, 1.1, 0.9)
-            done()
-        return kernels
-
-    def run(self, num_chains: int, kernels: list[_Kernel], done: Callable[[], object]) -> Tensor:
-        """The log-weights, shape `(num_chains, groups)`."""
-        position = self.target.draw(num_chains)
-        log_weights = torch.zeros(position.shape[:2], dtype=torch.float64, device=position.device)
-        for before, beta, kernel in zip(self.betas[:-1], self.betas[1:], kernels, strict=True):
-            state = self._at(position, beta)
-            log_weights += (beta - before) * state.likelihood
-            state, _ = self._transition(state, beta, kernel)
-            position = state.position
-            done()
-        return log_weights
-
-    def _transition(self, state: _State, beta: Tensor, kernel: _Kernel) -> tuple[_State, Tensor]:
-        """A Hamiltonian transition for the density at beta, and where it was accepted."""
-        stride = kernel.step * kernel.scale
-        momentum = torch.randn_like(state.position)
-        new_momentum = momentum
-        new = state
-        for _ in range(LEAPFROGS):
-            new_momentum = new_momentum + stride / 2 * new.slope
-            new = self._at(new.position + stride * new_momentum, beta)
-            new_momentum = new_momentum + stride / 2 * new.slope
-        kinetic = 0.5 * (new_momentum.square() - momentum.square()).sum(-1)
-        rise = new.prior - state.prior + beta * (new.likelihood - state.likelihood)
-        accepted = torch.rand_like(rise).log() < rise - kinetic
-        kept = []
-        for a, b in zip(new, state, strict=True):
-            where = accepted
-            if a.ndim > 2:
-                where = accepted.unsqueeze(-1)
-            kept.append(torch.where(where, a, b))
-        return _State(*kept), accepted
-
-    def _at(self, position: Tensor, beta: Tensor) -> _State:
-        return _State(position, *self.graph(position, beta))
-
-
 class _Target:
     """Prior and likelihood of a program as functions of its unconstrained latent sites."""
 
@@ -235,15 +154,14 @@ class _Target:
             draws = [self._pack(self._draw_one()) for _ in range(num_chains)]
         return torch.stack(draws)
 
-    def evaluate(self, position: Tensor, beta: Tensor) -> list[Tensor]:
-        """Log prior and log likelihood, `(chains, groups)`, and the slope of the density."""
+    def evaluate(self, position: Tensor) -> list[Tensor]:
+        """Log prior and log likelihood, `(chains, groups)`, and their slopes."""
         with torch.enable_grad():
             position = position.detach().requires_grad_()
             prior, likelihood = evaluate_each(
                 self._score, {"": position}, len(position), self.at_once
             )
-            (slope,) = torch.autograd.grad((prior + beta * likelihood).sum(), position)
-        return [prior.detach(), likelihood.detach(), slope]
+            return slopes(prior, likelihood, position)
 
     def _score(self, position: Values) -> tuple[Tensor, Tensor]:
         """Log prior and log likelihood of one chain."""
@@ -321,12 +239,11 @@ class _Target:
 
     def _try(self, position: Tensor) -> None:
         """Find out whether `torch.vmap` can batch the chains."""
-        beta = torch.ones((), device=self.device)
         try:
-            self.evaluate(position, beta)
+            self.evaluate(position)
         except NOT_BATCHED as error:
             self.at_once = False
-            self.evaluate(position, beta)  # raises what is wrong with the program
+            self.evaluate(position)  # raises what is wrong with the program
             logger.warning(
                 "annealing one chain after another, which is slower, because the program does not"
                 " broadcast over them (%s)",

@@ -62,8 +62,7 @@ def anomaly_scores(
 
     Returns:
         The scores by name. There is no typicality where the likelihood is no density or is given
-        the total of each row, and no regret where the posterior has no reparameterized draws, or
-        the model infers labels.
+        the total of each row, and no regret where the posterior has no reparameterized draws.
     """
     batch = scored(vae, data)
     found = {"minus_elbo": -scores.elbo, "minus_log_likelihood": -scores.log_likelihood}
@@ -75,7 +74,7 @@ def anomaly_scores(
         mean = score_images(vae, typical, num_samples, batch_size, engine).log_likelihood.mean()
         found["typicality"] = (scores.log_likelihood - mean).abs()
     with torch.no_grad():
-        has_gradient = not vae.infers_labels and vae.q_z(*batch[:1]).has_rsample
+        has_gradient = vae.q_z(*batch[:1]).has_rsample
     if has_gradient:
         found["likelihood_regret"] = likelihood_regret(
             vae, batch, batch_size=batch_size, engine=engine

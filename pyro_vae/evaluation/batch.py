@@ -35,17 +35,21 @@ def scored(vae: Model, data: BatchLike) -> Batch:
     """
     vae.eval()
     if isinstance(data, Split):
-        split = data.with_fixed_noise().to(next(vae.parameters()).device)
-        y = split.y
-        if vae.infers_labels:
-            y = None
-        batch = Batch(split.scored(vae.pixels, vae.likelihood.largest), y)
+        batch = batch_of(vae, data.with_fixed_noise().to(next(vae.parameters()).device))
     elif isinstance(data, Tensor):
         batch = Batch(data, None)
     else:
         batch = data
     _check_batch(vae, batch)
     return batch
+
+
+def batch_of(vae: Model, split: Split) -> Batch:
+    """The values of a split that a model scores, and its y unless the model infers labels."""
+    x = split.scored(vae.pixels, vae.likelihood.largest)
+    if vae.infers_labels:
+        return Batch(x, None)
+    return Batch(x, split.y)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from math import inf, log
 from typing import NamedTuple
 
 import torch
+from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyro_vae.engine.programs import Batch
@@ -59,7 +60,8 @@ def information(
     One code of each image of a random subset is evaluated under the posteriors of all N images.
     The mutual information of N images is at most log N. It is a lower bound in expectation on that
     of the population, and KL(q(z) || p(z)) an upper bound; they are close only if the mutual
-    information is some nats below log N: use more images otherwise.
+    information is some nats below log N: use more images otherwise. Of a model that infers labels,
+    the code is the label and z, with the posterior q(y | x) q(z | x, y); known labels are not used.
 
     References:
         | ELBO surgery: yet another way to carve up the variational evidence lower bound
@@ -69,7 +71,7 @@ def information(
         | https://arxiv.org/abs/1905.06922
 
     Arguments:
-        vae: A model whose only latent site is `z`.
+        vae: A model whose only latent site is `z`, but for labels that it infers.
         data: The N images, see `scored`.
         num_images: Size of the random subset whose codes are drawn; all images if there are fewer.
         batch_size: Decoder rows per pass for the rate; None is `default_batch_size`.
@@ -79,18 +81,29 @@ def information(
     """
     check_positive(num_images=num_images)
     batch = scored(vae, data)
-    if vae.infers_labels or latent_shapes(vae, batch).keys() != {"z"}:
+    if latent_shapes(vae, batch).keys() != {"z"}:
         raise RequestError("the information needs a model whose only latent site is z")
+    if vae.infers_labels:
+        batch = Batch(batch.x, None)
     own = batch[random_rows(batch, num_images)]
+    labels = []
     draws = []
     densities = []
     for rows in own.split(IMAGES):
-        q = vae.q_z(*rows)
+        label = None
+        if vae.infers_labels:
+            label = vae.q_y(rows.x).sample()
+            labels.append(label)
+        log_q_y, q = _guide(vae, rows, label)
         draw = q.sample()
         draws.append(draw)
-        densities.append(q.log_prob(draw))
+        densities.append(log_q_y + q.log_prob(draw))
+    z = torch.cat(draws)
     with forked_rng():  # the guide draws codes of its own
-        aggregate = _log_mean_density(vae, batch, torch.cat(draws))
+        if labels:
+            aggregate = _log_mean_density_of_labels(vae, batch, z, torch.cat(labels))
+        else:
+            aggregate = _log_mean_density(vae, batch, z)
     shared = (torch.cat(densities) - aggregate).double().cpu()
     batch_size = batch_size or default_batch_size(vae, batch.x)
     rate = score(vae.model, vae.guide, own, ELBO_SAMPLES, batch_size).kl
@@ -109,12 +122,29 @@ def information(
     )
 
 
-def _log_mean_density(vae: Model, batch: Batch, z: Tensor) -> Tensor:
-    """log q(z) of each code, where q(z) is the mean of the posteriors of all images."""
+def _guide(vae: Model, rows: Batch, label: Tensor | None) -> tuple[Tensor, TorchDistribution]:
+    """log q(y | x) at a label, and q(z | x, y); 0 and q(z | x) if there is none."""
+    if label is None:
+        return rows.x.new_zeros(len(rows)), vae.q_z(*rows)
+    label = label.expand(len(rows))
+    return vae.q_y(rows.x).log_prob(label), vae.q_z(rows.x, label)
+
+
+def _log_mean_density_of_labels(vae: Model, batch: Batch, z: Tensor, labels: Tensor) -> Tensor:
+    """log q(y, z) of each label and code, the mean of the posteriors of all images."""
+    density = z.new_empty(len(z))
+    for label in labels.unique():
+        has_label = labels == label
+        density[has_label] = _log_mean_density(vae, batch, z[has_label], label)
+    return density
+
+
+def _log_mean_density(vae: Model, batch: Batch, z: Tensor, label: Tensor | None = None) -> Tensor:
+    """log q(z) of each code, or log q(y, z) at a label: the mean over all images."""
     total = z.new_full((len(z),), -inf)
     for rows in batch.split(IMAGES):
-        q = vae.q_z(*rows)
+        log_q_y, q = _guide(vae, rows, label)
         size = max(1, OUTPUTS_PER_PASS // (len(rows) * z.shape[1]))
-        sums = [q.log_prob(part.unsqueeze(1)).logsumexp(1) for part in z.split(size)]
+        sums = [(log_q_y + q.log_prob(part[:, None])).logsumexp(1) for part in z.split(size)]
         total = torch.logaddexp(total, torch.cat(sums))
     return total - log(len(batch))

@@ -73,7 +73,10 @@ def bayes_classifier(
 ) -> Accuracy:
     r"""Predict labels by Bayes' rule with equal class probabilities, :math:`\arg\max_y p(x | y)`.
 
-    Each log p(x | y) is an importance-weighted estimate. The pixels of an image are the same for
+    A model that infers labels has a p(y) of its own, so that :math:`\arg\max_y p(x, y)` is taken,
+    the most likely label under p(y | x) instead of q(y | x).
+
+    Each log-probability is an importance-weighted estimate. The pixels of an image are the same for
     every class.
 
     Arguments:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from importlib.util import find_spec
 from io import BytesIO
 from math import ceil, sqrt
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.split import Data
+from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.batch import scored
 from pyro_vae.evaluation.calibration import deviations
 from pyro_vae.evaluation.codes import codes
@@ -79,11 +81,23 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+def check_installed() -> None:
+    """Raise `RequestError` unless matplotlib is installed."""
+    if find_spec("matplotlib") is None:
+        raise RequestError(
+            "figures need matplotlib; install it with pip install 'pyro_vae[report]'"
+        )
+
+
 def styled(function: Callable[P, T]) -> Callable[P, T]:
-    """Run a function that makes or renders figures with the settings of figures.mplstyle."""
+    """Run a function that makes or renders figures with the settings of figures.mplstyle.
+
+    It raises `RequestError` if matplotlib is not installed.
+    """
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        check_installed()
         from matplotlib import style  # takes most of a second
 
         with style.context([STYLE]):

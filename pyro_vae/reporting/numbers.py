@@ -7,6 +7,7 @@ from math import isfinite
 from typing import Any, NamedTuple
 
 from pyro_vae.evaluation.calibration import BINS
+from pyro_vae.evaluation.labels import Bin, Classification
 from pyro_vae.reporting.subject import SECONDS, Subject
 
 # Share of images with k-hat over 0.7 from which the Monte Carlo error of the mean is too small: its
@@ -248,6 +249,20 @@ def calibration_of(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
             return None
     for region in coverage:
         if number(coverage, f"{region}/share") is None or not region.replace(".", "").isdecimal():
+            return None
+    return found
+
+
+def classification_of(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The classification in results.json, if there is one and it is complete."""
+    found = results.get("classification")
+    if not isinstance(found, Mapping) or not isinstance(found.get("bins"), list):
+        return None
+    for name in Classification._fields:
+        if name != "bins" and number(found, name) is None:
+            return None
+    for each in found["bins"]:
+        if any(number(each, name) is None for name in Bin._fields):
             return None
     return found
 

@@ -26,7 +26,7 @@ from pyro_vae.reporting.document import (
     groups_of,
 )
 from pyro_vae.reporting.explorer import CHOSEN, COARSE, SIDE, Paths, Snapshot, paths, snapshot
-from pyro_vae.reporting.numbers import bounds, calibration_of, metrics
+from pyro_vae.reporting.numbers import bounds, calibration_of, classification_of, metrics
 from pyro_vae.reporting.overview import Effort, Overview, overview
 from pyro_vae.reporting.pictures import pictures
 from pyro_vae.reporting.projection import planes
@@ -297,6 +297,21 @@ def interpolations(made: Material) -> Panel | None:
     return Panel("interpolations", "Interpolation", 4)
 
 
+def classifier(made: Material) -> Panel | None:
+    """How often q(y | x) is right, and how far its probabilities can be trusted."""
+    found = classification_of(made.subject.results)
+    if found is None:
+        return None
+    values = {
+        "accuracy": f"{found['accuracy']:.2%} ± {found['standard_error']:.2%}",
+        "log_loss": f"{found['log_loss']:.3f} ± {found['log_loss_error']:.3f}",
+        "calibration_error": f"{found['calibration_error']:.2%}",
+        "images": f"{found['num_images']:,.0f}",
+    }
+    drawn = {"classifier": plots.classifier(found)}
+    return Panel("classifier", "Classifier q(y | x)", 12, values, drawn)
+
+
 def table(made: Material) -> Panel | None:
     """All metrics with their meanings."""
     subject = made.subject
@@ -320,6 +335,7 @@ PANELS = (
     posteriors,
     reliability,
     interpolations,
+    classifier,
     table,
     options,
 )

@@ -20,6 +20,7 @@ from bokeh.plotting import figure
 from torch import Tensor
 
 from pyro_vae.evaluation.calibration import deviations
+from pyro_vae.evaluation.labels import Bin
 from pyro_vae.evaluation.metrics import RELIABLE
 from pyro_vae.reporting.document import (
     Groups,
@@ -365,6 +366,31 @@ def calibration(found: Mapping[str, Any]) -> figure:
         "xs", "ys", color="colour", source=ColumnDataSource(columns), line_width=1.5
     )
     plot.add_tools(HoverTool(renderers=[lines], tooltips=[("", "@name")]))
+    return plot
+
+
+def classifier(found: Mapping[str, Any]) -> figure:
+    """The accuracy of a `Classification.summary` over the confidence, with standard errors."""
+    plot = _figure("probability of the most likely class", "share right")
+    plot.line([0, 1], [0, 1], color=PRIOR, line_dash="dashed")
+    columns: dict[str, list[float]] = {"low": [], "high": []}
+    for name in Bin._fields:
+        columns[name] = [each[name] for each in found["bins"]]
+    for accuracy, error in zip(columns["accuracy"], columns["standard_error"], strict=True):
+        columns["low"].append(accuracy - error)
+        columns["high"].append(accuracy + error)
+    source = ColumnDataSource(columns)
+    plot.line("confidence", "accuracy", source=source, color=GUIDE)
+    points = plot.scatter("confidence", "accuracy", source=source, color=GUIDE, size=7)
+    plot.add_layout(
+        Whisker(base="confidence", lower="low", upper="high", source=source, line_color=GUIDE)
+    )
+    tooltips = [
+        ("probability", "@confidence{0.000}"),
+        ("right", "@accuracy{0.000} ± @standard_error{0.000}"),
+        ("images", "@num_images"),
+    ]
+    plot.add_tools(HoverTool(renderers=[points], tooltips=tooltips))
     return plot
 
 

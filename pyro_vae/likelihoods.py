@@ -15,6 +15,7 @@ from pyro_vae.distributions import (
     GivenTotal,
     GreyLevels,
     LogisticBins,
+    LogitBernoulli,
     MeanNegativeBinomial,
     PreciseBeta,
     PreciseBinomial,
@@ -232,7 +233,7 @@ class Bernoulli(Likelihood):
         self.is_density = not relaxed
 
     def forward(self, params: Tensor) -> TorchDistribution:
-        family = RelaxedBernoulli if self.relaxed else dist.Bernoulli
+        family = RelaxedBernoulli if self.relaxed else LogitBernoulli
         (logits,) = self.elements(params)
         return family(logits=logits).to_event(self.dims(params))
 

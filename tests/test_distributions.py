@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae.distributions import NEAREST, UniformMixture
+from pyro_vae.distributions import NEAREST, LogitBernoulli, UniformMixture
 
 
 def exact_log_prob(loc, log_scale, z):
@@ -49,3 +49,16 @@ def test_one_component_is_a_gaussian():
     torch.testing.assert_close(
         mixture.log_prob(z).double(), exact_log_prob(loc, log_scale, z), rtol=1e-6, atol=1e-4
     )
+
+
+def test_a_bernoulli_by_its_logits_is_precise():
+    """Also where the density is close to 1, and the gradient at a logit of 0."""
+    logits = torch.cat([torch.linspace(-80, 80, 401), torch.randn(200)]).requires_grad_()
+    value = (torch.arange(601) % 2).float()
+    score = LogitBernoulli(logits=logits).log_prob(value)
+    (grad,) = torch.autograd.grad(score.sum(), logits)
+    sign = 1 - 2 * value.double()
+    shifted = sign * logits.detach().double()
+    exact = -torch.special.log1p(shifted.exp()).where(shifted < 50, shifted)
+    torch.testing.assert_close(score.double(), exact, rtol=3e-7, atol=0)
+    torch.testing.assert_close(grad.double(), -sign * shifted.sigmoid(), rtol=0, atol=2e-7)

@@ -12,7 +12,6 @@ from statistics_ import assert_mean
 
 import pyro_vae as pv
 from pyro_vae.evaluation.ais import annealed_log_weights, bidirectional_bounds
-from pyro_vae.evaluation.chains import Schedule, evened
 
 
 def oracle():
@@ -84,22 +83,6 @@ def test_a_mode_that_the_guide_misses_is_reached():
         vae.model, x, guide=vae.guide, num_chains=2000, num_temperatures=20
     )
     torch.testing.assert_close(pv.log_likelihood(weights).float(), exact, atol=0.15, rtol=0)
-
-
-def test_the_temperatures_adapt():
-    """Where the log-weights spread most, steps are small: early for the prior, in each row."""
-    betas = torch.linspace(0, 1, 101)[:, None].expand(-1, 2)
-    spreads = torch.stack([100 * torch.exp(-20 * betas[:, 0]), torch.ones(101)], 1)
-    strides = (0.1 + betas[1:])[..., None]
-    found = evened(Schedule(betas, strides), spreads)
-    assert found.betas.shape == (101, 2)
-    assert found.strides.shape == (100, 2, 1)
-    assert (found.betas.diff(dim=0) > 0).all()
-    assert found.betas[50, 0] < 0.1
-    torch.testing.assert_close(found.betas[:, 1], betas[:, 1], atol=1e-5, rtol=0)
-    above = found.strides[..., 0] - (0.1 + found.betas[1:])
-    assert (above > -1e-5).all()
-    assert (above < 0.011).all()
 
 
 def test_labels_reach_the_model():

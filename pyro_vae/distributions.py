@@ -446,7 +446,7 @@ class PreciseLowRankNormal(dist.LowRankMultivariateNormal):
 class LogitBernoulli(dist.Bernoulli):
     """A Bernoulli by its logits, whose `log_prob` is faster on CPUs.
 
-    torch's takes most of its time in log1p, which is ten times as slow as log (torch 2.15).
+    torch's takes most of its time in log1p, which is ten times as slow as log (torch 2.14).
     """
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -30,7 +30,6 @@ from pyro_vae.distributions import leave_out_missing
 
 FRACTION = 0.5
 SEEDS = range(5)
-TRAIN_IMAGES = 20_000
 TEST_IMAGES = 1000
 # scikit-learn's methods compare every image with all of these, or fit 784 regressions to them.
 NEIGHBOURS_OF = 5000
@@ -40,7 +39,6 @@ def mnist(data_dir: str, epochs: int, out: Path) -> None:
     """Binary MNIST: the ELBO and MIWAE's bound with 5 samples."""
     truth = pv.load_data("mnist", data_dir, binarization="static", download=False)
     data = truth.with_missing(FRACTION)
-    data = pv.Data("mnist", data.train.subset(TRAIN_IMAGES), data.validation, data.test)
     test = data.test.subset(TEST_IMAGES)
     complete = truth.test.subset(TEST_IMAGES).scored("binary")
     hidden = test.scored("binary").isnan()

@@ -42,7 +42,21 @@ PARTS = {
         "--posterior FullRankNormal",
         "--posterior FlowPosterior",
     ],
-    "Likelihoods": ["--likelihood ContinuousBernoulli"],
+    "Likelihoods": [
+        "--likelihood ContinuousBernoulli",
+        "--likelihood Beta",
+        "--likelihood Binomial",
+        "--likelihood DiscretizedLogistic",
+    ],
+    "Networks": [
+        "--encoder Gated --decoder Gated",
+        "--encoder Conv --decoder Conv",
+    ],
+    "Models": [
+        "--model HierarchicalVAE",
+        "--model ConditionalVAE",
+        "--model SemiSupervisedVAE --labels 1000",
+    ],
 }
 IMAGES = 16
 

@@ -55,7 +55,6 @@ PARTS = {
     "Models": [
         "--model HierarchicalVAE",
         "--model ConditionalVAE",
-        "--model SemiSupervisedVAE --labels 1000",
     ],
 }
 IMAGES = 16

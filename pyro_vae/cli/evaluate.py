@@ -255,10 +255,7 @@ def _save(
     if config.gap_images:
         name += f"-gap{config.gap_images}"
     files = [run.save_results(results, f"results-{name}")]
-    try:
-        figures.check_installed()
-    except RequestError as error:
-        logger.info("no figures: %s", error)
+    if not figures.are_possible():
         return files
     for kind, figure in _figures(vae, images, scores, results).items():
         path = run.path / "figures" / f"{kind}-{name}"

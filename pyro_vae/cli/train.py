@@ -258,10 +258,7 @@ def draw(vae: Model, data: Data, run: Run, figure_format: FigureFormat) -> list[
 
     Logs a message if matplotlib is not installed.
     """
-    try:
-        figures.check_installed()
-    except RequestError as error:
-        logger.info("no figures: %s", error)
+    if not figures.are_possible():
         return []
     files = []
     for name, figure in figures.figures_of(vae, data, read_records(run)).items():

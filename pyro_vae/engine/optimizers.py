@@ -21,7 +21,7 @@ OWN = {"params", "capturable"}
 
 
 def check_steps(optim: PyroOptim) -> None:
-    """Raise `RequestError` if an optimizer takes steps of its own, which `Joint` does not take."""
+    """Raise `RequestError` if an optimizer overrides `__call__`, which `Joint` does not call."""
     if type(optim).__call__ not in (PyroOptim.__call__, PyroLRScheduler.__call__):
         raise RequestError(
             f"{type(optim).__name__} takes its steps in a __call__ of its own; pass a function that"

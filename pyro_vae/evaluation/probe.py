@@ -73,8 +73,8 @@ def bayes_classifier(
 ) -> Accuracy:
     r"""Predict labels by Bayes' rule with equal class probabilities, :math:`\arg\max_y p(x | y)`.
 
-    A model that infers labels has a p(y) of its own, so that :math:`\arg\max_y p(x, y)` is taken,
-    the most likely label under p(y | x) instead of q(y | x).
+    A model that infers labels includes p(y): the prediction is :math:`\arg\max_y p(x, y)`, the most
+    likely label under p(y | x). `classify` uses q(y | x) instead.
 
     Each log-probability is an importance-weighted estimate. The pixels of an image are the same for
     every class.

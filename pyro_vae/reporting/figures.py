@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from importlib.util import find_spec
 from io import BytesIO
+from logging import getLogger
 from math import ceil, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
 
     from pyro_vae.training.fit import Record
 
+logger = getLogger("pyro_vae")
+
 # The colours of curves, in pictures and on pages.
 CURVE_COLOURS = {"training": TRAINING, "validation": VALIDATION, "training, -loss": LOSS}
 
@@ -87,6 +90,16 @@ def check_installed() -> None:
         raise RequestError(
             "figures need matplotlib; install it with pip install 'pyro_vae[report]'"
         )
+
+
+def are_possible() -> bool:
+    """Whether figures can be drawn; logs what to install otherwise."""
+    try:
+        check_installed()
+    except RequestError as error:
+        logger.info("no figures: %s", error)
+        return False
+    return True
 
 
 def styled(function: Callable[P, T]) -> Callable[P, T]:

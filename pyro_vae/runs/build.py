@@ -150,7 +150,7 @@ class _Limit(TorchDispatchMode):
 def build_stored_model(
     recipe: Recipe, shape: Shape, label_dim: int | None, file_bytes: int
 ) -> Model:
-    """The model of a stored recipe, for a checkpoint of `file_bytes` bytes.
+    """Build the model of a stored recipe whose checkpoint has `file_bytes` bytes.
 
     Raises:
         ValueError: If it needs more memory than the checkpoint, or as `build_model`.

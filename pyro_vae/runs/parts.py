@@ -86,7 +86,7 @@ class Part:
         others: Known classes of other modules.
         unsupported: Classes of the module that training does not support.
         types: Types of options that have no annotation.
-        otherwise: What is used if there is no default, for the help.
+        otherwise: What the help shows if there is no default.
     """
 
     base: type

@@ -1,4 +1,4 @@
-"""One validation of a recipe, for the command line and for stored run folders."""
+"""Validate recipes, from the command line and from run folders, by the same rules."""
 
 from __future__ import annotations
 

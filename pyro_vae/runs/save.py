@@ -56,7 +56,7 @@ def save_run(
             the model that it builds must compute the same.
         data: The data that the model was trained on, those of `recipe.data`.
         training: What `fit` returned; with it, `pyro-vae train --resume` continues the training.
-        records: The records of the epochs, for the report.
+        records: One record per epoch; the report shows them.
 
     Returns:
         The folder.

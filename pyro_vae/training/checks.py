@@ -177,7 +177,7 @@ def check_normalization(vae: Model, batch: Batch, batch_size: int, images: int) 
 
 
 def _larger(batch_size: int, images: int) -> str:
-    """The next larger batch size that leaves no process with a single image, for a message."""
+    """Advice: the next larger batch size with which each process has more than one image."""
     for size in range(batch_size + 1, images + 1):
         if smallest_share(size, images) > 1:
             return f", such as {size}"

@@ -21,10 +21,9 @@ lint: .venv/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The page of the commands has their help, which Sphinx does not see change.
+# With a fresh environment, because a saved one keeps the old help of the commands.
 docs: .venv/installed-docs
-	@touch docs/commands.md
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs . docs/_build/html
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet -c docs . docs/_build/html
 	@echo docs/_build/html/index.html
 
 lowest: .venv-lowest/installed-dev

@@ -342,6 +342,7 @@ CONTESTANTS: dict[str, dict[str, Callable[[str], Turn]]] = {
         "pyro_vae, traced": partial(our_epoch, engine="traced"),
         "pyro_vae, eager": partial(our_epoch, engine="eager"),
         "pyro_vae, compiled, bf16": partial(our_epoch, precision="bf16"),
+        "pyro_vae, compiled, bf16, static": partial(our_epoch, precision="bf16", static=True),
         "pyro_vae, compiled, static": partial(our_epoch, static=True),
         "Pyro SVI": partial(pyro_epoch, validation=True),
         "Pyro SVI, validation off": pyro_epoch,

@@ -191,7 +191,8 @@ def _truth(saved: SavedRun, config: Namespace) -> Split | None:
 
 def _parser() -> ArgumentParser:
     parser = run_parser("generate", "Write images or arrays from a saved run.")
-    parser.add_argument("kind", type=Literal[tuple(KINDS)], help="What to write.")  # type: ignore[valid-type]
+    kinds: Any = Literal[tuple(KINDS)]
+    parser.add_argument("kind", type=kinds, help="What to write.")
     add(
         parser,
         "format",

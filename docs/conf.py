@@ -71,6 +71,8 @@ nb_execution_mode = "off"
 nb_merge_streams = True
 
 autosummary_generate = True
+# On disks that ignore case the page would be that of the function `calibration`.
+autosummary_filename_map = {"pyro_vae.Calibration": "pyro_vae.Calibration-class"}
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"

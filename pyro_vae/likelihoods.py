@@ -143,8 +143,8 @@ class Likelihood(nn.Module, ABC):
 
         Images become grey values in [0, 1], shape `(..., channels, height, width)`; missing values
         are grey. Other data become vectors of `unit` values, shape `(..., D)`, which are drawn as
-        curves with gaps. Override it to
-        show your data as something else. This shows vectors of 64 counts up to 16 as images:
+        curves with gaps. Override it to show your data as something else. This shows vectors of 64
+        counts up to 16 as images::
 
             likelihood.shown = lambda x: x.unflatten(-1, (1, 8, 8)) / 16
         """
@@ -252,10 +252,10 @@ class LocationScale(_PerElement):
     Arguments:
         scale: Scale of an element (Gaussian standard deviation, Laplace b) in units of the full
             grey range, or of the standard deviation of reals; the initial value if it is learned.
-        learned: "no" keeps the scale fixed; "scalar" learns one for all elements, "column" one for
-            each; with "pixel" the decoder outputs one per element, as a factor on `scale` between
-            exp(-10) and exp(10). None is "column" for reals, otherwise "no". A learned scale scores
-            dequantized pixels, because its density is unbounded on discrete values.
+        learned: "no" keeps the scale fixed, "scalar" learns one for all elements, "column" one for
+            each, and with "pixel" the decoder outputs one per element, as a factor on `scale`
+            between exp(-10) and exp(10). None is "column" for reals, otherwise "no". A learned
+            scale scores dequantized pixels, because its density is unbounded on discrete values.
         kind: "grey" values in [0, 1], or "real" numbers.
         data_shape: Shape of an image or a row; without it, `initialize` finds it out.
 
@@ -368,9 +368,9 @@ class StudentT(LocationScale):
         df: Degrees of freedom, over 1, so that there is a mean.
         scale: Scale of an element in units of its standard deviation; the initial value if it is
             learned.
-        learned: "no" keeps the scale fixed; "scalar" learns one for all elements, "column" one for
-            each; with "pixel" the decoder outputs one per element, as a factor on `scale` between
-            exp(-10) and exp(10).
+        learned: "no" keeps the scale fixed, "scalar" learns one for all elements, "column" one for
+            each, and with "pixel" the decoder outputs one per element, as a factor on `scale`
+            between exp(-10) and exp(10).
         data_shape: Shape of an image or a row; without it, `initialize` finds it out.
 
     Raises:
@@ -602,15 +602,6 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
 
     The last of the decoder outputs is the logit of that probability. The arguments are those of
     `NegativeBinomial`.
-
-    Arguments:
-        dispersion: With "feature", the inverse dispersion is a parameter for each element; with
-            "decoder", the decoder outputs its logarithm.
-        given_total: Take the total of each row as an exposure.
-        data_shape: Shape of a row; without it, `initialize` finds it out.
-
-    Raises:
-        ValueError: If `dispersion` is unknown.
     """
 
     def __init__(

@@ -348,6 +348,22 @@ def test_help_of_a_class_that_does_not_exist(refused):
     assert "there is no class Foo; choose from FlowPrior, " in said
 
 
+@pytest.mark.parametrize(
+    ("part", "cls", "text"),
+    [
+        ("beta", "Linear", "Length of the ramp in steps, instead of epochs."),
+        (
+            "likelihood",
+            "ZeroInflatedNegativeBinomial",
+            "Take the total of each row as an exposure.",
+        ),
+    ],
+)
+def test_help_describes_the_options_of_base_classes(capfd, part, cls, text):
+    assert main(["train", f"--{part}.help", cls]) == 0
+    assert text in " ".join(capfd.readouterr().out.split())
+
+
 def test_sentences_of_help_are_whole(capfd):
     assert main(["train", "--encoder.help", "Conv"]) == 0
     words = " ".join(capfd.readouterr().out.split())

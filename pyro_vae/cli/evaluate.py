@@ -89,29 +89,27 @@ def evaluate(argv: list[str]) -> None:
         pyro.set_rng_seed(config.seed)
         scores = score_images(vae, images, config.num_samples, config.batch_size, config.engine)
         results = _results(vae, split, images, scores, config)
-        records = read_records(run)
-        if train is not None and records:
-            beta = records[-1]["beta"]
-            results["active_units"]["predicted"] = forecast(vae, train, beta)
+        if train is not None:
+            results["active_units"] |= _forecast(vae, train, run)
         if config.split != "train" and train is not None:
             results |= _probe(vae, train, split, config)
         if saved.checkpoint.label_dim:
             results |= _classifier(vae, split, saved.checkpoint.label_dim, config)
         unusual = _unusual(vae, images, scores, config)
         if is_anomaly is not None:
-            found = {name: auroc(values, is_anomaly) for name, values in unusual.items()}
-            results["anomalies"] = {name: value._asdict() for name, value in found.items()}
-        if distributed.is_main_process():
-            logger.info(table(results, f"{name}, {config.checkpoint} checkpoint", vae.likelihood))
-            files = []
-            if config.per_image:
-                content = _per_image(images, index, scores, unusual)
-                files.append(write(Path(config.per_image), content))
-            if saves:
-                files += _save(vae, images, scores, results, run, config)
-            logger.info("\n  ".join(["\nwritten:", *map(str, files)]))
-            if saves and config.split == "test" and config.data is None:
-                logger.info("next: pyro-vae report %s shows the checked images", config.run_dir)
+            results["anomalies"] = _aurocs(unusual, is_anomaly)
+        if not distributed.is_main_process():
+            return
+        logger.info(table(results, f"{name}, {config.checkpoint} checkpoint", vae.likelihood))
+        files = []
+        if config.per_image:
+            content = _per_image(images, index, scores, unusual)
+            files.append(write(Path(config.per_image), content))
+        if saves:
+            files += _save(vae, images, scores, results, run, config)
+        logger.info("\n  ".join(["\nwritten:", *map(str, files)]))
+        if saves and config.split == "test" and config.data is None:
+            logger.info("next: pyro-vae report %s shows the checked images", config.run_dir)
 
 
 def _parser() -> ArgumentParser:
@@ -219,6 +217,14 @@ def _results(vae: Model, split: Split, images: Split, scores: Scores, config: Na
     return results
 
 
+def _forecast(vae: Model, train: Split, run: Run) -> Metrics:
+    """The active units of an optimal linear VAE at the last beta of the run, if it has records."""
+    records = read_records(run)
+    if not records:
+        return {}
+    return {"predicted": forecast(vae, train, records[-1]["beta"])}
+
+
 def _probe(vae: Model, train: Split, split: Split, config: Namespace) -> Metrics:
     """The linear probe, if there are labels of at least two classes, and of no other ones."""
     if not split.class_names() or len(train.class_names()) < 2 or unknown_classes(train, split):
@@ -323,6 +329,11 @@ def _class(label: str, images: Split) -> int:
         return int(label)
     listed = ", ".join(images.class_names()[:LISTED])
     raise RequestError(f"--normal must be some of the classes {listed}, but has {label}")
+
+
+def _aurocs(unusual: dict[str, Tensor], is_anomaly: Tensor) -> Metrics:
+    """How well each score tells anomalies from normal images."""
+    return {name: auroc(scores, is_anomaly)._asdict() for name, scores in unusual.items()}
 
 
 def _per_image(images: Split, index: Tensor, scores: Scores, unusual: dict[str, Tensor]) -> bytes:

@@ -33,7 +33,7 @@ from pyro_vae.data.split import Split
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.batch import scored
 from pyro_vae.evaluation.codes import ACTIVE, activity, codes
-from pyro_vae.evaluation.impute import impute
+from pyro_vae.evaluation.impute import Imputation, impute
 from pyro_vae.evaluation.metrics import RELIABLE, score_images
 from pyro_vae.likelihoods import IMAGE_DIMS
 from pyro_vae.reporting import figures, views
@@ -50,8 +50,8 @@ Format = Literal["png", "pdf", "svg", "npz"]
 
 SAMPLES = 64
 # Draws of missing values in a picture, and in a file.
-DRAWN = 2
-DRAWS = 5
+DRAWS_IN_PICTURE = 2
+DRAWS_IN_FILE = 5
 IMAGES = 10
 STEPS = 10
 # Images whose codes say which dimensions are active, and in which range.
@@ -154,11 +154,8 @@ def generate(argv: list[str]) -> None:
     file = _file(config, run, file_format)
     saved = open_run(config.run_dir, config.checkpoint, device, config.trust)
     vae = saved.vae
-    needs_no_images = config.kind == "manifold" or (
-        config.kind == "samples" and not vae.needs_labels
-    )
-    if config.data is not None and needs_no_images:
-        raise RequestError(f"{config.kind} use no images; leave out --data")
+    if config.data is not None:
+        _check_takes_images(vae, config.kind)
     if config.label is not None:
         _check_takes_label(vae, config.kind)
     if file_format == "npz" and len(saved.checkpoint.shape) < IMAGE_DIMS:
@@ -191,7 +188,8 @@ def _truth(saved: SavedRun, config: Namespace) -> Split | None:
 
 def _parser() -> ArgumentParser:
     parser = run_parser("generate", "Write images or arrays from a saved run.")
-    parser.add_argument("kind", type=Literal[tuple(KINDS)], help="What to write.")  # type: ignore[valid-type]
+    kinds: Any = Literal[tuple(KINDS)]
+    parser.add_argument("kind", type=kinds, help="What to write.")
     add(
         parser,
         "format",
@@ -248,6 +246,12 @@ def _in_file_name(label: str) -> str:
     """A label as a part of a file name: the covariates [0.5, 1] are 0p5_1."""
     text = re.sub(r"\s*,\s*", "_", label).translate(str.maketrans(" .", "_p", "[]"))
     return re.sub(r"[^\w-]", "_", text)[:LABEL_LENGTH]
+
+
+def _check_takes_images(vae: Model, kind: str) -> None:
+    """Raise `RequestError` unless the kind uses images."""
+    if kind == "manifold" or (kind == "samples" and not vae.needs_labels):
+        raise RequestError(f"{kind} use no images; leave out --data")
 
 
 def _check_takes_label(vae: Model, kind: str) -> None:
@@ -417,10 +421,12 @@ def _analogies(request: Request) -> Output:
 def _imputations(request: Request) -> Output:
     """All images as arrays, or some of them as a picture."""
     vae = request.vae
-    is_picture = request.format != "npz"
+    draws = DRAWS_IN_PICTURE
+    if request.format == "npz":
+        draws = DRAWS_IN_FILE
+    is_whole = request.format == "npz" and request.config.count is None
     split = request.images
     truth = request.load_truth()
-    is_whole = not is_picture and request.config.count is None
     if not is_whole:
         split = request.some()
     if split.observed is None:
@@ -428,7 +434,7 @@ def _imputations(request: Request) -> Output:
             "imputations need images with missing values, but these have none; use --data with NaN"
             " or an array `observed`"
         )
-    imputed = impute(vae, split, num_draws=DRAWN if is_picture else DRAWS)
+    imputed = impute(vae, split, num_draws=draws)
     unreliable = (imputed.pareto_k > RELIABLE).double().mean().item()
     logger.info(
         "effective samples: %.1f, median over rows; k-hat over %.1f: %.1f %% of rows",
@@ -436,14 +442,32 @@ def _imputations(request: Request) -> Output:
         RELIABLE,
         100 * unreliable,
     )
+    stored = None
+    if is_whole:
+        stored = request.stored()
+    rows = [scored(vae, split).x, imputed.mean, *imputed.draws]
+    if truth is not None:
+        rows.append(scored(vae, truth.subset(len(split))).x)
+    made = views.to_grey(vae, torch.stack(rows))
+    title = f"{request.named}: as observed, then imputed"
+    return Output(
+        _imputed_arrays(vae, split, imputed, stored),
+        lambda: figures.imputations(made, title, truth is not None),
+    )
+
+
+def _imputed_arrays(
+    vae: Model, split: Split, imputed: Imputation, stored: Arrays | None
+) -> Mapping[str, Any]:
+    """The arrays of an imputation, in the units of the split, or in the layout of a stored file."""
+    assert split.observed is not None
     completed = [split.completed(x, vae.pixels) for x in (imputed.mean, *imputed.draws)]
     values = [each.x.cpu().numpy() for each in completed]
     observed = split.observed.cpu().numpy()
-    stored = request.stored()
-    if is_whole and stored is not None:
+    if stored is not None:
         values = [stored.completed(each) for each in completed]
         observed = observed.reshape(stored.x.shape)
-    arrays = {
+    return {
         "images": values[0],
         "draws": np.stack(values[1:]),
         "observed": observed,
@@ -451,12 +475,6 @@ def _imputations(request: Request) -> Output:
         "pareto_k": imputed.pareto_k,
         "labels": split.labels,
     }
-    rows = [scored(vae, split).x, imputed.mean, *imputed.draws]
-    if truth is not None:
-        rows.append(scored(vae, truth.subset(len(split))).x)
-    made = views.to_grey(vae, torch.stack(rows))
-    title = f"{request.named}: as observed, then imputed"
-    return Output(arrays, lambda: figures.imputations(made, title, truth is not None))
 
 
 KINDS: dict[str, Callable[[Request], Output]] = {

@@ -299,12 +299,12 @@ def _print_help(name: str, path: str) -> None:
     if path not in known and "." not in path:
         raise RequestError(f"{name}: there is no class {path}; choose from {part.choices}")
     cls = _with_current_folder(lambda: known.get(path) or resolve(name, path))
-    docstring = docstring_parser.parse(getdoc(cls) or "")
-    texts = {param.arg_name: param.description or "" for param in docstring.params}
+    summary = docstring_parser.parse(getdoc(cls) or "").short_description
+    texts = _option_texts(cls)
     printed = argparse.ArgumentParser(
         prog=f"--{name} {path}",
         usage=f"--{name} CLASS [--{name}.OPTION VALUE ...]",
-        description=_plain_text(docstring.short_description or cls.__name__),
+        description=_plain_text(summary or cls.__name__),
         add_help=False,
         allow_abbrev=False,
     )
@@ -316,6 +316,15 @@ def _print_help(name: str, path: str) -> None:
         printed.add_argument(f"--{name}.{option}", metavar="VALUE", help=text.replace("%", "%%"))
     printed.print_help()
     raise SystemExit(0)
+
+
+def _option_texts(cls: type) -> dict[str, str]:
+    """What the docstrings of a class and of its bases say of each parameter."""
+    texts = {}
+    for base in reversed(cls.__mro__):
+        for param in docstring_parser.parse(base.__doc__ or "").params:
+            texts[param.arg_name] = param.description or ""
+    return texts
 
 
 def _plain_text(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyro_vae.likelihoods import Likelihood, noun
@@ -48,50 +48,16 @@ def table(metrics: Values, title: str, likelihood: Likelihood) -> str:
     ]
     if "log_likelihood" in metrics:
         lines += _log_likelihood(metrics["log_likelihood"], metrics["elbo"]["num_images"])
-    if "log_likelihood_all_images" in metrics:
-        note = "  control variate: ELBO"
-        lines.append(_row("log p(x), all images", metrics["log_likelihood_all_images"], note))
-    if "log_joint" in metrics:
-        joint = metrics["log_joint"]
-        lines.append(_row("log p(x, y)", joint, f"  {joint['num_images']:,} known labels"))
-    if "check" in metrics:
-        lines += _check(metrics["check"])
-    if "annealed" in metrics:
-        bounds = metrics["simulated"]
-        count = bounds["gap"]["num_images"]
-        lines += [
-            _row("log p(x), AIS", metrics["annealed"], "  same images, lower bound"),
-            _row("  AIS - log p(x)", metrics["annealed_difference"], "  paired"),
-            _row("  simulated, lower", bounds["lower"], f"  {count:,} images of the model"),
-            _row("  simulated, upper", bounds["upper"]),
-            _row("    upper - lower", bounds["gap"], "  paired"),
-        ]
-    if "bits_per_dimension" in metrics:
-        bits = metrics["bits_per_dimension"]
-        lines.append(_per_dimension("bits per dimension", bits, f"; {bits['of']}"))
-    if "nats_per_count" in metrics:
-        lines.append(_per_dimension("nats per count", metrics["nats_per_count"]))
-    if "active_units" in metrics and metrics["active_units"]["count"] is not None:
-        active = metrics["active_units"]
-        note = ""
-        if active.get("predicted") is not None:
-            note = f"  a linear VAE: {active['predicted']}"
-        units = f"{active['count']:>10} of {active['latent_dim']}{note}"
-        lines.append(f"  {'active units':<20}{units}")
-    if "information" in metrics:
-        lines += _information(metrics["information"])
-    if "classification" in metrics:
-        lines += _classification(metrics["classification"])
-    if "calibration" in metrics:
-        lines += _calibration(metrics["calibration"])
-    if "linear_probe" in metrics:
-        lines.append(_accuracy("linear probe", metrics["linear_probe"]))
-    if "bayes_classifier" in metrics:
-        lines.append(_accuracy("Bayes classifier", metrics["bayes_classifier"]))
-    if "inference_gap" in metrics:
-        lines += _gap(metrics["inference_gap"])
-    if "anomalies" in metrics:
-        lines += _anomalies(metrics["anomalies"])
+    for name, lines_of in SECTIONS.items():
+        if name in metrics:
+            lines += lines_of(metrics[name])
+    lines += _remarks(metrics, likelihood)
+    return "\n".join([first, *(line.replace("image", each) for line in lines)])
+
+
+def _remarks(metrics: Values, likelihood: Likelihood) -> list[str]:
+    """What log p(x) stands for, where it is not the log-probability of complete data alone."""
+    lines = []
     if "given" in metrics:
         lines.append(f"  (given the {metrics['given']} y: log p(x) stands for log p(x | y))")
     if "observed" in metrics:
@@ -101,7 +67,7 @@ def table(metrics: Values, title: str, likelihood: Likelihood) -> str:
         lines.append("  (given the total of each row: log p(x) stands for log p(x | total))")
     if not likelihood.is_density:
         lines.append("  (the likelihood is a cross-entropy, not a density: not log-probabilities)")
-    return "\n".join([first, *(line.replace("image", each) for line in lines)])
+    return lines
 
 
 def _row(name: str, value: Values, note: str = "") -> str:
@@ -138,6 +104,14 @@ def _log_likelihood(value: Values, all_images: int) -> list[str]:
     return lines
 
 
+def _all_images(value: Values) -> list[str]:
+    return [_row("log p(x), all images", value, "  control variate: ELBO")]
+
+
+def _log_joint(value: Values) -> list[str]:
+    return [_row("log p(x, y)", value, f"  {value['num_images']:,} known labels")]
+
+
 def _check(value: Values) -> list[str]:
     """The second estimate minus the importance-weighted one."""
     name = value["method"]
@@ -150,6 +124,42 @@ def _check(value: Values) -> list[str]:
         _row(f"  {name} minus it", difference, note),
         f"  {'    largest':<20}{value['max_difference']:>10.2f}",
     ]
+
+
+def _annealed(value: Values) -> list[str]:
+    return [_row("log p(x), AIS", value, "  same images, lower bound")]
+
+
+def _annealed_difference(value: Values) -> list[str]:
+    return [_row("  AIS - log p(x)", value, "  paired")]
+
+
+def _simulated(value: Values) -> list[str]:
+    """Bounds from both sides, for images that were drawn from the model."""
+    note = f"  {value['gap']['num_images']:,} images of the model"
+    return [
+        _row("  simulated, lower", value["lower"], note),
+        _row("  simulated, upper", value["upper"]),
+        _row("    upper - lower", value["gap"], "  paired"),
+    ]
+
+
+def _bits(value: Values) -> list[str]:
+    return [_per_dimension("bits per dimension", value, f"; {value['of']}")]
+
+
+def _counts(value: Values) -> list[str]:
+    return [_per_dimension("nats per count", value)]
+
+
+def _active_units(value: Values) -> list[str]:
+    if value["count"] is None:
+        return []
+    note = ""
+    if value.get("predicted") is not None:
+        note = f"  a linear VAE: {value['predicted']}"
+    units = f"{value['count']:>10} of {value['latent_dim']}{note}"
+    return [f"  {'active units':<20}{units}"]
 
 
 def _information(value: Values) -> list[str]:
@@ -193,6 +203,14 @@ def _accuracy(name: str, value: Values) -> str:
     return f"  {name:<20}{share}  {value['num_images']:,} labels"
 
 
+def _linear_probe(value: Values) -> list[str]:
+    return [_accuracy("linear probe", value)]
+
+
+def _bayes_classifier(value: Values) -> list[str]:
+    return [_accuracy("Bayes classifier", value)]
+
+
 def _classification(value: Values) -> list[str]:
     """The log loss is that of the known label, in nats per image."""
     loss = f"{value['log_loss']:>10.3f} ± {value['log_loss_error']:.3f}"
@@ -233,3 +251,24 @@ def _gap(value: Values) -> list[str]:
         _row("  approximation", value["approximation"], note),
         _row("  amortization", value["amortization"]),
     ]
+
+
+# The lines of each result that there may be, in the order of the table.
+SECTIONS: dict[str, Callable[[Values], list[str]]] = {
+    "log_likelihood_all_images": _all_images,
+    "log_joint": _log_joint,
+    "check": _check,
+    "annealed": _annealed,
+    "annealed_difference": _annealed_difference,
+    "simulated": _simulated,
+    "bits_per_dimension": _bits,
+    "nats_per_count": _counts,
+    "active_units": _active_units,
+    "information": _information,
+    "classification": _classification,
+    "calibration": _calibration,
+    "linear_probe": _linear_probe,
+    "bayes_classifier": _bayes_classifier,
+    "inference_gap": _gap,
+    "anomalies": _anomalies,
+}

@@ -40,6 +40,22 @@ PLACING_RATE = 0.3
 CHOOSING_SAMPLES = 1000
 
 
+class Search(NamedTuple):
+    """How posteriors are optimized.
+
+    Attributes:
+        steps: Steps of Adam in each round.
+        rounds: Largest number of rounds.
+        learning_rate: Adam's learning rate, which decays linearly to 0 in each round.
+        draws: Draws for each gradient.
+    """
+
+    steps: int
+    rounds: int
+    learning_rate: float
+    draws: int
+
+
 class Gap(NamedTuple):
     """The inference gap of each image, in nats, each of shape `(N,)`, and how it was measured."""
 
@@ -147,29 +163,26 @@ def inference_gap(
     each = _with_each_label(vae, batch)
     batch_size = batch_size or default_batch_size(vae, batch.x)
     exact = _quadrature(vae, batch, batch_size)
-    params = _best_params(
-        vae,
-        each,
-        steps,
-        rounds,
-        learning_rate,
-        draws,
-        batch_size=batch_size,
-        engine=engine,
-        has_exact=exact is not None,
-    )
+    search = Search(steps, rounds, learning_rate, draws)
+    params = _best_params(vae, each, search, batch_size, engine, has_exact=exact is not None)
     local = score(*_refitted(vae), Batch(*each, params), num_samples, batch_size)
     encoder = score(vae.model, vae.guide, batch, num_samples, batch_size)
     local_elbo = _by_label(batch, local.elbo).logsumexp(0)
     joint = _by_label(batch, local.log_likelihood)
     # The row of the label with the largest log p(x, y).
     likely = joint.argmax(0) * len(batch) + torch.arange(len(batch))
-    method: Method = "is"
-    log_p = joint.logsumexp(0)
+    gap = Gap(
+        joint.logsumexp(0),
+        local_elbo,
+        encoder.elbo,
+        params[likely.to(params.device)],
+        "is",
+        local.pareto_k[likely],
+        num_samples,
+    )
     if exact is not None:
-        log_p = exact
-        method = "quadrature"
-    elif can_anneal(vae.model, batch):
+        return gap._replace(log_likelihood=exact, method="quadrature")
+    if can_anneal(vae.model, batch):
         weights = annealed_log_weights(
             vae.model,
             *batch,
@@ -179,18 +192,9 @@ def inference_gap(
             engine=engine,
         )
         annealed = log_likelihood(weights.cpu())
-        if annealed.mean() > log_p.mean():
-            log_p = annealed
-            method = "ais"
-    return Gap(
-        log_p,
-        local_elbo,
-        encoder.elbo,
-        params[likely.to(params.device)],
-        method,
-        local.pareto_k[likely],
-        num_samples,
-    )
+        if annealed.mean() > gap.log_likelihood.mean():
+            return gap._replace(log_likelihood=annealed, method="ais")
+    return gap
 
 
 @products("float32")
@@ -234,9 +238,8 @@ def likelihood_regret(
     batch = scored(vae, data)
     each = _with_each_label(vae, batch)
     batch_size = batch_size or default_batch_size(vae, batch.x)
-    params = _best_params(
-        vae, each, steps, 1, learning_rate, draws, batch_size=batch_size, engine=engine
-    )
+    search = Search(steps, 1, learning_rate, draws)
+    params = _best_params(vae, each, search, batch_size, engine)
     local = score(*_refitted(vae), Batch(*each, params), num_samples, batch_size).elbo
     best = _by_label(batch, local).logsumexp(0)
     return best - score(vae.model, vae.guide, batch, num_samples, batch_size).elbo
@@ -290,10 +293,7 @@ def _refitted(vae: Model) -> tuple[Program, Program]:
 def _best_params(
     vae: Model,
     batch: Batch,
-    steps: int,
-    rounds: int,
-    learning_rate: float,
-    draws: int,
+    search: Search,
     batch_size: int,
     engine: AnyEngine,
     has_exact: bool = False,
@@ -302,7 +302,7 @@ def _best_params(
 
     With `has_exact` the search also starts from the parameters that fit the exact posterior.
     """
-    check_positive(steps=steps, rounds=rounds, learning_rate=learning_rate, draws=draws)
+    check_positive(**search._asdict())
     with torch.no_grad():
         params = torch.cat([_posterior_params(vae, rows) for rows in batch.split(IMAGES)])
     if not vae.posterior(params[:1]).has_rsample:
@@ -310,24 +310,30 @@ def _best_params(
     starts = [params]
     if has_exact:
         starts.append(_placed(vae, params, exact_draws(vae, batch, PLACING_DRAWS, batch_size)))
-    rows = max(1, batch_size // draws)
-    chosen = pick_engine(engine, batch.x.device, len(starts) * steps * -(-len(batch) // rows))
-    gradient = Graph(partial(_gradient, *_refitted(vae), draws), chosen)
-    total = len(starts) * rounds * steps * len(batch)
+    rows = max(1, batch_size // search.draws)
+    steps = len(starts) * search.steps * -(-len(batch) // rows)
+    chosen = pick_engine(engine, batch.x.device, steps)
+    gradient = Graph(partial(_gradient, *_refitted(vae), search.draws), chosen)
+    total = len(starts) * search.rounds * search.steps * len(batch)
     ends = []
     with progress_bar(total, "optimizing posteriors", " steps") as bar:
         for start in starts:
             for part in Batch(*batch, start).split(rows):
-                ends.append(_optimize(gradient, part, steps, rounds, learning_rate, bar))
+                ends.append(_optimize(gradient, part, search, bar))
     candidates = torch.cat(ends).unflatten(0, (len(starts), len(batch)))
     if not has_exact:
         return candidates[0]
+    return _better(vae, batch, candidates, batch_size)
+
+
+def _better(vae: Model, batch: Batch, candidates: Tensor, batch_size: int) -> Tensor:
+    """Those of several parameters, `(candidates, N, ...)`, with the best ELBO of each image."""
     elbos = []
     for found in candidates:
         scores = score(*_refitted(vae), Batch(*batch, found), CHOOSING_SAMPLES, batch_size)
         elbos.append(scores.elbo)
-    best = torch.stack(elbos).argmax(0).to(params.device)
-    return candidates[best, torch.arange(len(batch), device=params.device)]
+    best = torch.stack(elbos).argmax(0).to(candidates.device)
+    return candidates[best, torch.arange(len(batch), device=candidates.device)]
 
 
 def _posterior_params(vae: Model, batch: Batch) -> Tensor:
@@ -369,21 +375,19 @@ def _gradient(
     return [slope, loss.detach()]
 
 
-def _optimize(
-    gradient: Graph, part: Batch, steps: int, rounds: int, learning_rate: float, bar: Any
-) -> Tensor:
+def _optimize(gradient: Graph, part: Batch, search: Search, bar: Any) -> Tensor:
     """The parameters after the rounds of Adam."""
     x, y, params = part
     params = params.clone()
     previous = None
-    for _ in range(rounds):
-        optimizer = Adam([params], lr=learning_rate)
+    for _ in range(search.rounds):
+        optimizer = Adam([params], lr=search.learning_rate)
         late = []
-        for step in range(steps):
-            optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
+        for step in range(search.steps):
+            optimizer.param_groups[0]["lr"] = search.learning_rate * (1 - step / search.steps)
             params.grad, loss = gradient(x, y, params)
             optimizer.step()
-            if step >= steps // 2:
+            if step >= search.steps // 2:
                 late.append(loss / len(x))
             bar.update(len(x))
         mean = torch.stack(late).mean().item()

@@ -216,8 +216,6 @@ def summarize(
         "k_curve": _k_curve(scores.curve, num_samples),
         "active_units": {"count": active, "latent_dim": vae.latent_dim},
     }
-    if vae.needs_labels and batch.y is not None:
-        results["given"] = "covariates" if batch.y.is_floating_point() else "labels"
     of_all = estimate
     if is_subset:
         mean, error = two_phase_mean(scores.log_likelihood, scores.elbo, whole.elbo)
@@ -228,19 +226,37 @@ def summarize(
             "num_images": len(batch),
         }
         results["log_likelihood_all_images"] = of_all
+    return {**results, **_conditions(vae, batch), **_other_units(vae, batch, of_all)}
+
+
+def _conditions(vae: Model, batch: Batch) -> Metrics:
+    """What log p(x) is given, and of which share of the values it is."""
+    conditions: Metrics = {}
+    if vae.needs_labels and batch.y is not None:
+        conditions["given"] = "covariates" if batch.y.is_floating_point() else "labels"
     if vae.likelihood.given_total:
-        results["exposure"] = "total"
-    observed = (~batch.x.isnan()).double().mean().item()
+        conditions["exposure"] = "total"
+    observed = _share_observed(batch)
     if observed < 1:
-        results["observed"] = observed
+        conditions["observed"] = observed
+    return conditions
+
+
+def _share_observed(batch: Batch) -> float:
+    return (~batch.x.isnan()).double().mean().item()
+
+
+def _other_units(vae: Model, batch: Batch, log_likelihood: Metrics) -> Metrics:
+    """log p(x) in bits per dimension and in nats per count, as far as they have a meaning."""
+    dimensions = _share_observed(batch) * batch.x[0].numel()
+    converted: Metrics = {}
     scale = scale_of(vae.likelihood)
-    dimensions = observed * batch.x[0].numel()
     if scale is not None:
-        bits = _per(of_all, dimensions * log(2), scale.offset)
-        results["bits_per_dimension"] = {**bits, "of": scale.of}
+        bits = _per(log_likelihood, dimensions * log(2), scale.offset)
+        converted["bits_per_dimension"] = {**bits, "of": scale.of}
     if vae.pixels == "count":
-        results["nats_per_count"] = _per(of_all, dimensions, 0.0)
-    return results
+        converted["nats_per_count"] = _per(log_likelihood, dimensions, 0.0)
+    return converted
 
 
 def _per(log_likelihood: Metrics, unit: float, offset: float) -> Metrics:

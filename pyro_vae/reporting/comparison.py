@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import sqrt
 from typing import NamedTuple
 
 import torch
+from bokeh.plotting import figure
 from torch import Tensor
 
 from pyro_vae.engine.random_state import forked_rng
@@ -108,13 +109,6 @@ def comparison(subjects: Sequence[Subject], effort: Effort = FULL, seed: int = 0
         "ELBO": [_difference(group, groups[0], "elbo") for group in groups[1:]],
         "log p(x)": [_difference(group, groups[0], "log_likelihood") for group in groups[1:]],
     }
-    drawn = {}
-    for title, found in differences.items():
-        if found:
-            rows = [(each.name, each.mean, each.error or 0.0, each.seeds) for each in found]
-            drawn[f"difference of {title}"] = plots.forest(
-                rows, f"{title} minus that of {groups[0].name}, nats"
-            )
     colours = {}
     table = []
     for n, group in enumerate(groups):
@@ -124,6 +118,7 @@ def comparison(subjects: Sequence[Subject], effort: Effort = FULL, seed: int = 0
             options = [_short(subject.options.get(key, "")) for key in differing]
             table.append((subject.name, [*options, *_merits(subject)]))
     curves = plots.curves(compared, [colours[subject.name] for subject in compared])
+    forests = _forests(differences, groups[0].name)
     context = {
         "data": None,
         "title": f"{len(subjects)} runs",
@@ -139,7 +134,18 @@ def comparison(subjects: Sequence[Subject], effort: Effort = FULL, seed: int = 0
         "excluded": excluded,
         "curves": list(curves),
     }
-    return render("several.html", context, {**drawn, **curves})
+    return render("several.html", context, {**forests, **curves})
+
+
+def _forests(differences: Mapping[str, Sequence[Difference]], first: str) -> dict[str, figure]:
+    """A plot of the differences of each score from the first group, if there are several groups."""
+    drawn = {}
+    for title, found in differences.items():
+        if found:
+            rows = [(each.name, each.mean, each.error or 0.0, each.seeds) for each in found]
+            unit = f"{title} minus that of {first}, nats"
+            drawn[f"difference of {title}"] = plots.forest(rows, unit)
+    return drawn
 
 
 def _scored(subject: Subject, effort: Effort, seed: int) -> Scored:

@@ -304,17 +304,7 @@ def build_training(recipe: Recipe, download: bool = True) -> tuple[Model, Data, 
         recipe.objective = Choice(import_path(class_of(recipe, "model").default_objective))
     recipe.binarization = pick_binarization(recipe)
     with distributed.main_process_first():
-        data = load_data(
-            recipe.data,
-            recipe.data_dir,
-            image_size=recipe.image_size,
-            binarization=recipe.binarization,
-            download=download,
-            validation_size=recipe.validation_size,
-            image_shape=recipe.image_shape,
-            condition_on=recipe.condition_on,
-        )
-    data = with_hidden(recipe, data)
+        data = load_data_for(recipe, recipe.data_dir, download)
     recipe.data = stored_data(recipe.data, data)
     recipe.data_dir = absolute(recipe.data_dir)
     pyro.clear_param_store()
@@ -349,11 +339,28 @@ def build_training(recipe: Recipe, download: bool = True) -> tuple[Model, Data, 
     return vae, data, training
 
 
-def with_hidden(recipe: Recipe, data: Data) -> Data:
-    """The data without the labels and the values that a recipe hides; its seed chooses them."""
-    if recipe.labels is not None:
+def load_data_for(recipe: Recipe, data_dir: str, download: bool, hidden: bool = True) -> Data:
+    """The data of a recipe.
+
+    Arguments:
+        recipe: The recipe.
+        data_dir: Folder of the downloaded data sets, which may have moved.
+        download: Whether the data may be downloaded to it.
+        hidden: Without the labels and the values that the recipe hides; its seed chooses them.
+    """
+    data = load_data(
+        recipe.data,
+        data_dir,
+        image_size=recipe.image_size,
+        binarization=pick_binarization(recipe),
+        download=download,
+        validation_size=recipe.validation_size,
+        image_shape=recipe.image_shape,
+        condition_on=recipe.condition_on,
+    )
+    if hidden and recipe.labels is not None:
         data = data.with_labels(recipe.labels, recipe.seed)
-    if recipe.missing is not None:
+    if hidden and recipe.missing is not None:
         data = data.with_missing(recipe.missing, recipe.seed)
     return data
 

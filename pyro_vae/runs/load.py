@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import torch
 
-from pyro_vae.data.datasets import TORCHVISION, load_data, load_images, stored_name
+from pyro_vae.data.datasets import TORCHVISION, load_images, stored_name
 from pyro_vae.data.split import Data, Split
 from pyro_vae.errors import RequestError, check_choice
 from pyro_vae.likelihoods import IMAGE_DIMS
 from pyro_vae.networks import Shape
-from pyro_vae.runs.build import build_stored_model, pick_binarization, with_hidden
+from pyro_vae.runs.build import build_stored_model, load_data_for, pick_binarization
 from pyro_vae.runs.checkpoints import Checkpoint, load_checkpoint, load_parameters
 from pyro_vae.runs.folder import Run, Which
 from pyro_vae.runs.recipe import Recipe
@@ -108,19 +108,10 @@ class SavedRun:
             ValueError: If the data are missing, or have another shape.
         """
         recipe = self.recipe
-        data = load_data(
-            recipe.data,
-            data_dir or recipe.data_dir,
-            recipe.image_size,
-            pick_binarization(recipe),
-            download=data_dir is not None,
-            validation_size=recipe.validation_size,
-            image_shape=recipe.image_shape,
-            condition_on=recipe.condition_on,
-        )
+        folder = data_dir or recipe.data_dir
+        data = load_data_for(recipe, folder, download=data_dir is not None, hidden=hidden)
         if not hidden:
             return data
-        data = with_hidden(recipe, data)
         self._check_shape(recipe.data, data.shape)
         if not self.checkpoint.is_of(data, "labels" in self.checkpoint.content):
             logger.warning(

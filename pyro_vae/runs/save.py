@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.data.datasets import NAMED, load_data
+from pyro_vae.data.datasets import NAMED
 from pyro_vae.data.split import Data, Split
 from pyro_vae.engine.importance import log_weights
 from pyro_vae.engine.random_state import forked_rng
 from pyro_vae.errors import RequestError
 from pyro_vae.evaluation.batch import scored
-from pyro_vae.runs.build import build_model_for, pick_binarization, stored_data, with_hidden
+from pyro_vae.runs.build import build_model_for, load_data_for, pick_binarization, stored_data
 from pyro_vae.runs.checkpoint_check import MisfitError, check_parameters
 from pyro_vae.runs.checkpoints import data_identity, write_content
 from pyro_vae.runs.folder import Run
@@ -127,17 +127,7 @@ def _check_data(recipe: Recipe, data: Data, needs_labels: bool) -> None:
             f"the recipe must say where {data.name} is; give data=... in the recipe, a path or a"
             " name"
         )
-    loaded = load_data(
-        recipe.data,
-        recipe.data_dir,
-        recipe.image_size,
-        pick_binarization(recipe),
-        download=False,
-        validation_size=recipe.validation_size,
-        image_shape=recipe.image_shape,
-        condition_on=recipe.condition_on,
-    )
-    loaded = with_hidden(recipe, loaded)
+    loaded = load_data_for(recipe, recipe.data_dir, download=False)
     if loaded.fingerprint != data.fingerprint:
         raise RequestError(
             f"the recipe loads other data than {data.name}; give its data, image_size and"

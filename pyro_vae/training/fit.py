@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from logging import getLogger
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
 import pyro
 import torch
@@ -265,7 +265,7 @@ class Training(Iterator[Record]):
             self.waited = 0
         else:
             self.waited += 1
-        return {"epoch": self.epoch, **metrics, "rewinds": self.rewinds}  # type: ignore[typeddict-item]
+        return cast(Record, {"epoch": self.epoch, **metrics, "rewinds": self.rewinds})
 
     def _rewind(self, before: Mapping[str, Any], error: NotFiniteError) -> Record:
         self.load_state_dict(before)

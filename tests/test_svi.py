@@ -504,3 +504,34 @@ def test_random_numbers_of_numpy_and_python_are_those_of_each_step(draw, caplog)
         losses.append([svi.step() for _ in range(5)])
     assert losses[0] == pytest.approx(losses[1])
     assert caplog.text.count("random numbers of Python or NumPy") == 1
+
+
+@pytest.mark.parametrize("engine", ["eager", "traced"])
+def test_modules_switch_between_training_and_evaluation(engine, caplog):
+    class Program(pyro.nn.PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.net = layers(3, 4, 1)
+
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Normal(self.net(x).squeeze(-1), 1.0), obs=x.sum(-1))
+
+    pyro.set_rng_seed(0)
+    program = Program()
+    twin = copy.deepcopy(program)
+    x = torch.randn(6, 3)
+    ours = pv.SVI(program.model, lambda x: None, partial(SGD, lr=0.1), Trace_ELBO(), engine=engine)
+    pyros = pyro.infer.SVI(twin.model, lambda x: None, pyro.optim.SGD({"lr": 0.1}), Trace_ELBO())
+    for trains in (True, False, True):
+        program.train(trains)
+        twin.train(trains)
+        for step in range(4):
+            pyro.get_param_store().clear()
+            pyro.set_rng_seed(step)
+            expected = pyros.step(x)
+            pyro.get_param_store().clear()
+            pyro.set_rng_seed(step)
+            assert ours.step(x) == pytest.approx(expected, rel=1e-4)
+    assert ours.engine == engine
+    assert not caplog.messages

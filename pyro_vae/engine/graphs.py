@@ -8,7 +8,7 @@ import shutil
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from logging import ERROR, getLogger
 from pathlib import Path
@@ -71,6 +71,8 @@ class Graph:
         eager: Is called instead of `function` where there is no graph; the same by default.
         differs: Says what differs between the results of `function` and of a graph, or returns
             None; by default they are not compared. It is called for each new graph and by `check`.
+        mode: Says in which mode the function is, such as training or evaluation; each mode has
+            graphs of its own.
 
     Attributes:
         engine: The engine in use.
@@ -96,12 +98,14 @@ class Graph:
         engine: Engine = "compiled",
         eager: Callable[..., list[Any]] | None = None,
         differs: Callable[[list[Any], list[Any]], str | None] | None = None,
+        mode: Callable[[], Hashable] | None = None,
     ) -> None:
         check_choice("engine", engine, Engine)
         self.function = rounded(function)
         self.engine = engine
         self.eager = rounded(eager or function)
         self.differs = differs
+        self.mode = mode or (lambda: None)
         self.capturable = True
         self._traces: dict[Any, Traced] = {}
         self._graphs: dict[Any, Callable[..., list[Any]]] = {}
@@ -159,7 +163,7 @@ class Graph:
     def _kind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The key of a graph; None, after a warning, if there can be none."""
         try:
-            kind = (rounds_to_bf16(), *kind_of(args, kwargs))
+            kind = (rounds_to_bf16(), self.mode(), *kind_of(args, kwargs))
             hash(kind)
         except TypeError as error:
             self.use_eager(

@@ -21,7 +21,7 @@ from pyro.infer import (
 from pyro.infer.util import is_validation_enabled
 from pyro.optim import PyroOptim
 from pyro.poutine.runtime import am_i_wrapped
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pyro_vae.engine import distributed
@@ -90,7 +90,8 @@ class SVI(infer.SVI):
             passes them on.
         engine: "eager", "traced", "compiled", or "auto": eager at first, traced after 500 steps,
             and compiled after 8,000 if there is a C++ compiler, so that a start-up pays. A graph is
-            made for each shape of the tensors and each value of the other arguments of `step`.
+            made for each shape of the tensors, each value of the other arguments of `step`, and
+            each mode (training or evaluation) of programs that are modules or their methods.
         check_losses: Warn if a loss is not finite. On CUDA, `update` checks every 100 steps. False
             is for callers that do so themselves: then only the first call is validated, because
             parameters that are NaN would be its error.
@@ -169,9 +170,11 @@ class SVI(infer.SVI):
         self._stored: dict[str, Tensor] = {}
         # The parameters that had a gradient.
         self._trained: set[int] = set()
+        # The modules of the programs, as far as the programs are modules or methods of them.
+        self._modules = self._find_modules()
         # The kinds of arguments that were validated.
         self._validated: set[Any] = set()
-        self._options: list[dict[str, Any]] | None = None
+        self._options: list[Any] | None = None
         self._asked = engine
         self._steps = 0
         self._use(pick_engine(engine, self.total.device, 0))
@@ -286,7 +289,9 @@ class SVI(infer.SVI):
         if engine != "eager" and reason is not None:
             logger.warning("using the eager engine: %s", reason)
             engine = "eager"
-        self._graph = Graph(self._tensor_gradients, engine, self._gradients, self._differs)
+        self._graph = Graph(
+            self._tensor_gradients, engine, self._gradients, self._differs, self._modes
+        )
         self._trainable = {key: param.requires_grad for key, param in self._params.items()}
         self._picked = engine
         self._options = None
@@ -448,7 +453,7 @@ class SVI(infer.SVI):
         Learning rates are updated in place. If other options of the optimizer changed, the steps
         are captured again.
         """
-        options = []
+        options: list[Any] = [self._modes()]
         for group in self._groups:
             baked = group.keys() - {"params", "lr", "capturable"}
             options.append({key: group[key] for key in baked})
@@ -474,6 +479,13 @@ class SVI(infer.SVI):
             return []
         return self.optimizer.param_groups
 
+    def _find_modules(self) -> list[nn.Module]:
+        return [*_modules(self.model), *_modules(self.guide)]
+
+    def _modes(self) -> tuple[bool, ...]:
+        """Which modules are in training mode."""
+        return tuple(module.training for module in self._modules)
+
     def _rows(self, args: Sequence[Any]) -> int:
         if self.mean:
             return len(args[0])
@@ -493,6 +505,7 @@ class SVI(infer.SVI):
                 self._stored[name] = params[key]
         if not new:
             return
+        self._modules = self._find_modules()  # automatic guides make theirs in the first call
         made = self.make_optimizer(new)
         if self.optimizer is None:
             self.optimizer = made
@@ -504,6 +517,14 @@ class SVI(infer.SVI):
         for group in made.param_groups:
             self.optimizer.add_param_group(group)
         self.optimizer.state.update(made.state)
+
+
+def _modules(program: Program) -> list[nn.Module]:
+    """The modules of a program that is one, or that is a method of one."""
+    owner = getattr(program, "__self__", program)
+    if not isinstance(owner, nn.Module):
+        return []
+    return list(owner.modules())
 
 
 def _kind_to_validate(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

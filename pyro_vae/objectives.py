@@ -277,7 +277,6 @@ class PathELBO(JointELBO, ABC):
     Arguments:
         num_particles: Number of samples K.
         vectorize_particles: Draw the samples at once, in a plate at dim -2, or one by one.
-
     """
 
     @abstractmethod
@@ -459,8 +458,7 @@ class FreeBitsELBO(JointELBO):
 
     The KL of a group g is averaged over the batch, including the shares of other processes. That of
     a latent site that all rows share is limited once, not for each row. It is computed in closed
-    form if there is one latent site and torch has a closed form, otherwise from
-    the samples.
+    form if there is one latent site and torch has a closed form, otherwise from the samples.
 
     References:
         | Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016)
@@ -509,6 +507,7 @@ class FreeBitsELBO(JointELBO):
         guide = _Paths()(joint.guide)
         reconstructions = []
         rates: dict[str, list[Tensor]] = {}
+        weights: dict[str, Any] = {}
         for _ in range(self.num_particles):
             guide_trace = poutine.trace(guide).get_trace(*joint.args)
             replayed = poutine.replay(joint.model, trace=guide_trace)
@@ -526,11 +525,11 @@ class FreeBitsELBO(JointELBO):
             for name, site in q.items():
                 rate = _rate(site, p[name], len(q) == 1, self.groups)
                 rates.setdefault(name, []).append(rate)
+                weights[name] = site["scale"] * site["fn"].batch_shape.numel()
         loss = -torch.stack(reconstructions).mean()
         for name, of_site in rates.items():
-            elements = q[name]["fn"].batch_shape.numel()
             mean = torch.stack(of_site).mean(0)
-            loss = loss + q[name]["scale"] * elements * mean.clamp(min=self.floor).sum()
+            loss = loss + weights[name] * mean.clamp(min=self.floor).sum()
         return loss
 
 

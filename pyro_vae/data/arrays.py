@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
@@ -126,11 +128,10 @@ def _splits(archive: Archive) -> Contents | None:
     """A file with its own splits, as Keras and MedMNIST write it."""
     found: dict[str, tuple[str, str]] = {}
     for part, aliases in PARTS.items():
-        for alias in aliases:
-            for x, y in PAIRS:
-                if x.format(alias) in archive.names:
-                    found.setdefault(part, (x.format(alias), y.format(alias)))
-    used = {name for pair in found.values() for name in pair}
+        for alias, (x, y) in product(aliases, PAIRS):
+            if x.format(alias) in archive.names:
+                found.setdefault(part, (x.format(alias), y.format(alias)))
+    used = set(chain(*found.values()))
     left = archive.names - used
     if "train" not in found or "images" in left or any(map(_tells_of_a_split, left)):
         return None
@@ -175,7 +176,7 @@ def _images(archive: Archive) -> Contents | None:
 
 def _tells_of_a_split(name: str) -> bool:
     """Whether an array that is not understood may be a part of a test set."""
-    aliases = {alias for part in PARTS.values() for alias in part}
+    aliases = set(chain(*PARTS.values()))
     return "test" in name or not aliases.isdisjoint(name.split("_"))
 
 
@@ -186,12 +187,13 @@ def _sprites(archive: Archive) -> Contents | None:
     """
     if not {"imgs", "latents_values", "latents_classes"} <= archive.names:
         return None
-    images, values = archive.images("imgs"), archive.covariates("latents_values")
+    images = archive.images("imgs")
     factors = archive.labels("latents_classes")
-    labels, classes = None, None
+    arrays = Arrays(
+        binary(images), archive.title("imgs"), covariates=archive.covariates("latents_values")
+    )
     if factors is not None and factors.shape == (len(images), SPRITE_FACTORS):
-        labels, classes = factors[:, 1], SPRITE_SHAPES
-    arrays = Arrays(binary(images), archive.title("imgs"), labels, values, classes)
+        arrays = replace(arrays, labels=factors[:, 1], classes=SPRITE_SHAPES)
     return Contents("dSprites, shapes as labels and factors as covariates", {"train": arrays})
 
 

@@ -73,16 +73,19 @@ class Arrays:
             raise RequestError(f"{self.name} has shape {self.x.shape}, which holds no data")
         values, observed = split_missing(self.x, self.observed, self.name)
         x = as_values(rows_as_images(values, self.name, image_shape), self.name)
-        labels, classes, covariates = None, None, None
+        labels = None
+        classes = self.classes
         if self.labels is not None:
-            labels, classes = as_labels(self.labels, len(x), f"{self.name}: labels")
+            labels, names = as_labels(self.labels, len(x), f"{self.name}: labels")
+            classes = classes or names
+        covariates = None
         if self.covariates is not None:
             covariates = as_covariates(self.covariates, len(x), f"{self.name}: covariates")
         return Split(
             x,
             labels,
             covariates=covariates,
-            classes=self.classes or classes,
+            classes=classes,
             observed=like_values(observed, x, self.name),
         )
 

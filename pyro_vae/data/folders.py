@@ -73,22 +73,25 @@ def read_folder(path: Path, size: int | None, depth: int = 1) -> Split:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files below a folder, sorted.
+    """The image files below a folder, sorted."""
+    with refusing(f"{folder} cannot be read as a folder", "change its permissions or its layout"):
+        return sorted(_image_files(folder))
+
+
+def _image_files(folder: Path) -> Iterator[Path]:
+    """The image files, and links to folders, which are refused with the images.
 
     Not recursive: folders may be nested more deeply than calls.
     """
-    files, folders = [], [folder]
-    advice = "change its permissions or its layout"
+    folders = [folder]
     while folders:
-        with refusing(f"{folder} cannot be read as a folder", advice):
-            for path in folders.pop().iterdir():
-                if path.name.startswith("."):
-                    continue
-                if path.is_dir() and not path.is_symlink():
-                    folders.append(path)
-                elif path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
-                    files.append(path)  # links to folders are refused with the images
-    return sorted(files)
+        for path in folders.pop().iterdir():
+            if path.name.startswith("."):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                folders.append(path)
+            elif path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
+                yield path
 
 
 def _folder_labels(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from pyro_vae.data.arrays import PARTS, read_arrays
@@ -157,7 +158,8 @@ def _read_set(folder: Path) -> Contents:
         parts[part] = _whole(kinds["images"])
         if "labels" in kinds:
             parts[part] = _labelled(parts[part], kinds["labels"])
-    names = sorted(file.name for kinds in found.values() for file in kinds.values())
+    used = chain.from_iterable(kinds.values() for kinds in found.values())
+    names = sorted(file.name for file in used)
     return Contents(f"files {', '.join(names)}", parts)
 
 

@@ -514,10 +514,9 @@ def latent(
 ) -> Figure:
     """Draw a scatter plot of codes, coloured by label if there are at most ten labels.
 
-    Codes whose label is unknown are left out, unless all are.
-    The name of each label stands near the median of its codes, because ten colours alone are hard
-    to tell apart. More than two dimensions are drawn on two planes, see `planes`, for at most
-    `T_SNE_IMAGES` codes.
+    Codes whose label is unknown are left out, unless all are. The name of each label stands near
+    the median of its codes, because ten colours alone are hard to tell apart. More than two
+    dimensions are drawn on two planes, see `planes`, for at most 1,000 codes.
 
     Arguments:
         codes: The codes, shape `(N, latent_dim)`.

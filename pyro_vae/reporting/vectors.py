@@ -33,8 +33,7 @@ def curves(rows: Tensor) -> Tensor:
     """A picture of each vector, with a grey line at zero.
 
     Arguments:
-        rows: Vectors, shape `(N, D)`, or two or three for each picture, shape
-            `(N, K, D)`.
+        rows: Vectors, shape `(N, D)`, or two or three for each picture, shape `(N, K, D)`.
 
     Returns:
         Pictures of values in [0, 1], shape `(N, 1, 72, 108)`, where 1 is black; or RGB, shape

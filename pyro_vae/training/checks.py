@@ -102,37 +102,37 @@ def check_model(vae: Model, batch: Batch) -> None:
 def _outputs(name: str, network: nn.Module, wanted: tuple[int, ...]) -> Iterator[None]:
     """Raise `RequestError` if a network's output in the block has another shape than is wanted.
 
-    Of the package's networks, the inputs are checked, too.
-    It replaces any exception of the block.
+    It replaces any exception of the block. Of the package's networks, the inputs are checked, too.
     """
-    shapes: list[tuple[int, ...]] = []
     inputs: list[tuple[int, ...]] = []
+    outputs: list[tuple[int, ...]] = []
 
-    def look_before(module: nn.Module, args: Any) -> None:
+    def note_input(module: nn.Module, args: Any) -> None:
         inputs.append(tuple(args[0].shape[1:]))
 
-    def look(module: nn.Module, args: Any, output: Any) -> None:
-        shapes.append(tuple(output.shape[1:]))
+    def note_output(module: nn.Module, args: Any, output: Any) -> None:
+        outputs.append(tuple(output.shape[1:]))
 
     try:
         with (
-            network.register_forward_pre_hook(look_before),
-            network.register_forward_hook(look),
+            network.register_forward_pre_hook(note_input),
+            network.register_forward_hook(note_output),
         ):
             yield
     finally:
         if isinstance(network, MLP | Gated | Conv):
-            for given in inputs:
-                if prod(given) != prod(network.in_shape):
-                    raise RequestError(
-                        f"{name} was built for inputs of shape {tuple(network.in_shape)}, but gets"
-                        f" {given}"
-                    )
-        for shape in shapes:
+            _check_inputs(name, tuple(network.in_shape), inputs)
+        for shape in outputs:
             if shape != wanted:
                 raise RequestError(
                     f"{name} returns shape {shape} for each input, but must return {wanted}"
                 )
+
+
+def _check_inputs(name: str, wanted: tuple[int, ...], inputs: list[tuple[int, ...]]) -> None:
+    for shape in inputs:
+        if prod(shape) != prod(wanted):
+            raise RequestError(f"{name} was built for inputs of shape {wanted}, but gets {shape}")
 
 
 def check_normalization(vae: Model, batch: Batch, batch_size: int, images: int) -> None:

@@ -32,15 +32,28 @@ RUNS: dict[str, Callable[..., Any]] = {
 numbers: dict[str, Counter[str]] = {}
 
 
-class SVI:
-    """Makes one of `RUNS`, and counts how often."""
+class Turn:
+    """One run of a test.
 
-    run = "pyro"
-    made = 0
+    Arguments:
+        run: One of `RUNS`.
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        SVI.made += 1
-        return RUNS[SVI.run](*args, **kwargs)
+    Attributes:
+        made: How many SVIs the test has made.
+    """
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+        self.made = 0
+
+
+turn = Turn("pyro")
+
+
+def new_svi(*args: Any, **kwargs: Any) -> Any:
+    """What stands in the place of the class `pyro.infer.SVI`."""
+    turn.made += 1
+    return RUNS[turn.run](*args, **kwargs)
 
 
 def pytest_collection_finish() -> None:
@@ -50,7 +63,7 @@ def pytest_collection_finish() -> None:
             continue
         for attribute, value in list(vars(module).items()):
             if value is PYROS:
-                setattr(module, attribute, SVI)
+                setattr(module, attribute, new_svi)
 
 
 def pytest_itemcollected(item: Any) -> None:
@@ -61,7 +74,7 @@ def in_turn(item: pytest.Item, test: Callable[[], None]) -> None:
     """Run a test with each SVI."""
     counts = numbers.setdefault(item.path.name, Counter())
     expected = outcome(item, test, "pyro")
-    if not SVI.made:
+    if not turn.made:
         return
     counts["pyro"] += 1
     failures = []
@@ -83,8 +96,8 @@ def in_turn(item: pytest.Item, test: Callable[[], None]) -> None:
 
 def outcome(item: pytest.Item, test: Callable[[], None], run: str) -> dict[str, torch.Tensor]:
     """The values of Pyro's parameter store after a test."""
-    SVI.run = run
-    SVI.made = 0
+    global turn
+    turn = Turn(run)
     pyro.clear_param_store()
     marker = item.get_closest_marker("init")
     pyro.set_rng_seed(marker.kwargs["rng_seed"] if marker else 0)

@@ -265,6 +265,6 @@ def check_plates(sites: Mapping[str, Site], size: int) -> None:
         if [(plate.dim, plate.size) for plate in plates] != [(-1, size)]:
             raise StructureError(
                 f"site {name} is not in exactly one plate of {size} rows at dim -1; put the sites"
-                " of a row inside `with pyro.plate('data', len(x))`, and learn what all rows share"
-                " as a parameter"
+                " of a row inside `with pyro.plate('data', len(x))`; for latent variables that rows"
+                " share, use log_weights, annealed_log_weights or ImportanceWeightedELBO"
             )

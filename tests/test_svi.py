@@ -7,9 +7,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro import contrib
-from pyro.contrib.cevae import CEVAE
-from pyro.contrib.forecast import Forecaster, ForecastingModel
 from pyro.infer import (
     JitTrace_ELBO,
     RenyiELBO,
@@ -538,39 +535,3 @@ def test_modules_switch_between_training_and_evaluation(engine, caplog):
             assert ours.step(x) == pytest.approx(expected, rel=1e-4)
     assert ours.engine == engine
     assert not caplog.messages
-
-
-class RandomWalk(ForecastingModel):
-    def model(self, zero_data, covariates):
-        start = pyro.sample("start", dist.Normal(0.0, 1.0))
-        scale = pyro.sample("scale", dist.LogNormal(-1.0, 1.0))
-        with self.time_plate:
-            steps = pyro.sample("steps", dist.Normal(0.0, scale))
-        self.predict(dist.Normal(0.0, 1.0), (start + steps.cumsum(-1)).unsqueeze(-1))
-
-
-def fit_forecaster():
-    data = torch.randn(15, 1).cumsum(0)
-    forecaster = Forecaster(RandomWalk(), data, torch.zeros(15, 0), num_steps=6, log_every=0)
-    return forecaster(data, torch.zeros(20, 0), num_samples=3)
-
-
-def fit_cevae():
-    x = torch.randn(40, 4)
-    treated, outcome = torch.bernoulli(torch.full((2, 40), 0.5))
-    cevae = CEVAE(4, latent_dim=2, hidden_dim=8, num_layers=2, num_samples=4)
-    cevae.fit(x, treated, outcome, num_epochs=2, batch_size=10, log_every=100)
-    return cevae.ite(x)
-
-
-@pytest.mark.parametrize(
-    ("fit", "module"), [(fit_forecaster, contrib.forecast.forecaster), (fit_cevae, contrib.cevae)]
-)
-def test_what_pyro_builds_on_its_svi_computes_the_same(fit, module, monkeypatch):
-    results = []
-    for svi in (pyro.infer.SVI, partial(pv.SVI, engine="traced")):
-        monkeypatch.setattr(module, "SVI", svi)
-        pyro.clear_param_store()
-        pyro.set_rng_seed(0)
-        results.append(fit())
-    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)

@@ -68,7 +68,7 @@ def main() -> None:
     start = time.process_time()
     for record in training:
         used += time.process_time() - start
-        row = {
+        row: dict[str, Any] = {
             "epoch": record["epoch"],
             "cpu_seconds": round(used, 1),
             "elbo": record["elbo"],

@@ -535,3 +535,39 @@ def test_modules_switch_between_training_and_evaluation(engine, caplog):
             assert ours.step(x) == pytest.approx(expected, rel=1e-4)
     assert ours.engine == engine
     assert not caplog.messages
+
+
+def observed_at(scale):
+    def model(x):
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, scale), obs=x)
+
+    return model
+
+
+@pytest.mark.parametrize("engine", ["eager", "traced"])
+def test_programs_can_be_replaced(engine, caplog):
+    x = torch.arange(3.0)
+    losses = []
+    for make in (pyro.infer.SVI, partial(pv.SVI, engine=engine)):
+        pyro.clear_param_store()
+        optimizer = pyro.optim.Adam({"lr": 0.1})
+        svi = make(observed_at(1.0), lambda x: None, optimizer, Trace_ELBO())
+        losses.append([svi.step(x) for _ in range(4)])
+        svi.model = observed_at(2.0)
+        losses[-1] += [svi.step(x) for _ in range(4)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    assert svi.engine == engine
+    assert not caplog.messages
+
+
+def test_what_a_step_would_not_follow_is_refused():
+    svi = pv.SVI(observed_at(1.0), lambda x: None, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+    svi.step(torch.zeros(3))
+    with pytest.raises(pv.RequestError, match="another SVI"):
+        svi.optim = pyro.optim.SGD({"lr": 0.1})
+    with pytest.raises(pv.RequestError, match="another SVI"):
+        svi.loss_and_grads = TraceMeanField_ELBO().loss_and_grads
+    with pytest.raises(pv.RequestError, match="make another"):
+        copy.deepcopy(svi)

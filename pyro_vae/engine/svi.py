@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from logging import getLogger
 from math import isfinite
-from typing import Any
+from typing import Any, NoReturn
 
 import pyro
 import torch
@@ -51,6 +51,8 @@ MakeOptimizer = Callable[[Sequence[Tensor]], Optimizer]
 
 # Objectives that torch.jit compiles.
 JIT = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO)
+# Attributes of Pyro's SVI that a step does not look at again.
+FIXED = ("loss", "loss_and_grads", "optim")
 # Steps between checks of the losses on CUDA, each of which waits for the device.
 CHECK_STEPS = 100
 # Steps between comparisons of a graph with the programs. One takes as long as 3 steps that are
@@ -179,6 +181,21 @@ class SVI(infer.SVI):
         self._steps = 0
         self._use(pick_engine(engine, self.total.device, 0))
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in FIXED and name in self.__dict__:
+            raise RequestError(
+                f"{name} of an SVI cannot be replaced; make another SVI, which continues with the"
+                " values in Pyro's parameter store"
+            )
+        super().__setattr__(name, value)
+
+    def __reduce__(self) -> NoReturn:
+        # Its optimizer would hold copies of the parameters, which are not in Pyro's store.
+        raise RequestError(
+            "an SVI cannot be copied or pickled; make another one, which continues with the values"
+            " in Pyro's parameter store"
+        )
+
     @property
     def engine(self) -> Engine:
         """What runs the steps, which is simpler than the requested engine if that failed."""
@@ -290,7 +307,7 @@ class SVI(infer.SVI):
             logger.warning("using the eager engine: %s", reason)
             engine = "eager"
         self._graph = Graph(
-            self._tensor_gradients, engine, self._gradients, self._differs, self._modes
+            self._tensor_gradients, engine, self._gradients, self._differs, self._mode
         )
         self._trainable = {key: param.requires_grad for key, param in self._params.items()}
         self._picked = engine
@@ -453,7 +470,7 @@ class SVI(infer.SVI):
         Learning rates are updated in place. If other options of the optimizer changed, the steps
         are captured again.
         """
-        options: list[Any] = [self._modes()]
+        options: list[Any] = [self._mode()]
         for group in self._groups:
             baked = group.keys() - {"params", "lr", "capturable"}
             options.append({key: group[key] for key in baked})
@@ -482,9 +499,10 @@ class SVI(infer.SVI):
     def _find_modules(self) -> list[nn.Module]:
         return [*_modules(self.model), *_modules(self.guide)]
 
-    def _modes(self) -> tuple[bool, ...]:
-        """Which modules are in training mode."""
-        return tuple(module.training for module in self._modules)
+    def _mode(self) -> Hashable:
+        """The programs, which may be replaced, and which modules are in training mode."""
+        modes = [module.training for module in self._modules]
+        return (id(self.model), id(self.guide), *modes)
 
     def _rows(self, args: Sequence[Any]) -> int:
         if self.mean:

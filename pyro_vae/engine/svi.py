@@ -57,7 +57,7 @@ FIXED = ("loss", "loss_and_grads", "optim")
 CHECK_STEPS = 100
 # Steps between comparisons of a graph with the programs. One takes as long as 3 steps that are
 # traced, or 10 to 30 that are compiled. The first ones are after 1, 2, 4, ... steps.
-COMPARED_STEPS: dict[Engine, int] = {"traced": 256, "compiled": 2048}
+COMPARED_STEPS: dict[Engine, int] = {"traced": 256, "compiled": 4096}
 
 
 class SVI(infer.SVI):
@@ -72,7 +72,7 @@ class SVI(infer.SVI):
     eagerly. The graph does not see what Python does in later steps: all that changes, such as the
     data or an annealing factor, must be a tensor argument of `step`. Therefore its loss and
     gradient are compared with those of the programs when it is made, after 1, 2, 4, ... steps, and
-    at least every 256 steps, or 2,048 if it is compiled. If they differ, a warning names the
+    at least every 256 steps, or 4,096 if it is compiled. If they differ, a warning names the
     difference and the remaining steps run eagerly. Making and comparing graphs calls the programs,
     and so advances counters of Python; tensors, such as counters in buffers, and random states are
     restored. Several processes sum their gradients, in one operation per step.

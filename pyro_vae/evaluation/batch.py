@@ -38,8 +38,13 @@ def scored(vae: Model, data: BatchLike) -> Batch:
         batch = batch_of(vae, data.with_fixed_noise().to(next(vae.parameters()).device))
     elif isinstance(data, Tensor):
         batch = Batch(data, None)
-    else:
+    elif isinstance(data, Batch):
         batch = data
+    else:
+        raise RequestError(
+            f"images to score must be a Split such as data.test, a Batch or a tensor, but are of"
+            f" type {type(data).__name__}"
+        )
     _check_batch(vae, batch)
     return batch
 

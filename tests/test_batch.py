@@ -34,6 +34,17 @@ def test_what_is_not_images_is_refused(vae, score):
             score(vae, images)
 
 
+def test_a_bernoulli_refuses_pixels_outside_of_the_unit_interval(vae):
+    """Bernoulli has a log-density for any number, which is no log-probability."""
+    x = torch.zeros(4, 1, 4, 4)
+    for value in (255.0, -0.5):
+        x[0, 0, 0, 0] = value
+        with pytest.raises(pv.RequestError, match="outside of 0 to 1"):
+            pv.evaluate(vae, x, num_samples=2)
+    x[0, 0, 0, 0] = torch.nan
+    pv.evaluate(vae, x, num_samples=2)
+
+
 @pytest.mark.parametrize("value", [0, -1, 2.5, "9"])
 def test_numbers_of_samples_are_positive_integers(vae, value):
     x = torch.zeros(4, 1, 4, 4)

@@ -94,3 +94,8 @@ def _check_batch(vae: Model, batch: Batch) -> None:
             f"x must be values that the likelihood scores, {dtype}, but is {batch.x.dtype};"
             " pass a split, or its split.scored(vae.pixels)"
         )
+    if vae.pixels == "binary" and bool(((batch.x < 0) | (batch.x > 1)).any()):
+        raise RequestError(
+            "x holds values outside of 0 to 1, but the likelihood scores binary values;"
+            " pass a split, or its split.scored(vae.pixels)"
+        )

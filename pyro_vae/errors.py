@@ -1,6 +1,7 @@
 """The exceptions that end a command with one line, without a traceback, and shared checks."""
 
 from math import inf
+from numbers import Integral
 from typing import Any, get_args
 
 
@@ -59,7 +60,7 @@ def check_positive(**values: float | None) -> None:
 def check_count(**values: int | None) -> None:
     """Raise `RequestError` unless every value that is given is a positive integer."""
     for name, value in values.items():
-        if value is not None and not (isinstance(value, int) and value > 0):
+        if value is not None and not (isinstance(value, Integral) and value > 0):
             raise RequestError(f"{name} must be a positive integer, but is {value!r}")
 
 

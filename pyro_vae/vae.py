@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pyro_vae.distributions import leave_out_missing
 from pyro_vae.engine.importance import log_weights
 from pyro_vae.engine.random_state import forked_rng
-from pyro_vae.errors import RequestError, check_positive
+from pyro_vae.errors import RequestError, check_count, check_positive
 from pyro_vae.likelihoods import IMAGE_DIMS, Likelihood, Pixels, standardization
 from pyro_vae.networks import MLP, Shape, batched
 from pyro_vae.posteriors import DiagonalNormal, Posterior
@@ -298,6 +298,7 @@ class Model(nn.Module, ABC):
     @torch.no_grad()
     def _generate(self, n: int, y: Tensor | None, given: dict[str, Tensor] | None = None) -> Any:
         """The sites of the generative program for `n` images, some of them with given values."""
+        check_count(n=n)
         self.check_labels(y)
         if y is not None and len(y) != n:
             raise RequestError(f"there are {len(y)} labels for n={n}; pass one label for each")
@@ -367,6 +368,8 @@ def _dimensions(prior: Prior) -> int:
     Raises:
         ValueError: If a draw is not a vector.
     """
+    if not isinstance(prior, nn.Module):
+        raise RequestError(f"prior must be an object such as StandardNormal(20), but is {prior!r}")
     modes = {module: module.training for module in prior.modules()}
     prior.eval()
     try:

@@ -25,6 +25,35 @@ def test_images_of_a_wrong_type_or_shape_are_refused(vae, score):
         score(vae, torch.zeros(0, 1, 4, 4))
 
 
+@pytest.mark.parametrize("score", [pv.codes, score_images, pv.evaluate, pv.impute])
+def test_what_is_not_images_is_refused(vae, score):
+    x = torch.zeros(4, 1, 4, 4)
+    split = pv.Split(x)
+    for images in (x.numpy(), pv.Data("zeros", split, split, split), [0.0], "test"):
+        with pytest.raises(pv.RequestError, match="must be a Split such as"):
+            score(vae, images)
+
+
+def test_a_bernoulli_refuses_pixels_outside_of_the_unit_interval(vae):
+    """Bernoulli has a log-density for any number, which is no log-probability."""
+    x = torch.zeros(4, 1, 4, 4)
+    for value in (255.0, -0.5):
+        x[0, 0, 0, 0] = value
+        with pytest.raises(pv.RequestError, match="outside of 0 to 1"):
+            pv.evaluate(vae, x, num_samples=2)
+    x[0, 0, 0, 0] = torch.nan
+    pv.evaluate(vae, x, num_samples=2)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, "9"])
+def test_numbers_of_samples_are_positive_integers(vae, value):
+    x = torch.zeros(4, 1, 4, 4)
+    with pytest.raises(pv.RequestError, match="num_samples must be a positive integer"):
+        pv.evaluate(vae, x, num_samples=value)
+    with pytest.raises(pv.RequestError, match="batch_size must be a positive integer"):
+        pv.evaluate(vae, x, num_samples=2, batch_size=value)
+
+
 def test_a_split_made_by_hand_is_scored_on_the_same_pixels(digits):
     vae = make_vae(shape=digits.shape)
     split = pv.Split(digits.train.x[:60], digits.train.labels[:60])

@@ -149,3 +149,17 @@ def test_a_model_that_declares_too_little(digits, model, named):
     with pytest.raises(pv.RequestError, match=named) as caught:
         pv.fit(vae, digits, epochs=1)
     assert "\n" not in str(caught.value)
+
+
+def test_other_data_models_and_seeds_are_refused(digits):
+    vae = build(digits)
+    x = digits.train.x[:20]
+    for data in (x, digits.train, torch.utils.data.TensorDataset(x)):
+        with pytest.raises(pv.RequestError, match="data must be Data"):
+            pv.fit(vae, data, epochs=1)
+    with pytest.raises(pv.RequestError, match="vae must be a model"):
+        pv.fit(digits, vae, epochs=1)
+    for seed in (-1, 2**32, "a", 0.5):
+        with pytest.raises(pv.RequestError, match="seed must be an integer from 0 to 4294967295"):
+            pv.fit(vae, digits, epochs=1, seed=seed)
+    pv.fit(vae, digits, epochs=np.int64(1), seed=np.int64(3))

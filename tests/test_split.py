@@ -212,3 +212,10 @@ def test_noise_is_fixed_once(digits):
     assert torch.equal(first.scored("binary"), second.scored("binary"))
     assert first.with_fixed_noise() is first
     assert torch.equal(first[5:9].scored("binary"), first.scored("binary")[5:9])
+
+
+def test_tensors_in_place_of_splits_are_refused():
+    x = torch.zeros(4, 1, 4, 4)
+    for other in (x, x.numpy(), (x, None)):
+        with pytest.raises(pv.RequestError, match="validation must be a Split"):
+            pv.Data("zeros", pv.Split(x), other, pv.Split(x))

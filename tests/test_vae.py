@@ -428,3 +428,16 @@ def test_a_prior_over_scalars_is_refused(vae):
 
     with pytest.raises(pv.RequestError, match="use to_event"):
         pv.VAE(Scalars(), vae.encoder, vae.posterior, vae.decoder, vae.likelihood)
+
+
+@pytest.mark.parametrize("n", [0, -1, 2.5, "a"])
+def test_the_number_of_draws_is_a_positive_integer(vae, n):
+    for draw in (vae.sample, vae.sample_mean):
+        with pytest.raises(pv.RequestError, match="n must be a positive integer"):
+            draw(n)
+
+
+@pytest.mark.parametrize("prior", [pv.StandardNormal, 2, "StandardNormal", None])
+def test_what_is_not_a_prior_is_refused(vae, prior):
+    with pytest.raises(pv.RequestError, match="prior must be an object"):
+        pv.VAE(prior, vae.encoder, vae.posterior, vae.decoder, vae.likelihood)

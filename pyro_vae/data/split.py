@@ -325,6 +325,13 @@ class Data:
     test: Split
 
     def __post_init__(self) -> None:
+        for part in ("train", "validation", "test"):
+            split = getattr(self, part)
+            if not isinstance(split, Split):
+                raise RequestError(
+                    f"{part} must be a Split, but is of type {type(split).__name__}; use"
+                    " Split(x), or Split(x, labels)"
+                )
         for part in ("validation", "test"):
             shape = tuple(getattr(self, part).x.shape[1:])
             if shape != self.shape:

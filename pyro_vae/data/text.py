@@ -44,7 +44,8 @@ def read_csv(path: Path) -> Contents:
     """
     with refusing(
         f"{path} cannot be read as a table",
-        "remove text such as names of rows, or call a column of classes label",
+        "remove text such as names of rows, leave missing cells empty, or call a column of classes"
+        " label",
     ):
         check_bytes(path, 2 * path.stat().st_size)
         with path.open(newline="", encoding="utf-8-sig") as file:

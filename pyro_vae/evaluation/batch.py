@@ -38,8 +38,13 @@ def scored(vae: Model, data: BatchLike) -> Batch:
         batch = batch_of(vae, data.with_fixed_noise().to(next(vae.parameters()).device))
     elif isinstance(data, Tensor):
         batch = Batch(data, None)
-    else:
+    elif isinstance(data, Batch):
         batch = data
+    else:
+        raise RequestError(
+            f"images to score must be a Split such as data.test, a Batch or a tensor, but are of"
+            f" type {type(data).__name__}"
+        )
     _check_batch(vae, batch)
     return batch
 
@@ -87,5 +92,10 @@ def _check_batch(vae: Model, batch: Batch) -> None:
     if batch.x.dtype != dtype:
         raise RequestError(
             f"x must be values that the likelihood scores, {dtype}, but is {batch.x.dtype};"
+            " pass a split, or its split.scored(vae.pixels)"
+        )
+    if vae.pixels == "binary" and bool(((batch.x < 0) | (batch.x > 1)).any()):
+        raise RequestError(
+            "x holds values outside of 0 to 1, but the likelihood scores binary values;"
             " pass a split, or its split.scored(vae.pixels)"
         )

@@ -26,7 +26,7 @@ from pyro_vae.engine.importance import (
 from pyro_vae.engine.precision import products
 from pyro_vae.engine.programs import Batch, Program
 from pyro_vae.engine.progress import progress_bar
-from pyro_vae.errors import NotFiniteError, RequestError, check_positive
+from pyro_vae.errors import NotFiniteError, RequestError, check_count, check_positive
 from pyro_vae.evaluation.batch import BatchLike, random_rows, scored
 from pyro_vae.evaluation.bits import scale_of
 from pyro_vae.evaluation.codes import ACTIVE, activity
@@ -173,6 +173,7 @@ def score_images(
 
     Do not use log p(x) to find anomalies, see `Scores`.
     """
+    check_count(num_samples=num_samples, batch_size=batch_size)
     batch = scored(vae, data)
     rows_per_pass = batch_size or default_batch_size(vae, batch.x)
     engine = pick_engine(engine, batch.x.device, len(batch) * num_samples // rows_per_pass)

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from logging import getLogger
 from math import prod
+from numbers import Integral
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pyro_vae.data.split import Split
+from pyro_vae.data.split import Data, Split
 from pyro_vae.engine import distributed
 from pyro_vae.engine.programs import Batch
 from pyro_vae.errors import RequestError
@@ -22,6 +23,22 @@ logger = getLogger("pyro_vae")
 
 # Images per step, if there are as many.
 BATCH_SIZE = 128
+
+# NumPy's generator, which is seeded, too, takes no larger seed.
+LARGEST_SEED = 2**32 - 1
+
+
+def check_arguments(vae: Any, data: Any, seed: Any) -> None:
+    """Raise `RequestError` if `fit` gets a model, data or a seed of another type or range."""
+    if not isinstance(vae, Model):
+        raise RequestError(f"vae must be a model such as VAE, but is of type {type(vae).__name__}")
+    if not isinstance(data, Data):
+        raise RequestError(
+            f"data must be Data, but is of type {type(data).__name__}; use"
+            " Data(name, Split(train), Split(validation), Split(test)), with a tensor for each"
+        )
+    if seed is not None and not (isinstance(seed, Integral) and 0 <= int(seed) <= LARGEST_SEED):
+        raise RequestError(f"seed must be an integer from 0 to {LARGEST_SEED}, but is {seed!r}")
 
 
 def pick_batch_size(asked: int | None, images: int, validation: int, each: str = "image") -> int:

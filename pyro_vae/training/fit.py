@@ -37,6 +37,7 @@ from pyro_vae.objectives import ScheduledELBO, check_objective
 from pyro_vae.schedules import Constant, Schedule, value_at
 from pyro_vae.training.average import Average
 from pyro_vae.training.checks import (
+    check_arguments,
     check_columns,
     check_model,
     check_normalization,
@@ -176,8 +177,9 @@ def fit(
     check_choice("engine", engine, AnyEngine)
     check_choice("precision", precision, AnyPrecision)
     check_choice("on_nan", on_nan, OnNaN)
+    check_arguments(vae, data, seed)
     if seed is not None:
-        pyro.set_rng_seed(seed)
+        pyro.set_rng_seed(int(seed))  # Python's generator refuses integers of NumPy
     each = data.train.noun
     batch_size = pick_batch_size(batch_size, len(data.train), len(data.validation), each)
     steps_per_epoch = math.ceil(len(data.train) / batch_size)

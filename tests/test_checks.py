@@ -151,7 +151,7 @@ def test_a_model_that_declares_too_little(digits, model, named):
     assert "\n" not in str(caught.value)
 
 
-def test_other_data_models_and_seeds_are_refused(digits):
+def test_other_data_models_objectives_and_seeds_are_refused(digits):
     vae = build(digits)
     x = digits.train.x[:20]
     for data in (x, digits.train, torch.utils.data.TensorDataset(x)):
@@ -159,6 +159,9 @@ def test_other_data_models_and_seeds_are_refused(digits):
             pv.fit(vae, data, epochs=1)
     with pytest.raises(pv.RequestError, match="vae must be a model"):
         pv.fit(digits, vae, epochs=1)
+    for objective in ("Trace_ELBO", pv.DReGELBO):
+        with pytest.raises(pv.RequestError, match="objective must be an object"):
+            pv.fit(vae, digits, epochs=1, objective=objective)
     for seed in (-1, 2**32, "a", 0.5):
         with pytest.raises(pv.RequestError, match="seed must be an integer from 0 to 4294967295"):
             pv.fit(vae, digits, epochs=1, seed=seed)

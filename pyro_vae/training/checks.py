@@ -28,14 +28,19 @@ BATCH_SIZE = 128
 LARGEST_SEED = 2**32 - 1
 
 
-def check_arguments(vae: Any, data: Any, seed: Any) -> None:
-    """Raise `RequestError` if `fit` gets a model, data or a seed of another type or range."""
+def check_arguments(vae: Any, data: Any, objective: Any, seed: Any) -> None:
+    """Raise `RequestError` if `fit` gets an argument of another type, or a seed out of range."""
     if not isinstance(vae, Model):
         raise RequestError(f"vae must be a model such as VAE, but is of type {type(vae).__name__}")
     if not isinstance(data, Data):
         raise RequestError(
             f"data must be Data, but is of type {type(data).__name__}; use"
             " Data(name, Split(train), Split(validation), Split(test)), with a tensor for each"
+        )
+    is_object = hasattr(objective, "loss_and_grads") and not isinstance(objective, type)
+    if objective is not None and not is_object:
+        raise RequestError(
+            f"objective must be an object such as Trace_ELBO(), but is {objective!r}"
         )
     if seed is not None and not (isinstance(seed, Integral) and 0 <= int(seed) <= LARGEST_SEED):
         raise RequestError(f"seed must be an integer from 0 to {LARGEST_SEED}, but is {seed!r}")

@@ -177,7 +177,7 @@ def fit(
     check_choice("engine", engine, AnyEngine)
     check_choice("precision", precision, AnyPrecision)
     check_choice("on_nan", on_nan, OnNaN)
-    check_arguments(vae, data, seed)
+    check_arguments(vae, data, objective, seed)
     if seed is not None:
         pyro.set_rng_seed(int(seed))  # Python's generator refuses integers of NumPy
     each = data.train.noun
